@@ -70,7 +70,7 @@ def make_filter(
     modality: str | None = None,
     **others: list[str] | None,
 ) -> Where:
-    """The conditions that options give; an option that was not given is none."""
+    """The filter that the options describe."""
     from fmcnet.errors import DataError
     from fmcnet.retrieval import Where
     from fmcnet.times import parse_time, parse_timezone
@@ -127,8 +127,8 @@ def confirm(verb: Literal["Remove", "Relocate"], count: int, entries: int) -> No
     except typer.Abort:
         participle = f"{verb.lower()}d"
         raise FmcnetError(
-            f"{count:,} entries were to be {participle}, and nobody answered: nothing was {participle}. --yes does it "
-            "without asking, --dry-run only counts"
+            f"{count:,} entries were to be {participle}, and nobody answered: nothing was {participle}. --yes does "
+            "it without asking, --dry-run only counts"
         ) from None
     if not agreed:
         raise typer.Abort

@@ -209,8 +209,8 @@ def project(
         print_json(content)
         return
     echo(
-        f"{len(projection.mean)} values to {projection.dim} ({projection.method}), learnt from {facts['images']:,} images "
-        f"of {facts['identities']:,} identities"
+        f"{len(projection.mean)} values to {projection.dim} ({projection.method}), learnt from {facts['images']:,} "
+        f"images of {facts['identities']:,} identities"
     )
     echo(f"model: {folder}\nwhat it costs: fmcnet evaluate {folder} --data {data} --both")
 

@@ -30,9 +30,9 @@ from fmcnet.types import Modality
 
 Scored = TypeVar("Scored", Hit, HitGroup)
 MOST_WORDS = 20
-"""Of so many values of a filter each is looked for by itself; of more, none is."""
+"""A filter of at most so many values gets a note on each; a longer one gets none."""
 MOST_COMPARED = 20_000
-"""Identities beside which a filter looks for near spellings."""
+"""A gallery of more identities is not searched for near spellings."""
 NO_LIMIT = float("-inf")
 """The least similarity of an answer without a threshold."""
 THUMBNAIL = (192, 384)
@@ -61,7 +61,7 @@ text-align:center}.facts{padding:8px 10px 10px}.facts b{font-size:1.02rem}
 
 @dataclass(frozen=True)
 class Answer:
-    """Who it may be.
+    """The result of a search.
 
     Attributes:
         hits: most similar first; when grouped, the best hit of each group, in the groups' order.
@@ -71,9 +71,9 @@ class Answer:
         modality: of the query; None: images of both modalities were pooled.
         images: how many images made the query.
         compared: how many entries it was compared with.
-        prior: what probabilities start from; None: there are none.
+        prior: probability before comparing; None: there are no probabilities.
         thresholds: the least similarity asked for, by the entry's modality; empty when none was asked for.
-        notes: what a person should know of this answer, sentences.
+        notes: remarks for the reader, one sentence each.
     """
 
     hits: tuple[Hit, ...]
@@ -88,7 +88,7 @@ class Answer:
 
     @property
     def ranking(self) -> list[tuple[Hit, int]]:
-        """What to show, best first: hits with what ranks them, and how many pictures that is of."""
+        """Hits to show, best first, with the ranking similarity and the number of pictures."""
         if not self.groups:
             return [(hit, 1) for hit in self.hits]
         return [
@@ -123,7 +123,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class CalibratedScores:
-    """A calibration as seen from one query.
+    """A calibration applied to one query.
 
     A query of both modalities has two curves to an entry; it takes the more cautious one: the smaller
     probability, the higher threshold.
@@ -144,7 +144,7 @@ class CalibratedScores:
         return calibration is not None and all(calibration.covers(modality, entry) for modality in self.query)
 
     def with_probabilities(self, found: Sequence[Scored]) -> list[Scored]:
-        """The same with their probabilities, None where `covers` says no; order kept."""
+        """The same, in order, with probabilities; None where `covers` is False."""
         probabilities: list[float | None] = [None] * len(found)
         for entry in Modality:
             rows = [row for row, result in enumerate(found) if result.modality is entry]
@@ -174,7 +174,7 @@ class CalibratedScores:
 
 
 def filter_notes(gallery: Gallery, where: Where | None) -> tuple[str, ...]:
-    """What a filter asks for that no entry has, and spellings that it passes over.
+    """Notes on filter values that no entry has, and on near spellings left out.
 
     Args:
         gallery: to look in.
@@ -203,7 +203,7 @@ def filter_notes(gallery: Gallery, where: Where | None) -> tuple[str, ...]:
 
 
 def _values_to_check(values: Collection[Any] | None) -> Collection[Any]:
-    """The values of a filter, each of which is looked for; none of more than `MOST_WORDS`."""
+    """The values of a filter to look up; none if there are more than `MOST_WORDS`."""
     return values if values is not None and len(values) <= MOST_WORDS else ()
 
 
@@ -228,7 +228,7 @@ def _suggestion(word: str, stored: Sequence[str]) -> str:
 
 
 def _identity_notes(gallery: Gallery, pids: Collection[str]) -> Iterator[str]:
-    """Those that no entry has, and near spellings that do not pass the filter."""
+    """Notes on identities that no entry has, and on near spellings left out."""
     stored = gallery.identities()
     compared = stored if len(stored) <= MOST_COMPARED else []
     for pid in pids:
@@ -255,10 +255,10 @@ def answer_notes(
     """The notes of an answer.
 
     Args:
-        scores: the calibration as seen from the query.
+        scores: the calibration, applied to the query.
         images: how many images made the query.
         candidates: all hits, each alone, or tracks, best first.
-        found: those that reach what was asked, grouped.
+        found: those that reach the thresholds, grouped.
         asked: a least probability or a false-match rate was given.
         group: "track", "pid", or None.
         where: the filter.
@@ -314,7 +314,7 @@ def write_page(
     stored: Callable[[str], bytes | None] = lambda _: None,
     zone: tzinfo = timezone.utc,
 ) -> Path:
-    """Write the page, whole or not at all: one file, from which no request goes out.
+    """Write the page atomically: one file, which loads nothing from elsewhere.
 
     Args:
         path: the .html file.
@@ -378,7 +378,7 @@ def _card(rank: int, hit: Hit, size: int, picture: bytes | None, zone: tzinfo) -
 
 
 def _frame(source: str | None, name: str, picture: bytes | None = None) -> str:
-    """The picture that the gallery keeps, or the one of the source, or words in its place."""
+    """HTML of the gallery's picture, else the source's, else a placeholder."""
     if picture is None and source is not None:
         with contextlib.suppress(DataError):
             picture = thumbnail(source)

@@ -40,7 +40,7 @@ WAIT = 30.0
 """Seconds to wait for a locked database."""
 CHUNK = 4096
 LOST = "recovered-"
-"""Begins the id of an entry whose own was lost."""
+"""Prefix of the id of an entry whose own was lost."""
 Rescued = tuple[Entry, FloatArray, "bytes | None"]
 """An entry, its (D,) embedding and its picture."""
 
@@ -88,7 +88,7 @@ def restore(source: str | Path, folder: str | Path, *, replace: bool = False) ->
     source, folder = Path(source), Path(folder)
     _check_target(source, folder, replace)
     with Gallery(source, read_only=True):
-        pass  # it is one, and has lost nothing
+        pass  # opening it checks that
     with _verified_copy(source, folder) as (new, entries):
         _check_target(source, folder, replace)
         if folder.exists():
@@ -207,7 +207,7 @@ def _check_target(source: Path, folder: Path, replace: bool) -> None:
 
 
 def in_use(database: Path) -> bool:
-    """Whether anybody has it open. A database that cannot be read is taken not to be."""
+    """Whether a process has it open; False for a database that cannot be read."""
     if not os.access(database, os.R_OK | os.W_OK) or not database.is_file() or not database.stat().st_size:
         return False
     with contextlib.closing(sqlite3.connect(database, timeout=0)) as connection:
@@ -323,7 +323,7 @@ def recover(folder: str | Path, out: str | Path, model: str) -> Recovered:
 
 
 def _is_same_gallery(database: Database, manifest: IndexManifest) -> bool:
-    """Whether index and database are one gallery's; a name that cannot be read does not tell."""
+    """Whether index and database are one gallery's; True where a name cannot be read."""
     with contextlib.suppress(GalleryError), database.reading():
         return database.name() == manifest.gallery
     return True
@@ -356,7 +356,7 @@ def _rows_of_index(
     damaged: set[int],
     removed: set[int],
 ) -> Iterator[dict[int, Rescued]]:
-    """The rows whose embedding is intact, with what the database knows of them; the others into `damaged`."""
+    """The rows whose embedding is intact, with what the database knows of them; others go into `damaged`."""
     blocks = [block_crc(codes, block) == crc for block, crc in enumerate(manifest.blocks)]
     alive = np.flatnonzero(columns.alive[: manifest.rows])
     intact = np.repeat(blocks, BLOCK)[alive] & (codes[alive] != 0).any(axis=1)
@@ -387,7 +387,7 @@ def _rows_of_index(
 def _rows_of_database(
     database: Database, written: set[int], removed: set[int], damaged: set[int]
 ) -> Iterator[dict[int, Rescued]]:
-    """The rows that are not in `done`; those that cannot be read into `damaged`."""
+    """The rows not in `written` or `removed`; unreadable ones go into `damaged`."""
     seq = 0
     with contextlib.suppress(GalleryError):
         while True:
@@ -402,7 +402,7 @@ def _rows_of_database(
 
 
 def _read_rows(database: Database, seqs: list[int], damaged: set[int]) -> dict[int, Rescued]:
-    """Those rows that the database still has whole; those of which it has a part into `damaged`."""
+    """The rows that the database still has whole; partial ones go into `damaged`."""
     rows: dict[int, Rescued] = {}
     for seq in seqs:
         try:

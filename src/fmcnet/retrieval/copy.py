@@ -1,4 +1,4 @@
-"""A gallery elsewhere: in a gallery of either backend, or as one file for other tools.
+"""Copies of a gallery: in a gallery of either backend, or as one file for other tools.
 
 A copy is exact, in batches, resumable, and compared at the end. A file is Parquet (extra `gallery`) or npz.
 """
@@ -75,7 +75,7 @@ def copy_gallery(
 ) -> Copied:
     """Copy all entries, with ids, metadata, embeddings and pictures, bit for bit and in their order.
 
-    A call that was stopped is repeated as it was: what is there is compared and not written again. At the end each
+    After a stop repeat the call: existing entries are compared and not written again. At the end each
     entry of the target is compared with the source. The source is only read.
 
     Args:
@@ -132,7 +132,7 @@ def copy_gallery(
 
 
 def _copy_file_records(source: Store, target: Store) -> None:
-    """Copy what is known of files, and of what was removed."""
+    """Copy the records of files and of removals."""
     if source.files is not None and target.files is not None:
         target.files.take(source.files)
     elif source.files is not None:
@@ -143,7 +143,7 @@ def _copy_file_records(source: Store, target: Store) -> None:
 
 
 def _copy_entries(source: Store, target: Store, model: str, pictures: bool, progress: bool | None) -> int:
-    """Add what the target lacks; how many entries that were."""
+    """Add the entries that the target lacks; returns how many."""
     written = 0
     with Progress("copying", source.count(None), show=progress) as bar:
         for part in source.scan(None, BATCH):
@@ -156,7 +156,7 @@ def _copy_entries(source: Store, target: Store, model: str, pictures: bool, prog
 
 
 def _compare(source: Store, target: Store, progress: bool | None) -> int:
-    """How many entries the target has; an error names the first that the source lacks, or has otherwise."""
+    """How many entries the target has; an error names the first that differs from the source."""
     settings = target.settings
     float16 = settings is not None and settings.dtype == "float16"
     count = 0

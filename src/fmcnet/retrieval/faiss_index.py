@@ -26,7 +26,7 @@ Nearest = tuple[FloatArray, IntArray]
 """(Q, K) similarities, best first, and (Q, K) rows; row -1 where there are fewer."""
 
 STORAGE = {"float32": "Flat", "float16": "SQfp16"}
-"""In the words of FAISS's index factory."""
+"""Names in FAISS's index factory."""
 LINKS = 32
 """HNSW's M."""
 EF_BUILD = 200
@@ -109,7 +109,7 @@ class ModalityIndex:
         return len(self.reached)
 
     def add(self, positions: IntArray, codes: Codes) -> None:
-        """Rows at the end."""
+        """Append rows."""
         self.positions = np.concatenate([self.positions, positions])
         self.rest.add_sa_codes(np.ascontiguousarray(codes).view(np.uint8))
 
@@ -260,7 +260,7 @@ class EntryColumns:
         self._set(slice(start, needed), entries)
 
     def replace(self, seq: int, entry: Entry) -> None:
-        """New metadata of a row."""
+        """Replace a row's metadata."""
         position = int(self.positions([seq])[0])
         self._set(slice(position, position + 1), [entry])
 
@@ -290,7 +290,7 @@ class EntryColumns:
         return existing
 
     def forget(self, positions: IntArray) -> None:
-        """Removed rows: not alive, and nothing known of them."""
+        """Mark rows as removed and clear their values."""
         for name, value in {"alive": False, "time": NONE, "modality": 0}.items():
             self._arrays[name][positions] = value
         for name in TEXTS:
@@ -352,7 +352,7 @@ class EntryColumns:
 
     @staticmethod
     def load(path: Path) -> EntryColumns:
-        """Read what `save` wrote, that of 0.1.0, too, whose identities are numbers and stand for themselves."""
+        """Read what `save` wrote, also that of 0.1.0, whose identities are the numbers themselves."""
         columns = EntryColumns()
         arrays = read_npz(path)
         if "pid_texts" not in arrays:
@@ -412,13 +412,13 @@ class FaissIndex:
         return part.graph_rows > 0 and bool(dead <= MOST_DEAD * part.graph_rows)
 
     def append(self, seqs: Sequence[int], entries: Sequence[Entry], codes: Codes) -> None:
-        """Rows at the end."""
+        """Append rows."""
         first = len(self)
         self.columns.append(seqs, entries)
         self._add_to_parts(self.columns["modality"][first:], first, codes)
 
     def load(self, codes: Codes, graphs: Path | None) -> None:
-        """The embeddings of all rows, as they are in the files, and what `save_graphs` wrote.
+        """Load the embeddings of all rows, and what `save_graphs` wrote.
 
         Raises:
             OSError, ValueError, KeyError, RuntimeError: when `graphs` is no such file.
@@ -444,7 +444,7 @@ class FaissIndex:
             part.add(first + rows, codes[rows])
 
     def forget(self, seqs: Sequence[int]) -> IntArray:
-        """Removed rows; their positions. Those in the embeddings' file are to be erased there."""
+        """Mark rows as removed; returns positions, to erase in the embeddings' file."""
         positions = self.columns.positions(seqs)
         self.columns.forget(positions)
         return positions

@@ -23,14 +23,14 @@ MAX_NAMED = 3
 
 
 class Moved(NamedTuple):
-    """A file with the content of an indexed one, and the place of that one."""
+    """A file with the content of an indexed one, and that one's path."""
 
     path: str
     before: str
 
 
 class Changed(NamedTuple):
-    """A file whose content is another one than that indexed; the two digests."""
+    """A file whose content changed since it was indexed; both digests."""
 
     path: str
     stored: str
@@ -80,7 +80,7 @@ class FileChanges:
 def compare_files(
     gallery: Gallery, pictures: Sequence[Picture], stored: Collection[str], changes: FileChanges
 ) -> dict[str, FileRecord]:
-    """Compare pictures with the records of the gallery, and bring those up to date whose content is the same.
+    """Compare pictures with the records of the gallery, and update the records of unchanged content.
 
     Args:
         gallery: a cluster has no records: nothing is found there.
@@ -128,7 +128,7 @@ def compare_files(
 
 
 def moves(moved: Sequence[Moved]) -> list[tuple[str, str]]:
-    """The places (old, new) for `fmcnet gallery relocate`, that of the most files first."""
+    """The folders (old, new) for `fmcnet gallery relocate`, most files first."""
     counts = Counter[tuple[str, str]]()
     for move in moved:
         old, new = Path(move.before).parts, Path(move.path).parts
@@ -140,7 +140,7 @@ def moves(moved: Sequence[Moved]) -> list[tuple[str, str]]:
 
 
 def is_gone(path: Path) -> bool:
-    """Whether there is surely no such file: a folder that cannot be read, or a link to nowhere, does not tell."""
+    """Whether the file surely does not exist; an unreadable folder or a broken link is no proof."""
     try:
         path.lstat()
     except OSError as error:
@@ -166,7 +166,7 @@ class GoneFiles:
 
     @property
     def whole(self) -> bool:
-        """Nothing of the folder is there, as of a disk that is not mounted."""
+        """No file of the folder exists, as of a disk that is not mounted."""
         return len(self.ids) == self.entries
 
     def to_dict(self) -> dict[str, Any]:
@@ -196,7 +196,7 @@ def find_gone(gallery: Gallery) -> list[GoneFiles]:
 
 
 def remove_gone(gallery: Gallery, gone: Sequence[GoneFiles]) -> int:
-    """Remove these entries, except those whose files came back meanwhile. How many."""
+    """Remove these entries, except those whose files came back; returns how many."""
     ids = {entry_id for folder in gone for entry_id in folder.ids}
     gone_ids = [
         origin.id
@@ -300,7 +300,7 @@ def _relocated_origin(origin: Origin, old: str, new: str) -> Origin | None:
 
 
 def _replace_prefix(text: str | None, old: str, new: str) -> str | None:
-    """A path or address with `new` for `old` at its beginning; None where it does not begin so."""
+    """A path or address with `new` for the prefix `old`; None without that prefix."""
     if text == old:
         return new
     prefix = old.rstrip(os.sep) + ("/" if "://" in old else os.sep)

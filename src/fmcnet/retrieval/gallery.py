@@ -1,4 +1,4 @@
-"""`Gallery`: keep embeddings, find the most similar ones, forget them. The same class over either backend."""
+"""`Gallery`: storage, search and deletion of embeddings. The same class over either backend."""
 
 from __future__ import annotations
 
@@ -108,10 +108,10 @@ class Gallery:
         self.close()
 
     def close(self) -> None:
-        """Write what is due and let go of files and connections; may be called again."""
+        """Write pending changes and close files and connections; may be called again."""
         self._store.close()
 
-    # ---- what is there ----
+    # ---- contents ----
 
     @property
     def files(self) -> FileRecords | None:
@@ -148,7 +148,7 @@ class Gallery:
         return self._store.count(where)
 
     def removed(self, ids: Sequence[str]) -> set[str]:
-        """Those of these ids that were removed or expired, and not added since; a cluster knows none."""
+        """The ids that were removed or expired, and not added since; none for a cluster."""
         return set() if self.files is None else self.files.removed(ids)
 
     def cameras(self) -> list[str]:
@@ -176,7 +176,7 @@ class Gallery:
         """One entry.
 
         Raises:
-            GalleryError: when it is not there.
+            GalleryError: when there is no such entry.
         """
         return self._fetch_one(entry_id)[0]
 
@@ -184,12 +184,12 @@ class Gallery:
         """Its embedding, (D,) float32 of unit length (float16's precision where so stored).
 
         Raises:
-            GalleryError: when it is not there.
+            GalleryError: when there is no such entry.
         """
         return self._fetch_one(entry_id)[1]
 
     def picture(self, entry_id: str) -> bytes | None:
-        """The picture kept with an entry, as it was given; None where none was, or there is no such entry."""
+        """The picture stored with an entry, as given; None without one, or without such an entry."""
         return self._store.picture(entry_id)
 
     def _fetch_one(self, entry_id: str) -> Stored:
@@ -291,11 +291,11 @@ class Gallery:
             model: as `search`.
             exact: as `search`.
             pooled: rank by the similarity to all entries of a group that pass `where`; otherwise by the best entry.
-                They are pooled as several crops of a query are. Pooled are the `3 top` groups that have the nearest
-                single entries. Entries of the two modalities are two groups.
+                Only the `3 top` groups with the nearest single entries are pooled, as several crops of a query are.
+                Entries of the two modalities are two groups.
 
         Returns:
-            At most `top` groups, most similar first. A group holds those of its hits that were looked at.
+            At most `top` groups, most similar first. A group holds those of its hits that were compared.
 
         Raises:
             GalleryError: as `search`.
@@ -313,7 +313,7 @@ class Gallery:
         if not pooled:
             return groups
         keys: Any = [hit_group.key for hit_group in groups if hit_group.key is not None]
-        scope = where or Where()  # all of these keys pass it
+        scope = where or Where()  # the groups found match it
         members = replace(scope, tracks=keys) if by == "track" else replace(scope, pids=keys)
         return rank_pooled(vector, groups, self.scan(members) if keys else (), by)[:top]
 
@@ -437,7 +437,7 @@ class Gallery:
         """Remove all entries that match, provably.
 
         When it returns, no file of an embedded gallery holds their embeddings any more. docs/concepts/gallery.md
-        says what of their metadata waits for `compact`.
+        says which metadata stays until `compact`.
 
         Args:
             where: which; at least one condition.
@@ -457,7 +457,7 @@ class Gallery:
         return self._store.remove(where, remember)
 
     def expire(self, keep: str | timedelta, *, now: datetime | None = None, dry_run: bool = False) -> int:
-        """Remove entries seen longer ago than `keep`; those without a time, or of before 1970, stay.
+        """Remove entries seen longer ago than `keep`; those without a time, or before 1970, stay.
 
         Args:
             keep: a duration, or a whole number and s, m (minutes), h, d or w, as "30d".
@@ -475,17 +475,17 @@ class Gallery:
         return self._store.count(old) if dry_run else self._store.remove(old)
 
     def compact(self) -> None:
-        """Give back the space of removed entries and bring the index up to date; may take minutes for millions."""
+        """Free the space of removed entries and update the index; may take minutes for millions."""
         self._store.compact()
 
     def check(self) -> list[str]:
-        """Read everything.
+        """Verify everything.
 
         Returns:
-            What was wrong with the index, by name, which is repaired unless `read_only`.
+            Faults of the index, which are repaired unless `read_only`.
 
         Raises:
-            GalleryDamagedError: when the record of truth itself is damaged.
+            GalleryDamagedError: when the database itself is damaged.
         """
         return self._store.check()
 

@@ -125,7 +125,7 @@ class IndexManifest:
         return codes, self.load_columns(folder)
 
     def load_columns(self, folder: Path) -> EntryColumns:
-        """What filters need."""
+        """The columns that filters need."""
         _verify_file(folder, self.columns, self.columns_crc)
         try:
             return EntryColumns.load(folder / self.columns)
@@ -152,7 +152,7 @@ class IndexManifest:
             to_disk(path)
 
     def append(self, folder: Path, codes: Codes) -> None:
-        """Rows at the end of the embeddings' file."""
+        """Append rows to the embeddings' file."""
         if not len(codes):
             return
         self.trim(folder)
@@ -243,7 +243,7 @@ def block_crc(codes: Codes, block: int) -> int:
 
 
 def check_loss(folder: Path, timeout: float) -> None:
-    """Refuse a database that lost what its mark or the index knows, before a writer changes anything.
+    """Refuse a database that lost data of its mark or index, before a writer changes anything.
 
     Raises:
         GalleryDamagedError: says what was lost, and what to do.
@@ -274,7 +274,7 @@ def check_loss(folder: Path, timeout: float) -> None:
 
 
 def _main_file_mark(folder: Path, timeout: float) -> Mark | None:
-    """How far the database goes without its log, where it has one; None where that cannot be read."""
+    """The mark of the database without its log; None without a log, or where it is unreadable."""
     with contextlib.suppress(GalleryError):
         database = Database(folder, read_only=True, timeout=timeout, without_log=True)
         with contextlib.closing(database), database.translated():
@@ -284,7 +284,7 @@ def _main_file_mark(folder: Path, timeout: float) -> Mark | None:
 
 
 def _mark_and_index_files(folder: Path, mark: bool = True, index: bool = True) -> list[Path]:
-    """The mark and the files of the index that are there; a new gallery has none."""
+    """The existing files of mark and index; a new gallery has none."""
     files = [path for pattern in FILES for path in sorted(folder.glob(pattern))] if index else []
     path_of_mark = mark_path(folder / DATABASE)
     return [*files, *([path_of_mark] if mark and path_of_mark.exists() else [])]

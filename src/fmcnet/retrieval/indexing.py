@@ -1,4 +1,4 @@
-"""Indexing many pictures: in portions that are each on disk before the next, and never twice."""
+"""Index many pictures in portions, each on disk before the next, and none twice."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from fmcnet.retrieval.sqlite_database import FileRecord
 LOOKED_UP = 20
 """Numbers whose earlier entries are looked at, and entries of each, on average."""
 PORTION = 256
-"""Pictures added at once: what a kill may make to be encoded again."""
+"""Pictures added at once; a kill loses the encoding of so many."""
 
 Existing = Literal["keep", "update", "replace"]
 METADATA = ("camera", "time", "track", "pid", "tags")
@@ -143,7 +143,7 @@ def index(
 ) -> IndexReport:
     """Add the pictures that the gallery does not hold yet.
 
-    May be interrupted, or killed, at any point: what was added stays, and the same call goes on from there.
+    May be interrupted, or killed, at any point: what was added stays, and the same call continues.
 
     Args:
         searcher: encoder and gallery.
@@ -228,7 +228,7 @@ def _new_pictures(
     report: IndexReport,
     include_removed: bool,
 ) -> list[Picture]:
-    """Those to add; what moved, and what was removed before, goes to the report alone."""
+    """The pictures to add; moved and earlier removed ones are only reported."""
     new = [
         picture for picture in pictures if picture.id not in stored and picture.id not in report.changes.moved
     ]
@@ -250,7 +250,7 @@ def _apply_to_existing(
     report: IndexReport,
     keep_images: bool,
 ) -> list[Picture]:
-    """Report or store what differs for known pictures; those to encode anew, with all their values."""
+    """Report or store differences of known pictures; returns those to encode anew."""
     to_encode, updates = [], {}
     for picture in (known for known in pictures if known.id in stored):
         entry = stored[picture.id]
@@ -315,7 +315,7 @@ def _encode_and_add(
     value_range: ValueRange | None,
     **options: Any,
 ) -> Iterator[Added]:
-    """Those whose picture is to be kept, or was, and the others; of each range by itself."""
+    """Add pictures, grouped by value range and by whether a small copy is kept."""
     groups: dict[tuple[bool, ValueRange | None], list[Picture]] = {}
     for picture in pictures:
         keep = keep_images or (replace and searcher.gallery.picture(picture.id) is not None)
@@ -339,7 +339,7 @@ def _encode_and_add(
 def _differences(
     gallery: Gallery, picture: Picture, entry: Entry, keep_images: bool, changes: FileChanges
 ) -> Iterator[Difference]:
-    """The values given, and the content, that differ from those stored; a value not given differs from nothing."""
+    """Given values and content that differ from those stored; a value not given does not differ."""
     new_values = {**picture._asdict(), "pid": as_pid(picture.pid), "tags": tuple(sorted(set(picture.tags)))}
     for name in COMPARED:
         if new_values[name] not in (None, ()) and new_values[name] != getattr(entry, name):
@@ -397,7 +397,7 @@ def added_notes(gallery: Gallery, before: Collection[str], added: Sequence[Pictu
 
 
 def near_notes(gallery: Gallery, given: Collection[str]) -> list[str]:
-    """Notes on near spellings of identities that were added; none beside more than `MOST_COMPARED` others."""
+    """Notes on near spellings of identities that were added; none in galleries of more than `MOST_COMPARED`."""
     stored = gallery.identities() if given else []
     return _near_spelling_notes(stored if len(stored) <= MOST_COMPARED else [], {*given})
 

@@ -54,7 +54,7 @@ def unit_vectors(values: ArrayLike, names: Sequence[str] = (), what: str = "embe
     Args:
         values: (N, D) real numbers of any length; a single (D,) vector becomes (1, D).
         names: of the rows, for the message.
-        what: the rows are, for the message.
+        what: noun for a row, for the message.
 
     Raises:
         GalleryError: for another shape, NaN, infinity and zero vectors.
@@ -264,7 +264,7 @@ def check_settings(stored: GallerySettings, dimension: int, model: str | None, l
 
 
 def check_new(there: Collection[str], ids: Sequence[str], location: str) -> None:
-    """Refuse ids of which some are `there`."""
+    """Refuse ids that exist (are `there`)."""
     if there:
         raise DuplicateIdError(
             f"{len(there)} of {len(ids)} ids are in {location} already, the first '{min(there)}': give new ids, or "
@@ -273,7 +273,7 @@ def check_new(there: Collection[str], ids: Sequence[str], location: str) -> None
 
 
 def check_there(there: Collection[str], ids: Sequence[str], location: str) -> None:
-    """Refuse ids that are not all `there`."""
+    """Refuse ids that are not `there`."""
     missing = [name for name in ids if name not in there]
     if missing:
         raise GalleryError(f"{location} has no entry '{missing[0]}' ({len(missing)} ids are not there)")
@@ -292,7 +292,7 @@ def as_duration(keep: str | timedelta) -> timedelta:
 
 
 def expires_before(keep: str | timedelta, now: datetime | None = None) -> datetime:
-    """Before it, and since 1970, entries were seen longer ago than `keep`; an earlier time was read wrongly."""
+    """Entries seen before it, but since 1970, expire; an earlier time was read wrongly."""
     moment = datetime.now(timezone.utc) if now is None else as_utc(now, "now")
     duration = as_duration(keep)
     return moment - duration if duration < moment - EPOCH else EPOCH
@@ -306,7 +306,7 @@ class _Keep(Enum):
 
 
 KEEP: Any = _Keep.KEEP
-"""An attribute that `update` leaves alone."""
+"""An attribute that `update` does not change."""
 CHECKS: dict[str, Callable[[Any], Any]] = {
     "pid": as_pid,
     "modality": as_modality,

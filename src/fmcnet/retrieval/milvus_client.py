@@ -97,7 +97,7 @@ class Collection:
 
     @contextlib.contextmanager
     def client(self, *, write: bool = False) -> Iterator[Any]:
-        """The client, its errors in the gallery's words; none of a closed gallery, nor to write a read-only one."""
+        """The client, its errors as GalleryErrors; GalleryError when closed, or to write a read-only one."""
         if self._client is None:
             raise GalleryError(f"the gallery {self.location} was closed")
         if write and self.read_only:
@@ -112,7 +112,7 @@ class Collection:
             ) from error
 
     def open(self) -> GallerySettings | None:
-        """What its first add fixed, None when it is not there. Afterwards the collection can be searched."""
+        """Load the collection for searches; returns its settings, None when it does not exist."""
         with self.client() as client:
             if not client.has_collection(self.name, timeout=self.timeout):
                 return None
@@ -134,7 +134,7 @@ class Collection:
         return settings
 
     def create(self, settings: GallerySettings) -> GallerySettings:
-        """Make the collection; the settings it has, which are another writer's when that one was first."""
+        """Create the collection; returns its settings, another writer's when that one was first."""
         types = self._types
         with self.client(write=True) as client:
             description = json.dumps({"fmcnet": settings.__dict__})
@@ -190,7 +190,7 @@ class Collection:
 
 
 def _without_credentials(location: str) -> str:
-    """Without what may be a password."""
+    """Without user and password."""
     return re.sub(r"//[^/]*@", "//", location)
 
 
@@ -290,5 +290,5 @@ def to_stored(row: Mapping[str, Any]) -> Stored:
 
 
 def parts(values: Sequence[Any], size: int) -> Iterator[list[Any]]:
-    """At most `size` at a time."""
+    """Lists of at most `size` values."""
     return (list(values[start : start + size]) for start in range(0, len(values), size))

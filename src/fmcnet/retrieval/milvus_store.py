@@ -220,7 +220,7 @@ class MilvusStore(milvus.Collection):
         return count_days(np.array(cameras, np.int64), list(numbers), np.array(times, np.int64), zone)
 
     def texts(self, name: Literal["camera", "pid"]) -> set[str]:
-        """The cameras, each looked for beside those known already; no pid: a cluster would have to read all rows."""
+        """The cameras, by queries that exclude known ones; no pid: that would read all rows."""
         values: set[str] = set()
         while name == "camera" and self.settings is not None:
             condition = 'camera != ""' + "".join(
@@ -234,7 +234,7 @@ class MilvusStore(milvus.Collection):
         return values
 
     def times(self) -> tuple[datetime, datetime] | None:
-        """The first and the last of all entries, each looked for beyond those that are known already."""
+        """The first and the last time, by queries beyond those that are known already."""
         extremes: list[int] = []
         while self.settings is not None:
             bounds = f" and (time < {min(extremes)} or time > {max(extremes)})" if extremes else ""

@@ -1,4 +1,4 @@
-"""`Searcher`: an encoder and a gallery as one thing: images in, answers out. And which encoder a gallery needs."""
+"""`Searcher`: an encoder with a gallery: images in, answers out. Also: which encoder a gallery needs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ GroupBy = Literal["track", "pid"]
 
 
 class Searcher:
-    """Index images and ask who somebody is.
+    """Index images and search for a person.
 
     Args:
         encoder: turns images into embeddings; its calibration, where it has one, says what similarities mean.
@@ -40,7 +40,7 @@ class Searcher:
 
     Raises:
         GalleryError: when the gallery holds embeddings of another model.
-        FmcnetError: when the encoder has no digest to tell.
+        FmcnetError: when the encoder has no digest.
     """
 
     def __init__(self, encoder: Encoder, gallery: Gallery) -> None:
@@ -153,7 +153,7 @@ class Searcher:
     def add_embeddings(
         self, embeddings: Embeddings, *, on_duplicate: OnDuplicate = "refuse", **columns: Any
     ) -> Added:
-        """Add what this searcher's encoder gave.
+        """Add embeddings of this searcher's encoder.
 
         Args:
             embeddings: N of them, with their modalities.
@@ -192,7 +192,7 @@ class Searcher:
         exact: bool = False,
         value_range: ValueRange | None = None,
     ) -> Answer:
-        """Who of the gallery is this?
+        """Search the gallery for one person.
 
         Args:
             images: one or several of ONE person, in one or both modalities; several are pooled into one query.
@@ -203,8 +203,8 @@ class Searcher:
             fmr: leave out entries below the calibrated threshold at this false-match rate, which is that of one
                 comparison; between 0 and 1.
             prior: how probable it is, before comparing, that a given entry shows this person, between 0 and 1. None:
-                1 / (n + 1) for n entries compared, as if each were another person and the one might be missing. Of a
-                gallery with many images of each of p persons, 1 / (p + 1) is the honest one.
+                1 / (n + 1) for n entries compared, as if each showed another person, and this one might be absent. For
+                a gallery with many images of each of p persons, give 1 / (p + 1).
             group: the `top` best tracks or persons instead of entries. A track is judged by its entries of one
                 modality pooled (see `Gallery.search_groups`), a person by the best entry.
             exact: compare with every entry, whatever the index.
@@ -370,12 +370,12 @@ class Searcher:
 
 
 def remember(gallery: str, model: str | Path | None = None, value_range: ValueRange | None = None) -> None:
-    """Note in an embedded gallery what its pictures were encoded with; of a cluster nothing is noted.
+    """Record in an embedded gallery how its pictures were encoded; a cluster records nothing.
 
     Args:
         gallery: its location.
-        model: a folder (its absolute path is noted) or a shipped model's name; None: nothing to note.
-        value_range: as `fmcnet.data.images.load_image`; None: nothing to note.
+        model: a folder (its absolute path is recorded) or a shipped model's name; None: nothing.
+        value_range: as `fmcnet.data.images.load_image`; None: nothing.
     """
     folder = Path(gallery)
     if not folder.is_dir():
@@ -396,7 +396,7 @@ def remember(gallery: str, model: str | Path | None = None, value_range: ValueRa
 
 
 def remembered_ranges(gallery: str) -> list[ValueRange]:
-    """The ranges that `remember` noted, in order."""
+    """The ranges that `remember` recorded, in order."""
     with contextlib.suppress(TypeError, DataError):
         return [check_range(value) for value in _read_note(gallery).get("ranges", ())]
     return []
@@ -422,7 +422,7 @@ def choose_model(gallery: str, source: str | Path | None) -> str | Path:
 
     Args:
         gallery: the location of the gallery to search or to add to.
-        source: a model's folder or name; None: the one that was noted, or the shipped one if there is just one.
+        source: a model's folder or name; None: the recorded one, or the shipped one if there is just one.
 
     Raises:
         FmcnetError: when there is no model to take, or it does not exist.
@@ -445,7 +445,7 @@ def choose_model(gallery: str, source: str | Path | None) -> str | Path:
 
 
 def _read_note(gallery: str) -> dict[str, Any]:
-    """What is noted; nothing where the note is missing or damaged."""
+    """The recorded values; empty where the file is missing or damaged."""
     with contextlib.suppress(OSError, ValueError):
         note = read_json(Path(gallery) / MADE_WITH)
         return note if isinstance(note, dict) else {}

@@ -55,7 +55,7 @@ class NamePattern:
         return group
 
     def identity(self, name: str) -> str | None:
-        """`find` as an identity; None for nobody known."""
+        """`find` as an identity; None where unknown."""
         return parse_identity(self.find(name))
 
 
@@ -99,10 +99,10 @@ class Rules:
         modality: of pictures without a table; of a table, only the rows of this modality are taken.
         camera: of all pictures.
         cameras, times, tracks, pids: found in the name, which is the path below the folder given.
-        pid_prefix: put before every identity, that persons of two datasets with the same numbers stay apart.
+        pid_prefix: put before every identity, so that equal numbers of two datasets stay apart.
         layout: "auto", "images" (every image as a plain picture), "sysu", "regdb", "llcm" or "csv".
         split: of a dataset: "train", "val", "test", or "all".
-        zone: of times that name none.
+        zone: of times without one.
         doubtful: what to do with local times that come twice, or never.
     """
 
@@ -125,7 +125,7 @@ class Sources:
 
     Attributes:
         faults: those that cannot be indexed, with the reason.
-        same: those that are a file named before, by another path or a link.
+        same: files named before, by another path or a link.
         not_chosen: how many rows of a table an option left out, by the option.
         not_listed: pictures in the folder of a CSV that has no row of them.
         ignored: files of the folders that are no pictures.
@@ -245,7 +245,7 @@ def _check_exists(path: Path) -> None:
 
 
 def _file_key(path: Path) -> Hashable:
-    """What all names of a file share."""
+    """Equal for all names of a file."""
     try:
         status = path.stat()
     except OSError:
@@ -367,7 +367,7 @@ def _check_texts(picture: Picture) -> Picture:
 
 
 def _apply_name(picture: Picture, name: str, rules: Rules) -> Picture:
-    """The picture with the metadata that its name holds, which wins over a table's."""
+    """The picture with the metadata that its name holds, which overrides a table's."""
     pid = rules.pids.identity(name) if rules.pids else picture.pid
     return picture._replace(
         camera=rules.cameras.find(name) if rules.cameras else rules.camera or picture.camera,

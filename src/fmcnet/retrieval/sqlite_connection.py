@@ -1,4 +1,4 @@
-"""The one file of SQLite: its tables, what `meta` says of the gallery, and SQLite's errors in words.
+"""The SQLite file: its tables, the values of `meta`, and SQLite's errors as GalleryErrors.
 
 It is opened to write, or to read even where nothing may be written. Beside it a mark says how far it goes, so that
 loss of its write-ahead log is noticed: SQLite takes a log up to its first damaged page, and a missing one as an empty
@@ -59,7 +59,7 @@ FIRST_TABLES = {"meta", "rows", "vectors", "log"}
 TABLES = FIRST_TABLES | {"pictures", FILES, REMOVED}
 """All of them; a reader of a gallery of an earlier version may lack those that are newer."""
 DAMAGED = ("malformed", "not a database", "encoding", "no such", "could not decode")
-"""In SQLite's words for damage."""
+"""In SQLite's messages of damage."""
 
 
 class Connection:
@@ -152,7 +152,7 @@ class Connection:
         return status.st_ino, status.st_size, status.st_mtime_ns, self._size("-wal")
 
     def _identity(self) -> tuple[int, int] | None:
-        """Which file is there; None: none. No other file gets the same numbers while this one is open."""
+        """Device and inode, unique while the file is open; None where there is no file."""
         try:
             status = self.path.stat()
         except (FileNotFoundError, NotADirectoryError):
@@ -173,7 +173,7 @@ class Connection:
 
     @contextlib.contextmanager
     def translated(self) -> Iterator[None]:
-        """SQLite's errors in the gallery's words."""
+        """Turn SQLite's errors into GalleryErrors."""
         try:
             yield
         except UnicodeDecodeError as error:  # Python cannot read what SQLite says of a damaged schema
@@ -280,7 +280,7 @@ class Connection:
         """Close the connection."""
         self.connection.close()
 
-    # ---- what is known of the gallery ----
+    # ---- values of meta ----
 
     def get(self, key: str) -> str | int | None:
         """A value of `meta`."""
@@ -303,7 +303,7 @@ class Connection:
         return value
 
     def name(self) -> str:
-        """What tells this gallery's index from another's; GalleryError where a newer fmcnet wrote the gallery."""
+        """The gallery's unique name; GalleryError where a newer fmcnet wrote the gallery."""
         return str(self._header()["name"])
 
     def _header(self) -> dict[str, Any]:
@@ -404,7 +404,7 @@ def read_mark(database: Path) -> Mark | None:
 def write_mark(database: Path, mark: Mark) -> None:
     """Write the mark in place, which a kill does not tear. It may be older than the database, never newer.
 
-    So nothing waits for the disk, and an error is none of the writer's.
+    So it needs no fsync, and the writer ignores an error.
     """
     path = mark_path(database)
     body = f"{mark.gallery} {mark.generation:020d}"

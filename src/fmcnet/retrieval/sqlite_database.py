@@ -64,7 +64,7 @@ class Database(Connection):
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """All or nothing; then it is noted how many entries there are, and beside the database how far it goes."""
+        """One transaction, which also stores the counts and writes the mark beside the database."""
         with super().writing():
             self._new_entries = self._new_pictures = 0
             known = self.counts()
@@ -79,7 +79,7 @@ class Database(Connection):
             write_mark(self.path, Mark(self.name(), self.number("generation")))
 
     def counts(self) -> tuple[int, int] | None:
-        """How many entries and pictures there must be; None where a version wrote last that did not note it."""
+        """The stored numbers of entries and pictures; None where a version without them wrote last."""
         noted = self.get("counts")
         generation, entries, pictures = json.loads(noted) if isinstance(noted, str) else (-1, 0, 0)
         return (entries, pictures) if generation == self.number("generation") else None
@@ -99,7 +99,7 @@ class Database(Connection):
         vectors: NDArray[np.float32 | np.float16],
         pictures: Sequence[bytes | None] = (),
     ) -> list[int]:
-        """Append rows; their numbers, which rise and never come again. `pictures`: one a row, or none at all."""
+        """Append rows; returns their numbers, which rise and are not reused. `pictures`: one a row, or none at all."""
         last = self.run("SELECT seq FROM sqlite_sequence WHERE name = 'rows'")
         first = last[0][0] + 1 if last else 1
         stored = [to_values(first + i, entry) for i, entry in enumerate(entries)]
@@ -178,7 +178,7 @@ class Database(Connection):
         return generation
 
     def note(self, seqs: Iterable[int], *, gone: bool) -> int:
-        """Tell other processes, by a new generation, which rows changed or went; the generation."""
+        """Log changed or removed rows for other processes; returns the new generation."""
         generation, is_gone = self.advance(), int(gone)
         self.connection.executemany(
             "INSERT OR REPLACE INTO log VALUES (?, ?, ?, ?)",
@@ -197,7 +197,7 @@ class Database(Connection):
             yield seq, bool(gone)
 
     def seqs(self, ids: Sequence[str]) -> dict[str, int]:
-        """Row numbers of those ids that are there."""
+        """Row numbers of the ids that exist."""
         found: dict[str, int] = {}
         for name, seq, row_id in self.run(
             "SELECT known.id, known.seq, rows.id FROM rows AS known LEFT JOIN rows ON rows.seq = known.seq "
@@ -210,7 +210,7 @@ class Database(Connection):
         return found
 
     def stored(self, seqs: Sequence[int]) -> dict[int, Stored]:
-        """Entries and embeddings of row numbers, all of which must be there."""
+        """Entries and embeddings of row numbers, all of which must exist."""
         rows = self._joined(f"rows.seq IN {LISTED}", (listed(seqs),))
         if len(rows) != len(set(seqs)):
             missing = sorted(set(seqs) - set(rows))
@@ -252,7 +252,7 @@ class Database(Connection):
         return generation
 
     def check(self) -> None:
-        """Read all of it; the error names the first fault."""
+        """Verify all of it; the error names the first fault."""
         with self.reading():
             fault = self.run("PRAGMA integrity_check(1)")[0][0]
             if fault != "ok":
@@ -332,7 +332,7 @@ class Origin(NamedTuple):
 class FileRecords:
     """The files that a gallery's entries came from: where they lay, and their content when it was encoded.
 
-    A record goes when its entry goes; then only a digest tells that its content was removed. A gallery of 0.1.0 lacks
+    A record is deleted with its entry; only a digest then tells what was removed. A gallery of 0.1.0 lacks
     both tables until it is written to. `reading` and `writing` are the store's rules of locking.
     """
 
@@ -341,12 +341,12 @@ class FileRecords:
     writing: Callable[[], AbstractContextManager[Any]]
 
     def of(self, ids: Iterable[str]) -> dict[str, FileRecord]:
-        """Those of entries, by id."""
+        """Records of entries, by id."""
         found = self._select(f"rows.id IN {LISTED}", listed(ids))
         return {origin.id: origin.record for _, origin in found if origin.record is not None}
 
     def with_digest(self, digests: Iterable[str]) -> dict[str, list[FileRecord]]:
-        """Those with these digests, by digest."""
+        """Records with these digests, by digest."""
         by_digest = defaultdict[str, list[FileRecord]](list)
         for _, origin in self._select(f"{FILES}.digest IN {LISTED}", listed(sorted(set(digests)))):
             if origin.record is not None:
@@ -354,7 +354,7 @@ class FileRecords:
         return by_digest
 
     def origins(self) -> Iterator[Origin]:
-        """Of all entries, in the order of their adding; between blocks of them others go on."""
+        """Of all entries, in the order of adding, by blocks; others may write in between."""
         last = 0
         while rows := self._select("rows.seq > ? ORDER BY rows.seq LIMIT ?", last, CHUNK):
             yield from (origin for _, origin in rows)
@@ -401,7 +401,7 @@ class FileRecords:
             return {name for name in ids if self.database.run(query, (_removal_digest(name),))}
 
     def remember_removed(self, seqs: Sequence[int]) -> None:
-        """Remember what goes, by the content of its file, or by its id where that is not recorded.
+        """Remember removed entries by the digest of their file, or by id where it has no record.
 
         As `forget_removed`, in the caller's transaction.
         """
@@ -412,7 +412,7 @@ class FileRecords:
         self._remember(_removal_digest(name if digest is None else digest) for name, digest in rows)
 
     def forget_removed(self, ids: Iterable[str]) -> None:
-        """These ids, or digests of files, are there again."""
+        """Forget the removal of these ids, or digests of files."""
         self.database.connection.executemany(
             f"DELETE FROM {REMOVED} WHERE digest = ?", ((_removal_digest(name),) for name in ids)
         )
@@ -455,5 +455,5 @@ class FileRecords:
 
 
 def _removal_digest(name: str) -> bytes:
-    """Names what was removed without keeping its id, which may be a file's name."""
+    """Identifies a removed entry without its id, which may be a file's name."""
     return hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:16]

@@ -1,7 +1,7 @@
 """A gallery in a folder of one machine: every operation under one rule of locking and durability.
 
 Reading: a transaction of the database, the index brought up to it. Writing: the writer's lock, the index adopted as
-it is on disk, one transaction, then the index. What is acknowledged is in the database, on disk.
+it is on disk, one transaction, then the index. What a call confirms is in the database, on disk.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ logger = logging.getLogger(__name__)
 
 LOCK = "writer.lock"
 CONTENTS = (f"{NAME}*", MADE_WITH, *INDEX_FILES)
-"""Patterns of the names of the files that hold what the gallery knows."""
+"""Name patterns of the files that hold the gallery's data."""
 HNSW_ABOVE = 100_000
 """Entries above which a new gallery uses a graph."""
 LOG_ROWS = 256
@@ -65,7 +65,7 @@ LOG_ROWS = 256
 
 @contextlib.contextmanager
 def writer_lock(folder: Path, timeout: float) -> Iterator[None]:
-    """Be the gallery's one writer; GalleryBusyError when another process still writes after `timeout` seconds."""
+    """Hold the writer's lock; GalleryBusyError when another process still writes after `timeout` seconds."""
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(lock_file(folder / LOCK, timeout=timeout))
@@ -172,7 +172,7 @@ class SqliteStore:
             )
 
     def _index_choice(self, index: IndexChoice | None, hnsw_above: int | None) -> tuple[IndexChoice, int]:
-        """The kind of index: as given, and then kept in the gallery; or as kept."""
+        """The kind of index: as given, which is stored, or as stored."""
         with self.database.reading():
             stored = self.database.get("index")
         choice: IndexChoice
@@ -184,7 +184,7 @@ class SqliteStore:
                 self.database.put("index", json.dumps(requested))
         return requested
 
-    # ---- the rule ----
+    # ---- locking ----
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[FaissIndex]:
@@ -401,7 +401,7 @@ class SqliteStore:
         self._log_due = False
 
     def _finish_index(self) -> None:
-        """Write what only memory has of the index, or all of it in another kind."""
+        """Write the rows of the index that are only in memory, or all as another kind."""
         state = self.index.state
         if self._kind_changed or (state is not None and len(state) > self.index.saved):
             self.index.flush()

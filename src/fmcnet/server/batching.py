@@ -150,7 +150,7 @@ class Batcher:
                     job.future.set_result(row)
 
     def _next_modality(self, last: Modality | None) -> Modality | None:
-        """A modality that has images, another than the last where both have."""
+        """A modality with images; not the last one where both have some."""
         waiting = [modality for modality, queue in self._waiting.items() if queue]
         return next(
             (modality for modality in waiting if modality is not last), waiting[0] if waiting else None

@@ -57,7 +57,7 @@ class Upload(NamedTuple):
 
 @dataclass
 class _Request:
-    """Whose the images of one request are, and how many pixels they had."""
+    """Who sent the images of one request, and how many pixels they had."""
 
     caller: str
     pixels: int = 0

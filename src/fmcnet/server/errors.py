@@ -74,7 +74,7 @@ def refused_at(where: str, do: str) -> Iterator[None]:
 
 
 def api_error_of(error: BaseException) -> ApiError:
-    """What to answer to an exception; one that nobody foresaw is logged, and its text kept from the caller."""
+    """The response to an exception; an unexpected one is logged, and its text is not sent."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, RequestValidationError):
@@ -130,7 +130,7 @@ ANYWHERE = (403, 405, 500)
 
 
 def error_schema(*only: int) -> dict[int | str, dict[str, Any]]:
-    """For OpenAPI: the refusals that a route can give, by status; not said which: any of a route with a scope."""
+    """For OpenAPI: the refusals that a route can give, by status; without `only`, all of a route with a scope."""
     fields = {"status": {"type": "integer"}, **{name: {"type": "string"} for name in TEXTS}}
     inner = {"type": "object", "properties": fields, "required": list(fields)}
     schema = {"type": "object", "properties": {"error": inner}, "required": ["error"]}

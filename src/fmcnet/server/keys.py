@@ -60,7 +60,7 @@ class Key:
 
 
 class Keys:
-    """All keys of a service; none: nobody is asked for one.
+    """All keys of a service; without any, no caller needs one.
 
     Args:
         fixed: keys of the environment, which no change of the file touches.

@@ -38,7 +38,7 @@ from fmcnet.server.service import Service
 logger = logging.getLogger(__name__)
 
 CONNECTIONS = 256
-"""Open at once; further ones are told 503 by the server itself."""
+"""Open at once; further ones get 503 from the server itself."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def audit_path(gallery: str) -> Path:
 
 
 def _new_gallery_note(gallery: str) -> str:
-    """What to say of a gallery that opening makes; "" where it is there, or a cluster tells nothing."""
+    """The warning that opening creates a gallery; "" where it exists, or for a cluster."""
     folder = Path(gallery)
     if "://" in gallery or folder.exists():
         return ""

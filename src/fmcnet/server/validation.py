@@ -63,7 +63,7 @@ async def only_known(request: Request) -> None:
 
 
 def _check_names(location: str, names: list[str], known: Mapping[str, Any]) -> None:
-    """`given` may repeat a name; `known`: schemas by name."""
+    """Refuse unknown or repeated names; `known`: schemas by name."""
     what = "form field" if location == "body" else "parameter"
     unknown = sorted(set(names) - known.keys())
     if unknown:
@@ -80,7 +80,7 @@ def _check_names(location: str, names: list[str], known: Mapping[str, Any]) -> N
 
 
 def _parse_pid(parse: Callable[[str], _Read], pid: str) -> _Read:
-    """An identity; its error is one of values, as pydantic takes it."""
+    """An identity; its error is a ValueError, as pydantic needs it."""
     try:
         return parse(pid)
     except GalleryError as error:
@@ -88,7 +88,7 @@ def _parse_pid(parse: Callable[[str], _Read], pid: str) -> _Read:
 
 
 def _refuse_number(value: object) -> object:
-    """Pydantic takes numbers as seconds since 1970, and so `since=2026` as half past midnight of that year."""
+    """Refuse numbers, which pydantic takes as seconds since 1970, as in `since=2026`."""
     try:
         float(str(value))
     except ValueError:
@@ -101,7 +101,7 @@ Moment = Annotated[AwareDatetime, BeforeValidator(_refuse_number)]
 Person = Annotated[str, AfterValidator(lambda pid: _parse_pid(as_pid, pid))]
 """An identity, a text or a number, of an entry."""
 KnownPerson = Annotated[str, AfterValidator(lambda pid: _parse_pid(as_known_pid, pid))]
-"""The same of a filter, where nobody known is refused."""
+"""The same for a filter, where unknown is refused."""
 Texts = Annotated[list[str], Query()]
 
 

@@ -278,7 +278,7 @@ def _doubtful_notes(service: Service, cameras: list[str], pids: list[str], times
 
 
 def _store_pictures(service: Service, pictures: list[tuple[str, bytes | None]]) -> list[str]:
-    """Store the pictures of new entries; what went wrong, as notes: the entries themselves are there."""
+    """Store the pictures of new entries; failures are notes, for the entries are stored."""
     kept = service.pictures.kept
     if kept is None:
         return []
