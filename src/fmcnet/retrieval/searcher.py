@@ -203,8 +203,8 @@ class Searcher:
             fmr: leave out entries below the calibrated threshold at this false-match rate, which is that of one
                 comparison; between 0 and 1.
             prior: how probable it is, before comparing, that a given entry shows this person, between 0 and 1. None:
-                1 / (n + 1) for n entries compared, as if each showed another person, and this one might be absent. For
-                a gallery with many images of each of p persons, give 1 / (p + 1).
+                1 / (n + 1) for n entries compared, as if each showed another person, and this one might be absent.
+                For a gallery with many images of each of p persons, give 1 / (p + 1).
             group: the `top` best tracks or persons instead of entries. A track is judged by its entries of one
                 modality pooled (see `Gallery.search_groups`), a person by the best entry.
             exact: compare with every entry, whatever the index.

@@ -99,7 +99,7 @@ class Database(Connection):
         vectors: NDArray[np.float32 | np.float16],
         pictures: Sequence[bytes | None] = (),
     ) -> list[int]:
-        """Append rows; returns their numbers, which rise and are not reused. `pictures`: one a row, or none at all."""
+        """Append rows; returns their numbers, which rise and never recur. `pictures`: one a row, or none at all."""
         last = self.run("SELECT seq FROM sqlite_sequence WHERE name = 'rows'")
         first = last[0][0] + 1 if last else 1
         stored = [to_values(first + i, entry) for i, entry in enumerate(entries)]
