@@ -46,12 +46,8 @@ class _Commands(typer.core.TyperGroup):
             return super().invoke(ctx)
         except FmcnetError as error:
             _fail(str(error), 2, error)
-        except KeyboardInterrupt as interrupt:
-            _fail(
-                ": ".join(filter(None, ("interrupted", str(interrupt)))),
-                getattr(interrupt, "code", 130),
-                interrupt,
-            )
+        except KeyboardInterrupt as stop:
+            _fail(": ".join(filter(None, ("interrupted", str(stop)))), getattr(stop, "code", 130), stop)
         except OSError as error:
             _fail(f"{error.filename or 'a file'}: {error.strerror or error}", 2, error)
 

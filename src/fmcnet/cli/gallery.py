@@ -269,24 +269,19 @@ def relocate(
 
     check_can_ask(json_, yes or dry_run)
     with retrieval.Gallery(gallery, create=False, read_only=dry_run) as opened:
-        relocation = move(opened, old, new, dry_run=True)
-        if relocation.missing == relocation.matched and not (missing_ok or dry_run):
+        moved = move(opened, old, new, dry_run=True)
+        if moved.missing == moved.matched and not (missing_ok or dry_run):
             raise FmcnetError(
-                f"none of the {relocation.matched} files is at {new}: nothing was changed. Move the files first, or "
+                f"none of the {moved.matched} files is at {new}: nothing was changed. Move the files first, or "
                 "give --missing-ok"
             )
-        if relocation.missing:
-            echo(
-                f"note: {relocation.missing} of {relocation.matched} files are not at the new place", err=True
-            )
+        if moved.missing:
+            echo(f"note: {moved.missing} of {moved.matched} files are not at the new place", err=True)
         if not (yes or dry_run):
-            confirm("Relocate", relocation.matched, len(opened))
+            confirm("Relocate", moved.matched, len(opened))
         if not dry_run:
-            relocation = move(opened, old, new)
-        facts = {
-            "would_relocate" if dry_run else "relocated": relocation.matched,
-            "files_missing": relocation.missing,
-        }
+            moved = move(opened, old, new)
+        facts = {"would_relocate" if dry_run else "relocated": moved.matched, "files_missing": moved.missing}
         facts["entries"] = len(opened)
     _print_facts(facts, json_, gallery)
 
@@ -395,13 +390,8 @@ def recover(
     from fmcnet.inference.encoder import Encoder
     from fmcnet.retrieval.backup import recover as write
 
-    recovered = write(gallery, out, Encoder.from_pretrained(model).digest)
-    facts = {
-        "out": str(out),
-        "entries": recovered.entries,
-        "renamed": recovered.renamed,
-        "damaged": recovered.damaged,
-    }
+    result = write(gallery, out, Encoder.from_pretrained(model).digest)
+    facts = {"out": str(out), "entries": result.entries, "renamed": result.renamed, "damaged": result.damaged}
     _print_facts(facts, json_, "out")
 
 

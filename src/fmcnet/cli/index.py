@@ -214,10 +214,8 @@ def index(
             raise FmcnetError(
                 f"--dtype {dtype}: {gallery} keeps {settings.dtype} since its first entry; index into another gallery"
             )
-        for used_range in dict.fromkeys(
-            (value_range, *(picture.value_range for picture in sources.pictures))
-        ):
-            remember(gallery, model or encoder.folder, used_range)
+        for bounds in dict.fromkeys((value_range, *(picture.value_range for picture in sources.pictures))):
+            remember(gallery, model or encoder.folder, bounds)
         report = add_new(
             searcher,
             sources,

@@ -24,12 +24,9 @@ def info(run: Model, json_: Json = False) -> None:
         return
     config = facts.pop("config")
     sections = {"versions": facts.pop("versions"), **config}
-    summaries = {
-        name: ", ".join(f"{key} {value}" for key, value in section.items())
-        for name, section in sections.items()
-    }
+    texts = {name: ", ".join(f"{k} {v}" for k, v in section.items()) for name, section in sections.items()}
     paths: dict[str, str] = {key: facts.pop(key) for key in ("weights", "made_from") if key in facts}
-    show(facts.pop("run"), {**facts, **summaries}, paths)
+    show(facts.pop("run"), {**facts, **texts}, paths)
 
 
 def embed(
@@ -188,7 +185,7 @@ def project(
     from fmcnet.inference.fit_projection import project_model
     from fmcnet.models.card import model_digest
 
-    projection, folder = project_model(
+    result, folder = project_model(
         run,
         data,
         dim=dim,
@@ -198,18 +195,13 @@ def project(
         device=device,
         progress=False if json_ else None,
     )
-    facts = {
-        "dim": projection.dim,
-        "from": len(projection.mean),
-        "method": projection.method,
-        **projection.facts,
-    }
+    facts = {"dim": result.dim, "from": len(result.mean), "method": result.method, **result.facts}
     if json_:
-        content = {"out": str(folder), "digest": model_digest(folder), "source": projection.source, **facts}
+        content = {"out": str(folder), "digest": model_digest(folder), "source": result.source, **facts}
         print_json(content)
         return
     echo(
-        f"{len(projection.mean)} values to {projection.dim} ({projection.method}), learnt from {facts['images']:,} "
+        f"{len(result.mean)} values to {result.dim} ({result.method}), learnt from {facts['images']:,} "
         f"images of {facts['identities']:,} identities"
     )
     echo(f"model: {folder}\nwhat it costs: fmcnet evaluate {folder} --data {data} --both")

@@ -155,12 +155,9 @@ class CalibratedScores:
                 self.calibration.probability(cosines, modality, entry, prior=self.prior)
                 for modality in self.query
             ]
-            for row, probability in zip(rows, np.min(curves, axis=0).tolist(), strict=True):
-                probabilities[row] = probability
-        return [
-            replace(result, probability=probability)
-            for result, probability in zip(found, probabilities, strict=True)
-        ]
+            for row, p in zip(rows, np.min(curves, axis=0).tolist(), strict=True):
+                probabilities[row] = p
+        return [replace(result, probability=p) for result, p in zip(found, probabilities, strict=True)]
 
     def thresholds(self, entries: Sequence[Modality], fmr: float | None) -> dict[Modality, float]:
         """The least similarity, by the modality of entries that can be judged; `NO_LIMIT` without a rate."""
@@ -233,9 +230,7 @@ def _identity_notes(gallery: Gallery, pids: Collection[str]) -> Iterator[str]:
     compared = stored if len(stored) <= MOST_COMPARED else []
     for pid in pids:
         key = near_spelling(pid)
-        others = ", ".join(
-            repr(identity) for identity in compared if identity not in pids and near_spelling(identity) == key
-        )
+        others = ", ".join(repr(name) for name in compared if name not in pids and near_spelling(name) == key)
         if not gallery.count(Where(pids=[pid])):
             yield f"no entry has the pid '{pid}'" + (f": did you mean {others}?" if others else "")
         elif others:

@@ -370,16 +370,9 @@ def _rows_of_index(
         rescued = {}
         for row in part.tolist():
             seq = int(columns.seq[row])
-            entry, vector, picture = stored.get(seq) or (
-                _entry_from_columns(columns, texts, row, seq),
-                None,
-                None,
-            )
+            entry, vector, picture = stored.get(seq) or (_entry_at(columns, texts, row, seq), None, None)
             if vector is not None and not np.array_equal(vector, codes[row].astype(np.float32)):
-                entry, picture = (
-                    _entry_from_columns(columns, texts, row, seq),
-                    None,
-                )  # not the row that was indexed
+                entry, picture = _entry_at(columns, texts, row, seq), None  # not the row that was indexed
             rescued[seq] = entry, codes[row].astype(np.float32), picture
         yield rescued
 
@@ -417,7 +410,7 @@ def _read_rows(database: Database, seqs: list[int], damaged: set[int]) -> dict[i
     return rows
 
 
-def _entry_from_columns(columns: EntryColumns, texts: dict[str, list[str]], row: int, seq: int) -> Entry:
+def _entry_at(columns: EntryColumns, texts: dict[str, list[str]], row: int, seq: int) -> Entry:
     """An entry of the index's columns alone."""
     values = {name: int(cast(int, columns[name][row])) for name in ("modality", "time", *texts)}
     labels = {name: None if values[name] < 0 else texts[name][values[name]] for name in texts}

@@ -90,45 +90,34 @@ def copy_gallery(
     """
     if not _is_cluster(source) and Path(source).resolve() == Path(target).resolve():
         raise GalleryError(f"{source} and {target} are the same gallery: name another one to copy into")
-    with closing(open_store(source, OpenOptions(read_only=True, timeout=WAIT))) as source_store:
-        settings = source_store.settings
-        if settings is None or not source_store.count(None):
-            raise GalleryError(f"{source_store.location} is empty: there is nothing to copy")
+    with closing(open_store(source, OpenOptions(read_only=True, timeout=WAIT))) as origin:
+        settings = origin.settings
+        if settings is None or not origin.count(None):
+            raise GalleryError(f"{origin.location} is empty: there is nothing to copy")
         takes_pictures = not _is_cluster(target)
         dtype = settings.dtype if takes_pictures else "float32"
-        with closing(open_store(target, OpenOptions(timeout=WAIT, index=index, dtype=dtype))) as target_store:
-            if target_store.location == source_store.location:
-                raise GalleryError(
-                    f"{target_store.location} is the gallery itself: name another one to copy into"
-                )
-            if target_store.settings is not None:
-                check_settings(
-                    target_store.settings, settings.dimension, settings.model, target_store.location
-                )
-            existing = _compare(source_store, target_store, progress) if target_store.count(None) else 0
-            pictures = source_store.info().pictures
+        with closing(open_store(target, OpenOptions(timeout=WAIT, index=index, dtype=dtype))) as copy:
+            if copy.location == origin.location:
+                raise GalleryError(f"{copy.location} is the gallery itself: name another one to copy into")
+            if copy.settings is not None:
+                check_settings(copy.settings, settings.dimension, settings.model, copy.location)
+            existing = _compare(origin, copy, progress) if copy.count(None) else 0
+            pictures = origin.info().pictures
             if pictures and not takes_pictures:
                 logger.warning(
-                    "%s keeps no pictures: %d of %s are left out",
-                    target_store.location,
-                    pictures,
-                    source_store.location,
+                    "%s keeps no pictures: %d of %s are left out", copy.location, pictures, origin.location
                 )
-            written = _copy_entries(
-                source_store, target_store, settings.model, takes_pictures and pictures > 0, progress
-            )
+            written = _copy_entries(origin, copy, settings.model, takes_pictures and pictures > 0, progress)
             _copy_note(source, target)
-            _copy_file_records(source_store, target_store)
-            entries, total = _compare(source_store, target_store, progress), source_store.count(None)
+            _copy_file_records(origin, copy)
+            entries, total = _compare(origin, copy, progress), origin.count(None)
             if entries != total:
                 raise GalleryError(
-                    f"{source_store.location} has {total:,} entries and {target_store.location} {entries:,}: one "
+                    f"{origin.location} has {total:,} entries and {copy.location} {entries:,}: one "
                     "of them changed during the copy. Run the same command again; it continues."
                 )
-            kept, left_out = target_store.info().pictures, 0 if takes_pictures else pictures
-            return Copied(
-                source_store.location, target_store.location, written, existing, entries, kept, left_out
-            )
+            kept, left_out = copy.info().pictures, 0 if takes_pictures else pictures
+            return Copied(origin.location, copy.location, written, existing, entries, kept, left_out)
 
 
 def _copy_file_records(source: Store, target: Store) -> None:
@@ -183,17 +172,10 @@ def _compare(source: Store, target: Store, progress: bool | None) -> int:
 
 def _copy_note(source: str | Path, target: str | Path) -> None:
     """Copy the note of model and value ranges between folders."""
-    source_note, target_note = Path(source) / MADE_WITH, Path(target) / MADE_WITH
-    if (
-        not _is_cluster(source)
-        and not _is_cluster(target)
-        and source_note.is_file()
-        and not target_note.exists()
-    ):
-        content = source_note.read_bytes()
-        write_atomically(
-            target_note, lambda path: path.write_bytes(content), private_mode(target_note.parent)
-        )
+    old, new = Path(source) / MADE_WITH, Path(target) / MADE_WITH
+    if not _is_cluster(source) and not _is_cluster(target) and old.is_file() and not new.exists():
+        content = old.read_bytes()
+        write_atomically(new, lambda path: path.write_bytes(content), private_mode(new.parent))
 
 
 def _is_cluster(location: str | Path) -> bool:

@@ -204,9 +204,8 @@ def remove_gone(gallery: Gallery, gone: Sequence[GoneFiles]) -> int:
         if origin.id in ids and is_gone(indexed_path(origin) or Path())
     ]
     return sum(
-        gallery.remove(
-            Where(ids=gone_ids[start : start + REMOVED_AT_ONCE]), remember=False
-        )  # a file may come back
+        # Not remembered: a file may come back.
+        gallery.remove(Where(ids=gone_ids[start : start + REMOVED_AT_ONCE]), remember=False)
         for start in range(0, len(gone_ids), REMOVED_AT_ONCE)
     )
 
@@ -255,16 +254,12 @@ def relocate(gallery: Gallery, old: str, new: str, *, dry_run: bool = False) -> 
         )
     old, new = _normalized_path(old), _normalized_path(new)
     origins = list(gallery.files.origins())
-    renamed = {
-        origin.id: moved for origin in origins if (moved := _relocated_origin(origin, old, new)) is not None
-    }
+    renamed = {origin.id: moved for origin in origins if (moved := _relocated(origin, old, new)) is not None}
     if not renamed:
         roots = sorted({str(Path(origin.source).parent) for origin in origins if origin.source})
         more = ", ..." if len(roots) > MAX_NAMED else ""
-        examples = f"; sources lie in {', '.join(roots[:MAX_NAMED])}{more}" if roots else ""
-        raise GalleryError(
-            f"{gallery.location} has no entry whose source is {old} or lies below it{examples}"
-        )
+        hint = f"; sources lie in {', '.join(roots[:MAX_NAMED])}{more}" if roots else ""
+        raise GalleryError(f"{gallery.location} has no entry whose source is {old} or lies below it{hint}")
     _check_not_taken(origins, renamed, gallery.location)
     missing = sum(is_gone(path) for origin in renamed.values() if (path := indexed_path(origin)) is not None)
     if not dry_run:
@@ -279,7 +274,7 @@ def _normalized_path(text: str) -> str:
     return os.path.abspath(Path(text).expanduser())  # noqa: PTH100 (.. goes, links stay)
 
 
-def _relocated_origin(origin: Origin, old: str, new: str) -> Origin | None:
+def _relocated(origin: Origin, old: str, new: str) -> Origin | None:
     """The origin at its new place; None: it does not lie below `old`."""
     path = indexed_path(origin)
     source = _replace_prefix(origin.source, old, new)

@@ -56,9 +56,7 @@ class Difference(NamedTuple):
     given: Any
 
     def __str__(self) -> str:
-        stored, given = (
-            "nothing" if value in (None, ()) else str(value) for value in (self.stored, self.given)
-        )
+        stored, given = ("nothing" if v in (None, ()) else str(v) for v in (self.stored, self.given))
         return f"{self.source}: {self.name} is {stored} in the gallery, {given} now"
 
 
@@ -364,9 +362,7 @@ def _update(gallery: Gallery, differing: Mapping[str, Sequence[Difference]]) -> 
     by_change: dict[tuple[tuple[str, Any], ...], list[str]] = {}
     for entry_id, differences in differing.items():
         if differences:
-            by_change.setdefault(
-                tuple((difference.name, difference.given) for difference in differences), []
-            ).append(entry_id)
+            by_change.setdefault(tuple((item.name, item.given) for item in differences), []).append(entry_id)
     return sum(gallery.update(ids, **dict(change)) for change, ids in by_change.items())
 
 

@@ -127,11 +127,7 @@ def make_batch(
     n = len(vectors)
     if isinstance(ids, str):
         raise GalleryError(f"ids must be a list of {n} texts, not one text")
-    names = (
-        [new_id() for _ in range(n)]
-        if ids is None
-        else [as_id(entry_id) for entry_id in column(ids, n, "ids")]
-    )
+    names = [new_id() for _ in range(n)] if ids is None else [as_id(v) for v in column(ids, n, "ids")]
     if duplicates := [name for name, count in Counter(names).items() if count > 1]:
         raise DuplicateIdError(f"id '{duplicates[0]}' comes twice in this batch: ids must be unique")
     columns = {"id": names}

@@ -115,9 +115,8 @@ class MilvusStore(milvus.Collection):
             tied = []
             for index, entries, distances in self._nearest(queries, pending, limit, condition):
                 if len(entries) < limit and self.index == "hnsw" and len(entries) < self.count(where):
-                    answers[index] = self._search_exactly(
-                        queries[index], top, where
-                    )  # the graph did not reach them all
+                    # the graph did not reach them all
+                    answers[index] = self._search_exactly(queries[index], top, where)
                 elif len(entries) == limit < WIDEST and ties_go_on(distances, top):
                     tied.append(index)
                 else:
@@ -132,17 +131,15 @@ class MilvusStore(milvus.Collection):
         batch_size = max(1, self._portion() // limit)
         for start in range(0, len(indices), batch_size):
             batch = indices[start : start + batch_size]
-            with_embeddings = limit <= self._portion()  # their embeddings fit into the answer
+            fits = limit <= self._portion()  # their embeddings fit into the answer
             try:
-                answers = self._send_search(
-                    queries[batch], limit, condition, milvus.METADATA if with_embeddings else []
-                )
+                answers = self._send_search(queries[batch], limit, condition, milvus.METADATA if fits else [])
             except GalleryError as error:
                 if RACE not in str(error):
                     raise
-                with_embeddings, answers = False, self._send_search(queries[batch], limit, condition, [])
+                fits, answers = False, self._send_search(queries[batch], limit, condition, [])
             for index, rows in zip(batch, answers, strict=True):
-                if with_embeddings:
+                if fits:
                     entries = [milvus.to_stored(row["entity"] | {"id": row["id"]}) for row in rows]
                 else:
                     entries = list(self.fetch([row["id"] for row in rows]).values())

@@ -278,10 +278,10 @@ class Searcher:
         modalities = [modality for modality in Modality if (query.modality == modality.code).any()]
         calibration = self.encoder.calibration if self.encoder.calibrated else None
         scores = CalibratedScores(calibration, modalities)
-        has_threshold = min_probability is not None or fmr is not None
+        limited = min_probability is not None or fmr is not None
         thresholds: dict[Modality, float] = {}
         scopes = [where]
-        if has_threshold:
+        if limited:
             thresholds = self._thresholds(scores, fmr, (where or Where()).modalities)
             scopes = [replace(where or Where(), modality=modality) for modality in thresholds]
         compared = sum(self.gallery.count(scope) for scope in scopes)
@@ -289,27 +289,17 @@ class Searcher:
         candidates: list[HitGroup] = []
         for scope in scopes:
             candidates += self._candidates(query.features, scores, scope, top, exact, group)
-        candidates.sort(key=lambda candidate: (-candidate.similarity, candidate.best.id))
+        candidates.sort(key=lambda item: (-item.similarity, item.best.id))
         groups = candidates
-        if has_threshold:
-            above_threshold = [
-                candidate
-                for candidate in candidates
-                if candidate.similarity >= thresholds[candidate.modality]
-            ]
-            groups = [
-                candidate
-                for candidate in above_threshold
-                if (candidate.probability or 0.0) >= (min_probability or 0.0)
-            ]
+        if limited:
+            reaching = [item for item in candidates if item.similarity >= thresholds[item.modality]]
+            groups = [item for item in reaching if (item.probability or 0.0) >= (min_probability or 0.0)]
         if group == "pid":
-            groups = group_hits([candidate.best for candidate in groups], group)
+            groups = group_hits([item.best for item in groups], group)
         groups = groups[:top]
         notes = [
             *filter_notes(self.gallery, where),
-            *answer_notes(
-                scores, len(query), candidates, groups, has_threshold, group, where, self.encoder.folder
-            ),
+            *answer_notes(scores, len(query), candidates, groups, limited, group, where, self.encoder.folder),
         ]
         if not compared:
             reason = "the gallery is empty, or nothing in it passes the filter"
@@ -317,7 +307,7 @@ class Searcher:
         return Answer(
             hits=tuple(hit_group.best for hit_group in groups),
             groups=tuple(groups) if group else (),
-            no_match=not groups and (has_threshold or not compared),
+            no_match=not groups and (limited or not compared),
             modality=modalities[0] if len(modalities) == 1 else None,
             images=len(query),
             compared=compared,
@@ -358,8 +348,7 @@ class Searcher:
             )
             if group == "track":
                 groups = [
-                    replace(hit_group, hits=tuple(scores.with_probabilities(hit_group.hits)))
-                    for hit_group in groups
+                    replace(track, hits=tuple(scores.with_probabilities(track.hits))) for track in groups
                 ]
                 return scores.with_probabilities(groups)
             hits = [hit for hit_group in groups for hit in hit_group.hits]

@@ -166,9 +166,7 @@ def read_sources(sources: Sequence[str | Path], rules: Rules) -> Sources:
         raise FmcnetError(
             f"--split {rules.split} is of a dataset or CSV, and these are plain pictures: leave it out"
         )
-    rows, partial = (
-        _list_pictures(paths, rules) if layout == "images" else _read_table(paths[0], layout, rules)
-    )
+    rows, rest = _list_pictures(paths, rules) if layout == "images" else _read_table(paths[0], layout, rules)
     pictures: dict[Hashable, Picture] = {}
     faults: list[Fault] = []
     same: list[Fault] = []
@@ -193,8 +191,8 @@ def read_sources(sources: Sequence[str | Path], rules: Rules) -> Sources:
             faults.append(Fault(index, str(picture.path), str(error)))
     accepted = tuple(pictures.values())
     time_notes = doubtful_times((str(picture.path), picture.time) for picture in accepted)
-    notes = (*partial.notes, *time_notes, *_replaced_notes(replaced), *_no_effect_notes(accepted, rules))
-    return replace(partial, pictures=accepted, faults=tuple(faults), same=tuple(same), notes=notes)
+    notes = (*rest.notes, *time_notes, *_replaced_notes(replaced), *_no_effect_notes(accepted, rules))
+    return replace(rest, pictures=accepted, faults=tuple(faults), same=tuple(same), notes=notes)
 
 
 def _replaced_notes(pictures: Mapping[str, Sequence[Picture]]) -> list[str]:

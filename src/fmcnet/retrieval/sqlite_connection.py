@@ -105,10 +105,7 @@ class Connection:
                 self._open("mode=ro" if self.read_only else "mode=rwc")
             except sqlite3.OperationalError as error:
                 if not (
-                    self.read_only
-                    and _is_not_writable_error(error)
-                    and self.path.is_file()
-                    and not self._size("-wal")
+                    self.read_only and _is_read_only(error) and self.path.is_file() and not self._size("-wal")
                 ):
                     raise
                 self._unchanged = self._stamp()
@@ -184,7 +181,7 @@ class Connection:
                 raise GalleryBusyError(f"{self.path} is in use by another process: try again") from error
             if any(word in reason.lower() for word in DAMAGED):
                 raise self.damaged(reason) from error
-            if _is_not_writable_error(error):
+            if _is_read_only(error):
                 self._check_readable()
                 if self.read_only and self.has_log:
                     raise GalleryError(
@@ -380,7 +377,7 @@ def not_writable(folder: Path, reason: str | None) -> GalleryError:
     )
 
 
-def _is_not_writable_error(error: sqlite3.Error) -> bool:
+def _is_read_only(error: sqlite3.Error) -> bool:
     return "readonly" in str(error) or "unable to open" in str(error)
 
 

@@ -112,12 +112,10 @@ class Database(Connection):
             "INSERT INTO vectors VALUES (?, ?)",
             ((first + i, seal(first + i, vector.tobytes())) for i, vector in enumerate(vectors)),
         )
-        sealed_pictures = [
-            (first + i, seal(first + i, picture)) for i, picture in enumerate(pictures) if picture
-        ]
-        self.connection.executemany("INSERT INTO pictures VALUES (?, ?)", sealed_pictures)
+        sealed = [(first + i, seal(first + i, picture)) for i, picture in enumerate(pictures) if picture]
+        self.connection.executemany("INSERT INTO pictures VALUES (?, ?)", sealed)
         self._new_entries += len(stored)
-        self._new_pictures += len(sealed_pictures)
+        self._new_pictures += len(sealed)
         return [values[0] for values in stored]
 
     def picture(self, seq: int) -> bytes | None:

@@ -54,9 +54,7 @@ class AuditLog:
             ApiError: the line cannot be written; the logged action itself was done.
         """
         stamp = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-        line = (
-            json.dumps({"time": stamp, **_truncated(facts)}, ensure_ascii=True, default=str).encode() + b"\n"
-        )
+        line = json.dumps({"time": stamp, **_shorten(facts)}, ensure_ascii=True, default=str).encode() + b"\n"
         with self._lock:
             if self._torn:
                 line = b"\n" + line  # what was cut off stays a line of its own
@@ -125,13 +123,13 @@ class AuditLog:
             self._file = -1
 
 
-def _truncated(value: Any) -> Any:
+def _shorten(value: Any) -> Any:
     """The value with all texts cut to `LONGEST`."""
     if isinstance(value, str):
         return value[:LONGEST]
     if isinstance(value, dict):
-        return {key: _truncated(item) for key, item in value.items()}
-    return [_truncated(item) for item in value] if isinstance(value, (list, tuple)) else value
+        return {key: _shorten(item) for key, item in value.items()}
+    return [_shorten(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _ends_torn(path: Path) -> bool:

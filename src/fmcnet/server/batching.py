@@ -48,13 +48,7 @@ class Batcher:
         queue: int = 512,
         seen: Callable[[int], object] = lambda size: None,
     ) -> None:
-        self._embed, self._batch, self._wait, self._queue_size, self._on_batch = (
-            embed,
-            batch,
-            wait,
-            queue,
-            seen,
-        )
+        self._embed, self._batch, self._wait, self._limit, self._seen = embed, batch, wait, queue, seen
         self._waiting: dict[Modality, deque[deque[_Job]]] = {modality: deque() for modality in Modality}
         self._image_seconds = 0.0
         self._wake = asyncio.Event()
@@ -99,7 +93,7 @@ class Batcher:
         """
         if self._stopping or not self.running:
             raise overloaded("the service is stopping or not yet ready")
-        if self.waiting + len(pixels) > self._queue_size:
+        if self.waiting + len(pixels) > self._limit:
             raise overloaded(f"{self.waiting} images wait for the network already", "images")
         loop, now = asyncio.get_running_loop(), time.monotonic()
         jobs = [_Job(image, loop.create_future(), now) for image in pixels]
@@ -132,7 +126,7 @@ class Batcher:
             jobs = self._take_batch(modality)
             if not jobs:
                 continue
-            self._on_batch(len(jobs))
+            self._seen(len(jobs))
             images = np.stack([job.pixels for job in jobs])
             start = time.monotonic()
             try:

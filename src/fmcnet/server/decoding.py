@@ -274,13 +274,13 @@ def _yield_to_others() -> None:
 
 def _combined_error(faults: Sequence[BaseException], total: int) -> BaseException:
     """One error for all images of a request that cannot be decoded."""
-    api_errors = [fault for fault in faults if isinstance(fault, ApiError)]
-    if len(api_errors) < len(faults):
+    errors = [fault for fault in faults if isinstance(fault, ApiError)]
+    if len(errors) < len(faults):
         return next(fault for fault in faults if not isinstance(fault, ApiError))
-    first, messages = api_errors[0], list(dict.fromkeys(error.what for error in api_errors))
-    if len(messages) == 1:
+    first, texts = errors[0], list(dict.fromkeys(error.what for error in errors))
+    if len(texts) == 1:
         return first
-    status = max(error.status for error in api_errors)
+    status = max(error.status for error in errors)
     return ApiError(
-        status, f"{len(api_errors)} of {total} images: {'; '.join(messages[:10])}", first.where, first.do
+        status, f"{len(errors)} of {total} images: {'; '.join(texts[:10])}", first.where, first.do
     )

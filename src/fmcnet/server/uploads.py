@@ -132,37 +132,35 @@ def decode(data: bytes, name: str, most_pixels: int, value_range: ValueRange | N
         UploadError: 413 for too many pixels, 422 for what is no image of `FORMATS`, is truncated or tiny.
     """
     if not data:
-        raise _bad_image(name, "is empty (0 bytes)")
+        raise _bad(name, "is empty (0 bytes)")
     if data[:2] == b"\xff\xd8" and (scans := data.count(b"\xff\xda")) > MOST_SCANS:
-        raise _bad_image(name, f"is a JPEG of {scans} scans, more than {MOST_SCANS}")
+        raise _bad(name, f"is a JPEG of {scans} scans, more than {MOST_SCANS}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own warning of bombs: the limit here is the rule
             with Image.open(io.BytesIO(data), formats=_allowed_formats(data)) as source:
                 width, height = source.size
                 if width * height > most_pixels:
-                    raise _too_large(name, f"{width} x {height} pixels, more than {most_pixels}")
+                    raise _large(name, f"{width} x {height} pixels, more than {most_pixels}")
                 if min(width, height) < SMALLEST:
-                    raise _bad_image(
-                        name, f"has {width} x {height} pixels: a crop needs {SMALLEST} or more a side"
-                    )
+                    raise _bad(name, f"has {width} x {height} pixels: a crop needs {SMALLEST} or more a side")
                 decoded = to_rgb(source, value_range)
     except Image.DecompressionBombError as error:
-        raise _too_large(name, f"far more than {most_pixels} pixels: a decompression bomb") from error
+        raise _large(name, f"far more than {most_pixels} pixels: a decompression bomb") from error
     except UnidentifiedImageError as error:
-        raise _bad_image(name, f"is no image of {', '.join(FORMATS)}, HEIC, AVIF") from error
+        raise _bad(name, f"is no image of {', '.join(FORMATS)}, HEIC, AVIF") from error
     except (*FAILURES, MemoryError, DataError) as error:
         reason = str(error).removeprefix("cannot read the image: ")
-        raise _bad_image(name, f"cannot be decoded ({reason or type(error).__name__})") from error
+        raise _bad(name, f"cannot be decoded ({reason or type(error).__name__})") from error
     plain = Image.new("RGB", decoded.size)  # without EXIF, GPS, comments
     plain.paste(decoded)
     plain.info[REMARKS] = decoded.info[REMARKS]
     return plain
 
 
-def _bad_image(name: str, reason: str) -> UploadError:
+def _bad(name: str, reason: str) -> UploadError:
     return UploadError(422, f"image '{name}' {reason}", "send a whole JPEG or PNG of a person's crop")
 
 
-def _too_large(name: str, pixels: str) -> UploadError:
+def _large(name: str, pixels: str) -> UploadError:
     return UploadError(413, f"image '{name}' has {pixels}", "send the person's crop, made smaller")

@@ -40,12 +40,8 @@ async def only_known(request: Request) -> None:
     """
     document = request.app.openapi()
     operation = document["paths"][request.scope["route"].path_format][request.method.lower()]
-    query_schemas = {
-        parameter["name"]: parameter["schema"]
-        for parameter in operation.get("parameters", ())
-        if parameter["in"] == "query"
-    }
-    _check_names("query", [name for name, _ in request.query_params.multi_items()], query_schemas)
+    queries = {p["name"]: p["schema"] for p in operation.get("parameters", ()) if p["in"] == "query"}
+    _check_names("query", [name for name, _ in request.query_params.multi_items()], queries)
     if "requestBody" in operation:
         content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if content_type != FORM:
