@@ -166,7 +166,9 @@ async def add(
         async with service.changing:  # nobody adds or removes one of these before their crops are kept
             existing: set[str] = set()
             if on_duplicate == "skip" and service.pictures.kept is not None:
-                existing = await service.work(lambda: {moment for moment in id if moment in service.gallery})
+                existing = await service.work(
+                    lambda: {entry_id for entry_id in id if entry_id in service.gallery}
+                )
             added = await service.work(
                 lambda: service.searcher.add_embeddings(
                     embeddings, on_duplicate=on_duplicate, ids=id or None, tags=[tag] * n, **columns
