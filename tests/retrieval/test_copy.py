@@ -187,7 +187,7 @@ def test_a_gallery_of_another_model_is_refused(folder, tmp_path):
 def test_what_is_removed_from_the_source_meanwhile_does_not_stay_in_the_copy(folder, tmp_path, monkeypatch):
     source = tmp_path / "source"
     copy_gallery(folder, source)
-    add_ = copying._write
+    add_ = copying._copy_entries
 
     def removes(there, here, *args):
         done = add_(there, here, *args)
@@ -195,7 +195,7 @@ def test_what_is_removed_from_the_source_meanwhile_does_not_stay_in_the_copy(fol
             gallery.remove(Where(ids=["crop-00001"]))
         return done
 
-    monkeypatch.setattr(copying, "_write", removes)
+    monkeypatch.setattr(copying, "_copy_entries", removes)
     with pytest.raises(GalleryError, match=r"holds the entry 'crop-00001', which .* does not"):
         copy_gallery(source, tmp_path / "other")
 

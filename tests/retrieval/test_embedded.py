@@ -37,8 +37,8 @@ def test_the_index_is_chosen_by_size_and_kept(tmp_path):
 
 def test_searches_use_the_graph_only_when_many_rows_are_allowed(tmp_path, monkeypatch, small_graphs):
     calls = []
-    real = ModalityIndex._by_graph
-    monkeypatch.setattr(ModalityIndex, "_by_graph", lambda *a: calls.append(1) or real(*a))
+    real = ModalityIndex._search_graph
+    monkeypatch.setattr(ModalityIndex, "_search_graph", lambda *a: calls.append(1) or real(*a))
     with Gallery(tmp_path / "g", index="hnsw", flush_rows=100) as gallery:
         add(gallery, crops(600), entries(600))
         query = crops(1, seed=3)[0]

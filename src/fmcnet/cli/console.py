@@ -70,7 +70,7 @@ def make_filter(
     modality: str | None = None,
     **others: list[str] | None,
 ) -> Where:
-    """The conditions that options give; an option that was not given is none."""
+    """The filter that the options describe."""
     from fmcnet.errors import DataError
     from fmcnet.retrieval import Where
     from fmcnet.times import parse_time, parse_timezone
@@ -121,14 +121,14 @@ def confirm(verb: Literal["Remove", "Relocate"], count: int, entries: int) -> No
         FmcnetError: nobody is there to answer.
     """
     everything = verb == "Remove" and count == entries
-    which = f"ALL {entries:,}" if everything else f"{count:,} of {entries:,}"
+    amount = f"ALL {entries:,}" if everything else f"{count:,} of {entries:,}"
     try:
-        agreed = typer.confirm(f"{verb} {which} entries{' for good' if verb == 'Remove' else ''}?")
+        agreed = typer.confirm(f"{verb} {amount} entries{' for good' if verb == 'Remove' else ''}?")
     except typer.Abort:
-        done = f"{verb.lower()}d"
+        participle = f"{verb.lower()}d"
         raise FmcnetError(
-            f"{count:,} entries were to be {done}, and nobody answered: nothing was {done}. --yes does it without "
-            "asking, --dry-run only counts"
+            f"{count:,} entries were to be {participle}, and nobody answered: nothing was {participle}. --yes does "
+            "it without asking, --dry-run only counts"
         ) from None
     if not agreed:
         raise typer.Abort

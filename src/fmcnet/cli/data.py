@@ -106,9 +106,9 @@ def pairs(
         return
     show("paired", {"pairs": report.pairs, "identities": report.identities}, {"table": report.table})
     left_out = {f"{modality} crops without a partner": names for modality, names in report.alone.items()}
-    for what, names in (left_out | {"rows without a file": report.missing}).items():
+    for label, names in (left_out | {"rows without a file": report.missing}).items():
         if names:
-            echo(f"{len(names)} {what} left out: {first_of(names, 3)}")
+            echo(f"{len(names)} {label} left out: {first_of(names, 3)}")
     for note in report.notes:
         echo(note)
     if report.ignored:
@@ -129,8 +129,8 @@ def cache(
     from fmcnet.parsing import parse_duration
 
     folder = folder or default_folder()
-    found = list_caches(folder) if prune is None else prune_caches(folder, parse_duration(prune))
-    print_report(found, json_)
+    report = list_caches(folder) if prune is None else prune_caches(folder, parse_duration(prune))
+    print_report(report, json_)
 
 
 def crop(

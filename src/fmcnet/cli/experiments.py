@@ -82,10 +82,10 @@ def evaluate(
     if json_:
         print_json(result.to_dict())
         return
-    for one in result.evaluations:
-        echo(one.result.summary())
-        times = one.result.mean["rank1"] / max(one.chance, 1e-12)
-        echo(f"  chance Rank-1 {100 * one.chance:.2f}: {times:.1f} x")
+    for evaluation in result.evaluations:
+        echo(evaluation.result.summary())
+        ratio = evaluation.result.mean["rank1"] / max(evaluation.chance, 1e-12)
+        echo(f"  chance Rank-1 {100 * evaluation.chance:.2f}: {ratio:.1f} x")
     if result.stamp:
         echo(result.stamp)
     for note in result.notes:

@@ -52,27 +52,29 @@ def info(gallery: GalleryPath, json_: Json = False) -> None:
     from fmcnet.types import Modality
 
     with retrieval.Gallery(gallery, read_only=True) as opened:
-        found, times = opened.info(), opened.times()
-        by_modality = {str(kind): opened.count(retrieval.Where(modality=kind)) for kind in Modality}
+        summary, times = opened.info(), opened.times()
+        by_modality = {
+            str(modality): opened.count(retrieval.Where(modality=modality)) for modality in Modality
+        }
         cameras = {name: opened.count(retrieval.Where(cameras=[name])) for name in opened.cameras()}
         timed = opened.count(retrieval.Where(since=EARLIEST))
-    settings = found.settings
+    settings = summary.settings
     facts = {
-        "gallery": found.location,
-        "entries": found.entries,
+        "gallery": summary.location,
+        "entries": summary.entries,
         "model": settings and settings.model,
         "dimension": settings and settings.dimension,
         "dtype": settings and settings.dtype,
-        "index": found.index,
-        "unindexed": found.unindexed,
-        "removed_not_compacted": found.removed,
-        "bytes": found.bytes,
-        "pictures_kept": found.pictures,
+        "index": summary.index,
+        "unindexed": summary.unindexed,
+        "removed_not_compacted": summary.removed,
+        "bytes": summary.bytes,
+        "pictures_kept": summary.pictures,
         **by_modality,
-        "cameras": cameras if json_ else ", ".join(f"{name} ({n:,})" for name, n in cameras.items()),
+        "cameras": cameras if json_ else ", ".join(f"{name} ({count:,})" for name, count in cameras.items()),
         "first_time": times and times[0].isoformat(),
         "last_time": times and times[1].isoformat(),
-        "without_a_time": found.entries - timed,
+        "without_a_time": summary.entries - timed,
     }
     _print_facts(facts, json_, "gallery")
 
@@ -110,30 +112,30 @@ def list_(
         shown = [entry for entry, _ in islice(opened.scan(where, chunk=limit or 4096), limit or None)]
     if json_:
         entries = [
-            {**vars(one), "modality": str(one.modality), "time": one.time and one.time.isoformat()}
-            for one in shown
+            {**vars(entry), "modality": str(entry.modality), "time": entry.time and entry.time.isoformat()}
+            for entry in shown
         ]
         print_json({"gallery": gallery, "matching": matching, "entries": entries, **notes})
         return
     more = "" if len(shown) == matching else f"; {len(shown):,} shown, --limit 0 shows all"
     total = f"{matching:,} entr{'y' if matching == 1 else 'ies'}{more}"
     if ids:
-        for one in shown:
-            echo(one.id)
+        for entry in shown:
+            echo(entry.id)
         echo(total, err=True)
         return
     zone = parse_timezone(timezone)
     rows = [
         {
-            "modality": one.modality,
-            "camera": one.camera,
-            "time": shown_time(one.time, zone),
-            "track": one.track,
-            "pid": one.pid,
-            "tags": ", ".join(one.tags) or None,
-            "source": one.source or one.id,
+            "modality": entry.modality,
+            "camera": entry.camera,
+            "time": shown_time(entry.time, zone),
+            "track": entry.track,
+            "pid": entry.pid,
+            "tags": ", ".join(entry.tags) or None,
+            "source": entry.source or entry.id,
         }
-        for one in shown
+        for entry in shown
     ]
     show_rows(rows)
     echo(total)
@@ -173,9 +175,9 @@ def remove(
         count = opened.count(where)
         if not dry_run:
             _confirm_removal(opened, count, "match", yes, all_)
-        for one in id_ or ():
-            if one not in opened:
-                echo(f"there is no entry '{one}'", err=True)
+        for entry_id in id_ or ():
+            if entry_id not in opened:
+                echo(f"there is no entry '{entry_id}'", err=True)
         if not dry_run:
             count = opened.remove(where)
         facts: dict[str, Any] = {"would_remove" if dry_run else "removed": count, "entries": len(opened)}
@@ -189,7 +191,7 @@ def _check_answers(json_: bool, yes: bool, all_: bool, dry_run: bool) -> None:
     check_can_ask(json_, yes or dry_run)
 
 
-def _confirm_removal(opened: retrieval.Gallery, count: int, why: str, yes: bool, all_: bool) -> None:
+def _confirm_removal(opened: retrieval.Gallery, count: int, reason: str, yes: bool, all_: bool) -> None:
     """Ask before `count` entries are removed; with --yes, refuse to remove all entries without --all."""
     entries = len(opened)
     if not count:
@@ -198,7 +200,8 @@ def _confirm_removal(opened: retrieval.Gallery, count: int, why: str, yes: bool,
         confirm("Remove", count, entries)
     elif count == entries and not all_:
         raise FmcnetError(
-            f"all {entries:,} entries of {opened.location} {why}, and nothing was removed: --yes --all removes them"
+            f"all {entries:,} entries of {opened.location} {reason}, and nothing was removed: "
+            "--yes --all removes them"
         )
 
 
@@ -224,10 +227,10 @@ def expire(
     from fmcnet.retrieval.records import EARLIEST, EPOCH
 
     now = datetime.now(timezone.utc)
-    old = retrieval.Where(since=EPOCH, until=expires_before(keep, now))
+    expired = retrieval.Where(since=EPOCH, until=expires_before(keep, now))
     _check_answers(json_, yes, all_, dry_run)
     with retrieval.Gallery(gallery, create=False, read_only=dry_run) as opened:
-        count = opened.count(old)
+        count = opened.count(expired)
         if not dry_run:
             _confirm_removal(opened, count, f"were seen longer ago than {keep}", yes, all_)
             count = opened.expire(keep, now=now) if count else 0
@@ -266,19 +269,19 @@ def relocate(
 
     check_can_ask(json_, yes or dry_run)
     with retrieval.Gallery(gallery, create=False, read_only=dry_run) as opened:
-        found = move(opened, old, new, dry_run=True)
-        if found.missing == found.matched and not (missing_ok or dry_run):
+        moved = move(opened, old, new, dry_run=True)
+        if moved.missing == moved.matched and not (missing_ok or dry_run):
             raise FmcnetError(
-                f"none of the {found.matched} files is at {new}: nothing was changed. Move the files first, or give "
-                "--missing-ok"
+                f"none of the {moved.matched} files is at {new}: nothing was changed. Move the files first, or "
+                "give --missing-ok"
             )
-        if found.missing:
-            echo(f"note: {found.missing} of {found.matched} files are not at the new place", err=True)
+        if moved.missing:
+            echo(f"note: {moved.missing} of {moved.matched} files are not at the new place", err=True)
         if not (yes or dry_run):
-            confirm("Relocate", found.matched, len(opened))
+            confirm("Relocate", moved.matched, len(opened))
         if not dry_run:
-            found = move(opened, old, new)
-        facts = {"would_relocate" if dry_run else "relocated": found.matched, "files_missing": found.missing}
+            moved = move(opened, old, new)
+        facts = {"would_relocate" if dry_run else "relocated": moved.matched, "files_missing": moved.missing}
         facts["entries"] = len(opened)
     _print_facts(facts, json_, gallery)
 
@@ -330,10 +333,10 @@ def copy_(
     """
     from fmcnet.retrieval.copy import copy_gallery
 
-    chosen = check_choice("--index", index, ("auto", "exact", "hnsw"))
+    index_choice = check_choice("--index", index, ("auto", "exact", "hnsw"))
     with explain_resume():
-        done = asdict(copy_gallery(source, target, index=chosen, progress=False if json_ else None))
-    _print_facts({"from": done.pop("source"), "to": done.pop("target"), **done}, json_, "copied")
+        copied = asdict(copy_gallery(source, target, index=index_choice, progress=False if json_ else None))
+    _print_facts({"from": copied.pop("source"), "to": copied.pop("target"), **copied}, json_, "copied")
 
 
 @app.command()
@@ -387,8 +390,8 @@ def recover(
     from fmcnet.inference.encoder import Encoder
     from fmcnet.retrieval.backup import recover as write
 
-    found = write(gallery, out, Encoder.from_pretrained(model).digest)
-    facts = {"out": str(out), "entries": found.entries, "renamed": found.renamed, "damaged": found.damaged}
+    result = write(gallery, out, Encoder.from_pretrained(model).digest)
+    facts = {"out": str(out), "entries": result.entries, "renamed": result.renamed, "damaged": result.damaged}
     _print_facts(facts, json_, "out")
 
 

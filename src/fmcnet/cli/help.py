@@ -42,7 +42,7 @@ def docs(
     """
     pages = _pages()
     if page is None:
-        titles = {name: _title(path) for name, path in pages.items()}
+        titles = {name: _read_title(path) for name, path in pages.items()}
         if json_:
             print_json({name: {"title": titles[name], "path": str(pages[name])} for name in pages})
             return
@@ -51,11 +51,11 @@ def docs(
         echo("fmcnet docs NAME shows one, --path where it lies")
         return
     if page not in pages:
-        near = nearest(page, pages)
-        meant = f", did you mean '{near}'?" if near else ":"
-        raise FmcnetError(f"there is no page '{page}'{meant} choose of {', '.join(pages)}")
+        similar = nearest(page, pages)
+        suggestion = f", did you mean '{similar}'?" if similar else ":"
+        raise FmcnetError(f"there is no page '{page}'{suggestion} choose of {', '.join(pages)}")
     if json_:
-        print_json({"title": _title(pages[page]), "path": str(pages[page])})
+        print_json({"title": _read_title(pages[page]), "path": str(pages[page])})
     elif where:
         echo(str(pages[page]))
     elif pages[page].suffix == ".ipynb":
@@ -73,19 +73,19 @@ def docs(
 
 def _pages() -> dict[str, Path]:
     """Files by name."""
-    found: dict[str, Path] = {}
+    pages: dict[str, Path] = {}
     for path in (FOLDER / "getting-started.md", *sorted(FOLDER.glob("*/*.md"))):
         if path.is_file() and len(path.read_text(encoding="utf-8").split()) >= SHORT:
-            found[path.stem] = path
-    found |= {path.stem: path for path in sorted(EXAMPLES.glob("*.*")) if path.suffix in (".py", ".ipynb")}
-    if not found:
+            pages[path.stem] = path
+    pages |= {path.stem: path for path in sorted(EXAMPLES.glob("*.*")) if path.suffix in (".py", ".ipynb")}
+    if not pages:
         raise FmcnetError(
             f"the documentation is not in this installation ({FOLDER}): see docs/ of the sources"
         )
-    return found
+    return pages
 
 
-def _title(path: Path) -> str:
+def _read_title(path: Path) -> str:
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".ipynb":
         text = json.loads(text)["cells"][0]["source"][0]
@@ -109,7 +109,7 @@ def doctor(
     """
     from fmcnet.doctor import diagnose
 
-    found = diagnose(model, gallery, calibration, device)
-    print_report(found, json_)
-    if not found.ok:
+    report = diagnose(model, gallery, calibration, device)
+    print_report(report, json_)
+    if not report.ok:
         raise typer.Exit(1)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from fmcnet.retrieval.indexing import IndexReport
 
 
-def _leaves_no_empty_gallery(command: Callable[..., None]) -> Callable[..., None]:
+def _remove_if_empty(command: Callable[..., None]) -> Callable[..., None]:
     """Remove a gallery that the command made and that got no entry; say what an early Ctrl-C left."""
 
     @functools.wraps(command)
@@ -41,23 +41,23 @@ def _leaves_no_empty_gallery(command: Callable[..., None]) -> Callable[..., None
         from fmcnet.retrieval.sqlite_connection import NAME
 
         folder = Path(gallery)
-        new, whole = not (folder / NAME).exists(), not folder.exists()
+        new_gallery, new_folder = not (folder / NAME).exists(), not folder.exists()
         try:
             command(gallery, **options)
-        except KeyboardInterrupt as stop:
-            if stop.args:
+        except KeyboardInterrupt as interrupt:
+            if interrupt.args:
                 raise
             raise KeyboardInterrupt("nothing was added; the same command starts again") from None
         finally:
-            if new and (folder / NAME).exists():
+            if new_gallery and (folder / NAME).exists():
                 from fmcnet.retrieval.backup import remove_empty
 
-                remove_empty(folder, whole=whole)
+                remove_empty(folder, whole=new_folder)
 
     return run
 
 
-@_leaves_no_empty_gallery
+@_remove_if_empty
 def index(
     gallery: GalleryPath,
     source: Annotated[list[Path], Argument(help="Pictures, folders of pictures, or one CSV or dataset.")],
@@ -209,13 +209,13 @@ def index(
     encoder = open_model(gallery, model, device)
     with retrieval.Gallery(gallery, dtype=new_dtype, index=index_choice) as opened:
         searcher = retrieval.Searcher(encoder, opened)
-        kept = opened.settings
-        if dtype is not None and kept is not None and kept.dtype != dtype:
+        settings = opened.settings
+        if dtype is not None and settings is not None and settings.dtype != dtype:
             raise FmcnetError(
-                f"--dtype {dtype}: {gallery} keeps {kept.dtype} since its first entry; index into another gallery"
+                f"--dtype {dtype}: {gallery} keeps {settings.dtype} since its first entry; index into another gallery"
             )
-        for each in dict.fromkeys((value_range, *(picture.value_range for picture in sources.pictures))):
-            remember(gallery, model or encoder.folder, each)
+        for bounds in dict.fromkeys((value_range, *(picture.value_range for picture in sources.pictures))):
+            remember(gallery, model or encoder.folder, bounds)
         report = add_new(
             searcher,
             sources,
@@ -234,7 +234,7 @@ def index(
         print_json({"gallery": gallery, **pruned, **report.to_dict()})
         return
     show(f"indexed into {gallery}", _counts(report))
-    for line in _remarks(report, gallery):
+    for line in _remark_lines(report, gallery):
         echo(printable(line), err=True)
 
 
@@ -248,19 +248,19 @@ def _counts(report: IndexReport) -> dict[str, int]:
         **{f"not chosen by {option}": count for option, count in sources.not_chosen.items()},
         "not in the CSV": len(sources.not_listed),
     }
-    kinds = {"left out, moved": moved, "left out, removed before": removed}
+    left_out = {"left out, moved": moved, "left out, removed before": removed}
     return {
         "images": report.pictures,
         "added": report.added,
         "indexed before": report.already,
         **{name: count for name, count in optional.items() if count},
         "left out": len(report.faults) + len(sources.same) + moved + removed,
-        **{name: count for name, count in kinds.items() if count},
+        **{name: count for name, count in left_out.items() if count},
         "entries now": report.entries,
     }
 
 
-def _remarks(report: IndexReport, gallery: str) -> Iterator[str]:
+def _remark_lines(report: IndexReport, gallery: str) -> Iterator[str]:
     """What a person should see of an indexing, a line each."""
     from fmcnet.data.listing import ignored_line
     from fmcnet.retrieval.freshness import moves
@@ -270,8 +270,8 @@ def _remarks(report: IndexReport, gallery: str) -> Iterator[str]:
     for name in report.sources.not_listed:
         yield f"left out {name}: the CSV has no row of it"
     moved = list(report.changes.moved.values())
-    for one in moved[:3]:
-        yield f"left out {one.path}: indexed as {one.before}, which is gone"
+    for move in moved[:3]:
+        yield f"left out {move.path}: indexed as {move.before}, which is gone"
     for old, new in moves(moved)[:3]:
         yield f"if these files were moved: {shlex.join(['fmcnet', 'gallery', 'relocate', gallery, old, new])}"
     for name in report.removed_before[:3]:
@@ -297,26 +297,28 @@ def _prune(gallery: str, roots: bool, yes: bool, dry_run: bool, json_: bool) -> 
 
     with retrieval.Gallery(gallery, create=False, read_only=dry_run) as opened:
         gone = find_gone(opened)
-        going = [one for one in gone if roots or not one.whole]
-        kept = [one for one in gone if one not in going]
-        count = sum(len(one.ids) for one in going)
-        for one in going:
-            first = f"{len(one.ids)} of {one.entries} files are gone, the first {printable(one.first)}"
-            echo(f"{printable(one.root)}: {first}", err=True)
-        for one in kept:
+        removable = [folder for folder in gone if roots or not folder.whole]
+        kept = [folder for folder in gone if folder not in removable]
+        count = sum(len(folder.ids) for folder in removable)
+        for folder in removable:
+            first = (
+                f"{len(folder.ids)} of {folder.entries} files are gone, the first {printable(folder.first)}"
+            )
+            echo(f"{printable(folder.root)}: {first}", err=True)
+        for folder in kept:
             echo(
-                f"{printable(one.root)}: none of its {one.entries} files is there. Is its disk mounted? Its entries "
-                "stay; --prune-roots removes them",
+                f"{printable(folder.root)}: none of its {folder.entries} files is there. Is its disk mounted? Its "
+                "entries stay; --prune-roots removes them",
                 err=True,
             )
         if count and not (yes or dry_run):
             confirm("Remove", count, len(opened))
         if not dry_run:
-            count = remove_gone(opened, going)
+            count = remove_gone(opened, removable)
     facts = {
         "would_prune" if dry_run else "pruned": count,
-        "gone": [one.to_dict() for one in going],
-        "gone_kept": [one.to_dict() for one in kept],
+        "gone": [folder.to_dict() for folder in removable],
+        "gone_kept": [folder.to_dict() for folder in kept],
     }
     if dry_run and json_:
         print_json({"gallery": gallery, **facts})

@@ -24,9 +24,9 @@ def info(run: Model, json_: Json = False) -> None:
         return
     config = facts.pop("config")
     sections = {"versions": facts.pop("versions"), **config}
-    listed = {name: ", ".join(f"{k} {v}" for k, v in section.items()) for name, section in sections.items()}
+    texts = {name: ", ".join(f"{k} {v}" for k, v in section.items()) for name, section in sections.items()}
     paths: dict[str, str] = {key: facts.pop(key) for key in ("weights", "made_from") if key in facts}
-    show(facts.pop("run"), {**facts, **listed}, paths)
+    show(facts.pop("run"), {**facts, **texts}, paths)
 
 
 def embed(
@@ -70,12 +70,12 @@ def embed(
 
     skip = check_choice("--on-error", on_error, ("raise", "skip")) == "skip" or skip_unreadable
     for_images = {"images": images, "--modality": modality, "--on-error": on_error or skip, "--range": range_}
-    given = [name for name, value in for_images.items() if value]
+    used = [name for name, value in for_images.items() if value]
     facts: dict[str, Any] = {}
     lines: list[str] = []
     if data is not None:
-        if given:
-            raise FmcnetError(f"--data is a dataset, so {' and '.join(given)} would do nothing: leave it out")
+        if used:
+            raise FmcnetError(f"--data is a dataset, so {' and '.join(used)} would do nothing: leave it out")
         count, dim = embed_dataset(
             run, data, out, split=split or "test", batch=batch, normalize=not raw, device=device
         )
@@ -140,7 +140,7 @@ def calibrate(
     """
     from fmcnet.inference.fit_calibration import calibrate_model, calibration_lines
 
-    found, path = calibrate_model(
+    calibration, path = calibrate_model(
         run,
         data,
         split=split,
@@ -151,9 +151,9 @@ def calibrate(
         progress=False if json_ else None,
     )
     if json_:
-        print_json({"out": str(path), **found.to_dict()})
+        print_json({"out": str(path), **calibration.to_dict()})
         return
-    for line in calibration_lines(found):
+    for line in calibration_lines(calibration):
         echo(line)
     if out is not None:
         echo(f"use it: fmcnet search GALLERY IMAGE --calibration {path} (or fmcnet serve)")
@@ -185,7 +185,7 @@ def project(
     from fmcnet.inference.fit_projection import project_model
     from fmcnet.models.card import model_digest
 
-    found, folder = project_model(
+    result, folder = project_model(
         run,
         data,
         dim=dim,
@@ -195,14 +195,14 @@ def project(
         device=device,
         progress=False if json_ else None,
     )
-    facts = {"dim": found.dim, "from": len(found.mean), "method": found.method, **found.facts}
+    facts = {"dim": result.dim, "from": len(result.mean), "method": result.method, **result.facts}
     if json_:
-        said = {"out": str(folder), "digest": model_digest(folder), "source": found.source, **facts}
-        print_json(said)
+        content = {"out": str(folder), "digest": model_digest(folder), "source": result.source, **facts}
+        print_json(content)
         return
     echo(
-        f"{len(found.mean)} values to {found.dim} ({found.method}), learnt from {facts['images']:,} images of "
-        f"{facts['identities']:,} identities"
+        f"{len(result.mean)} values to {result.dim} ({result.method}), learnt from {facts['images']:,} "
+        f"images of {facts['identities']:,} identities"
     )
     echo(f"model: {folder}\nwhat it costs: fmcnet evaluate {folder} --data {data} --both")
 
@@ -242,20 +242,20 @@ def adapt(
             echo(ignored_line(tuple(ignored)), err=json_)
         crops = Crops.of(*sources)
     else:
-        lacks = "--infrared" if visible else "--visible"
-        raise FmcnetError(f"adapting needs images of both modalities: give {lacks}, too")
-    found = adapt_model(
+        missing = "--infrared" if visible else "--visible"
+        raise FmcnetError(f"adapting needs images of both modalities: give {missing}, too")
+    adapted = adapt_model(
         run, crops, out, overwrite=overwrite, batch=batch, device=device, progress=False if json_ else None
     )
     if json_:
-        print_json({"out": str(found.folder), **asdict(found), "ignored": ignored_facts(tuple(ignored))})
+        print_json({"out": str(adapted.folder), **asdict(adapted), "ignored": ignored_facts(tuple(ignored))})
         return
     echo(
-        f"statistics of {found.images['visible']:,} visible and {found.images['infrared']:,} infrared images"
+        f"statistics of {adapted.images['visible']:,} visible and {adapted.images['infrared']:,} infrared images"
     )
-    echo(f"model: {found.folder} (digest {found.digest})")
-    before = "" if found.digest == found.source else f"; one of model {found.source} does not hold"
-    echo(f"calibration: none{before}. Learn one: fmcnet calibrate {found.folder} --data TABLE")
+    echo(f"model: {adapted.folder} (digest {adapted.digest})")
+    note = "" if adapted.digest == adapted.source else f"; one of model {adapted.source} does not hold"
+    echo(f"calibration: none{note}. Learn one: fmcnet calibrate {adapted.folder} --data TABLE")
 
 
 def export(

@@ -116,12 +116,12 @@ def search(
     if json_:
         print_json({"gallery": gallery, **answer.to_dict()})
         return
-    _print(answer, parse_timezone(timezone))
+    _print_answer(answer, parse_timezone(timezone))
     if html is not None:
         echo(f"page: {html}")
 
 
-def _print(answer: Answer, zone: tzinfo) -> None:
+def _print_answer(answer: Answer, zone: tzinfo) -> None:
     from fmcnet.times import shown_time
 
     rows: list[dict[str, Any]] = [

@@ -144,11 +144,11 @@ def list_all(file: KeyFile, json_: Json = False) -> None:
     """Names and scopes of the keys; the keys themselves are not kept."""
     from fmcnet.server.keys import list_keys
 
-    found = list_keys(file)
+    keys = list_keys(file)
     if json_:
-        print_json({"keys": [{"name": key.name, "scopes": sorted(key.scopes)} for key in found]})
+        print_json({"keys": [{"name": key.name, "scopes": sorted(key.scopes)} for key in keys]})
         return
-    for key in found:
+    for key in keys:
         echo(f"{key.name}: {', '.join(sorted(key.scopes))}")
 
 

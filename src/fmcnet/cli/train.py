@@ -61,14 +61,14 @@ def train(
     from fmcnet.training import trainer
     from fmcnet.training.prepare import parse_splits, resumed_config, split_folder, warn_of_other_benchmark
 
-    chosen = parse_splits(splits) if splits else ()
+    split_numbers = parse_splits(splits) if splits else ()
     if splits and any(item.startswith("data.split=") for item in overrides or ()):
         raise FmcnetError("--splits names the splits, so data.split would do nothing: leave it out")
-    folders = [split_folder(out, split) for split in chosen] or [out]
-    known = (resumed_config(folder, config, overrides or []) for folder in folders if resume)
-    own = next((one for one in known if one is not None), None)
-    settings = own or load_config(config or "generated", overrides or [])
-    if resume and own is None:
+    folders = [split_folder(out, split) for split in split_numbers] or [out]
+    run_configs = (resumed_config(folder, config, overrides or []) for folder in folders if resume)
+    resumed = next((run_config for run_config in run_configs if run_config is not None), None)
+    settings = resumed or load_config(config or "generated", overrides or [])
+    if resume and resumed is None:
         logging.getLogger(__name__).info("there is no run in %s: starting one", out)
     warn_of_other_benchmark(config, data)
     options: dict[str, Any] = {
@@ -80,17 +80,17 @@ def train(
     }
     try:
         if splits:
-            results = trainer.train_splits(settings, data, out, chosen, **options)
+            results = trainer.train_splits(settings, data, out, split_numbers, **options)
         else:
             results = [trainer.train(settings, data, out, **options)]
-    except Interrupted as stop:
-        raise Interrupted(f"{stop}. Go on with\n  {_resuming()}", stop.code) from None
+    except Interrupted as interrupt:
+        raise Interrupted(f"{interrupt}. Go on with\n  {_resume_command()}", interrupt.code) from None
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"go on with\n  {_resuming()}") from None
+        raise KeyboardInterrupt(f"go on with\n  {_resume_command()}") from None
     if int(os.environ.get("RANK", "0")):
         return
     if json_:
-        print_json([r.to_dict() for r in results] if splits else results[0].to_dict())
+        print_json([result.to_dict() for result in results] if splits else results[0].to_dict())
         return
     verbose = logging.getLogger("fmcnet").isEnabledFor(logging.DEBUG)
     for result in results:
@@ -131,19 +131,19 @@ def config(
     from fmcnet.config import load_config, purpose, shipped
 
     if name is None:
-        for known in shipped():
-            echo(f"{known}: {purpose(known)}")
+        for shipped_name in shipped():
+            echo(f"{shipped_name}: {purpose(shipped_name)}")
         return
     echo(load_config(name, overrides or []).to_yaml(comments=True), nl=False)
 
 
-def _resuming() -> str:
+def _resume_command() -> str:
     """The command of this process, with --resume, as a person types it."""
     arguments = sys.argv[1:]
     if "--resume" not in arguments:
         arguments.insert(arguments.index("--") if "--" in arguments else len(arguments), "--resume")
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world != int(os.environ.get("LOCAL_WORLD_SIZE", str(world))):
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size != int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size))):
         return f"the same torchrun command on every machine: {shlex.join(['... -m fmcnet', *arguments])}"
-    start = ["torchrun", "--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", str(world)), "-m"]
-    return shlex.join([*(start if world > 1 else []), "fmcnet", *arguments])
+    launcher = ["torchrun", "--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", str(world_size)), "-m"]
+    return shlex.join([*(launcher if world_size > 1 else []), "fmcnet", *arguments])

@@ -30,9 +30,9 @@ from fmcnet.types import Modality
 
 Scored = TypeVar("Scored", Hit, HitGroup)
 MOST_WORDS = 20
-"""Of so many values of a filter each is looked for by itself; of more, none is."""
+"""A filter of at most so many values gets a note on each; a longer one gets none."""
 MOST_COMPARED = 20_000
-"""Identities beside which a filter looks for near spellings."""
+"""A gallery of more identities is not searched for near spellings."""
 NO_LIMIT = float("-inf")
 """The least similarity of an answer without a threshold."""
 THUMBNAIL = (192, 384)
@@ -61,7 +61,7 @@ text-align:center}.facts{padding:8px 10px 10px}.facts b{font-size:1.02rem}
 
 @dataclass(frozen=True)
 class Answer:
-    """Who it may be.
+    """The result of a search.
 
     Attributes:
         hits: most similar first; when grouped, the best hit of each group, in the groups' order.
@@ -71,9 +71,9 @@ class Answer:
         modality: of the query; None: images of both modalities were pooled.
         images: how many images made the query.
         compared: how many entries it was compared with.
-        prior: what probabilities start from; None: there are none.
+        prior: probability before comparing; None: there are no probabilities.
         thresholds: the least similarity asked for, by the entry's modality; empty when none was asked for.
-        notes: what a person should know of this answer, sentences.
+        notes: remarks for the reader, one sentence each.
     """
 
     hits: tuple[Hit, ...]
@@ -88,19 +88,19 @@ class Answer:
 
     @property
     def ranking(self) -> list[tuple[Hit, int]]:
-        """What to show, best first: hits with what ranks them, and how many pictures that is of."""
+        """Hits to show, best first, with the ranking similarity and the number of pictures."""
         if not self.groups:
             return [(hit, 1) for hit in self.hits]
         return [
-            (replace(one.best, similarity=one.similarity, probability=one.probability), one.size)
-            for one in self.groups
+            (replace(group.best, similarity=group.similarity, probability=group.probability), group.size)
+            for group in self.groups
         ]
 
     @property
     def order(self) -> str:
         """Why a less probable hit stands above a more probable one; "" where none does."""
-        sure = [hit.probability for hit, _ in self.ranking if hit.probability is not None]
-        if not any(later > earlier for earlier, later in pairwise(sure)):
+        probabilities = [hit.probability for hit, _ in self.ranking if hit.probability is not None]
+        if not any(later > earlier for earlier, later in pairwise(probabilities)):
             return ""
         return (
             "ranked by similarity: visible and infrared entries have their own calibrations, so a less probable "
@@ -116,14 +116,14 @@ class Answer:
             "query": {"modality": str(self.modality or "both"), "images": self.images},
             "compared": self.compared,
             "prior": self.prior,
-            "thresholds": {str(kind): value for kind, value in self.thresholds.items()},
+            "thresholds": {str(modality): value for modality, value in self.thresholds.items()},
             "notes": list(self.notes),
         }
 
 
 @dataclass(frozen=True)
 class CalibratedScores:
-    """A calibration as seen from one query.
+    """A calibration applied to one query.
 
     A query of both modalities has two curves to an entry; it takes the more cautious one: the smaller
     probability, the higher threshold.
@@ -141,36 +141,37 @@ class CalibratedScores:
     def covers(self, entry: Modality) -> bool:
         """Whether a similarity to such an entry can be translated."""
         calibration = self.calibration
-        return calibration is not None and all(calibration.covers(kind, entry) for kind in self.query)
+        return calibration is not None and all(calibration.covers(modality, entry) for modality in self.query)
 
     def with_probabilities(self, found: Sequence[Scored]) -> list[Scored]:
-        """The same with their probabilities, None where `covers` says no; order kept."""
+        """The same, in order, with probabilities; None where `covers` is False."""
         probabilities: list[float | None] = [None] * len(found)
         for entry in Modality:
-            rows = [row for row, one in enumerate(found) if one.modality is entry]
+            rows = [row for row, result in enumerate(found) if result.modality is entry]
             if self.calibration is None or not rows or not self.covers(entry):
                 continue
             cosines = [found[row].similarity for row in rows]
             curves = [
-                self.calibration.probability(cosines, kind, entry, prior=self.prior) for kind in self.query
+                self.calibration.probability(cosines, modality, entry, prior=self.prior)
+                for modality in self.query
             ]
-            for row, probability in zip(rows, np.min(curves, axis=0).tolist(), strict=True):
-                probabilities[row] = probability
-        return [replace(one, probability=p) for one, p in zip(found, probabilities, strict=True)]
+            for row, p in zip(rows, np.min(curves, axis=0).tolist(), strict=True):
+                probabilities[row] = p
+        return [replace(result, probability=p) for result, p in zip(found, probabilities, strict=True)]
 
     def thresholds(self, entries: Sequence[Modality], fmr: float | None) -> dict[Modality, float]:
         """The least similarity, by the modality of entries that can be judged; `NO_LIMIT` without a rate."""
-        calibration, covered = self.calibration, [kind for kind in entries if self.covers(kind)]
+        calibration, covered = self.calibration, [entry for entry in entries if self.covers(entry)]
         if calibration is None or fmr is None:
             return dict.fromkeys(covered, NO_LIMIT)
         return {
-            entry: max(calibration.threshold(kind, entry, fmr=fmr) for kind in self.query)
+            entry: max(calibration.threshold(modality, entry, fmr=fmr) for modality in self.query)
             for entry in covered
         }
 
 
 def filter_notes(gallery: Gallery, where: Where | None) -> tuple[str, ...]:
-    """What a filter asks for that no entry has, and spellings that it passes over.
+    """Notes on filter values that no entry has, and on near spellings left out.
 
     Args:
         gallery: to look in.
@@ -180,20 +181,26 @@ def filter_notes(gallery: Gallery, where: Where | None) -> tuple[str, ...]:
         return ()
     notes = list(_camera_notes(gallery, list(where.cameras or ())))
     notes += [
-        f"no entry has the track '{t}'" for t in _few(where.tracks) if not gallery.count(Where(tracks=[t]))
+        f"no entry has the track '{track}'"
+        for track in _values_to_check(where.tracks)
+        if not gallery.count(Where(tracks=[track]))
     ]
-    notes += [f"no entry has the tag '{t}'" for t in _few(where.tags) if not gallery.count(Where(tags=[t]))]
+    notes += [
+        f"no entry has the tag '{tag}'"
+        for tag in _values_to_check(where.tags)
+        if not gallery.count(Where(tags=[tag]))
+    ]
     if where.modality is not None and not gallery.count(Where(modality=where.modality)) and len(gallery):
         notes.append(f"no entry is {where.modality}, so none passes a filter by modality")
     if (where.since or where.until) and gallery.times() is None and len(gallery):
         notes.append("no entry has a time, so none passes a filter by time")
-    if pids := _few(where.pids):
+    if pids := _values_to_check(where.pids):
         notes += _identity_notes(gallery, [str(pid) for pid in pids])
     return tuple(notes)
 
 
-def _few(values: Collection[Any] | None) -> Collection[Any]:
-    """The values of a filter, each of which is looked for; none of more than `MOST_WORDS`."""
+def _values_to_check(values: Collection[Any] | None) -> Collection[Any]:
+    """The values of a filter to look up; none if there are more than `MOST_WORDS`."""
     return values if values is not None and len(values) <= MOST_WORDS else ()
 
 
@@ -202,7 +209,7 @@ def _camera_notes(gallery: Gallery, cameras: Sequence[str]) -> Iterator[str]:
     for camera in cameras[:MOST_WORDS]:
         others = [name for name in stored if name not in cameras and spelling(name) == spelling(camera)]
         if camera not in stored:
-            yield f"no entry has the camera '{camera}'{_instead(camera, stored)}"
+            yield f"no entry has the camera '{camera}'{_suggestion(camera, stored)}"
         elif others:
             yield (
                 f"entries of the camera {', '.join(map(repr, others))} do not pass the filter, which may be "
@@ -210,7 +217,7 @@ def _camera_notes(gallery: Gallery, cameras: Sequence[str]) -> Iterator[str]:
             )
 
 
-def _instead(word: str, stored: Sequence[str]) -> str:
+def _suggestion(word: str, stored: Sequence[str]) -> str:
     near = nearest(word, stored)
     if near is not None:
         return f": did you mean '{near}'?"
@@ -218,12 +225,12 @@ def _instead(word: str, stored: Sequence[str]) -> str:
 
 
 def _identity_notes(gallery: Gallery, pids: Collection[str]) -> Iterator[str]:
-    """Those that no entry has, and near spellings that do not pass the filter."""
+    """Notes on identities that no entry has, and on near spellings left out."""
     stored = gallery.identities()
     compared = stored if len(stored) <= MOST_COMPARED else []
     for pid in pids:
         key = near_spelling(pid)
-        others = ", ".join(repr(one) for one in compared if one not in pids and near_spelling(one) == key)
+        others = ", ".join(repr(name) for name in compared if name not in pids and near_spelling(name) == key)
         if not gallery.count(Where(pids=[pid])):
             yield f"no entry has the pid '{pid}'" + (f": did you mean {others}?" if others else "")
         elif others:
@@ -243,10 +250,10 @@ def answer_notes(
     """The notes of an answer.
 
     Args:
-        scores: the calibration as seen from the query.
+        scores: the calibration, applied to the query.
         images: how many images made the query.
         candidates: all hits, each alone, or tracks, best first.
-        found: those that reach what was asked, grouped.
+        found: those that reach the thresholds, grouped.
         asked: a least probability or a false-match rate was given.
         group: "track", "pid", or None.
         where: the filter.
@@ -259,15 +266,17 @@ def answer_notes(
             f"{model or 'RUN'} --data TABLE"
         )
     else:
-        query = " and ".join(str(kind) for kind in scores.query)
-        for kind in (where or Where()).modalities:
-            if scores.covers(kind):
+        query = " and ".join(str(modality) for modality in scores.query)
+        for modality in (where or Where()).modalities:
+            if scores.covers(modality):
                 continue
             if asked:
-                notes.append(f"{kind} entries were left out: {query} to {kind} is not calibrated")
-            elif any(one.modality is kind for one in candidates):
-                notes.append(f"no probability for {kind} entries: {query} to {kind} is not calibrated")
-        if any(one.pooled > 1 for one in found):
+                notes.append(f"{modality} entries were left out: {query} to {modality} is not calibrated")
+            elif any(candidate.modality is modality for candidate in candidates):
+                notes.append(
+                    f"no probability for {modality} entries: {query} to {modality} is not calibrated"
+                )
+        if any(hit_group.pooled > 1 for hit_group in found):
             notes.append(
                 "the pictures of each track were pooled; probabilities were learnt from single images and are "
                 "approximate here"
@@ -275,18 +284,20 @@ def answer_notes(
         if len(scores.query) > 1:
             notes.append("the query has both modalities: the more cautious of two calibrations is shown")
     if images > 1:
-        known = scores.calibration is not None
-        doubt = "; probabilities were learnt from single images and are approximate here" if known else ""
-        notes.append(f"{images} images were taken as ONE person and pooled{doubt}")
-    if group and found and all(one.key is None for one in found):
+        calibrated = scores.calibration is not None
+        caveat = (
+            "; probabilities were learnt from single images and are approximate here" if calibrated else ""
+        )
+        notes.append(f"{images} images were taken as ONE person and pooled{caveat}")
+    if group and found and all(hit_group.key is None for hit_group in found):
         notes.append("no entry found has what it was to be grouped by, so each is a group of its own")
     if asked and not found and candidates:
         best = candidates[0]
-        what = "track" if group == "track" else "entry"
-        likely = "" if best.probability is None else f", probability {best.probability:.3g}"
+        noun = "track" if group == "track" else "entry"
+        probability = "" if best.probability is None else f", probability {best.probability:.3g}"
         notes.append(
-            f"no match: no {what} reaches what was asked for; the nearest {what} has similarity "
-            f"{best.similarity:.3f}{likely}"
+            f"no match: no {noun} reaches what was asked for; the nearest {noun} has similarity "
+            f"{best.similarity:.3f}{probability}"
         )
     return notes
 
@@ -298,7 +309,7 @@ def write_page(
     stored: Callable[[str], bytes | None] = lambda _: None,
     zone: tzinfo = timezone.utc,
 ) -> Path:
-    """Write the page, whole or not at all: one file, from which no request goes out.
+    """Write the page atomically: one file, which loads nothing from elsewhere.
 
     Args:
         path: the .html file.
@@ -308,7 +319,7 @@ def write_page(
             cannot be read becomes a placeholder.
         zone: of the times shown.
     """
-    kind = str(answer.modality or "visible and infrared")
+    modality = str(answer.modality or "visible and infrared")
     notes = "".join(f'<p class="soft">{escape(note)}</p>' for note in answer.notes)
     no_match = (
         '<p class="no-match">No match: no entry reaches the probability or false-match rate asked for.</p>'
@@ -329,20 +340,22 @@ def write_page(
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
         "style-src 'unsafe-inline'\">"
         f"<title>fmcnet search</title><style>{STYLE}</style></head><body><main>"
-        f'<section class="query"><div class="pictures">{"".join(_frame(str(p), "query") for p in query)}</div>'
-        f'<div class="words"><h1>Who is this?</h1><p>{answer.images} {kind} picture{"s" * (answer.images > 1)}, '
+        f'<section class="query"><div class="pictures">{"".join(_frame(str(path), "query") for path in query)}</div>'
+        f'<div class="words"><h1>Who is this?</h1><p>{answer.images} {modality} picture{"s" * (answer.images > 1)}, '
         f"compared with {answer.compared:,} entries.</p>{prior}{notes}"
         '<p class="soft">A similarity is no proof of identity: a person has to look.</p></div></section>'
         f"{no_match}<ol>{cards}</ol></main></body></html>\n"
     )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    return write_atomically(path, lambda at: at.write_text(page, encoding="utf-8"), private_mode(path.parent))
+    return write_atomically(
+        path, lambda target: target.write_text(page, encoding="utf-8"), private_mode(path.parent)
+    )
 
 
 def _card(rank: int, hit: Hit, size: int, picture: bytes | None, zone: tzinfo) -> str:
-    sure = "" if hit.probability is None else f"{hit.probability:.1%}"
-    share = hit.similarity if hit.probability is None else hit.probability
+    probability = "" if hit.probability is None else f"{hit.probability:.1%}"
+    score = hit.similarity if hit.probability is None else hit.probability
     facts = [
         f"similarity {hit.similarity:.3f}",
         str(hit.modality),
@@ -354,21 +367,21 @@ def _card(rank: int, hit: Hit, size: int, picture: bytes | None, zone: tzinfo) -
     ]
     lines = "".join(f'<p class="soft">{escape(printable(fact))}</p>' for fact in facts if fact)
     return (
-        f'<li>{_frame(hit.source, f"rank {rank}", picture)}<div class="facts"><b>{rank}. {sure}</b>'
-        f'<div class="meter"><i style="width:{100 * min(max(share, 0.0), 1.0):.1f}%"></i></div>{lines}</div></li>'
+        f'<li>{_frame(hit.source, f"rank {rank}", picture)}<div class="facts"><b>{rank}. {probability}</b>'
+        f'<div class="meter"><i style="width:{100 * min(max(score, 0.0), 1.0):.1f}%"></i></div>{lines}</div></li>'
     )
 
 
 def _frame(source: str | None, name: str, picture: bytes | None = None) -> str:
-    """The picture that the gallery keeps, or the one of the source, or words in its place."""
+    """HTML of the gallery's picture, else the source's, else a placeholder."""
     if picture is None and source is not None:
         with contextlib.suppress(DataError):
             picture = thumbnail(source)
-    inside = "<span>picture not at hand</span>"
+    content = "<span>picture not at hand</span>"
     if picture:
         data = base64.b64encode(picture).decode("ascii")
-        inside = f'<img alt="{escape(name)}" src="data:image/jpeg;base64,{data}">'
-    return f'<div class="frame" title="{escape(printable(source or ""))}">{inside}</div>'
+        content = f'<img alt="{escape(name)}" src="data:image/jpeg;base64,{data}">'
+    return f'<div class="frame" title="{escape(printable(source or ""))}">{content}</div>'
 
 
 def thumbnail(source: Any, value_range: ValueRange | None = None, size: tuple[int, int] = THUMBNAIL) -> bytes:
@@ -388,6 +401,6 @@ def thumbnail(source: Any, value_range: ValueRange | None = None, size: tuple[in
             f"keep_images takes paths, Pillow images and uint8 arrays, not {type(source).__name__}"
         )
     image.thumbnail(size)
-    out = io.BytesIO()
-    Image.frombytes("RGB", image.size, image.tobytes()).save(out, "JPEG", quality=85)
-    return out.getvalue()
+    buffer = io.BytesIO()
+    Image.frombytes("RGB", image.size, image.tobytes()).save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()

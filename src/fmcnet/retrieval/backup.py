@@ -40,7 +40,7 @@ WAIT = 30.0
 """Seconds to wait for a locked database."""
 CHUNK = 4096
 LOST = "recovered-"
-"""Begins the id of an entry whose own was lost."""
+"""Prefix of the id of an entry whose own was lost."""
 Rescued = tuple[Entry, FloatArray, "bytes | None"]
 """An entry, its (D,) embedding and its picture."""
 
@@ -64,7 +64,7 @@ def backup(location: str, out: str | Path) -> int:
     folder, out = Path(location), Path(out)
     if out.exists():
         raise GalleryError(f"{out} exists: name a new folder")
-    with _copied(folder, out) as (new, entries):
+    with _verified_copy(folder, out) as (new, entries):
         new.rename(out)
     to_disk(out.parent)
     return entries
@@ -88,8 +88,8 @@ def restore(source: str | Path, folder: str | Path, *, replace: bool = False) ->
     source, folder = Path(source), Path(folder)
     _check_target(source, folder, replace)
     with Gallery(source, read_only=True):
-        pass  # it is one, and has lost nothing
-    with _copied(source, folder) as (new, entries):
+        pass  # opening it checks that
+    with _verified_copy(source, folder) as (new, entries):
         _check_target(source, folder, replace)
         if folder.exists():
             new.chmod(folder.stat().st_mode & 0o7777)
@@ -99,7 +99,7 @@ def restore(source: str | Path, folder: str | Path, *, replace: bool = False) ->
 
 
 @contextlib.contextmanager
-def _copied(folder: Path, out: Path) -> Iterator[tuple[Path, int]]:
+def _verified_copy(folder: Path, out: Path) -> Iterator[tuple[Path, int]]:
     """A verified copy of a gallery in `OUT.part`, to be renamed, and its number of entries.
 
     What a kill leaves in `OUT.part` is removed by the next copy to `out`. The database has another name until it is
@@ -116,8 +116,8 @@ def _copied(folder: Path, out: Path) -> Iterator[tuple[Path, int]]:
             stack.callback(shutil.rmtree, work, ignore_errors=True)
             if (work / "old").is_dir() and not out.exists():
                 (work / "old").rename(out)  # of a restore that was killed between its two renames
-            for left in ("old", "gallery"):
-                shutil.rmtree(work / left, ignore_errors=True)
+            for name in ("old", "gallery"):
+                shutil.rmtree(work / name, ignore_errors=True)
             (work / "gallery").mkdir(mode=0o700)
             yield work / "gallery", _copy(folder, work)
         except OSError as error:
@@ -193,7 +193,7 @@ def _check_target(source: Path, folder: Path, replace: bool) -> None:
         return
     if source.exists() and folder.samefile(source):
         raise GalleryError(f"{folder} is the backup itself: name another folder")
-    foreign = [path.name for path in folder.iterdir() if not any(path.match(name) for name in OWN)]
+    foreign = [path.name for path in folder.iterdir() if not any(path.match(pattern) for pattern in OWN)]
     if foreign:
         raise GalleryError(
             f"{folder} holds {min(foreign)}, which is no file of a gallery: name another folder"
@@ -207,7 +207,7 @@ def _check_target(source: Path, folder: Path, replace: bool) -> None:
 
 
 def in_use(database: Path) -> bool:
-    """Whether anybody has it open. A database that cannot be read is taken not to be."""
+    """Whether a process has it open; False for a database that cannot be read."""
     if not os.access(database, os.R_OK | os.W_OK) or not database.is_file() or not database.stat().st_size:
         return False
     with contextlib.closing(sqlite3.connect(database, timeout=0)) as connection:
@@ -237,7 +237,7 @@ def remove_empty(folder: Path, *, whole: bool) -> None:
                     return
             if in_use(folder / NAME):
                 return
-            for path in [path for name in OWN for path in folder.glob(name)]:
+            for path in [path for pattern in OWN for path in folder.glob(pattern)]:
                 path.unlink(missing_ok=True)
         if whole:
             folder.rmdir()
@@ -280,56 +280,56 @@ def recover(folder: str | Path, out: str | Path, model: str) -> Recovered:
     folder, out = Path(folder), Path(out)
     if out.exists():
         raise GalleryError(f"{out} exists: name a new folder")
-    damaged, done, gone = set[int](), set[int](), set[int]()
+    damaged, written, removed = set[int](), set[int](), set[int]()
     renamed, dtype = 0, "float32"
-    room = out.with_name(f"{out.name}.part")
-    if room.exists():
-        raise GalleryError(f"{room} is of a recovery that was ended: delete it")
+    partial = out.with_name(f"{out.name}.part")
+    if partial.exists():
+        raise GalleryError(f"{partial} is of a recovery that was ended: delete it")
     with contextlib.ExitStack() as stack:
-        database = _database(folder, stack)
+        database = _open_readable(folder, stack)
         reason = ""
         parts: list[Iterator[dict[int, Rescued]]] = []
         try:
             manifest = IndexManifest.read(folder)
-            if database is not None and not _is_of(database, manifest):
+            if database is not None and not _is_same_gallery(database, manifest):
                 if (mark := read_mark(folder / NAME)) is not None and mark.gallery != manifest.gallery:
                     raise InvalidIndexError("it belongs to another gallery")
                 database = None
             codes, columns = manifest.map(folder), manifest.load_columns(folder)
             dtype = manifest.dtype
-            gone = _removed(database, manifest) | set(columns.seq[~columns.alive].tolist())
-            parts.append(_of_index(manifest, codes, columns, database, damaged, gone))
+            removed = _removed_since(database, manifest) | set(columns.seq[~columns.alive].tolist())
+            parts.append(_rows_of_index(manifest, codes, columns, database, damaged, removed))
         except InvalidIndexError as error:
             reason = str(error)
         if database is not None:
             with contextlib.suppress(GalleryError):
                 dtype = database.dtype
-                parts.append(_of_database(database, done, gone, damaged))
+                parts.append(_rows_of_database(database, written, removed, damaged))
         if not parts:
             raise GalleryDamagedError(f"{folder}: its index cannot be read either: {reason}")
         gallery = stack.enter_context(
-            Gallery(room, model=model, dtype="float16" if dtype == "float16" else "float32")
+            Gallery(partial, model=model, dtype="float16" if dtype == "float16" else "float32")
         )
         for rows in filter(None, itertools.chain(*parts)):
-            done.update(rows)
+            written.update(rows)
             renamed += sum(entry.id == f"{LOST}{seq}" for seq, (entry, _, _) in rows.items())
             entries, vectors, pictures = zip(*rows.values(), strict=True)
             batch = EntryBatch(entries, np.stack(vectors), pictures)
             gallery._store.add(batch, model, "refuse")  # Gallery.add refuses some ids that 0.1.0 took
         stack.close()  # the new gallery is whole, and nobody has it open
-        room.rename(out)
+        partial.rename(out)
     to_disk(out.parent)
-    return Recovered(len(done), renamed, len(damaged - done))
+    return Recovered(len(written), renamed, len(damaged - written))
 
 
-def _is_of(database: Database, manifest: IndexManifest) -> bool:
-    """Whether index and database are one gallery's; a name that cannot be read does not tell."""
+def _is_same_gallery(database: Database, manifest: IndexManifest) -> bool:
+    """Whether index and database are one gallery's; True where a name cannot be read."""
     with contextlib.suppress(GalleryError), database.reading():
         return database.name() == manifest.gallery
     return True
 
 
-def _removed(database: Database | None, manifest: IndexManifest) -> set[int]:
+def _removed_since(database: Database | None, manifest: IndexManifest) -> set[int]:
     """Rows that the database knows to be removed since the index was written."""
     if database is not None:
         with contextlib.suppress(GalleryError), database.reading():
@@ -337,7 +337,7 @@ def _removed(database: Database | None, manifest: IndexManifest) -> set[int]:
     return set()
 
 
-def _database(folder: Path, stack: contextlib.ExitStack) -> Database | None:
+def _open_readable(folder: Path, stack: contextlib.ExitStack) -> Database | None:
     """The database, where it can be read."""
     with contextlib.suppress(GalleryError):
         database = Database(folder, read_only=True, timeout=1.0)
@@ -348,55 +348,55 @@ def _database(folder: Path, stack: contextlib.ExitStack) -> Database | None:
     return None
 
 
-def _of_index(
+def _rows_of_index(
     manifest: IndexManifest,
     codes: Codes,
     columns: EntryColumns,
     database: Database | None,
     damaged: set[int],
-    gone: set[int],
+    removed: set[int],
 ) -> Iterator[dict[int, Rescued]]:
-    """The rows whose embedding is intact, with what the database knows of them; the others into `damaged`."""
+    """The rows whose embedding is intact, with what the database knows of them; others go into `damaged`."""
     blocks = [block_crc(codes, block) == crc for block, crc in enumerate(manifest.blocks)]
     alive = np.flatnonzero(columns.alive[: manifest.rows])
-    right = np.repeat(blocks, BLOCK)[alive] & (codes[alive] != 0).any(axis=1)
-    damaged.update(columns.seq[alive[~right]].tolist())
-    rows = alive[right]
-    rows = rows[~np.isin(columns.seq[rows], list(gone))]
+    intact = np.repeat(blocks, BLOCK)[alive] & (codes[alive] != 0).any(axis=1)
+    damaged.update(columns.seq[alive[~intact]].tolist())
+    rows = alive[intact]
+    rows = rows[~np.isin(columns.seq[rows], list(removed))]
     texts = {name: list(columns.numbers[name]) for name in columns.numbers}
     for start in range(0, len(rows), CHUNK):
         part = rows[start : start + CHUNK]
-        known = {} if database is None else _readable(database, columns.seq[part].tolist(), set())
+        stored = {} if database is None else _read_rows(database, columns.seq[part].tolist(), set())
         rescued = {}
         for row in part.tolist():
             seq = int(columns.seq[row])
-            entry, vector, picture = known.get(seq) or (_entry(columns, texts, row, seq), None, None)
+            entry, vector, picture = stored.get(seq) or (_entry_at(columns, texts, row, seq), None, None)
             if vector is not None and not np.array_equal(vector, codes[row].astype(np.float32)):
-                entry, picture = _entry(columns, texts, row, seq), None  # not the row that was indexed
+                entry, picture = _entry_at(columns, texts, row, seq), None  # not the row that was indexed
             rescued[seq] = entry, codes[row].astype(np.float32), picture
         yield rescued
 
 
-def _of_database(
-    database: Database, done: set[int], gone: set[int], damaged: set[int]
+def _rows_of_database(
+    database: Database, written: set[int], removed: set[int], damaged: set[int]
 ) -> Iterator[dict[int, Rescued]]:
-    """The rows that are not in `done`; those that cannot be read into `damaged`."""
+    """The rows not in `written` or `removed`; unreadable ones go into `damaged`."""
     seq = 0
     with contextlib.suppress(GalleryError):
         while True:
             with database.reading():
-                found = database.run("SELECT seq FROM rows WHERE seq > ? ORDER BY seq LIMIT ?", (seq, CHUNK))
-            seqs = [row[0] for row in found]
+                rows = database.run("SELECT seq FROM rows WHERE seq > ? ORDER BY seq LIMIT ?", (seq, CHUNK))
+            seqs = [row[0] for row in rows]
             if not seqs or max(seqs) <= seq:
                 return
             seq = max(seqs)
-            left = [one for one in seqs if one not in done and one not in gone]
-            yield _readable(database, left, damaged)
+            remaining = [number for number in seqs if number not in written and number not in removed]
+            yield _read_rows(database, remaining, damaged)
 
 
-def _readable(database: Database, seqs: list[int], damaged: set[int]) -> dict[int, Rescued]:
-    """Those rows that the database still has whole; those of which it has a part into `damaged`."""
-    found: dict[int, Rescued] = {}
+def _read_rows(database: Database, seqs: list[int], damaged: set[int]) -> dict[int, Rescued]:
+    """The rows that the database still has whole; partial ones go into `damaged`."""
+    rows: dict[int, Rescued] = {}
     for seq in seqs:
         try:
             with database.reading():
@@ -404,22 +404,22 @@ def _readable(database: Database, seqs: list[int], damaged: set[int]) -> dict[in
         except GalleryError:
             damaged.add(seq)
             continue
-        found[seq] = entry, vector, None
+        rows[seq] = entry, vector, None
         with contextlib.suppress(GalleryError), database.reading():
-            found[seq] = entry, vector, database.picture(seq)
-    return found
+            rows[seq] = entry, vector, database.picture(seq)
+    return rows
 
 
-def _entry(columns: EntryColumns, texts: dict[str, list[str]], row: int, seq: int) -> Entry:
+def _entry_at(columns: EntryColumns, texts: dict[str, list[str]], row: int, seq: int) -> Entry:
     """An entry of the index's columns alone."""
     values = {name: int(cast(int, columns[name][row])) for name in ("modality", "time", *texts)}
-    known = {name: None if values[name] < 0 else texts[name][values[name]] for name in texts}
+    labels = {name: None if values[name] < 0 else texts[name][values[name]] for name in texts}
     return Entry(
         f"{LOST}{seq}",
         Modality.from_code(values["modality"]),
-        pid=known["pid"],
-        camera=known["camera"],
+        pid=labels["pid"],
+        camera=labels["camera"],
         time=None if values["time"] == NONE else from_micros(values["time"]),
-        track=known["track"],
-        tags=tuple(json.loads(known["tags"] or "[]")),
+        track=labels["track"],
+        tags=tuple(json.loads(labels["tags"] or "[]")),
     )

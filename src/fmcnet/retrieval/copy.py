@@ -1,4 +1,4 @@
-"""A gallery elsewhere: in a gallery of either backend, or as one file for other tools.
+"""Copies of a gallery: in a gallery of either backend, or as one file for other tools.
 
 A copy is exact, in batches, resumable, and compared at the end. A file is Parquet (extra `gallery`) or npz.
 """
@@ -75,7 +75,7 @@ def copy_gallery(
 ) -> Copied:
     """Copy all entries, with ids, metadata, embeddings and pictures, bit for bit and in their order.
 
-    A call that was stopped is repeated as it was: what is there is compared and not written again. At the end each
+    After a stop repeat the call: existing entries are compared and not written again. At the end each
     entry of the target is compared with the source. The source is only read.
 
     Args:
@@ -90,92 +90,92 @@ def copy_gallery(
     """
     if not _is_cluster(source) and Path(source).resolve() == Path(target).resolve():
         raise GalleryError(f"{source} and {target} are the same gallery: name another one to copy into")
-    with closing(open_store(source, OpenOptions(read_only=True, timeout=WAIT))) as there:
-        settings = there.settings
-        if settings is None or not there.count(None):
-            raise GalleryError(f"{there.location} is empty: there is nothing to copy")
+    with closing(open_store(source, OpenOptions(read_only=True, timeout=WAIT))) as origin:
+        settings = origin.settings
+        if settings is None or not origin.count(None):
+            raise GalleryError(f"{origin.location} is empty: there is nothing to copy")
         takes_pictures = not _is_cluster(target)
         dtype = settings.dtype if takes_pictures else "float32"
-        with closing(open_store(target, OpenOptions(timeout=WAIT, index=index, dtype=dtype))) as here:
-            if here.location == there.location:
-                raise GalleryError(f"{here.location} is the gallery itself: name another one to copy into")
-            if here.settings is not None:
-                check_settings(here.settings, settings.dimension, settings.model, here.location)
-            before = _compare(there, here, progress) if here.count(None) else 0
-            pictures = there.info().pictures
+        with closing(open_store(target, OpenOptions(timeout=WAIT, index=index, dtype=dtype))) as copy:
+            if copy.location == origin.location:
+                raise GalleryError(f"{copy.location} is the gallery itself: name another one to copy into")
+            if copy.settings is not None:
+                check_settings(copy.settings, settings.dimension, settings.model, copy.location)
+            existing = _compare(origin, copy, progress) if copy.count(None) else 0
+            pictures = origin.info().pictures
             if pictures and not takes_pictures:
                 logger.warning(
-                    "%s keeps no pictures: %d of %s are left out", here.location, pictures, there.location
+                    "%s keeps no pictures: %d of %s are left out", copy.location, pictures, origin.location
                 )
-            written = _write(there, here, settings.model, takes_pictures and pictures > 0, progress)
-            _note(source, target)
-            _take_files(there, here)
-            entries, total = _compare(there, here, progress), there.count(None)
+            written = _copy_entries(origin, copy, settings.model, takes_pictures and pictures > 0, progress)
+            _copy_note(source, target)
+            _copy_file_records(origin, copy)
+            entries, total = _compare(origin, copy, progress), origin.count(None)
             if entries != total:
                 raise GalleryError(
-                    f"{there.location} has {total:,} entries and {here.location} {entries:,}: one of them changed "
-                    "during the copy. Run the same command again; it continues."
+                    f"{origin.location} has {total:,} entries and {copy.location} {entries:,}: one "
+                    "of them changed during the copy. Run the same command again; it continues."
                 )
-            kept, left_out = here.info().pictures, 0 if takes_pictures else pictures
-            return Copied(there.location, here.location, written, before, entries, kept, left_out)
+            kept, left_out = copy.info().pictures, 0 if takes_pictures else pictures
+            return Copied(origin.location, copy.location, written, existing, entries, kept, left_out)
 
 
-def _take_files(there: Store, here: Store) -> None:
-    """Copy what is known of files, and of what was removed."""
-    if there.files is not None and here.files is not None:
-        here.files.take(there.files)
-    elif there.files is not None:
+def _copy_file_records(source: Store, target: Store) -> None:
+    """Copy the records of files and of removals."""
+    if source.files is not None and target.files is not None:
+        target.files.take(source.files)
+    elif source.files is not None:
         logger.warning(
             "%s remembers neither files nor removals: fmcnet index into it adds what was removed again",
-            here.location,
+            target.location,
         )
 
 
-def _write(there: Store, here: Store, model: str, pictures: bool, progress: bool | None) -> int:
-    """Add what the target lacks; how many entries that were."""
+def _copy_entries(source: Store, target: Store, model: str, pictures: bool, progress: bool | None) -> int:
+    """Add the entries that the target lacks; returns how many."""
     written = 0
-    with Progress("copying", there.count(None), show=progress) as bar:
-        for part in there.scan(None, BATCH):
+    with Progress("copying", source.count(None), show=progress) as bar:
+        for part in source.scan(None, BATCH):
             entries = tuple(entry for entry, _ in part)
-            kept = tuple(there.picture(entry.id) for entry in entries) if pictures else ()
+            kept = tuple(source.picture(entry.id) for entry in entries) if pictures else ()
             vectors = np.stack([vector for _, vector in part])
-            written += here.add(EntryBatch(entries, vectors, kept), model, "skip").added
+            written += target.add(EntryBatch(entries, vectors, kept), model, "skip").added
             bar.advance(count=len(part))
     return written
 
 
-def _compare(there: Store, here: Store, progress: bool | None) -> int:
-    """How many entries the target has; an error names the first that the source lacks, or has otherwise."""
-    settings = here.settings
-    half = settings is not None and settings.dtype == "float16"
+def _compare(source: Store, target: Store, progress: bool | None) -> int:
+    """How many entries the target has; an error names the first that differs from the source."""
+    settings = target.settings
+    float16 = settings is not None and settings.dtype == "float16"
     count = 0
-    with Progress("comparing", here.count(None), show=progress) as bar:
-        for part in here.scan(None, BATCH):
-            found = there.fetch([entry.id for entry, _ in part])
+    with Progress("comparing", target.count(None), show=progress) as bar:
+        for part in target.scan(None, BATCH):
+            stored = source.fetch([entry.id for entry, _ in part])
             for entry, vector in part:
-                if entry.id not in found:
+                if entry.id not in stored:
                     raise GalleryError(
-                        f"{here.location} holds the entry '{entry.id}', which {there.location} does not: name a new "
-                        "gallery to copy into, or remove that entry"
-                    )
-                wanted, values = found[entry.id]
-                expected = values.astype(np.float16).astype(np.float32) if half else values
-                if wanted != entry or not np.array_equal(expected, vector):
-                    raise GalleryError(
-                        f"the entry '{entry.id}' of {here.location} is another than that of {there.location}: name a "
+                        f"{target.location} holds the entry '{entry.id}', which {source.location} does not: name a "
                         "new gallery to copy into, or remove that entry"
+                    )
+                source_entry, source_vector = stored[entry.id]
+                expected = source_vector.astype(np.float16).astype(np.float32) if float16 else source_vector
+                if source_entry != entry or not np.array_equal(expected, vector):
+                    raise GalleryError(
+                        f"the entry '{entry.id}' of {target.location} is another than that of {source.location}: "
+                        "name a new gallery to copy into, or remove that entry"
                     )
             count += len(part)
             bar.advance(count=len(part))
     return count
 
 
-def _note(source: str | Path, target: str | Path) -> None:
+def _copy_note(source: str | Path, target: str | Path) -> None:
     """Copy the note of model and value ranges between folders."""
-    at, to = Path(source) / MADE_WITH, Path(target) / MADE_WITH
-    if not _is_cluster(source) and not _is_cluster(target) and at.is_file() and not to.exists():
-        noted = at.read_bytes()
-        write_atomically(to, lambda path: path.write_bytes(noted), private_mode(to.parent))
+    old, new = Path(source) / MADE_WITH, Path(target) / MADE_WITH
+    if not _is_cluster(source) and not _is_cluster(target) and old.is_file() and not new.exists():
+        content = old.read_bytes()
+        write_atomically(new, lambda path: path.write_bytes(content), private_mode(new.parent))
 
 
 def _is_cluster(location: str | Path) -> bool:
@@ -189,7 +189,7 @@ def export(path: Path, settings: GallerySettings, parts: Iterator[list[Stored]])
         GalleryError: for another ending, or when the file cannot be written.
         MissingDependencyError: for Parquet without pyarrow.
     """
-    writers = {".npz": _npz, ".parquet": _parquet}
+    writers = {".npz": _write_npz, ".parquet": _write_parquet}
     if path.suffix not in writers:
         raise GalleryError(f"{path}: the name must end in .npz or .parquet")
     counts: list[int] = []
@@ -205,48 +205,48 @@ def export(path: Path, settings: GallerySettings, parts: Iterator[list[Stored]])
     return counts[0]
 
 
-def _npz(path: Path, settings: GallerySettings, parts: Iterator[list[Stored]]) -> int:
+def _write_npz(path: Path, settings: GallerySettings, parts: Iterator[list[Stored]]) -> int:
     """Arrays of N rows; what is not known is the smallest int64 (time_us) or "" (texts)."""
     entries: list[Entry] = []
     vectors = [np.empty((0, settings.dimension), np.float32)]
     for part in parts:
         entries += [entry for entry, _ in part]
         vectors.append(np.stack([vector for _, vector in part]))
-    times = [NONE if e.time is None else to_micros(e.time) for e in entries]
+    times = [NONE if entry.time is None else to_micros(entry.time) for entry in entries]
     arrays: dict[str, Any] = {
         "embedding": np.concatenate(vectors),
         "time_us": np.array(times, np.int64),
-        "modality": np.array([e.modality.value for e in entries], np.str_),
-        "tags": np.array([json.dumps(e.tags, ensure_ascii=False) for e in entries], np.str_),
+        "modality": np.array([entry.modality.value for entry in entries], np.str_),
+        "tags": np.array([json.dumps(entry.tags, ensure_ascii=False) for entry in entries], np.str_),
         "model": np.array(settings.model),
     }
     for name in TEXTS:
-        arrays[name] = np.array([getattr(e, name) or "" for e in entries], np.str_)
+        arrays[name] = np.array([getattr(entry, name) or "" for entry in entries], np.str_)
     with path.open("wb") as stream:
         np.savez(stream, **arrays)
     return len(entries)
 
 
-def _parquet(path: Path, settings: GallerySettings, parts: Iterator[list[Stored]]) -> int:
+def _write_parquet(path: Path, settings: GallerySettings, parts: Iterator[list[Stored]]) -> int:
     """A row an entry; what is not known is null; the model is in the file's metadata."""
     arrow: Any = require("pyarrow", "gallery")
     parquet: Any = require("pyarrow.parquet", "gallery")
     names = ("id", "pid", "modality", "camera", "time", "source", "track", "tags")
-    kinds = dict.fromkeys(names, arrow.string())
-    kinds |= {"time": arrow.timestamp("us", tz="UTC"), "tags": arrow.list_(arrow.string())}
-    fields = [arrow.field(name, kind) for name, kind in kinds.items()]
+    types = dict.fromkeys(names, arrow.string())
+    types |= {"time": arrow.timestamp("us", tz="UTC"), "tags": arrow.list_(arrow.string())}
+    fields = [arrow.field(name, arrow_type) for name, arrow_type in types.items()]
     fields.append(arrow.field("embedding", arrow.list_(arrow.float32(), settings.dimension)))
     schema = arrow.schema(fields, metadata={"fmcnet.models": settings.model})
     count = 0
     with parquet.ParquetWriter(str(path), schema) as writer:
         for part in parts:
             columns = {
-                "modality": [e.modality.value for e, _ in part],
-                "time": [e.time for e, _ in part],
-                "tags": [list(e.tags) for e, _ in part],
-                **{name: [getattr(e, name) for e, _ in part] for name in TEXTS},
+                "modality": [entry.modality.value for entry, _ in part],
+                "time": [entry.time for entry, _ in part],
+                "tags": [list(entry.tags) for entry, _ in part],
+                **{name: [getattr(entry, name) for entry, _ in part] for name in TEXTS},
             }
-            arrays = [arrow.array(columns[name], kind) for name, kind in kinds.items()]
+            arrays = [arrow.array(columns[name], arrow_type) for name, arrow_type in types.items()]
             flat = arrow.array(np.concatenate([vector for _, vector in part]).astype(np.float32))
             arrays.append(arrow.FixedSizeListArray.from_arrays(flat, settings.dimension))
             writer.write_table(arrow.Table.from_arrays(arrays, schema=schema))

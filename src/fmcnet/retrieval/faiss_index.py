@@ -26,7 +26,7 @@ Nearest = tuple[FloatArray, IntArray]
 """(Q, K) similarities, best first, and (Q, K) rows; row -1 where there are fewer."""
 
 STORAGE = {"float32": "Flat", "float16": "SQfp16"}
-"""In the words of FAISS's index factory."""
+"""Names in FAISS's index factory."""
 LINKS = 32
 """HNSW's M."""
 EF_BUILD = 200
@@ -109,7 +109,7 @@ class ModalityIndex:
         return len(self.reached)
 
     def add(self, positions: IntArray, codes: Codes) -> None:
-        """Rows at the end."""
+        """Append rows."""
         self.positions = np.concatenate([self.positions, positions])
         self.rest.add_sa_codes(np.ascontiguousarray(codes).view(np.uint8))
 
@@ -125,30 +125,30 @@ class ModalityIndex:
 
     def codes_from(self, first: int) -> FloatArray:
         """(M - first, D) embeddings of its last rows."""
-        found = []
+        parts = []
         if first < self.graph_rows:
-            found.append(self.graph.storage.reconstruct_n(first, self.graph_rows - first))
+            parts.append(self.graph.storage.reconstruct_n(first, self.graph_rows - first))
             first = self.graph_rows
-        found.append(self.rest.reconstruct_n(first - self.graph_rows, len(self.positions) - first))
-        return np.concatenate(found)
+        parts.append(self.rest.reconstruct_n(first - self.graph_rows, len(self.positions) - first))
+        return np.concatenate(parts)
 
     def grow(self) -> None:
         """Take all rows into the graph."""
         if not self.rest.ntotal:
             return
         if self.graph is None:
-            kind = f"HNSW{LINKS},{STORAGE[self.dtype.name]}"
-            self.graph = faiss().index_factory(self.dimension, kind, faiss().METRIC_INNER_PRODUCT)
+            description = f"HNSW{LINKS},{STORAGE[self.dtype.name]}"
+            self.graph = faiss().index_factory(self.dimension, description, faiss().METRIC_INNER_PRODUCT)
             self.graph.hnsw.efConstruction = EF_BUILD
         self.graph.add(self.rest.reconstruct_n(0, self.rest.ntotal))
         self.rest = empty_flat(self.dimension, self.dtype)
         self.reached = np.empty(self.graph.ntotal, np.bool_)
-        chosen = faiss().SearchParametersHNSW(efSearch=SELF_SEARCH["ef"])
+        params = faiss().SearchParametersHNSW(efSearch=SELF_SEARCH["ef"])
         for start in range(0, len(self.reached), 4096):
             rows = np.arange(start, min(start + 4096, len(self.reached)))
             codes = self.graph.storage.reconstruct_n(start, len(rows))
-            found = self.graph.search(codes, SELF_SEARCH["k"], params=chosen)[1]
-            self.reached[rows] = (found == rows[:, None]).any(axis=1)
+            neighbours = self.graph.search(codes, SELF_SEARCH["k"], params=params)[1]
+            self.reached[rows] = (neighbours == rows[:, None]).any(axis=1)
 
     def search(self, queries: FloatArray, top: int, mask: BoolArray, candidates: int) -> list[Nearest]:
         """Answers that together hold the best of its rows, by position in the gallery.
@@ -159,45 +159,49 @@ class ModalityIndex:
             mask: (M,) which of its rows to look at.
             candidates: HNSW's efSearch; 0: compare all.
         """
-        answers, left = [], mask[: self.graph_rows]
+        answers, todo = [], mask[: self.graph_rows]
         if candidates:
-            answer = self._by_graph(queries, top, left & self.reached, candidates)
+            answer = self._search_graph(queries, top, todo & self.reached, candidates)
             if answer:
                 answers.append(answer)
-                left = left & ~self.reached
+                todo = todo & ~self.reached
         storage = None if self.graph is None else self.graph.storage
-        for index, first, allowed in ((storage, 0, left), (self.rest, self.graph_rows, mask[len(left) :])):
+        for index, first, allowed in ((storage, 0, todo), (self.rest, self.graph_rows, mask[len(todo) :])):
             count = int(np.count_nonzero(allowed))
             if count:
                 similarity, row = exact(index, queries, min(top, count), allowed)
                 answers.append((similarity, row + first))
         return [(similarity, np.where(row < 0, -1, self.positions[row])) for similarity, row in answers]
 
-    def _by_graph(self, queries: FloatArray, top: int, chosen: BoolArray, candidates: int) -> Nearest | None:
+    def _search_graph(
+        self, queries: FloatArray, top: int, chosen: BoolArray, candidates: int
+    ) -> Nearest | None:
         """The best chosen rows among the graph's best rows; None where comparing all costs less.
 
         FAISS can filter inside the graph, but misses nearly all rows where the chosen ones are far from the query.
         This search notices that too few of the best rows are chosen ones, and compares all of them. The smaller the
         share of chosen rows, the lower they rank, where a graph misses more: so it looks at more candidates.
         """
-        count, rows = int(np.count_nonzero(chosen)), int(np.count_nonzero(self.reached))
-        candidates = int(candidates * (rows / count) ** 0.25)
+        count, reached = int(np.count_nonzero(chosen)), int(np.count_nonzero(self.reached))
+        candidates = int(candidates * (reached / count) ** 0.25)
         top = min(top, count)
-        wide = top if count == self.graph_rows else min(3 * top * rows // (2 * count), rows)
+        limit = top if count == self.graph_rows else min(3 * top * reached // (2 * count), reached)
         similarity = np.full((len(queries), top), -np.inf, np.float32)
         row = np.full((len(queries), top), -1, np.int64)
-        poor = np.arange(len(queries))
-        while len(poor) and wide <= WIDEST and LOOKED_AT * max(wide, candidates) < count:
-            chosen_ef = faiss().SearchParametersHNSW(efSearch=max(candidates, 3 * wide // 2))
-            near, found = self.graph.search(queries[poor], wide, params=chosen_ef)
-            near = np.where((found >= 0) & chosen[found], near, -np.inf).astype(np.float32)
-            similarity[poor], row[poor] = merged([(near, np.where(np.isneginf(near), -1, found))], top)
-            poor = poor[(row[poor] < 0).any(axis=1)]
-            wide *= 4
-        if len(poor) == len(queries):
+        pending = np.arange(len(queries))
+        while len(pending) and limit <= WIDEST and LOOKED_AT * max(limit, candidates) < count:
+            params = faiss().SearchParametersHNSW(efSearch=max(candidates, 3 * limit // 2))
+            scores, rows = self.graph.search(queries[pending], limit, params=params)
+            scores = np.where((rows >= 0) & chosen[rows], scores, -np.inf).astype(np.float32)
+            similarity[pending], row[pending] = merged(
+                [(scores, np.where(np.isneginf(scores), -1, rows))], top
+            )
+            pending = pending[(row[pending] < 0).any(axis=1)]
+            limit *= 4
+        if len(pending) == len(queries):
             return None
-        if len(poor):
-            similarity[poor], row[poor] = exact(self.graph.storage, queries[poor], top, chosen)
+        if len(pending):
+            similarity[pending], row[pending] = exact(self.graph.storage, queries[pending], top, chosen)
         return similarity, row
 
 
@@ -233,9 +237,9 @@ class EntryColumns:
         """Add rows at the end; their numbers are larger than all before."""
         needed = self._n + len(seqs)
         if needed > len(self._arrays["seq"]):
-            room = max(needed, 2 * self._n, 1024)
+            capacity = max(needed, 2 * self._n, 1024)
             for name, array in self._arrays.items():
-                self._arrays[name] = np.empty(room, array.dtype)
+                self._arrays[name] = np.empty(capacity, array.dtype)
                 self._arrays[name][: self._n] = array[: self._n]
         start, self._n = self._n, needed
         self._arrays["seq"][start:needed] = seqs
@@ -243,7 +247,7 @@ class EntryColumns:
         self._set(slice(start, needed), entries)
 
     def replace(self, seq: int, entry: Entry) -> None:
-        """New metadata of a row."""
+        """Replace a row's metadata."""
         position = int(self.positions([seq])[0])
         self._set(slice(position, position + 1), [entry])
 
@@ -265,13 +269,13 @@ class EntryColumns:
         """Those row numbers that are not removed."""
         if not self._n:
             return []
-        known = np.asarray(seqs, np.int64)
-        places = np.minimum(self.positions(known), self._n - 1)
-        existing: list[int] = known[self.alive[places] & (self.seq[places] == known)].tolist()
+        requested = np.asarray(seqs, np.int64)
+        positions = np.minimum(self.positions(requested), self._n - 1)
+        existing: list[int] = requested[self.alive[positions] & (self.seq[positions] == requested)].tolist()
         return existing
 
     def forget(self, positions: IntArray) -> None:
-        """Removed rows: not alive, and nothing known of them."""
+        """Mark rows as removed and clear their values."""
         for name, value in {"alive": False, "time": NONE, "modality": 0}.items():
             self._arrays[name][positions] = value
         for name in TEXTS:
@@ -279,29 +283,31 @@ class EntryColumns:
 
     def mask(self, where: Where | None, seqs: Collection[int] | None = None) -> BoolArray:
         """(N,) which rows match; `seqs` are the row numbers of `where.ids`."""
-        out = self.alive.copy()
+        matches = self.alive.copy()
         if where is None:
-            return out
+            return matches
         if where.ids is not None:
-            chosen = np.zeros(self._n, np.bool_)
-            chosen[self.positions(sorted(seqs or ()))] = True
-            out &= chosen
+            has_id = np.zeros(self._n, np.bool_)
+            has_id[self.positions(sorted(seqs or ()))] = True
+            matches &= has_id
         pids = None if where.pids is None else [str(pid) for pid in where.pids]
         for name, texts in (("pid", pids), ("camera", where.cameras), ("track", where.tracks)):
             if texts is not None:
                 numbers = self.numbers[name]
-                out &= self._one_of(name, [numbers[text] for text in texts if text in numbers])
+                matches &= self._has_any(name, [numbers[text] for text in texts if text in numbers])
         if where.modality is not None:
-            out &= self["modality"] == Modality(where.modality).code
+            matches &= self["modality"] == Modality(where.modality).code
         if where.since is not None:
-            out &= self["time"] >= np.int64(to_micros(where.since))  # NONE is less than any
+            matches &= self["time"] >= np.int64(to_micros(where.since))  # NONE is less than any
         if where.until is not None:
-            out &= (self["time"] < np.int64(to_micros(where.until))) & (self["time"] != NONE)
+            matches &= (self["time"] < np.int64(to_micros(where.until))) & (self["time"] != NONE)
         if where.tags:
-            wanted = set(where.tags)
+            tags = set(where.tags)
             sets = self.numbers["tags"].items()
-            out &= self._one_of("tags", [number for text, number in sets if wanted <= set(json.loads(text))])
-        return out
+            matches &= self._has_any(
+                "tags", [number for text, number in sets if tags <= set(json.loads(text))]
+            )
+        return matches
 
     def texts(self, name: str) -> set[str]:
         """The texts of a column of the rows that are alive."""
@@ -310,12 +316,12 @@ class EntryColumns:
         used = np.bincount(codes + 1, minlength=len(numbers) + 1)[1:].astype(np.bool_).tolist()
         return {text for text, number in numbers.items() if used[number]}
 
-    def _one_of(self, name: str, numbers: Collection[int]) -> BoolArray:
+    def _has_any(self, name: str, numbers: Collection[int]) -> BoolArray:
         """(N,) whose text has one of these numbers; by a table, which takes a fifth of the time of `np.isin`."""
-        wanted = np.zeros(len(self.numbers[name]) + 1, np.bool_)  # the last is that of no text, -1
-        wanted[list(numbers)] = True
-        found: BoolArray = wanted[self[name]]
-        return found
+        table = np.zeros(len(self.numbers[name]) + 1, np.bool_)  # the last is that of no text, -1
+        table[list(numbers)] = True
+        matches: BoolArray = table[self[name]]
+        return matches
 
     def save(self, path: Path, rows: int) -> None:
         """Write the first `rows` rows to an .npz file; texts that no row has are left out."""
@@ -331,19 +337,19 @@ class EntryColumns:
 
     @staticmethod
     def load(path: Path) -> EntryColumns:
-        """Read what `save` wrote, that of 0.1.0, too, whose identities are numbers and stand for themselves."""
-        out = EntryColumns()
+        """Read what `save` wrote, also that of 0.1.0, whose identities are the numbers themselves."""
+        columns = EntryColumns()
         arrays = read_npz(path)
         if "pid_texts" not in arrays:
             pids, codes = np.unique(np.append(arrays["pid"], NONE), return_inverse=True)  # NONE is the first
             arrays["pid"] = codes[:-1] - 1
             arrays["pid_texts"] = np.frombuffer("\0".join(map(str, pids[1:].tolist())).encode(), np.uint8)
-        out._arrays = {name: arrays[name].astype(kind) for name, kind in KINDS.items()}
+        columns._arrays = {name: arrays[name].astype(dtype) for name, dtype in KINDS.items()}
         for name in TEXTS:
             text = arrays[f"{name}_texts"].tobytes().decode()
-            out.numbers[name] = {one: i for i, one in enumerate(text.split("\0") if text else ())}
-        out._n = len(out._arrays["seq"])
-        return out
+            columns.numbers[name] = {value: i for i, value in enumerate(text.split("\0") if text else ())}
+        columns._n = len(columns._arrays["seq"])
+        return columns
 
 
 class FaissIndex:
@@ -378,8 +384,10 @@ class FaissIndex:
     def indexed(self) -> int:
         """How many rows that are not removed a search finds by a graph; 0: searches are exact."""
         alive = self.columns.alive
-        found = (part.positions[: part.graph_rows][part.reached] for part in self.parts if self._usable(part))
-        return sum(int(np.count_nonzero(alive[positions])) for positions in found)
+        graph_positions = (
+            part.positions[: part.graph_rows][part.reached] for part in self.parts if self._usable(part)
+        )
+        return sum(int(np.count_nonzero(alive[positions])) for positions in graph_positions)
 
     def _usable(self, part: ModalityIndex) -> bool:
         """Whether there is a graph, and not too many of its rows are removed."""
@@ -387,39 +395,39 @@ class FaissIndex:
         return part.graph_rows > 0 and bool(dead <= MOST_DEAD * part.graph_rows)
 
     def append(self, seqs: Sequence[int], entries: Sequence[Entry], codes: Codes) -> None:
-        """Rows at the end."""
+        """Append rows."""
         first = len(self)
         self.columns.append(seqs, entries)
-        self._spread(self.columns["modality"][first:], first, codes)
+        self._add_to_parts(self.columns["modality"][first:], first, codes)
 
     def load(self, codes: Codes, graphs: Path | None) -> None:
-        """The embeddings of all rows, as they are in the files, and what `save_graphs` wrote.
+        """Load the embeddings of all rows, and what `save_graphs` wrote.
 
         Raises:
             OSError, ValueError, KeyError, RuntimeError: when `graphs` is no such file.
         """
         parts = self.columns["modality"].copy()
         if graphs is None:
-            self._spread(parts, 0, codes)
+            self._add_to_parts(parts, 0, codes)
             return
         stored = read_npz(graphs)
         saved = stored["parts"]
         if len(saved) > len(parts):
             raise ValueError(f"it covers {len(saved)} rows of {len(parts)}")
         parts[: len(saved)] = saved  # since then, entries may have changed their modality
-        self._spread(parts, 0, codes)
+        self._add_to_parts(parts, 0, codes)
         for code, part in enumerate(self.parts):
             if f"graph_{code}" in stored:
                 graph = faiss().deserialize_index(stored.pop(f"graph_{code}"))
                 part.attach(graph, stored[f"reached_{code}"])
 
-    def _spread(self, parts: NDArray[np.generic], first: int, codes: Codes) -> None:
+    def _add_to_parts(self, parts: NDArray[np.generic], first: int, codes: Codes) -> None:
         for code, part in enumerate(self.parts):
             rows = np.flatnonzero(parts == code)
             part.add(first + rows, codes[rows])
 
     def forget(self, seqs: Sequence[int]) -> IntArray:
-        """Removed rows; their positions. Those in the embeddings' file are to be erased there."""
+        """Mark rows as removed; returns positions, to erase in the embeddings' file."""
         positions = self.columns.positions(seqs)
         self.columns.forget(positions)
         return positions
@@ -454,9 +462,9 @@ class FaissIndex:
     @property
     def clean(self) -> bool:
         """No row was removed, and each is in the index of its modality."""
-        kinds = self.columns["modality"]
-        right = all((kinds[part.positions] == code).all() for code, part in enumerate(self.parts))
-        return right and bool(self.columns.alive.all())
+        modalities = self.columns["modality"]
+        in_place = all((modalities[part.positions] == code).all() for code, part in enumerate(self.parts))
+        return in_place and bool(self.columns.alive.all())
 
     def search(self, queries: FloatArray, top: int, mask: BoolArray, *, only_exact: bool) -> Nearest:
         """The rows that are most similar to queries, by position.
@@ -471,16 +479,16 @@ class FaissIndex:
             (Q, <= top) similarities and positions, best first.
         """
         top = min(top, int(np.count_nonzero(mask)))
-        chosen = [mask[part.positions] for part in self.parts]
-        many = [
+        masks = [mask[part.positions] for part in self.parts]
+        use_graph = [
             not only_exact
             and self._usable(part)
             and np.count_nonzero(allowed[: part.graph_rows] & part.reached) > FEW
-            for part, allowed in zip(self.parts, chosen, strict=True)
+            for part, allowed in zip(self.parts, masks, strict=True)
         ]
-        candidates = CANDIDATES if sum(many) == 1 else 2 * CANDIDATES // 3
-        found = [(np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64))]
-        for part, allowed, by_graph in zip(self.parts, chosen, many, strict=True):
+        candidates = CANDIDATES if sum(use_graph) == 1 else 2 * CANDIDATES // 3
+        results = [(np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64))]
+        for part, allowed, by_graph in zip(self.parts, masks, use_graph, strict=True):
             if top:
-                found += part.search(queries, top, allowed, candidates if by_graph else 0)
-        return merged(found, top)
+                results += part.search(queries, top, allowed, candidates if by_graph else 0)
+        return merged(results, top)

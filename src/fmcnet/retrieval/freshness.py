@@ -23,14 +23,14 @@ MAX_NAMED = 3
 
 
 class Moved(NamedTuple):
-    """A file with the content of an indexed one, and the place of that one."""
+    """A file with the content of an indexed one, and that one's path."""
 
     path: str
     before: str
 
 
 class Changed(NamedTuple):
-    """A file whose content is another one than that indexed; the two digests."""
+    """A file whose content changed since it was indexed; both digests."""
 
     path: str
     stored: str
@@ -80,7 +80,7 @@ class FileChanges:
 def compare_files(
     gallery: Gallery, pictures: Sequence[Picture], stored: Collection[str], changes: FileChanges
 ) -> dict[str, FileRecord]:
-    """Compare pictures with the records of the gallery, and bring those up to date whose content is the same.
+    """Compare pictures with the records of the gallery, and update the records of unchanged content.
 
     Args:
         gallery: a cluster has no records: nothing is found there.
@@ -118,29 +118,29 @@ def compare_files(
     new = {name: record for name, record in records.items() if name not in stored}
     twins = gallery.files.with_digest(record.digest for record in new.values())
     for name, record in new.items():
-        paths = [one.path for one in twins.get(record.digest, ())]
-        there = [path for path in paths if not is_gone(Path(path))]
-        if there:
-            changes.copies.append(Moved(record.path, there[0]))
+        paths = [twin.path for twin in twins.get(record.digest, ())]
+        existing = [path for path in paths if not is_gone(Path(path))]
+        if existing:
+            changes.copies.append(Moved(record.path, existing[0]))
         elif paths:
             changes.moved[name] = Moved(record.path, paths[0])
     return records
 
 
 def moves(moved: Sequence[Moved]) -> list[tuple[str, str]]:
-    """The places (old, new) for `fmcnet gallery relocate`, that of the most files first."""
-    found = Counter[tuple[str, str]]()
-    for one in moved:
-        old, new = Path(one.before).parts, Path(one.path).parts
-        alike = 0
-        while alike < min(len(old), len(new)) - 1 and old[-1 - alike] == new[-1 - alike]:
-            alike += 1
-        found[str(Path(*old[: len(old) - alike])), str(Path(*new[: len(new) - alike]))] += 1
-    return [pair for pair, _ in found.most_common()]
+    """The folders (old, new) for `fmcnet gallery relocate`, most files first."""
+    counts = Counter[tuple[str, str]]()
+    for move in moved:
+        old, new = Path(move.before).parts, Path(move.path).parts
+        common = 0
+        while common < min(len(old), len(new)) - 1 and old[-1 - common] == new[-1 - common]:
+            common += 1
+        counts[str(Path(*old[: len(old) - common])), str(Path(*new[: len(new) - common]))] += 1
+    return [pair for pair, _ in counts.most_common()]
 
 
 def is_gone(path: Path) -> bool:
-    """Whether there is surely no such file: a folder that cannot be read, or a link to nowhere, does not tell."""
+    """Whether the file surely does not exist; an unreadable folder or a broken link is no proof."""
     try:
         path.lstat()
     except OSError as error:
@@ -166,7 +166,7 @@ class GoneFiles:
 
     @property
     def whole(self) -> bool:
-        """Nothing of the folder is there, as of a disk that is not mounted."""
+        """No file of the folder exists, as of a disk that is not mounted."""
         return len(self.ids) == self.entries
 
     def to_dict(self) -> dict[str, Any]:
@@ -182,13 +182,13 @@ def find_gone(gallery: Gallery) -> list[GoneFiles]:
     """
     entries = Counter[str]()
     gone = defaultdict[str, dict[str, Path]](dict)
-    for one in _origins(gallery):
-        path = indexed_path(one)
+    for origin in _origins(gallery):
+        path = indexed_path(origin)
         if path is not None:
-            root = one.record.root if one.record is not None else str(path.parent)
+            root = origin.record.root if origin.record is not None else str(path.parent)
             entries[root] += 1
             if is_gone(path):
-                gone[root][one.id] = path
+                gone[root][origin.id] = path
     return [
         GoneFiles(root, tuple(paths), str(next(iter(paths.values()))), entries[root])
         for root, paths in sorted(gone.items())
@@ -196,12 +196,17 @@ def find_gone(gallery: Gallery) -> list[GoneFiles]:
 
 
 def remove_gone(gallery: Gallery, gone: Sequence[GoneFiles]) -> int:
-    """Remove these entries, except those whose files came back meanwhile. How many."""
-    ids = {entry_id for one in gone for entry_id in one.ids}
-    now = [one.id for one in _origins(gallery) if one.id in ids and is_gone(indexed_path(one) or Path())]
+    """Remove these entries, except those whose files came back; returns how many."""
+    ids = {entry_id for folder in gone for entry_id in folder.ids}
+    gone_ids = [
+        origin.id
+        for origin in _origins(gallery)
+        if origin.id in ids and is_gone(indexed_path(origin) or Path())
+    ]
     return sum(
-        gallery.remove(Where(ids=now[at : at + REMOVED_AT_ONCE]), remember=False)  # a file may come back
-        for at in range(0, len(now), REMOVED_AT_ONCE)
+        # Not remembered: a file may come back.
+        gallery.remove(Where(ids=gone_ids[start : start + REMOVED_AT_ONCE]), remember=False)
+        for start in range(0, len(gone_ids), REMOVED_AT_ONCE)
     )
 
 
@@ -247,64 +252,66 @@ def relocate(gallery: Gallery, old: str, new: str, *, dry_run: bool = False) -> 
         raise GalleryError(
             f"{gallery.location}: sources of a cluster's entries cannot be relocated; index again"
         )
-    old, new = _place(old), _place(new)
+    old, new = _normalized_path(old), _normalized_path(new)
     origins = list(gallery.files.origins())
-    renamed = {one.id: moved for one in origins if (moved := _moved(one, old, new)) is not None}
+    renamed = {origin.id: moved for origin in origins if (moved := _relocated(origin, old, new)) is not None}
     if not renamed:
-        roots = sorted({str(Path(one.source).parent) for one in origins if one.source})
+        roots = sorted({str(Path(origin.source).parent) for origin in origins if origin.source})
         more = ", ..." if len(roots) > MAX_NAMED else ""
-        some = f"; sources lie in {', '.join(roots[:MAX_NAMED])}{more}" if roots else ""
-        raise GalleryError(f"{gallery.location} has no entry whose source is {old} or lies below it{some}")
-    _check_names(origins, renamed, gallery.location)
-    missing = sum(is_gone(path) for one in renamed.values() if (path := indexed_path(one)) is not None)
+        hint = f"; sources lie in {', '.join(roots[:MAX_NAMED])}{more}" if roots else ""
+        raise GalleryError(f"{gallery.location} has no entry whose source is {old} or lies below it{hint}")
+    _check_not_taken(origins, renamed, gallery.location)
+    missing = sum(is_gone(path) for origin in renamed.values() if (path := indexed_path(origin)) is not None)
     if not dry_run:
         gallery.files.rename(renamed)
     return Relocation(len(renamed), missing)
 
 
-def _place(text: str) -> str:
+def _normalized_path(text: str) -> str:
     """An absolute path, or an address, without a slash at its end."""
     if "://" in text:
         return text.rstrip("/")
     return os.path.abspath(Path(text).expanduser())  # noqa: PTH100 (.. goes, links stay)
 
 
-def _moved(origin: Origin, old: str, new: str) -> Origin | None:
+def _relocated(origin: Origin, old: str, new: str) -> Origin | None:
     """The origin at its new place; None: it does not lie below `old`."""
     path = indexed_path(origin)
-    source = _swapped(origin.source, old, new)
-    here = _swapped(None if path is None else str(path), old, new)
-    if source is None and here is None:
+    source = _replace_prefix(origin.source, old, new)
+    new_path = _replace_prefix(None if path is None else str(path), old, new)
+    if source is None and new_path is None:
         return None
     made_by_index = path is not None and path_id(path) == origin.id
     record = origin.record
-    if here is not None and record is not None:
-        record = record._replace(path=here, root=_swapped(record.root, old, new) or str(Path(here).parent))
+    if new_path is not None and record is not None:
+        record = record._replace(
+            path=new_path, root=_replace_prefix(record.root, old, new) or str(Path(new_path).parent)
+        )
     return Origin(
-        path_id(Path(here)) if here is not None and made_by_index else origin.id,
+        path_id(Path(new_path)) if new_path is not None and made_by_index else origin.id,
         source if source is not None else origin.source,
         record,
     )
 
 
-def _swapped(text: str | None, old: str, new: str) -> str | None:
-    """A path or address with `new` for `old` at its beginning; None where it does not begin so."""
+def _replace_prefix(text: str | None, old: str, new: str) -> str | None:
+    """A path or address with `new` for the prefix `old`; None without that prefix."""
     if text == old:
         return new
-    begin = old.rstrip(os.sep) + ("/" if "://" in old else os.sep)
-    if text is None or not text.startswith(begin):
+    prefix = old.rstrip(os.sep) + ("/" if "://" in old else os.sep)
+    if text is None or not text.startswith(prefix):
         return None
-    return new.rstrip(os.sep) + ("/" if "://" in new else os.sep) + text[len(begin) :]
+    return new.rstrip(os.sep) + ("/" if "://" in new else os.sep) + text[len(prefix) :]
 
 
-def _check_names(origins: list[Origin], renamed: dict[str, Origin], location: str) -> None:
-    staying = [one for one in origins if one.id not in renamed]
-    ids, sources = {one.id for one in staying}, {one.source for one in staying} - {None}
-    kept = {one.id: one.source for one in origins}
+def _check_not_taken(origins: list[Origin], renamed: dict[str, Origin], location: str) -> None:
+    staying = [origin for origin in origins if origin.id not in renamed]
+    ids, sources = {origin.id for origin in staying}, {origin.source for origin in staying} - {None}
+    old_sources = {origin.id: origin.source for origin in origins}
     taken = [
-        now
-        for before, now in renamed.items()
-        if now.id in ids or (now.source in sources and now.source != kept.get(before))
+        origin
+        for entry_id, origin in renamed.items()
+        if origin.id in ids or (origin.source in sources and origin.source != old_sources.get(entry_id))
     ]
     if taken:
         raise GalleryError(

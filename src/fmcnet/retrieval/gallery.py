@@ -1,4 +1,4 @@
-"""`Gallery`: keep embeddings, find the most similar ones, forget them. The same class over either backend."""
+"""`Gallery`: storage, search and deletion of embeddings. The same class over either backend."""
 
 from __future__ import annotations
 
@@ -108,10 +108,10 @@ class Gallery:
         self.close()
 
     def close(self) -> None:
-        """Write what is due and let go of files and connections; may be called again."""
+        """Write pending changes and close files and connections; may be called again."""
         self._store.close()
 
-    # ---- what is there ----
+    # ---- contents ----
 
     @property
     def files(self) -> FileRecords | None:
@@ -148,7 +148,7 @@ class Gallery:
         return self._store.count(where)
 
     def removed(self, ids: Sequence[str]) -> set[str]:
-        """Those of these ids that were removed or expired, and not added since; a cluster knows none."""
+        """The ids that were removed or expired, and not added since; none for a cluster."""
         return set() if self.files is None else self.files.removed(ids)
 
     def cameras(self) -> list[str]:
@@ -176,23 +176,23 @@ class Gallery:
         """One entry.
 
         Raises:
-            GalleryError: when it is not there.
+            GalleryError: when there is no such entry.
         """
-        return self._stored(entry_id)[0]
+        return self._fetch_one(entry_id)[0]
 
     def embedding(self, entry_id: str) -> FloatArray:
         """Its embedding, (D,) float32 of unit length (float16's precision where so stored).
 
         Raises:
-            GalleryError: when it is not there.
+            GalleryError: when there is no such entry.
         """
-        return self._stored(entry_id)[1]
+        return self._fetch_one(entry_id)[1]
 
     def picture(self, entry_id: str) -> bytes | None:
-        """The picture kept with an entry, as it was given; None where none was, or there is no such entry."""
+        """The picture stored with an entry, as given; None without one, or without such an entry."""
         return self._store.picture(entry_id)
 
-    def _stored(self, entry_id: str) -> Stored:
+    def _fetch_one(self, entry_id: str) -> Stored:
         found = self._store.fetch([entry_id])
         if entry_id not in found:
             raise GalleryError(f"{self.location} has no entry '{entry_id}'")
@@ -291,31 +291,31 @@ class Gallery:
             model: as `search`.
             exact: as `search`.
             pooled: rank by the similarity to all entries of a group that pass `where`; otherwise by the best entry.
-                They are pooled as several crops of a query are. Pooled are the `3 top` groups that have the nearest
-                single entries. Entries of the two modalities are two groups.
+                Only the `3 top` groups with the nearest single entries are pooled, as several crops of a query are.
+                Entries of the two modalities are two groups.
 
         Returns:
-            At most `top` groups, most similar first. A group holds those of its hits that were looked at.
+            At most `top` groups, most similar first. A group holds those of its hits that were compared.
 
         Raises:
             GalleryError: as `search`.
         """
         vector = inputs.pool(query)
         self._check_query(vector, top, model)
-        wanted = POOLED_GROUPS * top if pooled else top
-        wide, whole, most = 5 * wanted, self.count(where), min(MAX_HITS, self._store.most)
+        group_count = POOLED_GROUPS * top if pooled else top
+        hit_count, matching, max_hits = 5 * group_count, self.count(where), min(MAX_HITS, self._store.most)
         while True:
-            hits = self._store.search(vector[None], min(wide, most), where, exact)[0]
-            near = group(hits, by, modalities_apart=pooled)[:wanted]
-            if len(near) >= wanted or len(hits) >= whole or wide >= most:
+            hits = self._store.search(vector[None], min(hit_count, max_hits), where, exact)[0]
+            groups = group(hits, by, modalities_apart=pooled)[:group_count]
+            if len(groups) >= group_count or len(hits) >= matching or hit_count >= max_hits:
                 break
-            wide *= 4
+            hit_count *= 4
         if not pooled:
-            return near
-        keys: Any = [one.key for one in near if one.key is not None]
-        scope = where or Where()  # all of these keys pass it
+            return groups
+        keys: Any = [hit_group.key for hit_group in groups if hit_group.key is not None]
+        scope = where or Where()  # the groups found match it
         members = replace(scope, tracks=keys) if by == "track" else replace(scope, pids=keys)
-        return rank_pooled(vector, near, self.scan(members) if keys else (), by)[:top]
+        return rank_pooled(vector, groups, self.scan(members) if keys else (), by)[:top]
 
     def _check_query(self, vectors: FloatArray, top: object, model: str | None) -> None:
         if isinstance(top, bool) or not isinstance(top, int) or not 1 <= top <= MAX_HITS:
@@ -372,13 +372,13 @@ class Gallery:
         """
         if on_duplicate not in ("refuse", "replace", "skip"):
             raise GalleryError(f"on_duplicate is 'refuse', 'replace' or 'skip', not {on_duplicate!r}")
-        by = self._model if model is None else inputs.text(model, "model")
-        if by is None:
+        digest = self._model if model is None else inputs.text(model, "model")
+        if digest is None:
             raise GalleryError(
                 "say which model made the embeddings: add(..., model=digest) or Gallery(..., model=)"
             )
-        if self._model is not None and by != self._model:
-            raise GalleryError(f"the gallery was opened for model '{self._model}', these are of '{by}'")
+        if self._model is not None and digest != self._model:
+            raise GalleryError(f"the gallery was opened for model '{self._model}', these are of '{digest}'")
         batch = inputs.make_batch(
             embeddings,
             modality=modality,
@@ -393,7 +393,7 @@ class Gallery:
         )
         if not batch.entries:
             return Added((), 0)
-        return self._store.add(batch, by, on_duplicate)
+        return self._store.add(batch, digest, on_duplicate)
 
     def update(
         self,
@@ -437,7 +437,7 @@ class Gallery:
         """Remove all entries that match, provably.
 
         When it returns, no file of an embedded gallery holds their embeddings any more. docs/concepts/gallery.md
-        says what of their metadata waits for `compact`.
+        says which metadata stays until `compact`.
 
         Args:
             where: which; at least one condition.
@@ -457,7 +457,7 @@ class Gallery:
         return self._store.remove(where, remember)
 
     def expire(self, keep: str | timedelta, *, now: datetime | None = None, dry_run: bool = False) -> int:
-        """Remove entries seen longer ago than `keep`; those without a time, or of before 1970, stay.
+        """Remove entries seen longer ago than `keep`; those without a time, or before 1970, stay.
 
         Args:
             keep: a duration, or a whole number and s, m (minutes), h, d or w, as "30d".
@@ -475,17 +475,17 @@ class Gallery:
         return self._store.count(old) if dry_run else self._store.remove(old)
 
     def compact(self) -> None:
-        """Give back the space of removed entries and bring the index up to date; may take minutes for millions."""
+        """Free the space of removed entries and update the index; may take minutes for millions."""
         self._store.compact()
 
     def check(self) -> list[str]:
-        """Read everything.
+        """Verify everything.
 
         Returns:
-            What was wrong with the index, by name, which is repaired unless `read_only`.
+            Faults of the index, which are repaired unless `read_only`.
 
         Raises:
-            GalleryDamagedError: when the record of truth itself is damaged.
+            GalleryDamagedError: when the database itself is damaged.
         """
         return self._store.check()
 

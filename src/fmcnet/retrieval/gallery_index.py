@@ -122,9 +122,9 @@ class GalleryIndex:
     def _catch_up(self, state: FaissIndex, generation: int) -> None:
         columns = state.columns
         noted = dict(self.database.noted(self.generation))  # the last word on each row
-        known = columns.existing(list(noted))
-        self._forget(state, [seq for seq in known if noted[seq]])
-        changed = [seq for seq in known if not noted[seq]]
+        existing = columns.existing(list(noted))
+        self._forget(state, [seq for seq in existing if noted[seq]])
+        changed = [seq for seq in existing if not noted[seq]]
         for seq, (entry, _) in self.database.stored(changed).items():
             columns.replace(seq, entry)
         last = int(columns.seq[-1]) if len(columns) else 0
@@ -142,8 +142,8 @@ class GalleryIndex:
 
     def replaced(self) -> bool:
         """Another process has written the files since they were loaded."""
-        found = IndexManifest.find(self.folder)
-        return (found and found.columns) != (self.manifest and self.manifest.columns)
+        manifest = IndexManifest.find(self.folder)
+        return (manifest and manifest.columns) != (self.manifest and self.manifest.columns)
 
     def adopt(self) -> None:
         """Start from the files as they are now, and finish what a writer that died left undone."""

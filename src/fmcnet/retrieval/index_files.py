@@ -92,10 +92,13 @@ class IndexManifest:
                 raise InvalidIndexError(f"{NAME} has another format")
             if body["format"] != FORMAT:
                 body["graph"] = None  # of 0.1.0, it has to be built again
-            found = TypeAdapter(IndexManifest).validate_python(body)
-            if any(name and Path(name).name != name for name in (found.vectors, found.columns, found.graph)):
+            manifest = TypeAdapter(IndexManifest).validate_python(body)
+            if any(
+                name and Path(name).name != name
+                for name in (manifest.vectors, manifest.columns, manifest.graph)
+            ):
                 raise InvalidIndexError(f"{NAME} names files of another folder")
-            return found
+            return manifest
         except FileNotFoundError as error:
             raise InvalidIndexError(f"there is no {NAME}") from error
         except OSError as error:
@@ -122,7 +125,7 @@ class IndexManifest:
         return codes, self.load_columns(folder)
 
     def load_columns(self, folder: Path) -> EntryColumns:
-        """What filters need."""
+        """The columns that filters need."""
         _verify_file(folder, self.columns, self.columns_crc)
         try:
             return EntryColumns.load(folder / self.columns)
@@ -131,11 +134,11 @@ class IndexManifest:
 
     def map(self, folder: Path) -> Codes:
         """(rows, D) embeddings, mapped."""
-        kind = np.dtype(self.dtype)
+        dtype = np.dtype(self.dtype)
         if not self.rows:
-            return np.empty((0, self.dimension), kind)
+            return np.empty((0, self.dimension), dtype)
         try:
-            return np.memmap(folder / self.vectors, kind, "r", shape=(self.rows, self.dimension))
+            return np.memmap(folder / self.vectors, dtype, "r", shape=(self.rows, self.dimension))
         except (OSError, ValueError) as error:
             raise InvalidIndexError(f"{self.vectors} is missing or too short") from error
 
@@ -149,7 +152,7 @@ class IndexManifest:
             to_disk(path)
 
     def append(self, folder: Path, codes: Codes) -> None:
-        """Rows at the end of the embeddings' file."""
+        """Append rows to the embeddings' file."""
         if not len(codes):
             return
         self.trim(folder)
@@ -161,9 +164,9 @@ class IndexManifest:
             os.fsync(stream.fileno())
         first = self.rows // BLOCK
         self.rows += len(codes)
-        whole = self.map(folder)
+        mapped = self.map(folder)
         del self.blocks[first:]
-        self.blocks += [block_crc(whole, block) for block in range(first, -(-self.rows // BLOCK))]
+        self.blocks += [block_crc(mapped, block) for block in range(first, -(-self.rows // BLOCK))]
 
     def erase(self, folder: Path, positions: IntArray) -> None:
         """Overwrite rows of the embeddings' file by zeros."""
@@ -175,15 +178,15 @@ class IndexManifest:
                 stream.write(bytes(self.row_bytes))
             stream.flush()
             os.fsync(stream.fileno())
-        whole = self.map(folder)
+        mapped = self.map(folder)
         for block in np.unique(positions // BLOCK).tolist():
-            self.blocks[block] = block_crc(whole, block)
+            self.blocks[block] = block_crc(mapped, block)
 
     def put_graphs(self, folder: Path, index: FaissIndex) -> None:
         """Write the graphs to a file of their own."""
         name = f"graph-{_token()}.npz"
         write_atomically(folder / name, index.save_graphs, private_mode(folder))
-        self.graph, self.graph_crc = name, _crc(folder / name)
+        self.graph, self.graph_crc = name, _file_crc(folder / name)
 
     def commit(self, folder: Path, index: FaissIndex, generation: int) -> None:
         """Write columns and manifest, then remove the files that it no longer names."""
@@ -191,7 +194,7 @@ class IndexManifest:
         self.columns = f"columns-{_token()}.npz"
         mode = private_mode(folder)
         write_atomically(folder / self.columns, lambda path: index.columns.save(path, self.rows), mode)
-        self.columns_crc = _crc(folder / self.columns)
+        self.columns_crc = _file_crc(folder / self.columns)
         self.write(folder)
         discard(folder, {NAME, self.vectors, self.columns, self.graph})
 
@@ -217,17 +220,17 @@ def _token() -> str:
     return uuid.uuid4().hex[:12]
 
 
-def _crc(path: Path) -> int:
+def _file_crc(path: Path) -> int:
     crc = 0
     with path.open("rb") as stream:
-        while part := stream.read(2**22):
-            crc = zlib.crc32(part, crc)
+        while chunk := stream.read(2**22):
+            crc = zlib.crc32(chunk, crc)
     return crc
 
 
 def _verify_file(folder: Path, name: str, crc: int) -> None:
     try:
-        if _crc(folder / name) != crc:
+        if _file_crc(folder / name) != crc:
             raise InvalidIndexError(f"{name} is damaged (its checksum differs)")
     except OSError as error:
         raise InvalidIndexError(f"{name} cannot be read ({error.strerror})") from error
@@ -240,38 +243,38 @@ def block_crc(codes: Codes, block: int) -> int:
 
 
 def check_loss(folder: Path, timeout: float) -> None:
-    """Refuse a database that lost what its mark or the index knows, before a writer changes anything.
+    """Refuse a database that lost data of its mark or index, before a writer changes anything.
 
     Raises:
         GalleryDamagedError: says what was lost, and what to do.
     """
     mark = read_mark(folder / DATABASE)  # mark and index first: the database may only be newer
     index = IndexManifest.find(folder)
-    newest = [one for one in (mark, index) if one is not None]
-    proofs = _proofs(folder, mark is None, index is None)
-    main = _in_main_file(folder, timeout)
+    records = [record for record in (mark, index) if record is not None]
+    files = _mark_and_index_files(folder, mark is None, index is None)
+    main_mark = _main_file_mark(folder, timeout)
     with contextlib.closing(Database(folder, read_only=True, timeout=timeout)) as database:
         with database.translated():
             if not database.tables():
-                if (len(newest) < 2 and proofs) or any(one.generation for one in newest):
+                if (len(records) < 2 and files) or any(record.generation for record in records):
                     raise lost(folder, f"{DATABASE} is empty or missing", index)
                 return
             name, generation = database.name(), database.number("generation")
-        if main is not None and (main.gallery != name or main.generation > generation):
+        if main_mark is not None and (main_mark.gallery != name or main_mark.generation > generation):
             raise database.damaged("its write-ahead log is another gallery's, or older")
-        if any(one.gallery == name and one.generation > generation for one in newest):
-            older = (
+        if any(record.gallery == name and record.generation > generation for record in records):
+            message = (
                 f"{DATABASE} is older than what was written last, so its write-ahead log was lost or damaged"
             )
-            raise lost(folder, older, index)
-        if mark is not None and name not in {one.gallery for one in newest}:
+            raise lost(folder, message, index)
+        if mark is not None and name not in {record.gallery for record in records}:
             raise lost(folder, f"{DATABASE} is another gallery's", index)
         if index is not None and index.rows and name != index.gallery:
             raise lost(folder, f"{DATABASE} or {NAME} is another gallery's", index)
 
 
-def _in_main_file(folder: Path, timeout: float) -> Mark | None:
-    """How far the database goes without its log, where it has one; None where that cannot be read."""
+def _main_file_mark(folder: Path, timeout: float) -> Mark | None:
+    """The mark of the database without its log; None without a log, or where it is unreadable."""
     with contextlib.suppress(GalleryError):
         database = Database(folder, read_only=True, timeout=timeout, without_log=True)
         with contextlib.closing(database), database.translated():
@@ -280,11 +283,11 @@ def _in_main_file(folder: Path, timeout: float) -> Mark | None:
     return None
 
 
-def _proofs(folder: Path, mark: bool = True, index: bool = True) -> list[Path]:
-    """The mark and the files of the index that are there; a new gallery has none."""
-    files = [path for name in FILES for path in sorted(folder.glob(name))] if index else []
-    at = mark_path(folder / DATABASE)
-    return [*files, *([at] if mark and at.exists() else [])]
+def _mark_and_index_files(folder: Path, mark: bool = True, index: bool = True) -> list[Path]:
+    """The existing files of mark and index; a new gallery has none."""
+    files = [path for pattern in FILES for path in sorted(folder.glob(pattern))] if index else []
+    path_of_mark = mark_path(folder / DATABASE)
+    return [*files, *([path_of_mark] if mark and path_of_mark.exists() else [])]
 
 
 def lost(folder: Path, what: str, index: IndexManifest | None) -> GalleryDamagedError:
@@ -295,8 +298,8 @@ def lost(folder: Path, what: str, index: IndexManifest | None) -> GalleryDamaged
         recover = (
             f", or write what is left into a new gallery: fmcnet gallery recover {folder} NEW --model MODEL"
         )
-    proofs = " and ".join(map(str, _proofs(folder)))
+    files = " and ".join(map(str, _mark_and_index_files(folder)))
     return GalleryDamagedError(
         f"{folder} lost entries: {what}{rows}. Nothing was changed. Restore a backup (fmcnet gallery "
-        f"restore){recover}. If this database is the one you want, delete {proofs}"
+        f"restore){recover}. If this database is the one you want, delete {files}"
     )

@@ -1,4 +1,4 @@
-"""Indexing many pictures: in portions that are each on disk before the next, and never twice."""
+"""Index many pictures in portions, each on disk before the next, and none twice."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from fmcnet.retrieval.sqlite_database import FileRecord
 LOOKED_UP = 20
 """Numbers whose earlier entries are looked at, and entries of each, on average."""
 PORTION = 256
-"""Pictures added at once: what a kill may make to be encoded again."""
+"""Pictures added at once; a kill loses the encoding of so many."""
 
 Existing = Literal["keep", "update", "replace"]
 METADATA = ("camera", "time", "track", "pid", "tags")
@@ -112,13 +112,13 @@ class IndexReport:
             "already": self.already,
             "updated": self.updated,
             "replaced": self.replaced,
-            "differences": [str(one) for one in self.differences],
-            "faults": [{"source": one.name, "reason": one.reason} for one in self.faults],
-            "same_file": [{"source": one.name, "reason": one.reason} for one in self.sources.same],
+            "differences": [str(difference) for difference in self.differences],
+            "faults": [{"source": fault.name, "reason": fault.reason} for fault in self.faults],
+            "same_file": [{"source": fault.name, "reason": fault.reason} for fault in self.sources.same],
             "not_chosen": dict(self.sources.not_chosen),
             "not_listed": list(self.sources.not_listed),
-            "changed": [one.path for one in self.changes.changed.values()],
-            "moved": [one._asdict() for one in self.changes.moved.values()],
+            "changed": [change.path for change in self.changes.changed.values()],
+            "moved": [move._asdict() for move in self.changes.moved.values()],
             "removed_before": self.removed_before,
             "notes": self.notes,
             "entries": self.entries,
@@ -141,7 +141,7 @@ def index(
 ) -> IndexReport:
     """Add the pictures that the gallery does not hold yet.
 
-    May be interrupted, or killed, at any point: what was added stays, and the same call goes on from there.
+    May be interrupted, or killed, at any point: what was added stays, and the same call continues.
 
     Args:
         searcher: encoder and gallery.
@@ -185,20 +185,20 @@ def index(
                 records = compare_files(gallery, pictures, stored, report.changes)
                 fresh = _new_pictures(gallery, pictures, stored, records, report, include_removed)
                 new += fresh
-                again = _apply_to_existing(gallery, pictures, stored, existing, report, keep_images)
-                for done in _add(
+                to_encode = _apply_to_existing(gallery, pictures, stored, existing, report, keep_images)
+                for added in _encode_and_add(
                     searcher,
-                    [*fresh, *again],
-                    replace=bool(again),
+                    [*fresh, *to_encode],
+                    replace=bool(to_encode),
                     keep_images=keep_images,
                     value_range=value_range,
                     on_error=on_error,
                     batch_size=batch_size,
                     remarks=remarks,
                 ):
-                    report.count(done)
+                    report.count(added)
                     if gallery.files is not None:
-                        encoded = {name: records[name] for name in done.ids if name in records}
+                        encoded = {name: records[name] for name in added.ids if name in records}
                         gallery.files.put(encoded, added=True)
                 bar.advance(count=len(pictures))
     except KeyboardInterrupt:
@@ -226,16 +226,18 @@ def _new_pictures(
     report: IndexReport,
     include_removed: bool,
 ) -> list[Picture]:
-    """Those to add; what moved, and what was removed before, goes to the report alone."""
-    new = [one for one in pictures if one.id not in stored and one.id not in report.changes.moved]
+    """The pictures to add; moved and earlier removed ones are only reported."""
+    new = [
+        picture for picture in pictures if picture.id not in stored and picture.id not in report.changes.moved
+    ]
     if include_removed:
         return new
-    keys = {one.id: {one.id} for one in new}  # of entries without a record, the id was remembered
+    keys = {picture.id: {picture.id} for picture in new}  # of entries without a record, the id was remembered
     for name in keys.keys() & records.keys():
         keys[name].add(records[name].digest)
-    gone = gallery.removed([key for several in keys.values() for key in several])
-    report.removed_before += [str(one.path) for one in new if keys[one.id] & gone]
-    return [one for one in new if not keys[one.id] & gone]
+    removed = gallery.removed([key for picture_keys in keys.values() for key in picture_keys])
+    report.removed_before += [str(picture.path) for picture in new if keys[picture.id] & removed]
+    return [picture for picture in new if not keys[picture.id] & removed]
 
 
 def _apply_to_existing(
@@ -246,19 +248,19 @@ def _apply_to_existing(
     report: IndexReport,
     keep_images: bool,
 ) -> list[Picture]:
-    """Report or store what differs for known pictures; those to encode anew, with all their values."""
-    again, updates = [], {}
-    for picture in (one for one in pictures if one.id in stored):
+    """Report or store differences of known pictures; returns those to encode anew."""
+    to_encode, updates = [], {}
+    for picture in (known for known in pictures if known.id in stored):
         entry = stored[picture.id]
         differences = list(_differences(gallery, picture, entry, keep_images, report.changes))
         if existing == "keep":
             report.differences += differences
-        elif existing == "replace" or any(one.name in ENCODED for one in differences):
-            again.append(_completed(picture, entry))
+        elif existing == "replace" or any(difference.name in ENCODED for difference in differences):
+            to_encode.append(_with_stored_values(picture, entry))
         else:
             updates[picture.id] = differences
     report.updated += _update(gallery, updates)
-    return again
+    return to_encode
 
 
 def leave_out_expired(sources: Sources, until: datetime, option: str) -> Sources:
@@ -272,11 +274,13 @@ def leave_out_expired(sources: Sources, until: datetime, option: str) -> Sources
     Returns:
         The other pictures, with a note on those without a time.
     """
-    kept = tuple(one for one in sources.pictures if one.time is None or not EPOCH <= one.time < until)
+    kept = tuple(
+        picture for picture in sources.pictures if picture.time is None or not EPOCH <= picture.time < until
+    )
     not_chosen, notes = dict(sources.not_chosen), list(sources.notes)
     if left_out := len(sources.pictures) - len(kept):
         not_chosen[option] = left_out
-    if timeless := sum(one.time is None for one in kept):
+    if timeless := sum(picture.time is None for picture in kept):
         notes.append(
             f"{option}: {timeless} of {len(kept)} pictures have no time, are indexed and never expire"
         )
@@ -293,14 +297,14 @@ def check_faults(sources: Sources, *, missing_ok: bool = False) -> None:
     Raises:
         DataError: naming the faults.
     """
-    found = [one for one in sources.faults if not (missing_ok and one.reason == MISSING)]
-    if found:
+    faults = [fault for fault in sources.faults if not (missing_ok and fault.reason == MISSING)]
+    if faults:
         total = len(sources.pictures) + len(sources.faults)
-        faults = list_faults(found, total).replace("cannot be read", "cannot be indexed", 1)
-        raise DataError(f"nothing was added: {faults}\n--on-error skip leaves them out")
+        listing = list_faults(faults, total).replace("cannot be read", "cannot be indexed", 1)
+        raise DataError(f"nothing was added: {listing}\n--on-error skip leaves them out")
 
 
-def _add(
+def _encode_and_add(
     searcher: Searcher,
     pictures: Sequence[Picture],
     *,
@@ -309,22 +313,22 @@ def _add(
     value_range: ValueRange | None,
     **options: Any,
 ) -> Iterator[Added]:
-    """Those whose picture is to be kept, or was, and the others; of each range by itself."""
+    """Add pictures, grouped by value range and by whether a small copy is kept."""
     groups: dict[tuple[bool, ValueRange | None], list[Picture]] = {}
-    for one in pictures:
-        keep = keep_images or (replace and searcher.gallery.picture(one.id) is not None)
-        groups.setdefault((keep, one.value_range or value_range), []).append(one)
-    for (keep, chosen), group in groups.items():
-        metadata: dict[str, Any] = {name: [getattr(one, name) for one in group] for name in METADATA}
+    for picture in pictures:
+        keep = keep_images or (replace and searcher.gallery.picture(picture.id) is not None)
+        groups.setdefault((keep, picture.value_range or value_range), []).append(picture)
+    for (keep, picture_range), group in groups.items():
+        metadata: dict[str, Any] = {name: [getattr(picture, name) for picture in group] for name in METADATA}
         yield searcher.add(
-            [one.path for one in group],
-            [one.modality for one in group],
-            ids=[one.id for one in group],
-            source=[one.source or one.path for one in group],
+            [picture.path for picture in group],
+            [picture.modality for picture in group],
+            ids=[picture.id for picture in group],
+            source=[picture.source or picture.path for picture in group],
             on_duplicate="replace" if replace else "skip",
             keep_images=keep,
             progress=False,
-            value_range=chosen,
+            value_range=picture_range,
             **metadata,
             **options,
         )
@@ -333,11 +337,11 @@ def _add(
 def _differences(
     gallery: Gallery, picture: Picture, entry: Entry, keep_images: bool, changes: FileChanges
 ) -> Iterator[Difference]:
-    """The values given, and the content, that differ from those stored; a value not given differs from nothing."""
-    given = {**picture._asdict(), "pid": as_pid(picture.pid), "tags": tuple(sorted(set(picture.tags)))}
+    """Given values and content that differ from those stored; a value not given does not differ."""
+    new_values = {**picture._asdict(), "pid": as_pid(picture.pid), "tags": tuple(sorted(set(picture.tags)))}
     for name in COMPARED:
-        if given[name] not in (None, ()) and given[name] != getattr(entry, name):
-            yield Difference(str(picture.path), name, getattr(entry, name), given[name])
+        if new_values[name] not in (None, ()) and new_values[name] != getattr(entry, name):
+            yield Difference(str(picture.path), name, getattr(entry, name), new_values[name])
     if keep_images and gallery.picture(picture.id) is None:
         yield Difference(str(picture.path), "picture", None, "to be kept")
     if changed := changes.changed.get(picture.id):
@@ -345,19 +349,21 @@ def _differences(
         yield Difference(changed.path, "content", *digests)
 
 
-def _completed(picture: Picture, entry: Entry) -> Picture:
+def _with_stored_values(picture: Picture, entry: Entry) -> Picture:
     """The picture, with the stored values where none are given."""
     picture = picture._replace(pid=as_pid(picture.pid))
-    return picture._replace(**{n: getattr(entry, n) for n in COMPARED if getattr(picture, n) in (None, ())})
+    return picture._replace(
+        **{name: getattr(entry, name) for name in COMPARED if getattr(picture, name) in (None, ())}
+    )
 
 
 def _update(gallery: Gallery, differing: Mapping[str, Sequence[Difference]]) -> int:
     """Store the values given, by entry id; entries with equal changes at once. Returns how many entries."""
-    alike: dict[tuple[tuple[str, Any], ...], list[str]] = {}
-    for entry_id, found in differing.items():
-        if found:
-            alike.setdefault(tuple((one.name, one.given) for one in found), []).append(entry_id)
-    return sum(gallery.update(ids, **dict(change)) for change, ids in alike.items())
+    by_change: dict[tuple[tuple[str, Any], ...], list[str]] = {}
+    for entry_id, differences in differing.items():
+        if differences:
+            by_change.setdefault(tuple((item.name, item.given) for item in differences), []).append(entry_id)
+    return sum(gallery.update(ids, **dict(change)) for change, ids in by_change.items())
 
 
 def added_notes(gallery: Gallery, before: Collection[str], added: Sequence[Picture]) -> list[str]:
@@ -368,30 +374,30 @@ def added_notes(gallery: Gallery, before: Collection[str], added: Sequence[Pictu
         before: its identities before.
         added: the new pictures.
     """
-    given = {picture.pid for picture in added if picture.pid is not None}
-    near = _near(before, given)
-    numbers = sorted((pid for pid in given & {*before} if is_number(pid)), key=int)
+    pids = {picture.pid for picture in added if picture.pid is not None}
+    notes = _near_spelling_notes(before, pids)
+    numbers = sorted((pid for pid in pids & {*before} if is_number(pid)), key=int)
     if not numbers:
-        return near
+        return notes
     folder = Path(os.path.commonpath([picture.path.parent for picture in added]))
     earlier = gallery.scan(Where(pids=numbers[:LOOKED_UP]), chunk=64)  # in the order of adding
     for entry, _ in itertools.islice(earlier, LOOKED_UP**2):
         if entry.source and Path(entry.source).is_absolute() and folder not in Path(entry.source).parents:
             return [
-                *near,
+                *notes,
                 f"the numbers {first_of(numbers, 3)} are persons of the gallery already, as of "
                 f"{entry.source}, and are taken as the same; if they are others, repeat with a --pid-prefix, as "
                 "regdb-, and --existing update",
             ]
-    return near
+    return notes
 
 
 def near_notes(gallery: Gallery, given: Collection[str]) -> list[str]:
-    """Notes on near spellings of identities that were added; none beside more than `MOST_COMPARED` others."""
+    """Notes on near spellings of identities that were added; none in galleries of more than `MOST_COMPARED`."""
     stored = gallery.identities() if given else []
-    return _near(stored if len(stored) <= MOST_COMPARED else [], {*given})
+    return _near_spelling_notes(stored if len(stored) <= MOST_COMPARED else [], {*given})
 
 
-def _near(stored: Collection[str], given: set[str]) -> list[str]:
+def _near_spelling_notes(stored: Collection[str], given: set[str]) -> list[str]:
     keys = {near_spelling(name) for name in given}
     return near_identities([name for name in {*stored, *given} if near_spelling(name) in keys])

@@ -54,25 +54,25 @@ def unit_vectors(values: ArrayLike, names: Sequence[str] = (), what: str = "embe
     Args:
         values: (N, D) real numbers of any length; a single (D,) vector becomes (1, D).
         names: of the rows, for the message.
-        what: the rows are, for the message.
+        what: noun for a row, for the message.
 
     Raises:
         GalleryError: for another shape, NaN, infinity and zero vectors.
     """
-    all_of_them = "queries" if what == "query" else f"{what}s"
+    plural = "queries" if what == "query" else f"{what}s"
     try:
-        wide = np.asarray(values)
-        if wide.dtype.kind not in "fiu":
-            raise GalleryError(f"{all_of_them} must be real numbers, got {wide.dtype}")
-        wide = wide.astype(np.float64)
+        matrix = np.asarray(values)
+        if matrix.dtype.kind not in "fiu":
+            raise GalleryError(f"{plural} must be real numbers, got {matrix.dtype}")
+        matrix = matrix.astype(np.float64)
     except (TypeError, ValueError) as error:
-        raise GalleryError(f"{all_of_them} are not a matrix of numbers: {error}") from error
-    if wide.ndim == 1:
-        wide = wide[None]
-    if wide.ndim != 2 or wide.shape[1] == 0:
-        raise GalleryError(f"{all_of_them} must have shape (N, D), got {np.shape(values)}")
-    finite = np.isfinite(wide).all(axis=1)
-    largest = np.where(finite, np.abs(np.where(finite[:, None], wide, 1.0)).max(axis=1), 1.0)
+        raise GalleryError(f"{plural} are not a matrix of numbers: {error}") from error
+    if matrix.ndim == 1:
+        matrix = matrix[None]
+    if matrix.ndim != 2 or matrix.shape[1] == 0:
+        raise GalleryError(f"{plural} must have shape (N, D), got {np.shape(values)}")
+    finite = np.isfinite(matrix).all(axis=1)
+    largest = np.where(finite, np.abs(np.where(finite[:, None], matrix, 1.0)).max(axis=1), 1.0)
     zero = finite & (largest < SMALLEST)
     for bad, fault in ((~finite, "holds NaN or infinity"), (zero, "is a zero vector")):
         rows = np.flatnonzero(bad)
@@ -81,10 +81,10 @@ def unit_vectors(values: ArrayLike, names: Sequence[str] = (), what: str = "embe
             label = f" ('{names[row]}')" if row < len(names) else ""
             others = f", and {len(rows) - 1} more" if len(rows) > 1 else ""
             raise GalleryError(
-                f"{what} {row}{label} of {len(wide)} {fault}{others}: check the model, or leave it out"
+                f"{what} {row}{label} of {len(matrix)} {fault}{others}: check the model, or leave it out"
             )
-    wide /= largest[:, None]  # so that no square overflows
-    return np.asarray(wide / np.linalg.norm(wide, axis=1, keepdims=True), dtype=np.float32)
+    matrix /= largest[:, None]  # so that no square overflows
+    return np.asarray(matrix / np.linalg.norm(matrix, axis=1, keepdims=True), dtype=np.float32)
 
 
 def pool(embeddings: ArrayLike) -> FloatArray:
@@ -128,12 +128,12 @@ def make_batch(
     if isinstance(ids, str):
         raise GalleryError(f"ids must be a list of {n} texts, not one text")
     names = [new_id() for _ in range(n)] if ids is None else [as_id(v) for v in column(ids, n, "ids")]
-    if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise DuplicateIdError(f"id '{twice[0]}' comes twice in this batch: ids must be unique")
+    if duplicates := [name for name, count in Counter(names).items() if count > 1]:
+        raise DuplicateIdError(f"id '{duplicates[0]}' comes twice in this batch: ids must be unique")
     columns = {"id": names}
     for name, value in metadata.items():
         values = tag_column(value, n) if name == "tags" else column(value, n, name)
-        columns[name] = [CHECKS[name](one) for one in values]
+        columns[name] = [CHECKS[name](item) for item in values]
     entries = (Entry(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True))
     return EntryBatch(tuple(entries), vectors, as_pictures(pictures, n))
 
@@ -158,13 +158,13 @@ def column(value: Any, n: int, name: str) -> list[Any]:
     """N values of one value for all, or of N of them."""
     if value is None or isinstance(value, (str, bytes, int, float, np.generic, datetime, PurePath)):
         return [value] * n
-    values = _listed(value, name)
+    values = _as_list(value, name)
     if len(values) != n:
         raise GalleryError(f"'{name}' has {len(values)} values for {n} embeddings: give one for all, or {n}")
     return values
 
 
-def _listed(value: Any, name: str) -> list[Any]:
+def _as_list(value: Any, name: str) -> list[Any]:
     try:
         return list(value)
     except TypeError as error:
@@ -176,8 +176,8 @@ def tag_column(value: Any, n: int) -> list[Any]:
     values = [] if value is None else value
     if isinstance(values, str):
         raise GalleryError(f"tags={value!r}: give a list, as tags=[{value!r}]")
-    values = _listed(values, "tags")
-    if all(isinstance(v, str) for v in values):
+    values = _as_list(values, "tags")
+    if all(isinstance(tag, str) for tag in values):
         return [values] * n
     return column(values, n, "tags")
 
@@ -215,10 +215,10 @@ def as_id(value: object, *, stored: bool = False) -> str:
 
     Clients and proxies resolve /a/../b to /b before they send it, and so would ask for another entry.
     """
-    found = text(value, "id", stored=stored)
-    if not {".", ".."}.isdisjoint(found.split("/")):
-        raise GalleryError(f"id {found!r} has . or .. as a part: no address could name it, choose another")
-    return found
+    entry_id = text(value, "id", stored=stored)
+    if not {".", ".."}.isdisjoint(entry_id.split("/")):
+        raise GalleryError(f"id {entry_id!r} has . or .. as a part: no address could name it, choose another")
+    return entry_id
 
 
 def optional_text(value: object, what: str) -> str | None:
@@ -232,12 +232,12 @@ def as_tags(value: Collection[object] | None) -> tuple[str, ...]:
     if isinstance(value, str):
         raise GalleryError(f"tags must be a list of texts, not the text {value!r}")
     try:
-        found = sorted({text(tag, "tag") for tag in value or ()})
+        tags = sorted({text(tag, "tag") for tag in value or ()})
     except TypeError as error:
         raise GalleryError(f"tags must be a list of texts, not {value!r}") from error
-    if len(found) > MOST_TAGS:
-        raise GalleryError(f"{len(found)} tags on one entry; at most {MOST_TAGS}")
-    return tuple(found)
+    if len(tags) > MOST_TAGS:
+        raise GalleryError(f"{len(tags)} tags on one entry; at most {MOST_TAGS}")
+    return tuple(tags)
 
 
 def new_id() -> str:
@@ -260,7 +260,7 @@ def check_settings(stored: GallerySettings, dimension: int, model: str | None, l
 
 
 def check_new(there: Collection[str], ids: Sequence[str], location: str) -> None:
-    """Refuse ids of which some are `there`."""
+    """Refuse ids that exist (are `there`)."""
     if there:
         raise DuplicateIdError(
             f"{len(there)} of {len(ids)} ids are in {location} already, the first '{min(there)}': give new ids, or "
@@ -269,7 +269,7 @@ def check_new(there: Collection[str], ids: Sequence[str], location: str) -> None
 
 
 def check_there(there: Collection[str], ids: Sequence[str], location: str) -> None:
-    """Refuse ids that are not all `there`."""
+    """Refuse ids that are not `there`."""
     missing = [name for name in ids if name not in there]
     if missing:
         raise GalleryError(f"{location} has no entry '{missing[0]}' ({len(missing)} ids are not there)")
@@ -288,7 +288,7 @@ def as_duration(keep: str | timedelta) -> timedelta:
 
 
 def expires_before(keep: str | timedelta, now: datetime | None = None) -> datetime:
-    """Before it, and since 1970, entries were seen longer ago than `keep`; an earlier time was read wrongly."""
+    """Entries seen before it, but since 1970, expire; an earlier time was read wrongly."""
     moment = datetime.now(timezone.utc) if now is None else as_utc(now, "now")
     duration = as_duration(keep)
     return moment - duration if duration < moment - EPOCH else EPOCH
@@ -302,7 +302,7 @@ class _Keep(Enum):
 
 
 KEEP: Any = _Keep.KEEP
-"""An attribute that `update` leaves alone."""
+"""An attribute that `update` does not change."""
 CHECKS: dict[str, Callable[[Any], Any]] = {
     "pid": as_pid,
     "modality": as_modality,

@@ -63,11 +63,11 @@ class Collection:
         try:
             port = PORT if parts.port is None else parts.port
         except ValueError as error:
-            raise GalleryError(f"{_hidden(location)}: {error}") from error
+            raise GalleryError(f"{_without_credentials(location)}: {error}") from error
         extra = parts.query or parts.fragment
         if not parts.hostname or extra or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,254}", self.name):
             raise GalleryError(
-                f"{_hidden(location)}: give milvus://host:port/name, the name of letters, digits and _"
+                f"{_without_credentials(location)}: give milvus://host:port/name, the name of letters, digits and _"
             )
         host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
         self.location = f"milvus://{host}:{port}/{self.name}"
@@ -91,13 +91,13 @@ class Collection:
             )
         except self._errors as error:
             raise GalleryError(
-                f"{self.location}: no Milvus server answers there ({_said(error)}): check the address, and that it "
-                "runs"
+                f"{self.location}: no Milvus server answers there ({_error_message(error)}): check the address, and "
+                "that it runs"
             ) from error
 
     @contextlib.contextmanager
     def client(self, *, write: bool = False) -> Iterator[Any]:
-        """The client, its errors in the gallery's words; none of a closed gallery, nor to write a read-only one."""
+        """The client, its errors as GalleryErrors; GalleryError when closed, or to write a read-only one."""
         if self._client is None:
             raise GalleryError(f"the gallery {self.location} was closed")
         if write and self.read_only:
@@ -108,19 +108,19 @@ class Collection:
             yield self._client
         except self._errors as error:
             raise GalleryError(
-                f"{self.location}: Milvus says: {_said(error)}; check that the server runs, and is well"
+                f"{self.location}: Milvus says: {_error_message(error)}; check that the server runs, and is well"
             ) from error
 
     def open(self) -> GallerySettings | None:
-        """What its first add fixed, None when it is not there. Afterwards the collection can be searched."""
+        """Load the collection for searches; returns its settings, None when it does not exist."""
         with self.client() as client:
             if not client.has_collection(self.name, timeout=self.timeout):
                 return None
-            about = client.describe_collection(self.name, timeout=self.timeout)
-            kinds = {field["name"]: field["type"] for field in about.get("fields", ())}
-            self.numbers = kinds.get("pid") == self._types.INT64
+            description = client.describe_collection(self.name, timeout=self.timeout)
+            types = {field["name"]: field["type"] for field in description.get("fields", ())}
+            self.numbers = types.get("pid") == self._types.INT64
             try:
-                found = GallerySettings(**json.loads(about["description"])["fmcnet"])
+                settings = GallerySettings(**json.loads(description["description"])["fmcnet"])
             except (ValueError, KeyError, TypeError) as error:
                 raise GalleryError(
                     f"{self.location} is a collection, but no gallery: name another"
@@ -131,22 +131,22 @@ class Collection:
                 if not client.list_indexes(self.name, timeout=self.timeout):
                     client.create_index(self.name, self._params(client), timeout=self.timeout)
                 client.load_collection(self.name, timeout=self.timeout)
-        return found
+        return settings
 
     def create(self, settings: GallerySettings) -> GallerySettings:
-        """Make the collection; the settings it has, which are another writer's when that one was first."""
-        kinds = self._types
+        """Create the collection; returns its settings, another writer's when that one was first."""
+        types = self._types
         with self.client(write=True) as client:
-            about = json.dumps({"fmcnet": settings.__dict__})
-            schema = client.create_schema(auto_id=False, enable_dynamic_field=False, description=about)
-            schema.add_field("id", kinds.VARCHAR, is_primary=True, max_length=LONGEST["id"])
-            schema.add_field("embedding", kinds.FLOAT_VECTOR, dim=settings.dimension)
+            description = json.dumps({"fmcnet": settings.__dict__})
+            schema = client.create_schema(auto_id=False, enable_dynamic_field=False, description=description)
+            schema.add_field("id", types.VARCHAR, is_primary=True, max_length=LONGEST["id"])
+            schema.add_field("embedding", types.FLOAT_VECTOR, dim=settings.dimension)
             for name in ("modality", "time", "seq"):
-                schema.add_field(name, kinds.INT64)
+                schema.add_field(name, types.INT64)
             for name in ("pid", "camera", "source", "track"):
-                schema.add_field(name, kinds.VARCHAR, max_length=LONGEST[name])
-            tag = {"element_type": kinds.VARCHAR, "max_capacity": MOST_TAGS, "max_length": LONGEST["tag"]}
-            schema.add_field("tags", kinds.ARRAY, **tag)
+                schema.add_field(name, types.VARCHAR, max_length=LONGEST[name])
+            tag = {"element_type": types.VARCHAR, "max_capacity": MOST_TAGS, "max_length": LONGEST["tag"]}
+            schema.add_field("tags", types.ARRAY, **tag)
             try:
                 client.create_collection(
                     self.name,
@@ -156,10 +156,10 @@ class Collection:
                     timeout=self.timeout,
                 )
             except self._errors:
-                first = self.open()
-                if first is None:
+                existing = self.open()
+                if existing is None:
                     raise
-                return first
+                return existing
         return settings
 
     def _params(self, client: Any) -> Any:
@@ -179,8 +179,8 @@ class Collection:
     def index(self) -> str:
         """ "exact" or "hnsw"."""
         with self.client() as client:
-            kind = client.describe_index(self.name, "embedding", timeout=self.timeout)["index_type"]
-        return "exact" if kind == "FLAT" else "hnsw"
+            index_type = client.describe_index(self.name, "embedding", timeout=self.timeout)["index_type"]
+        return "exact" if index_type == "FLAT" else "hnsw"
 
     def close(self) -> None:
         """Close the connection; may be called again."""
@@ -189,12 +189,12 @@ class Collection:
             self._client = None
 
 
-def _hidden(location: str) -> str:
-    """Without what may be a password."""
+def _without_credentials(location: str) -> str:
+    """Without user and password."""
     return re.sub(r"//[^/]*@", "//", location)
 
 
-def _said(error: Any) -> str:
+def _error_message(error: Any) -> str:
     """The first line of an error of pymilvus, or of gRPC."""
     text = f"{error.code()}: {error.details()}" if callable(getattr(error, "details", None)) else str(error)
     lines = str(getattr(error, "message", text)).strip().splitlines()
@@ -230,10 +230,10 @@ def expression(where: Where | None, *, numbers: bool = False) -> str | None:
     parts: list[str] = []
     pids = None if where.pids is None else [str(pid) for pid in where.pids]
     if numbers and pids is not None:
-        fitting = sorted(int(pid) for pid in pids if is_number(pid))
-        if not fitting:
+        numeric_pids = sorted(int(pid) for pid in pids if is_number(pid))
+        if not numeric_pids:
             return None
-        parts.append(f"pid in {fitting}")
+        parts.append(f"pid in {numeric_pids}")
         pids = None
     named = (("id", where.ids), ("camera", where.cameras), ("track", where.tracks), ("pid", pids))
     for name, values in named:
@@ -290,5 +290,5 @@ def to_stored(row: Mapping[str, Any]) -> Stored:
 
 
 def parts(values: Sequence[Any], size: int) -> Iterator[list[Any]]:
-    """At most `size` at a time."""
+    """Lists of at most `size` values."""
     return (list(values[start : start + size]) for start in range(0, len(values), size))

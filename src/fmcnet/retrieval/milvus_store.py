@@ -95,10 +95,10 @@ class MilvusStore(milvus.Collection):
 
     def _query(self, condition: str, fields: list[str], **options: Any) -> list[dict[str, Any]]:
         with self.client() as client:
-            found: list[dict[str, Any]] = client.query(
+            rows: list[dict[str, Any]] = client.query(
                 self.name, filter=condition, output_fields=fields, timeout=self.timeout, **options
             )
-            return found
+            return rows
 
     def search(self, queries: FloatArray, top: int, where: Where | None, exact: bool) -> list[list[Hit]]:
         """For each of (Q, D) queries its best entries; ties as in the embedded gallery."""
@@ -108,58 +108,59 @@ class MilvusStore(milvus.Collection):
         if top > self.most:
             raise GalleryError(f"top={top} is more than Milvus gives in one answer: at most {self.most}")
         if exact and self.index != "exact":
-            return [self._compared(query, top, where) for query in queries]
+            return [self._search_exactly(query, top, where) for query in queries]
         answers: dict[int, list[Hit]] = {}
-        wide, pending = top + SPARE, list(range(len(queries)))
+        limit, pending = top + SPARE, list(range(len(queries)))
         while pending:
             tied = []
-            for at, found, distances in self._nearest(queries, pending, wide, condition):
-                if len(found) < wide and self.index == "hnsw" and len(found) < self.count(where):
-                    answers[at] = self._compared(queries[at], top, where)  # the graph did not reach them all
-                elif len(found) == wide < WIDEST and ties_go_on(distances, top):
-                    tied.append(at)
+            for index, entries, distances in self._nearest(queries, pending, limit, condition):
+                if len(entries) < limit and self.index == "hnsw" and len(entries) < self.count(where):
+                    # the graph did not reach them all
+                    answers[index] = self._search_exactly(queries[index], top, where)
+                elif len(entries) == limit < WIDEST and ties_go_on(distances, top):
+                    tied.append(index)
                 else:
-                    answers[at] = ranked(queries[at], found, top)
-            wide, pending = min(4 * wide, WIDEST), tied
-        return [answers[at] for at in range(len(queries))]
+                    answers[index] = ranked(queries[index], entries, top)
+            limit, pending = min(4 * limit, WIDEST), tied
+        return [answers[index] for index in range(len(queries))]
 
     def _nearest(
-        self, queries: FloatArray, which: list[int], wide: int, condition: str
+        self, queries: FloatArray, indices: list[int], limit: int, condition: str
     ) -> Iterator[tuple[int, list[Stored], list[float]]]:
         """For some of the queries: number, nearest rows, distances; best first."""
-        together = max(1, self._portion() // wide)
-        for start in range(0, len(which), together):
-            part = which[start : start + together]
-            whole = wide <= self._portion()  # their embeddings fit into the answer
+        batch_size = max(1, self._portion() // limit)
+        for start in range(0, len(indices), batch_size):
+            batch = indices[start : start + batch_size]
+            fits = limit <= self._portion()  # their embeddings fit into the answer
             try:
-                answers = self._ask(queries[part], wide, condition, milvus.METADATA if whole else [])
+                answers = self._send_search(queries[batch], limit, condition, milvus.METADATA if fits else [])
             except GalleryError as error:
                 if RACE not in str(error):
                     raise
-                whole, answers = False, self._ask(queries[part], wide, condition, [])
-            for at, rows in zip(part, answers, strict=True):
-                if whole:
-                    found = [milvus.to_stored(row["entity"] | {"id": row["id"]}) for row in rows]
+                fits, answers = False, self._send_search(queries[batch], limit, condition, [])
+            for index, rows in zip(batch, answers, strict=True):
+                if fits:
+                    entries = [milvus.to_stored(row["entity"] | {"id": row["id"]}) for row in rows]
                 else:
-                    found = list(self.fetch([row["id"] for row in rows]).values())
-                yield at, found, [row["distance"] for row in rows]
+                    entries = list(self.fetch([row["id"] for row in rows]).values())
+                yield index, entries, [row["distance"] for row in rows]
 
-    def _ask(self, queries: FloatArray, wide: int, condition: str, fields: list[str]) -> list[Any]:
+    def _send_search(self, queries: FloatArray, limit: int, condition: str, fields: list[str]) -> list[Any]:
         """For each query its nearest rows: with these fields and their embeddings, or ids alone."""
-        params = {"ef": max(128, 2 * wide)} if self.index == "hnsw" else {}
+        params = {"ef": max(128, 2 * limit)} if self.index == "hnsw" else {}
         with self.client() as client:
             answers: list[Any] = client.search(
                 self.name,
                 data=queries.tolist(),
                 filter=condition,
-                limit=wide,
+                limit=limit,
                 output_fields=[*fields, "embedding"] if fields else ["id"],
                 search_params={"metric_type": "IP", "params": params},
                 timeout=self.timeout,
             )
         return answers
 
-    def _compared(self, query: FloatArray, top: int, where: Where | None) -> list[Hit]:
+    def _search_exactly(self, query: FloatArray, top: int, where: Where | None) -> list[Hit]:
         """The best of all rows that match, each compared here: as slow as reading them."""
         best: list[Hit] = []
         for part in self.scan(where, self._portion()):
@@ -171,11 +172,11 @@ class MilvusStore(milvus.Collection):
         return {row["id"]: milvus.to_stored(row) for row in self._rows(ids)}
 
     def _rows(self, ids: Sequence[str]) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = []
+        rows: list[dict[str, Any]] = []
         if self.settings is not None:
             for part in milvus.parts(ids, self._portion()):
-                found += self._query(f"id in {milvus.texts(part)}", [*milvus.METADATA, "embedding"])
-        return found
+                rows += self._query(f"id in {milvus.texts(part)}", [*milvus.METADATA, "embedding"])
+        return rows
 
     def picture(self, entry_id: str) -> bytes | None:
         """None: a cluster keeps no pictures."""
@@ -188,11 +189,11 @@ class MilvusStore(milvus.Collection):
             return 0
         return int(self._query(condition, ["count(*)"])[0]["count(*)"])
 
-    def _matching(self, where: Where | None) -> list[str]:
+    def _matching_ids(self, where: Where | None) -> list[str]:
         """Ids, in the order of adding."""
-        return [name for _, name in sorted((row["seq"], row["id"]) for row in self._listed(where, "seq"))]
+        return [name for _, name in sorted((row["seq"], row["id"]) for row in self._list_rows(where, "seq"))]
 
-    def _listed(self, where: Where | None, *fields: str) -> Iterator[dict[str, Any]]:
+    def _list_rows(self, where: Where | None, *fields: str) -> Iterator[dict[str, Any]]:
         """Rows that match, with their ids and these fields, in the order of ids."""
         condition = self._condition(where)
         if condition is None:
@@ -210,37 +211,39 @@ class MilvusStore(milvus.Collection):
         """How many of those that match each camera has on each day."""
         numbers: dict[str, int] = {}
         cameras, times = [], []
-        for row in self._listed(where, "camera", "time"):
+        for row in self._list_rows(where, "camera", "time"):
             cameras.append(numbers.setdefault(row["camera"], len(numbers)) if row["camera"] else -1)
             times.append(int(NONE) if row["time"] == milvus.NO_TIME else row["time"])
         return count_days(np.array(cameras, np.int64), list(numbers), np.array(times, np.int64), zone)
 
     def texts(self, name: Literal["camera", "pid"]) -> set[str]:
-        """The cameras, each looked for beside those known already; no pid: a cluster would have to read all rows."""
-        found: set[str] = set()
+        """The cameras, by queries that exclude known ones; no pid: that would read all rows."""
+        values: set[str] = set()
         while name == "camera" and self.settings is not None:
-            others = 'camera != ""' + "".join(f" and camera != {milvus.text(one)}" for one in sorted(found))
-            page = self._query(others, ["camera"], limit=PAGE)
-            new = {str(row["camera"]) for row in page if row["camera"]} - found
+            condition = 'camera != ""' + "".join(
+                f" and camera != {milvus.text(value)}" for value in sorted(values)
+            )
+            page = self._query(condition, ["camera"], limit=PAGE)
+            new = {str(row["camera"]) for row in page if row["camera"]} - values
             if not new:
                 break
-            found |= new
-        return found
+            values |= new
+        return values
 
     def times(self) -> tuple[datetime, datetime] | None:
-        """The first and the last of all entries, each looked for beyond those that are known already."""
-        seen: list[int] = []
+        """The first and the last time, by queries beyond those that are known already."""
+        extremes: list[int] = []
         while self.settings is not None:
-            bounds = f" and (time < {min(seen)} or time > {max(seen)})" if seen else ""
+            bounds = f" and (time < {min(extremes)} or time > {max(extremes)})" if extremes else ""
             page = self._query(f"time != {milvus.NO_TIME}{bounds}", ["time"], limit=PAGE)
             if not page:
                 break
-            seen = [pick([*seen, *(int(row["time"]) for row in page)]) for pick in (min, max)]
-        return (from_micros(min(seen)), from_micros(max(seen))) if seen else None
+            extremes = [pick([*extremes, *(int(row["time"]) for row in page)]) for pick in (min, max)]
+        return (from_micros(min(extremes)), from_micros(max(extremes))) if extremes else None
 
     def scan(self, where: Where | None, chunk: int) -> Iterator[list[Stored]]:
         """All that match; those removed meanwhile are left out."""
-        for part in milvus.parts(self._matching(where), min(chunk, self._portion())):
+        for part in milvus.parts(self._matching_ids(where), min(chunk, self._portion())):
             stored = self.fetch(part)
             yield [stored[name] for name in part if name in stored]
 
@@ -251,35 +254,35 @@ class MilvusStore(milvus.Collection):
         if any(batch.pictures):
             raise GalleryError(f"{self.location}: a cluster keeps no pictures; add without")
         with self.client(write=True):
-            wanted = GallerySettings(batch.vectors.shape[1], model, "float32")
+            settings = GallerySettings(batch.vectors.shape[1], model, "float32")
             if self.settings is None:
-                self._settings = self.create(wanted)
-        check_settings(self._settings or wanted, wanted.dimension, model, self.location)
+                self._settings = self.create(settings)
+        check_settings(self._settings or settings, settings.dimension, model, self.location)
         ids = [entry.id for entry in batch.entries]
-        there = {row["id"]: row for row in self._rows(ids)}
+        existing = {row["id"]: row for row in self._rows(ids)}
         if on_duplicate == "refuse":
-            check_new(there, ids, self.location)
-        replaced = 0 if on_duplicate == "skip" else len(there)
+            check_new(existing, ids, self.location)
+        replaced = 0 if on_duplicate == "skip" else len(existing)
         now = clock.time_ns()
         rows = [
             milvus.to_row(entry, vector, now + i, numbers=self.numbers)
             for i, (entry, vector) in enumerate(zip(batch.entries, batch.vectors, strict=True))
-            if not (on_duplicate == "skip" and entry.id in there)
+            if not (on_duplicate == "skip" and entry.id in existing)
         ]
-        self._write(rows, there)
+        self._write(rows, existing)
         return Added(tuple(ids), len(rows) - replaced, replaced, len(ids) - len(rows))
 
     def update(self, ids: Sequence[str], change: Mapping[str, Any]) -> int:
         """Set attributes of entries."""
         with self.client(write=True):
-            there = {row["id"]: row for row in self._rows(ids)}
-        check_there(there, ids, self.location)
+            existing = {row["id"]: row for row in self._rows(ids)}
+        check_there(existing, ids, self.location)
         rows = []
         for name in ids:
-            entry, vector = milvus.to_stored(there[name])
+            entry, vector = milvus.to_stored(existing[name])
             changed = replace(entry, **change)
-            rows.append(milvus.to_row(changed, vector, there[name]["seq"], numbers=self.numbers))
-        self._write(rows, there)
+            rows.append(milvus.to_row(changed, vector, existing[name]["seq"], numbers=self.numbers))
+        self._write(rows, existing)
         return len(ids)
 
     def _write(self, rows: list[dict[str, Any]], before: Mapping[str, Mapping[str, Any]]) -> None:
@@ -287,22 +290,22 @@ class MilvusStore(milvus.Collection):
 
         Upserts, though most rows are new: a request that was repeated on its way makes no row twice.
         """
-        tried: list[str] = []
+        attempted: list[str] = []
         try:
             for part in milvus.parts(rows, self._portion()):
-                tried += [row["id"] for row in part]
+                attempted += [row["id"] for row in part]
                 self._upsert(part)
         except BaseException as error:  # Ctrl-C too
             try:
-                self._delete([name for name in tried if name not in before])
-                old: Any = [before[name] for name in tried if name in before]
+                self._delete([name for name in attempted if name not in before])
+                old: Any = [before[name] for name in attempted if name in before]
                 old = [milvus.to_row(*milvus.to_stored(row), row["seq"], numbers=self.numbers) for row in old]
                 for part in milvus.parts(old, self._portion()):
                     self._upsert(part)
             except GalleryError:
                 raise GalleryError(
-                    f"{error}; up to {len(tried)} of {len(rows)} entries may be written, for they could not be taken "
-                    f"back (the first: '{tried[0]}'): when the server is there again, repeat with "
+                    f"{error}; up to {len(attempted)} of {len(rows)} entries may be written, for they could not be "
+                    f"taken back (the first: '{attempted[0]}'): when the server is there again, repeat with "
                     "on_duplicate='replace', or remove them"
                 ) from error
             raise
@@ -319,7 +322,7 @@ class MilvusStore(milvus.Collection):
     def remove(self, where: Where, remember: bool = True) -> int:
         """Remove what matches."""
         with self.client(write=True):
-            ids = self._matching(where)
+            ids = self._matching_ids(where)
         self._delete(ids)
         return len(ids)
 

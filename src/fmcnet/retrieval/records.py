@@ -1,4 +1,4 @@
-"""What goes into a gallery and what comes out: small frozen dataclasses; and the ranking of hits.
+"""Frozen dataclasses of a gallery: entries, hits, filters, settings; and the ranking of hits.
 
 Hits are ranked by similarity, equal ones by id; alone, by track or by person.
 """
@@ -86,7 +86,7 @@ class HitGroup:
         key: the track or pid; None for a hit that has none (such a hit is a group of its own).
         similarity: what ranks the group: of the best hit, or of a track's entries pooled.
         probability: of that similarity.
-        hits: at least one. Of a person, only those that reach what was asked.
+        hits: at least one. Of a person, only those that reach the thresholds.
         pooled: how many entries were pooled; 0: none were.
     """
 
@@ -103,7 +103,7 @@ class HitGroup:
 
     @property
     def modality(self) -> Modality:
-        """Of the best hit; of a track, of all."""
+        """Of the best hit; for a track, of all hits."""
         return self.best.modality
 
     @property
@@ -124,12 +124,12 @@ class HitGroup:
 
 @dataclass(frozen=True)
 class Where:
-    """Which entries: all conditions that are given must hold; None is no condition.
+    """A filter: entries match if they meet all conditions; None is no condition.
 
     Attributes:
         ids: the entry's id is one of these; an empty collection matches nothing.
         pids: the entry's identity is one of these, as `parse_identity` reads them; empty: nothing. Entries without an
-            identity cannot be asked for.
+            identity cannot be selected.
         cameras: the entry's camera is one of these; empty: nothing.
         tracks: the entry's track is one of these; empty: nothing.
         modality: the entry's modality, or a word for it; kept as a `Modality`.
@@ -138,7 +138,7 @@ class Where:
         tags: the entry has all of these; none at all are no condition.
 
     Raises:
-        GalleryError: on construction, for a datetime without a timezone, what is no identity, or a bare string where
+        GalleryError: on construction, for a datetime without a timezone, an invalid identity, or a bare string where
             a collection is needed.
     """
 
@@ -157,8 +157,8 @@ class Where:
             if isinstance(value, (str, bytes, int)):
                 raise GalleryError(f"Where({name}={value!r}): give a list, as {name}=[{value!r}]")
             if value is not None:
-                none = name == "tags" and not value  # every entry has all of no tags
-                object.__setattr__(self, name, None if none else frozenset(value))
+                no_condition = name == "tags" and not value  # every entry has all of no tags
+                object.__setattr__(self, name, None if no_condition else frozenset(value))
         if self.pids is not None:
             object.__setattr__(self, "pids", frozenset(as_known_pid(pid) for pid in self.pids))
         if self.modality is not None:
@@ -170,13 +170,13 @@ class Where:
 
     @property
     def modalities(self) -> list[Modality]:
-        """Those whose entries may pass."""
+        """Those whose entries may match."""
         return list(Modality) if self.modality is None else [Modality(self.modality)]
 
     @property
     def unconditional(self) -> bool:
         """No condition is given: every entry matches."""
-        return all(getattr(self, f.name) is None for f in fields(self))
+        return all(getattr(self, field.name) is None for field in fields(self))
 
 
 @dataclass(frozen=True)
@@ -297,7 +297,7 @@ Stored = tuple[Entry, FloatArray]
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 EARLIEST = datetime.min.replace(tzinfo=timezone.utc)
 NONE = np.iinfo(np.int64).min
-"""A time that is not known, in microseconds."""
+"""Stands for an unknown time, in microseconds."""
 
 
 def as_modality(value: object) -> Modality:
@@ -309,7 +309,7 @@ def as_modality(value: object) -> Modality:
 
 
 def as_pid(value: object) -> str | None:
-    """As `parse_identity`, with a GalleryError; None where nobody is known."""
+    """As `parse_identity`, with a GalleryError; None where unknown."""
     try:
         return parse_identity(value)
     except DataError as error:
@@ -317,13 +317,13 @@ def as_pid(value: object) -> str | None:
 
 
 def as_known_pid(value: object) -> str:
-    """`as_pid` of a filter; nobody known is an error, too."""
-    found = as_pid(value)
-    if found is None:
+    """`as_pid` of a filter, where unknown is an error."""
+    pid = as_pid(value)
+    if pid is None:
         raise GalleryError(
             f"pid {value!r} is nobody known: choose entries without an identity by other conditions"
         )
-    return found
+    return pid
 
 
 def as_utc(value: object, what: str) -> datetime:
@@ -401,7 +401,7 @@ def group(
         raise GalleryError(f"hits are grouped by 'track' or 'pid', not {by!r}")
     members: dict[object, list[Hit]] = {}
     for hit in hits:
-        members.setdefault(_key(hit, by, modalities_apart), []).append(hit)
+        members.setdefault(_group_key(hit, by, modalities_apart), []).append(hit)
     return [
         HitGroup(getattr(best, by), best.similarity, (best, *rest), probability=best.probability)
         for best, *rest in members.values()
@@ -414,7 +414,7 @@ def rank_pooled(
     """Groups of one modality each, ranked by the similarity of the query to all their entries pooled.
 
     A group's embedding is the mean of its entries' unit embeddings, brought to unit length, as `pool` makes it. A
-    group with no key is its one hit; one of which no entry is there any more is left out.
+    group with no key is its one hit; a group whose entries were all removed is left out.
 
     Args:
         query: (D,), unit length.
@@ -424,22 +424,22 @@ def rank_pooled(
     """
     sums: dict[object, tuple[int, Any]] = {}
     for entry, vector in entries:
-        key = _key(entry, by, apart=True)
+        key = _group_key(entry, by, apart=True)
         count, total = sums.get(key, (0, 0.0))
         sums[key] = count + 1, total + vector.astype(np.float64)
-    found = []
-    for one in groups:
-        count, total = sums.get(_key(one.hits[0], by, apart=True), (0, 0.0))
-        if one.key is None:
-            found.append(replace(one, pooled=1))
+    results = []
+    for hit_group in groups:
+        count, total = sums.get(_group_key(hit_group.hits[0], by, apart=True), (0, 0.0))
+        if hit_group.key is None:
+            results.append(replace(hit_group, pooled=1))
         elif count:
             length = float(np.linalg.norm(total))
             cosine = float(np.dot(total, query.astype(np.float64))) / length if length > 1e-6 * count else 0.0
-            found.append(replace(one, similarity=max(-1.0, min(cosine, 1.0)), pooled=count))
-    return sorted(found, key=lambda one: (-one.similarity, one.hits[0].id))
+            results.append(replace(hit_group, similarity=max(-1.0, min(cosine, 1.0)), pooled=count))
+    return sorted(results, key=lambda hit_group: (-hit_group.similarity, hit_group.hits[0].id))
 
 
-def _key(one: Hit | Entry, by: str, apart: bool) -> tuple[object, str, Modality | None]:
-    """What those have in common that are of one group."""
-    value = getattr(one, by)
-    return value, one.id if value is None else "", one.modality if apart else None
+def _group_key(item: Hit | Entry, by: str, apart: bool) -> tuple[object, str, Modality | None]:
+    """The key that members of a group share."""
+    value = getattr(item, by)
+    return value, item.id if value is None else "", item.modality if apart else None

@@ -1,4 +1,4 @@
-"""`Searcher`: an encoder and a gallery as one thing: images in, answers out. And which encoder a gallery needs."""
+"""`Searcher`: an encoder with a gallery: images in, answers out. Also: which encoder a gallery needs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ GroupBy = Literal["track", "pid"]
 
 
 class Searcher:
-    """Index images and ask who somebody is.
+    """Index images and search for a person.
 
     Args:
         encoder: turns images into embeddings; its calibration, where it has one, says what similarities mean.
@@ -40,7 +40,7 @@ class Searcher:
 
     Raises:
         GalleryError: when the gallery holds embeddings of another model.
-        FmcnetError: when the encoder has no digest to tell.
+        FmcnetError: when the encoder has no digest.
     """
 
     def __init__(self, encoder: Encoder, gallery: Gallery) -> None:
@@ -118,19 +118,21 @@ class Searcher:
         if on_error not in ("raise", "skip"):
             raise FmcnetError(f"on_error='{on_error}': say raise or skip")
         items = expand(images, modality)
-        sources, kinds = [item.source for item in items], [item.modality for item in items]
+        sources, modalities = [item.source for item in items], [item.modality for item in items]
         if source is None:
-            source = [str(Path(one).absolute()) if isinstance(one, (str, Path)) else None for one in sources]
-        given = {"pid": pid, "camera": camera, "time": time, "track": track, "source": source}
+            source = [
+                str(Path(image).absolute()) if isinstance(image, (str, Path)) else None for image in sources
+            ]
+        metadata = {"pid": pid, "camera": camera, "time": time, "track": track, "source": source}
         if ids is not None:
-            given["ids"] = [ids] if isinstance(ids, str) else ids
-        columns = {name: column(value, len(items), name) for name, value in given.items()}
+            metadata["ids"] = [ids] if isinstance(ids, str) else ids
+        columns = {name: column(value, len(items), name) for name, value in metadata.items()}
         columns["tags"] = tag_column(tags, len(items))
         faults: list[Fault] = []
         try:
             embeddings = self.encoder.encode(
                 sources,
-                kinds,
+                modalities,
                 on_error=faults.append if on_error == "skip" else "raise",
                 batch_size=batch_size,
                 progress=progress,
@@ -141,17 +143,17 @@ class Searcher:
             if len(faults) < len(items):
                 raise
             return Added((), 0, faults=tuple(faults))  # none is left
-        read = sorted(set(range(len(items))) - {fault.position for fault in faults})
-        columns = {name: [values[at] for at in read] for name, values in columns.items()}
+        readable = sorted(set(range(len(items))) - {fault.position for fault in faults})
+        columns = {name: [values[index] for index in readable] for name, values in columns.items()}
         if keep_images:
-            columns["pictures"] = [thumbnail(sources[at], value_range) for at in read]
-        done = self.add_embeddings(embeddings, **columns, on_duplicate=on_duplicate)
-        return replace(done, faults=tuple(faults))
+            columns["pictures"] = [thumbnail(sources[index], value_range) for index in readable]
+        added = self.add_embeddings(embeddings, **columns, on_duplicate=on_duplicate)
+        return replace(added, faults=tuple(faults))
 
     def add_embeddings(
         self, embeddings: Embeddings, *, on_duplicate: OnDuplicate = "refuse", **columns: Any
     ) -> Added:
-        """Add what this searcher's encoder gave.
+        """Add embeddings of this searcher's encoder.
 
         Args:
             embeddings: N of them, with their modalities.
@@ -165,10 +167,10 @@ class Searcher:
             GalleryError: as `Gallery.add`.
         """
         self._check()
-        kinds = [Modality.from_code(int(code)) for code in embeddings.modality]
+        modalities = [Modality.from_code(int(code)) for code in embeddings.modality]
         return self.gallery.add(
             embeddings.features,
-            modality=kinds,
+            modality=modalities,
             model=self.encoder.digest,
             on_duplicate=on_duplicate,
             **columns,
@@ -190,7 +192,7 @@ class Searcher:
         exact: bool = False,
         value_range: ValueRange | None = None,
     ) -> Answer:
-        """Who of the gallery is this?
+        """Search the gallery for one person.
 
         Args:
             images: one or several of ONE person, in one or both modalities; several are pooled into one query.
@@ -201,8 +203,8 @@ class Searcher:
             fmr: leave out entries below the calibrated threshold at this false-match rate, which is that of one
                 comparison; between 0 and 1.
             prior: how probable it is, before comparing, that a given entry shows this person, between 0 and 1. None:
-                1 / (n + 1) for n entries compared, as if each were another person and the one might be missing. Of a
-                gallery with many images of each of p persons, 1 / (p + 1) is the honest one.
+                1 / (n + 1) for n entries compared, as if each showed another person, and this one might be absent.
+                For a gallery with many images of each of p persons, give 1 / (p + 1).
             group: the `top` best tracks or persons instead of entries. A track is judged by its entries of one
                 modality pooled (see `Gallery.search_groups`), a person by the best entry.
             exact: compare with every entry, whatever the index.
@@ -273,44 +275,44 @@ class Searcher:
         if group not in (None, "track", "pid"):
             raise FmcnetError(f"group='{group}': hits are grouped by track or pid")
         self._check()
-        seen = [kind for kind in Modality if (query.modality == kind.code).any()]
+        modalities = [modality for modality in Modality if (query.modality == modality.code).any()]
         calibration = self.encoder.calibration if self.encoder.calibrated else None
-        scores = CalibratedScores(calibration, seen)
-        asked = min_probability is not None or fmr is not None
+        scores = CalibratedScores(calibration, modalities)
+        limited = min_probability is not None or fmr is not None
         thresholds: dict[Modality, float] = {}
         scopes = [where]
-        if asked:
+        if limited:
             thresholds = self._thresholds(scores, fmr, (where or Where()).modalities)
-            scopes = [replace(where or Where(), modality=kind) for kind in thresholds]
+            scopes = [replace(where or Where(), modality=modality) for modality in thresholds]
         compared = sum(self.gallery.count(scope) for scope in scopes)
         scores = replace(scores, prior=prior if prior is not None else 1.0 / (max(compared, 1) + 1))
         candidates: list[HitGroup] = []
         for scope in scopes:
             candidates += self._candidates(query.features, scores, scope, top, exact, group)
-        candidates.sort(key=lambda one: (-one.similarity, one.best.id))
+        candidates.sort(key=lambda item: (-item.similarity, item.best.id))
         groups = candidates
-        if asked:
-            reaching = [one for one in candidates if one.similarity >= thresholds[one.modality]]
-            groups = [one for one in reaching if (one.probability or 0.0) >= (min_probability or 0.0)]
+        if limited:
+            reaching = [item for item in candidates if item.similarity >= thresholds[item.modality]]
+            groups = [item for item in reaching if (item.probability or 0.0) >= (min_probability or 0.0)]
         if group == "pid":
-            groups = group_hits([one.best for one in groups], group)
+            groups = group_hits([item.best for item in groups], group)
         groups = groups[:top]
         notes = [
             *filter_notes(self.gallery, where),
-            *answer_notes(scores, len(query), candidates, groups, asked, group, where, self.encoder.folder),
+            *answer_notes(scores, len(query), candidates, groups, limited, group, where, self.encoder.folder),
         ]
         if not compared:
-            why = "the gallery is empty, or nothing in it passes the filter"
-            notes.insert(0, f"there was no entry to compare with: {why}")
+            reason = "the gallery is empty, or nothing in it passes the filter"
+            notes.insert(0, f"there was no entry to compare with: {reason}")
         return Answer(
-            hits=tuple(one.best for one in groups),
+            hits=tuple(hit_group.best for hit_group in groups),
             groups=tuple(groups) if group else (),
-            no_match=not groups and (asked or not compared),
-            modality=seen[0] if len(seen) == 1 else None,
+            no_match=not groups and (limited or not compared),
+            modality=modalities[0] if len(modalities) == 1 else None,
             images=len(query),
             compared=compared,
             prior=scores.prior if calibration is not None else None,
-            thresholds={kind: value for kind, value in thresholds.items() if value > NO_LIMIT},
+            thresholds={modality: value for modality, value in thresholds.items() if value > NO_LIMIT},
             notes=tuple(notes),
         )
 
@@ -319,11 +321,11 @@ class Searcher:
     ) -> dict[Modality, float]:
         thresholds = scores.thresholds(entries, fmr)
         if not thresholds:
-            query = " and ".join(str(kind) for kind in scores.query)
+            query = " and ".join(str(modality) for modality in scores.query)
             raise FmcnetError(
                 f"a probability or false-match rate needs a calibration of {query} queries against "
-                f"{' or '.join(str(kind) for kind in entries)} entries, which this model lacks: make one with fmcnet "
-                f"calibrate {self.encoder.folder or 'RUN'} --data TABLE, or ask without"
+                f"{' or '.join(str(modality) for modality in entries)} entries, which this model lacks: make one "
+                f"with fmcnet calibrate {self.encoder.folder or 'RUN'} --data TABLE, or ask without"
             )
         return thresholds
 
@@ -345,9 +347,11 @@ class Searcher:
                 query, group, top, where, model=model, exact=exact, pooled=group == "track"
             )
             if group == "track":
-                groups = [replace(one, hits=tuple(scores.with_probabilities(one.hits))) for one in groups]
+                groups = [
+                    replace(track, hits=tuple(scores.with_probabilities(track.hits))) for track in groups
+                ]
                 return scores.with_probabilities(groups)
-            hits = [hit for one in groups for hit in one.hits]
+            hits = [hit for hit_group in groups for hit in hit_group.hits]
         return [
             HitGroup(None, hit.similarity, (hit,), probability=hit.probability)
             for hit in scores.with_probabilities(hits)
@@ -355,35 +359,35 @@ class Searcher:
 
 
 def remember(gallery: str, model: str | Path | None = None, value_range: ValueRange | None = None) -> None:
-    """Note in an embedded gallery what its pictures were encoded with; of a cluster nothing is noted.
+    """Record in an embedded gallery how its pictures were encoded; a cluster records nothing.
 
     Args:
         gallery: its location.
-        model: a folder (its absolute path is noted) or a shipped model's name; None: nothing to note.
-        value_range: as `fmcnet.data.images.load_image`; None: nothing to note.
+        model: a folder (its absolute path is recorded) or a shipped model's name; None: nothing.
+        value_range: as `fmcnet.data.images.load_image`; None: nothing.
     """
     folder = Path(gallery)
     if not folder.is_dir():
         return
-    noted = _read(gallery)
-    changed = dict(noted)
+    note = _read_note(gallery)
+    changed = dict(note)
     if model is not None:
         path = Path(model).expanduser()
         changed["model"] = str(path.absolute()) if path.exists() else str(model)
     ranges = remembered_ranges(gallery)
     if value_range is not None and value_range not in ranges:
         changed["ranges"] = [*ranges, value_range]
-    if changed != noted:
+    if changed != note:
         text = json.dumps(changed) + "\n"
         write_atomically(
-            folder / MADE_WITH, lambda at: at.write_text(text, encoding="utf-8"), private_mode(folder)
+            folder / MADE_WITH, lambda target: target.write_text(text, encoding="utf-8"), private_mode(folder)
         )
 
 
 def remembered_ranges(gallery: str) -> list[ValueRange]:
-    """The ranges that `remember` noted, in order."""
+    """The ranges that `remember` recorded, in order."""
     with contextlib.suppress(TypeError, DataError):
-        return [check_range(one) for one in _read(gallery).get("ranges", ())]
+        return [check_range(value) for value in _read_note(gallery).get("ranges", ())]
     return []
 
 
@@ -407,31 +411,31 @@ def choose_model(gallery: str, source: str | Path | None) -> str | Path:
 
     Args:
         gallery: the location of the gallery to search or to add to.
-        source: a model's folder or name; None: the one that was noted, or the shipped one if there is just one.
+        source: a model's folder or name; None: the recorded one, or the shipped one if there is just one.
 
     Raises:
         FmcnetError: when there is no model to take, or it does not exist.
     """
     shipped = list(shipped_models())
-    noted = str(_read(gallery).get("model") or "")
-    chosen = source or noted or (shipped[0] if len(shipped) == 1 else None)
+    noted_model = str(_read_note(gallery).get("model") or "")
+    chosen = source or noted_model or (shipped[0] if len(shipped) == 1 else None)
     if chosen is None:
         if "://" not in gallery and not Path(gallery).exists():
             raise FmcnetError(
                 f"{gallery} does not exist: check the path; for a new one say which model to use, with --model RUN"
             )
         raise FmcnetError(f"{gallery}: say which model to use, with --model RUN")
-    if source is None and noted and not Path(noted).exists() and noted not in shipped:
+    if source is None and noted_model and not Path(noted_model).exists() and noted_model not in shipped:
         raise GalleryError(
-            f"{gallery} was indexed with the model at {noted}, which does not exist any more: say where it is, with "
-            "--model RUN"
+            f"{gallery} was indexed with the model at {noted_model}, which does not exist any more: say where it is, "
+            "with --model RUN"
         )
     return chosen
 
 
-def _read(gallery: str) -> dict[str, Any]:
-    """What is noted; nothing where the note is missing or damaged."""
+def _read_note(gallery: str) -> dict[str, Any]:
+    """The recorded values; empty where the file is missing or damaged."""
     with contextlib.suppress(OSError, ValueError):
-        found = read_json(Path(gallery) / MADE_WITH)
-        return found if isinstance(found, dict) else {}
+        note = read_json(Path(gallery) / MADE_WITH)
+        return note if isinstance(note, dict) else {}
     return {}

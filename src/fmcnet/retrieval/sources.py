@@ -48,14 +48,14 @@ class NamePattern:
 
     def find(self, name: str) -> str:
         """The group's text; DataError when the name does not match, or the group is empty."""
-        found = self._pattern.search(name)
-        text = found[self._pattern.groups] if found else None
-        if not text:
+        match = self._pattern.search(name)
+        group = match[self._pattern.groups] if match else None
+        if not group:
             raise DataError(f"its name does not match {self._option} '{self._pattern.pattern}'")
-        return text
+        return group
 
     def identity(self, name: str) -> str | None:
-        """`find` as an identity; None for nobody known."""
+        """`find` as an identity; None where unknown."""
         return parse_identity(self.find(name))
 
 
@@ -99,10 +99,10 @@ class Rules:
         modality: of pictures without a table; of a table, only the rows of this modality are taken.
         camera: of all pictures.
         cameras, times, tracks, pids: found in the name, which is the path below the folder given.
-        pid_prefix: put before every identity, that persons of two datasets with the same numbers stay apart.
+        pid_prefix: put before every identity, so that equal numbers of two datasets stay apart.
         layout: "auto", "images" (every image as a plain picture), "sysu", "regdb", "llcm" or "csv".
         split: of a dataset: "train", "val", "test", or "all".
-        zone: of times that name none.
+        zone: of times without one.
         doubtful: what to do with local times that come twice, or never.
     """
 
@@ -125,7 +125,7 @@ class Sources:
 
     Attributes:
         faults: those that cannot be indexed, with the reason.
-        same: those that are a file named before, by another path or a link.
+        same: files named before, by another path or a link.
         not_chosen: how many rows of a table an option left out, by the option.
         not_listed: pictures in the folder of a CSV that has no row of them.
         ignored: files of the folders that are no pictures.
@@ -166,52 +166,54 @@ def read_sources(sources: Sequence[str | Path], rules: Rules) -> Sources:
         raise FmcnetError(
             f"--split {rules.split} is of a dataset or CSV, and these are plain pictures: leave it out"
         )
-    rows, found = _list_pictures(paths, rules) if layout == "images" else _read_table(paths[0], layout, rules)
+    rows, rest = _list_pictures(paths, rules) if layout == "images" else _read_table(paths[0], layout, rules)
     pictures: dict[Hashable, Picture] = {}
     faults: list[Fault] = []
     same: list[Fault] = []
     replaced: dict[str, list[Picture]] = {}
-    for at, (name, picture, time) in enumerate(rows):
+    for index, (name, picture, time) in enumerate(rows):
         try:
             str(picture.path).encode()
-            _check_is_there(picture.path)
+            _check_exists(picture.path)
             if time and rules.times is None:
                 picture = picture._replace(time=parse_capture_time(time, rules.zone, rules.doubtful))
             stated, picture = picture, _apply_name(picture, name, rules)
-            for value in ("camera", "track") if rules.pid_prefix else ("camera", "track", "pid"):
-                if getattr(stated, value) not in (None, getattr(picture, value)):
-                    replaced.setdefault(value, []).append(stated)
+            for column in ("camera", "track") if rules.pid_prefix else ("camera", "track", "pid"):
+                if getattr(stated, column) not in (None, getattr(picture, column)):
+                    replaced.setdefault(column, []).append(stated)
             picture = _check_texts(picture)
             first = pictures.setdefault(_file_key(picture.path), picture)
             if first.path != picture.path:
-                same.append(Fault(at, str(picture.path), f"is the same file as {first.path}"))
+                same.append(Fault(index, str(picture.path), f"is the same file as {first.path}"))
         except UnicodeEncodeError:
-            faults.append(Fault(at, ascii(str(picture.path)), "its name is not valid Unicode"))
+            faults.append(Fault(index, ascii(str(picture.path)), "its name is not valid Unicode"))
         except (DataError, GalleryError) as error:
-            faults.append(Fault(at, str(picture.path), str(error)))
-    taken = tuple(pictures.values())
-    clocks = doubtful_times((str(one.path), one.time) for one in taken)
-    notes = (*found.notes, *clocks, *_replaced(replaced), *_without_effect(taken, rules))
-    return replace(found, pictures=taken, faults=tuple(faults), same=tuple(same), notes=notes)
+            faults.append(Fault(index, str(picture.path), str(error)))
+    accepted = tuple(pictures.values())
+    time_notes = doubtful_times((str(picture.path), picture.time) for picture in accepted)
+    notes = (*rest.notes, *time_notes, *_replaced_notes(replaced), *_no_effect_notes(accepted, rules))
+    return replace(rest, pictures=accepted, faults=tuple(faults), same=tuple(same), notes=notes)
 
 
-def _replaced(pictures: Mapping[str, Sequence[Picture]]) -> list[str]:
+def _replaced_notes(pictures: Mapping[str, Sequence[Picture]]) -> list[str]:
     """A note for each value of a table that an option replaced by another."""
     return [
-        f"an option gives {len(found)} picture{'s' * (len(found) > 1)} another {value} than the table, the first "
-        f"{found[0].path} ({getattr(found[0], value)} in the table)"
-        for value, found in pictures.items()
+        f"an option gives {len(changed)} picture{'s' * (len(changed) > 1)} another {column} than the table, the "
+        f"first {changed[0].path} ({getattr(changed[0], column)} in the table)"
+        for column, changed in pictures.items()
     ]
 
 
-def _without_effect(pictures: Sequence[Picture], rules: Rules) -> list[str]:
+def _no_effect_notes(pictures: Sequence[Picture], rules: Rules) -> list[str]:
     """A note for each option about a value that no picture has."""
     notes = []
-    if rules.pid_prefix and not any(one.pid for one in pictures):
+    if rules.pid_prefix and not any(picture.pid for picture in pictures):
         notes.append(
             "no picture has an identity, so --pid-prefix has no effect: --pid-from-name finds identities"
         )
-    if (rules.zone, rules.doubtful) != (timezone.utc, "refuse") and not any(one.time for one in pictures):
+    if (rules.zone, rules.doubtful) != (timezone.utc, "refuse") and not any(
+        picture.time for picture in pictures
+    ):
         notes.append(
             "no picture has a time, so --timezone and --doubtful-times have no effect: --time-from-name finds times"
         )
@@ -231,7 +233,7 @@ NO_FILE = {errno.ELOOP, errno.ENAMETOOLONG}
 """No file can have such a path."""
 
 
-def _check_is_there(path: Path) -> None:
+def _check_exists(path: Path) -> None:
     try:
         path.stat()
     except OSError as error:
@@ -241,35 +243,35 @@ def _check_is_there(path: Path) -> None:
 
 
 def _file_key(path: Path) -> Hashable:
-    """What all names of a file share."""
+    """Equal for all names of a file."""
     try:
-        at = path.stat()
+        status = path.stat()
     except OSError:
         return path
-    return at.st_dev, at.st_ino
+    return status.st_dev, status.st_ino
 
 
-def _find_layout(paths: Sequence[Path], wanted: str, modality: Modality | None) -> str:
-    if wanted != "auto":
-        if wanted != "images" and len(paths) > 1:
-            raise FmcnetError(f"--layout {wanted} takes one folder or CSV, not {len(paths)}")
-        return wanted
+def _find_layout(paths: Sequence[Path], requested: str, modality: Modality | None) -> str:
+    if requested != "auto":
+        if requested != "images" and len(paths) > 1:
+            raise FmcnetError(f"--layout {requested} takes one folder or CSV, not {len(paths)}")
+        return requested
     if len(paths) > 1:
         for path in paths:
-            kind = _dataset(path)
-            if kind == "csv" or benchmark_layout(path):
+            layout = _dataset_layout(path)
+            if layout == "csv" or benchmark_layout(path):
                 raise FmcnetError(
-                    f"{path} is a {kind} dataset, which states the modality of its images: index it in a call of "
+                    f"{path} is a {layout} dataset, which states the modality of its images: index it in a call of "
                     "its own, or say --layout images to take all as plain pictures"
                 )
-    elif _dataset(paths[0]) is not None:
+    elif _dataset_layout(paths[0]) is not None:
         return detect_layout(paths[0])
     for path in paths:
-        _check_inside(path, modality)
+        _check_not_dataset(path, modality)
     return "images"
 
 
-def _dataset(path: Path) -> str | None:
+def _dataset_layout(path: Path) -> str | None:
     """The layout of a dataset or CSV; None for pictures, folders of no known layout, or nothing."""
     if path.is_file() and path.suffix.lower() not in (".csv", ".tsv"):
         return None
@@ -279,11 +281,11 @@ def _dataset(path: Path) -> str | None:
         return None
 
 
-def _check_inside(path: Path, modality: Modality | None) -> None:
+def _check_not_dataset(path: Path, modality: Modality | None) -> None:
     """Refuse a folder that holds datasets, or that is in a dataset which states another modality."""
-    inside = [child for child in sorted(path.iterdir()) if benchmark_layout(child)] if path.is_dir() else []
-    if inside:
-        names = ", ".join(str(child) for child in inside)
+    datasets = [child for child in sorted(path.iterdir()) if benchmark_layout(child)] if path.is_dir() else []
+    if datasets:
+        names = ", ".join(str(child) for child in datasets)
         raise FmcnetError(
             f"{path} holds datasets, which state the modality of their images: {names}. Index each in a call of its "
             "own, or say --layout images to take all as plain pictures"
@@ -305,16 +307,16 @@ _Row = tuple[str, Picture, str]
 def _list_pictures(paths: Sequence[Path], rules: Rules) -> tuple[list[_Row], Sources]:
     """The rows, and what `Sources` holds beside pictures and faults."""
     assert rules.modality is not None
-    found: list[_Row] = []
+    rows: list[_Row] = []
     ignored: list[Ignored] = []
     for source in paths:
         for path in list_images([source], ignored):
             name = path.relative_to(source).as_posix() if path != source else path.name
             root = source if path != source else None
-            found.append((name, Picture(path, rules.modality, root=root), ""))
-    if not found:
+            rows.append((name, Picture(path, rules.modality, root=root), ""))
+    if not rows:
         raise DataError(f"{ignored[0].path} is {ignored[0].reason}, not an image: give images or folders")
-    return found, Sources(ignored=tuple(ignored))
+    return rows, Sources(ignored=tuple(ignored))
 
 
 def _read_table(source: Path, layout: str, rules: Rules) -> tuple[list[_Row], Sources]:
@@ -330,25 +332,27 @@ def _read_table(source: Path, layout: str, rules: Rules) -> tuple[list[_Row], So
     of_split = table.select(split=None if rules.split == "all" else rules.split)
     chosen = of_split.select(modality=rules.modality)
     if not len(chosen):
-        wanted = "" if rules.modality is None else f" {rules.modality}"
-        raise DataError(f"{source} has no{wanted} picture of split '{rules.split}'")
+        modality = "" if rules.modality is None else f" {rules.modality}"
+        raise DataError(f"{source} has no{modality} picture of split '{rules.split}'")
     left_out = {
         f"--split {rules.split}": len(table) - len(of_split),
         f"--modality {rules.modality}": len(of_split) - len(chosen),
     }
-    found: list[_Row] = []
-    for row, path, pid in zip(chosen.records(), chosen.full_paths(), chosen.identities(), strict=True):
-        tags = tuple(tag.strip() for tag in row.tags.split(";") if tag.strip())
-        camera = row.camera or (None if row.camid == NO_CAMERA else str(row.camid))
-        picture = Picture(path, row.modality, pid, camera, None, row.track or None, tags, row.source or None)
-        picture = picture._replace(value_range=parse_range(row.range) if row.range else None)
+    rows: list[_Row] = []
+    for record, path, pid in zip(chosen.records(), chosen.full_paths(), chosen.identities(), strict=True):
+        tags = tuple(tag.strip() for tag in record.tags.split(";") if tag.strip())
+        camera = record.camera or (None if record.camid == NO_CAMERA else str(record.camid))
+        picture = Picture(
+            path, record.modality, pid, camera, None, record.track or None, tags, record.source or None
+        )
+        picture = picture._replace(value_range=parse_range(record.range) if record.range else None)
         if path.is_relative_to(table.root):
             picture = picture._replace(root=table.root)
-        found.append((row.path, picture, row.time))
+        rows.append((record.path, picture, record.time))
     notes = [note for note in table.notes if rules.split != "all" or not note.startswith(HELD_OUT)]
     not_listed = _not_listed(source, table) if layout == "csv" and source.is_dir() else ()
     not_chosen = {option: count for option, count in left_out.items() if count}
-    return found, Sources(not_chosen=not_chosen, notes=tuple(notes), not_listed=not_listed)
+    return rows, Sources(not_chosen=not_chosen, notes=tuple(notes), not_listed=not_listed)
 
 
 def _check_texts(picture: Picture) -> Picture:
@@ -361,7 +365,7 @@ def _check_texts(picture: Picture) -> Picture:
 
 
 def _apply_name(picture: Picture, name: str, rules: Rules) -> Picture:
-    """The picture with the metadata that its name holds, which wins over a table's."""
+    """The picture with the metadata that its name holds, which overrides a table's."""
     pid = rules.pids.identity(name) if rules.pids else picture.pid
     return picture._replace(
         camera=rules.cameras.find(name) if rules.cameras else rules.camera or picture.camera,

@@ -1,4 +1,4 @@
-"""The one file of SQLite: its tables, what `meta` says of the gallery, and SQLite's errors in words.
+"""The SQLite file: its tables, the values of `meta`, and SQLite's errors as GalleryErrors.
 
 It is opened to write, or to read even where nothing may be written. Beside it a mark says how far it goes, so that
 loss of its write-ahead log is noticed: SQLite takes a log up to its first damaged page, and a missing one as an empty
@@ -59,7 +59,7 @@ FIRST_TABLES = {"meta", "rows", "vectors", "log"}
 TABLES = FIRST_TABLES | {"pictures", FILES, REMOVED}
 """All of them; a reader of a gallery of an earlier version may lack those that are newer."""
 DAMAGED = ("malformed", "not a database", "encoding", "no such", "could not decode")
-"""In SQLite's words for damage."""
+"""In SQLite's messages of damage."""
 
 
 class Connection:
@@ -105,15 +105,15 @@ class Connection:
                 self._open("mode=ro" if self.read_only else "mode=rwc")
             except sqlite3.OperationalError as error:
                 if not (
-                    self.read_only and _not_writable(error) and self.path.is_file() and not self._size("-wal")
+                    self.read_only and _is_read_only(error) and self.path.is_file() and not self._size("-wal")
                 ):
                     raise
                 self._unchanged = self._stamp()
                 self._open("mode=ro&immutable=1")
 
-    def _open(self, how: str) -> None:
+    def _open(self, parameters: str) -> None:
         self.connection = sqlite3.connect(
-            f"file:{quote(str(self.path.absolute()))}?{how}",
+            f"file:{quote(str(self.path.absolute()))}?{parameters}",
             uri=True,
             timeout=self._timeout,
             isolation_level=None,
@@ -145,18 +145,18 @@ class Connection:
         return self._size("-wal") > 0
 
     def _stamp(self) -> tuple[int, ...]:
-        found = self.path.stat()
-        return found.st_ino, found.st_size, found.st_mtime_ns, self._size("-wal")
+        status = self.path.stat()
+        return status.st_ino, status.st_size, status.st_mtime_ns, self._size("-wal")
 
     def _identity(self) -> tuple[int, int] | None:
-        """Which file is there; None: none. No other file gets the same numbers while this one is open."""
+        """Device and inode, unique while the file is open; None where there is no file."""
         try:
-            found = self.path.stat()
+            status = self.path.stat()
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError:
             return self._file  # it cannot be looked at, which tells nothing
-        return found.st_dev, found.st_ino
+        return status.st_dev, status.st_ino
 
     @property
     def replaced(self) -> bool:
@@ -170,7 +170,7 @@ class Connection:
 
     @contextlib.contextmanager
     def translated(self) -> Iterator[None]:
-        """SQLite's errors in the gallery's words."""
+        """Turn SQLite's errors into GalleryErrors."""
         try:
             yield
         except UnicodeDecodeError as error:  # Python cannot read what SQLite says of a damaged schema
@@ -181,7 +181,7 @@ class Connection:
                 raise GalleryBusyError(f"{self.path} is in use by another process: try again") from error
             if any(word in reason.lower() for word in DAMAGED):
                 raise self.damaged(reason) from error
-            if _not_writable(error):
+            if _is_read_only(error):
                 self._check_readable()
                 if self.read_only and self.has_log:
                     raise GalleryError(
@@ -252,7 +252,7 @@ class Connection:
         """Bring all into the main file and empty the log; GalleryBusyError when another process keeps reading."""
         with self.translated():
             try:
-                held = self.run("PRAGMA wal_checkpoint(TRUNCATE)")[0][0]
+                busy = self.run("PRAGMA wal_checkpoint(TRUNCATE)")[0][0]
             except sqlite3.OperationalError as error:
                 if "full" not in str(error) and "disk I/O" not in str(error):
                     raise
@@ -260,7 +260,7 @@ class Connection:
                     f"{self.path}: what was removed is gone from all answers, but the write-ahead log may hold it, "
                     f"for it cannot be emptied ({error}): is the disk full? make room, then run compact"
                 ) from error
-            if held:
+            if busy:
                 raise GalleryBusyError(
                     f"{self.path}: what was removed is gone from all answers, but another process still reads, so "
                     "the write-ahead log may hold it; run compact when it is done"
@@ -277,14 +277,14 @@ class Connection:
         """Close the connection."""
         self.connection.close()
 
-    # ---- what is known of the gallery ----
+    # ---- values of meta ----
 
     def get(self, key: str) -> str | int | None:
         """A value of `meta`."""
-        found = self.run("SELECT value, crc FROM meta WHERE key = ?", (key,))
-        if found and checksum(key, found[0][0]) != found[0][1]:
+        rows = self.run("SELECT value, crc FROM meta WHERE key = ?", (key,))
+        if rows and checksum(key, rows[0][0]) != rows[0][1]:
             raise self.damaged(f"checksum of '{key}'")
-        return found[0][0] if found else None
+        return rows[0][0] if rows else None
 
     def put(self, key: str, value: str | int) -> None:
         """Set a value of `meta`."""
@@ -300,23 +300,23 @@ class Connection:
         return value
 
     def name(self) -> str:
-        """What tells this gallery's index from another's; GalleryError where a newer fmcnet wrote the gallery."""
-        return str(self._about()["name"])
+        """The gallery's unique name; GalleryError where a newer fmcnet wrote the gallery."""
+        return str(self._header()["name"])
 
-    def _about(self) -> dict[str, Any]:
+    def _header(self) -> dict[str, Any]:
         value = self.get("gallery")
         if not isinstance(value, str):
             raise self.damaged("'gallery' is missing")
         try:
-            about: dict[str, Any] = parse_json(value)
-            version, _ = about["format"], about["name"]
+            header: dict[str, Any] = parse_json(value)
+            version, _ = header["format"], header["name"]
         except (ValueError, KeyError, TypeError) as error:
             raise self.damaged("'gallery' is not what was written") from error
         if version not in (FORMAT, TEXT_PID_FORMAT):
             raise GalleryError(
                 f"{self.path} has format {version}, this fmcnet reads {FORMAT} and {TEXT_PID_FORMAT}: update fmcnet"
             )
-        return about
+        return header
 
     def settings(self) -> GallerySettings | None:
         """What the first add fixed."""
@@ -359,14 +359,14 @@ class Connection:
     def rename(self) -> str:
         """Give the gallery a new name: a copy's index must not be taken for the original's."""
         name = uuid.uuid4().hex
-        about = {"format": FORMAT} if self.get("gallery") is None else self._about()
-        self.put("gallery", json.dumps(about | {"name": name}))
+        header = {"format": FORMAT} if self.get("gallery") is None else self._header()
+        self.put("gallery", json.dumps(header | {"name": name}))
         return name
 
 
 def checksum(*values: object) -> int:
     """CRC-32 of values; texts hold no NUL and are not empty, so the joined text is unambiguous."""
-    return zlib.crc32("\0".join("" if v is None else str(v) for v in values).encode())
+    return zlib.crc32("\0".join("" if value is None else str(value) for value in values).encode())
 
 
 def not_writable(folder: Path, reason: str | None) -> GalleryError:
@@ -377,7 +377,7 @@ def not_writable(folder: Path, reason: str | None) -> GalleryError:
     )
 
 
-def _not_writable(error: sqlite3.Error) -> bool:
+def _is_read_only(error: sqlite3.Error) -> bool:
     return "readonly" in str(error) or "unable to open" in str(error)
 
 
@@ -401,7 +401,7 @@ def read_mark(database: Path) -> Mark | None:
 def write_mark(database: Path, mark: Mark) -> None:
     """Write the mark in place, which a kill does not tear. It may be older than the database, never newer.
 
-    So nothing waits for the disk, and an error is none of the writer's.
+    So it needs no fsync, and the writer ignores an error.
     """
     path = mark_path(database)
     body = f"{mark.gallery} {mark.generation:020d}"

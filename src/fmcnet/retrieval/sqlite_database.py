@@ -49,7 +49,7 @@ LISTED = "(SELECT value FROM json_each(?))"
 
 def listed(values: Iterable[str | int]) -> str:
     """The parameter of `LISTED`. SQLite may cut a text at a NUL, which no id or digest has: such are left out."""
-    return json.dumps([one for one in values if "\0" not in str(one)])
+    return json.dumps([value for value in values if "\0" not in str(value)])
 
 
 class Database(Connection):
@@ -64,7 +64,7 @@ class Database(Connection):
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """All or nothing; then it is noted how many entries there are, and beside the database how far it goes."""
+        """One transaction, which also stores the counts and writes the mark beside the database."""
         with super().writing():
             self._new_entries = self._new_pictures = 0
             known = self.counts()
@@ -79,7 +79,7 @@ class Database(Connection):
             write_mark(self.path, Mark(self.name(), self.number("generation")))
 
     def counts(self) -> tuple[int, int] | None:
-        """How many entries and pictures there must be; None where a version wrote last that did not note it."""
+        """The stored numbers of entries and pictures; None where a version without them wrote last."""
         noted = self.get("counts")
         generation, entries, pictures = json.loads(noted) if isinstance(noted, str) else (-1, 0, 0)
         return (entries, pictures) if generation == self.number("generation") else None
@@ -87,9 +87,9 @@ class Database(Connection):
     def _note_text_pids(self, stored: Sequence[Values]) -> None:
         """Mark the gallery as one of `TEXT_PID_FORMAT`, where these hold the first such identity."""
         if any(isinstance(values[2], bytes) for values in stored):
-            about = self._about()
-            if about["format"] != TEXT_PID_FORMAT:
-                self.put("gallery", json.dumps(about | {"format": TEXT_PID_FORMAT}))
+            header = self._header()
+            if header["format"] != TEXT_PID_FORMAT:
+                self.put("gallery", json.dumps(header | {"format": TEXT_PID_FORMAT}))
 
     # ---- rows ----
 
@@ -99,9 +99,9 @@ class Database(Connection):
         vectors: NDArray[np.float32 | np.float16],
         pictures: Sequence[bytes | None] = (),
     ) -> list[int]:
-        """Append rows; their numbers, which rise and never come again. `pictures`: one a row, or none at all."""
-        top = self.run("SELECT seq FROM sqlite_sequence WHERE name = 'rows'")
-        first = top[0][0] + 1 if top else 1
+        """Append rows; returns their numbers, which rise and never recur. `pictures`: one a row, or none at all."""
+        last = self.run("SELECT seq FROM sqlite_sequence WHERE name = 'rows'")
+        first = last[0][0] + 1 if last else 1
         stored = [to_values(first + i, entry) for i, entry in enumerate(entries)]
         self._note_text_pids(stored)
         self.connection.executemany(
@@ -112,25 +112,25 @@ class Database(Connection):
             "INSERT INTO vectors VALUES (?, ?)",
             ((first + i, seal(first + i, vector.tobytes())) for i, vector in enumerate(vectors)),
         )
-        kept = [(first + i, seal(first + i, picture)) for i, picture in enumerate(pictures) if picture]
-        self.connection.executemany("INSERT INTO pictures VALUES (?, ?)", kept)
+        sealed = [(first + i, seal(first + i, picture)) for i, picture in enumerate(pictures) if picture]
+        self.connection.executemany("INSERT INTO pictures VALUES (?, ?)", sealed)
         self._new_entries += len(stored)
-        self._new_pictures += len(kept)
+        self._new_pictures += len(sealed)
         return [values[0] for values in stored]
 
     def picture(self, seq: int) -> bytes | None:
         """The picture of a row, where one is kept."""
         if "pictures" not in self.tables():
             return None
-        found = self.run("SELECT picture FROM pictures WHERE seq = ?", (seq,))
-        if found:
-            return self._unsealed(seq, found[0][0], f"checksum of row {seq}, picture")
+        rows = self.run("SELECT picture FROM pictures WHERE seq = ?", (seq,))
+        if rows:
+            return self._unseal(seq, rows[0][0], f"checksum of row {seq}, picture")
         counts = self.counts()
         if counts is not None and counts[0] == counts[1]:  # every entry has one
             raise self.damaged(f"the picture of row {seq} is missing")
         return None
 
-    def _unsealed(self, seq: int, sealed: object, what: str) -> bytes:
+    def _unseal(self, seq: int, sealed: object, what: str) -> bytes:
         if not isinstance(sealed, bytes) or seal(seq, sealed[:-4]) != sealed:
             raise self.damaged(what)
         return sealed[:-4]
@@ -176,7 +176,7 @@ class Database(Connection):
         return generation
 
     def note(self, seqs: Iterable[int], *, gone: bool) -> int:
-        """Tell other processes, by a new generation, which rows changed or went; the generation."""
+        """Log changed or removed rows for other processes; returns the new generation."""
         generation, is_gone = self.advance(), int(gone)
         self.connection.executemany(
             "INSERT OR REPLACE INTO log VALUES (?, ?, ?, ?)",
@@ -195,25 +195,25 @@ class Database(Connection):
             yield seq, bool(gone)
 
     def seqs(self, ids: Sequence[str]) -> dict[str, int]:
-        """Row numbers of those ids that are there."""
+        """Row numbers of the ids that exist."""
         found: dict[str, int] = {}
-        for name, seq, own in self.run(
+        for name, seq, row_id in self.run(
             "SELECT known.id, known.seq, rows.id FROM rows AS known LEFT JOIN rows ON rows.seq = known.seq "
             f"WHERE known.id IN {LISTED}",
             (listed(ids),),
         ):
-            if own != name:  # of the table's own index
+            if row_id != name:  # of the table's own index
                 raise self.damaged(f"row {seq} is not that of id {name!r}")
             found[name] = seq
         return found
 
     def stored(self, seqs: Sequence[int]) -> dict[int, Stored]:
-        """Entries and embeddings of row numbers, all of which must be there."""
-        found = self._joined(f"rows.seq IN {LISTED}", (listed(seqs),))
-        if len(found) != len(set(seqs)):
-            missing = sorted(set(seqs) - set(found))
+        """Entries and embeddings of row numbers, all of which must exist."""
+        rows = self._joined(f"rows.seq IN {LISTED}", (listed(seqs),))
+        if len(rows) != len(set(seqs)):
+            missing = sorted(set(seqs) - set(rows))
             raise self.damaged(f"row {missing[0]} is missing")
-        return found
+        return rows
 
     def after(self, seq: int, chunk: int) -> dict[int, Stored]:
         """The first `chunk` rows whose number is larger."""
@@ -221,18 +221,18 @@ class Database(Connection):
 
     def _joined(self, condition: str, values: Sequence[object]) -> dict[int, Stored]:
         names = ", ".join(f"rows.{name}" for name in COLUMNS.split(", "))
-        out: dict[int, Stored] = {}
+        rows: dict[int, Stored] = {}
         for *row, crc, sealed in self.run(
             f"SELECT {names}, rows.crc, vector FROM rows LEFT JOIN vectors ON vectors.seq = rows.seq "
             f"WHERE {condition}",
             values,
         ):
-            seq, what = row[0], f"checksum of row {row[0]}, id {row[1]!r}"
+            seq, label = row[0], f"checksum of row {row[0]}, id {row[1]!r}"
             if checksum(*row) != crc:
-                raise self.damaged(what)
-            vector = np.frombuffer(self._unsealed(seq, sealed, f"{what}, embedding"), self.dtype)
-            out[seq] = to_entry(row), vector.astype(np.float32)
-        return out
+                raise self.damaged(label)
+            vector = np.frombuffer(self._unseal(seq, sealed, f"{label}, embedding"), self.dtype)
+            rows[seq] = to_entry(row), vector.astype(np.float32)
+        return rows
 
     # ---- upkeep ----
 
@@ -250,7 +250,7 @@ class Database(Connection):
         return generation
 
     def check(self) -> None:
-        """Read all of it; the error names the first fault."""
+        """Verify all of it; the error names the first fault."""
         with self.reading():
             fault = self.run("PRAGMA integrity_check(1)")[0][0]
             if fault != "ok":
@@ -261,7 +261,7 @@ class Database(Connection):
             seq = entries = pictures = 0
             while rows := self.after(seq, CHUNK):
                 seq, entries = max(rows), entries + len(rows)
-                pictures += sum(self.picture(one) is not None for one in rows)
+                pictures += sum(self.picture(row_seq) is not None for row_seq in rows)
             if (counts := self.counts()) not in (None, (entries, pictures)):
                 raise self.damaged(f"{entries} entries and {pictures} pictures instead of {counts}")
 
@@ -330,7 +330,7 @@ class Origin(NamedTuple):
 class FileRecords:
     """The files that a gallery's entries came from: where they lay, and their content when it was encoded.
 
-    A record goes when its entry goes; then only a digest tells that its content was removed. A gallery of 0.1.0 lacks
+    A record is deleted with its entry; only a digest then tells what was removed. A gallery of 0.1.0 lacks
     both tables until it is written to. `reading` and `writing` are the store's rules of locking.
     """
 
@@ -339,24 +339,24 @@ class FileRecords:
     writing: Callable[[], AbstractContextManager[Any]]
 
     def of(self, ids: Iterable[str]) -> dict[str, FileRecord]:
-        """Those of entries, by id."""
+        """Records of entries, by id."""
         found = self._select(f"rows.id IN {LISTED}", listed(ids))
-        return {one.id: one.record for _, one in found if one.record is not None}
+        return {origin.id: origin.record for _, origin in found if origin.record is not None}
 
     def with_digest(self, digests: Iterable[str]) -> dict[str, list[FileRecord]]:
-        """Those with these digests, by digest."""
-        out = defaultdict[str, list[FileRecord]](list)
-        for _, one in self._select(f"{FILES}.digest IN {LISTED}", listed(sorted(set(digests)))):
-            if one.record is not None:
-                out[one.record.digest].append(one.record)
-        return out
+        """Records with these digests, by digest."""
+        by_digest = defaultdict[str, list[FileRecord]](list)
+        for _, origin in self._select(f"{FILES}.digest IN {LISTED}", listed(sorted(set(digests)))):
+            if origin.record is not None:
+                by_digest[origin.record.digest].append(origin.record)
+        return by_digest
 
     def origins(self) -> Iterator[Origin]:
-        """Of all entries, in the order of their adding; between blocks of them others go on."""
+        """Of all entries, in the order of adding, by blocks; others may write in between."""
         last = 0
-        while found := self._select("rows.seq > ? ORDER BY rows.seq LIMIT ?", last, CHUNK):
-            yield from (one for _, one in found)
-            last = found[-1][0]
+        while rows := self._select("rows.seq > ? ORDER BY rows.seq LIMIT ?", last, CHUNK):
+            yield from (origin for _, origin in rows)
+            last = rows[-1][0]
 
     def put(self, records: Mapping[str, FileRecord], *, added: bool = False) -> None:
         """Set the records of entries.
@@ -368,7 +368,7 @@ class FileRecords:
         if records:
             with self.writing(), self.database.writing():
                 if added:
-                    self.forget_removed(one.digest for one in records.values())
+                    self.forget_removed(record.digest for record in records.values())
                 self._put({seq: records[name] for name, seq in self.database.seqs(list(records)).items()})
 
     def rename(self, renamed: Mapping[str, Origin]) -> None:
@@ -384,10 +384,10 @@ class FileRecords:
             for seq in new:  # first away from all ids, since some may be taken by each other
                 before[seq], _ = self.database.stored([seq])[seq]
                 self.database.connection.execute("UPDATE rows SET id = ? WHERE seq = ?", (f"\0{seq}", seq))
-            for seq, one in new.items():
-                self.database.rewrite(seq, replace(before[seq], id=one.id, source=one.source))
-            self._put({seq: one.record for seq, one in new.items() if one.record is not None})
-            self.forget_removed(one.id for one in new.values())
+            for seq, origin in new.items():
+                self.database.rewrite(seq, replace(before[seq], id=origin.id, source=origin.source))
+            self._put({seq: origin.record for seq, origin in new.items() if origin.record is not None})
+            self.forget_removed(origin.id for origin in new.values())
             self.database.note(new, gone=False)
 
     def removed(self, ids: Iterable[str]) -> set[str]:
@@ -395,39 +395,39 @@ class FileRecords:
         with self.reading():
             if REMOVED not in self.database.tables():
                 return set()
-            known = f"SELECT 1 FROM {REMOVED} WHERE digest = ?"
-            return {one for one in ids if self.database.run(known, (_hashed(one),))}
+            query = f"SELECT 1 FROM {REMOVED} WHERE digest = ?"
+            return {name for name in ids if self.database.run(query, (_removal_digest(name),))}
 
     def remember_removed(self, seqs: Sequence[int]) -> None:
-        """Remember what goes, by the content of its file, or by its id where that is not recorded.
+        """Remember removed entries by the digest of their file, or by id where it has no record.
 
         As `forget_removed`, in the caller's transaction.
         """
-        found = self.database.run(
+        rows = self.database.run(
             f"SELECT id, digest FROM rows LEFT JOIN {FILES} ON {FILES}.seq = rows.seq WHERE rows.seq IN {LISTED}",
             (listed(seqs),),
         )
-        self._remember(_hashed(name if digest is None else digest) for name, digest in found)
+        self._remember(_removal_digest(name if digest is None else digest) for name, digest in rows)
 
     def forget_removed(self, ids: Iterable[str]) -> None:
-        """These ids, or digests of files, are there again."""
+        """Forget the removal of these ids, or digests of files."""
         self.database.connection.executemany(
-            f"DELETE FROM {REMOVED} WHERE digest = ?", ((_hashed(one),) for one in ids)
+            f"DELETE FROM {REMOVED} WHERE digest = ?", ((_removal_digest(name),) for name in ids)
         )
 
     def take(self, other: FileRecords) -> None:
         """Copy what another gallery of the same entries knows of files, and of what was removed."""
-        self.put({one.id: one.record for one in other.origins() if one.record is not None})
+        self.put({origin.id: origin.record for origin in other.origins() if origin.record is not None})
         with other.reading():
-            known = REMOVED in other.database.tables()
-            digests = other.database.run(f"SELECT digest FROM {REMOVED}") if known else []
+            has_table = REMOVED in other.database.tables()
+            digests = other.database.run(f"SELECT digest FROM {REMOVED}") if has_table else []
         if digests:
             with self.writing(), self.database.writing():
                 self._remember(row[0] for row in digests)
 
     def _remember(self, digests: Iterable[bytes]) -> None:
         self.database.connection.executemany(
-            f"INSERT OR IGNORE INTO {REMOVED} VALUES (?)", ((one,) for one in digests)
+            f"INSERT OR IGNORE INTO {REMOVED} VALUES (?)", ((digest,) for digest in digests)
         )
 
     def _put(self, records: Mapping[int, FileRecord]) -> None:
@@ -438,20 +438,20 @@ class FileRecords:
 
     def _select(self, condition: str, *values: object) -> list[tuple[int, Origin]]:
         """Row numbers of entries, and where they came from."""
-        found: list[tuple[int, Origin]] = []
+        rows: list[tuple[int, Origin]] = []
         with self.reading():
             table = FILES if FILES in self.database.tables() else NO_FILES
-            for at, name, source, seq, *record, crc in self.database.run(
+            for seq, name, source, file_seq, *record, crc in self.database.run(
                 f"SELECT rows.seq, rows.id, rows.source, {FILES}.* FROM rows "
                 f"LEFT JOIN {table} ON {FILES}.seq = rows.seq WHERE {condition}",
                 values,
             ):
-                if seq is not None and checksum(seq, *record) != crc:
-                    raise self.database.damaged(f"checksum of row {seq}, file")
-                found.append((at, Origin(name, source, None if seq is None else FileRecord(*record))))
-        return found
+                if file_seq is not None and checksum(file_seq, *record) != crc:
+                    raise self.database.damaged(f"checksum of row {file_seq}, file")
+                rows.append((seq, Origin(name, source, None if file_seq is None else FileRecord(*record))))
+        return rows
 
 
-def _hashed(name: str) -> bytes:
-    """Names what was removed without keeping its id, which may be a file's name."""
+def _removal_digest(name: str) -> bytes:
+    """Identifies a removed entry without its id, which may be a file's name."""
     return hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:16]

@@ -1,7 +1,7 @@
 """A gallery in a folder of one machine: every operation under one rule of locking and durability.
 
 Reading: a transaction of the database, the index brought up to it. Writing: the writer's lock, the index adopted as
-it is on disk, one transaction, then the index. What is acknowledged is in the database, on disk.
+it is on disk, one transaction, then the index. What a call confirms is in the database, on disk.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ logger = logging.getLogger(__name__)
 
 LOCK = "writer.lock"
 CONTENTS = (f"{NAME}*", MADE_WITH, *INDEX_FILES)
-"""Patterns of the names of the files that hold what the gallery knows."""
+"""Name patterns of the files that hold the gallery's data."""
 HNSW_ABOVE = 100_000
 """Entries above which a new gallery uses a graph."""
 LOG_ROWS = 256
@@ -65,7 +65,7 @@ LOG_ROWS = 256
 
 @contextlib.contextmanager
 def writer_lock(folder: Path, timeout: float) -> Iterator[None]:
-    """Be the gallery's one writer; GalleryBusyError when another process still writes after `timeout` seconds."""
+    """Hold the writer's lock; GalleryBusyError when another process still writes after `timeout` seconds."""
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(lock_file(folder / LOCK, timeout=timeout))
@@ -95,13 +95,13 @@ class SqliteStore:
         self._in_log = 0  # entries added since the log was brought into the main file
         self._settings: GallerySettings | None = None
         self._mutex = threading.RLock()
-        self._make_where_missing(options.create)
+        self._create_if_missing(options.create)
         check_loss(folder, self.timeout)
         self.database = Database(folder, read_only=self.read_only, timeout=self.timeout)
         try:
             self._open_tables()
             self.files = FileRecords(self.database, self._reading, self._writing)
-            choice, above = self._choice(options.index, options.hnsw_above)
+            choice, above = self._index_choice(options.index, options.hnsw_above)
             self.index = GalleryIndex(folder, self.database, choice, above, options.flush_rows)
             with self.database.reading():
                 self.index.sync()
@@ -111,22 +111,22 @@ class SqliteStore:
             self.database.close()
             raise
 
-    def _make_where_missing(self, create: bool) -> None:
+    def _create_if_missing(self, create: bool) -> None:
         """Make the folder of a new gallery; refuse one that lost its database, or holds other files."""
         if (self.folder / NAME).exists():
             return
-        if (known := IndexManifest.find(self.folder)) is not None and known.rows:
-            raise lost(self.folder, f"{NAME} is empty or missing", known)
+        if (manifest := IndexManifest.find(self.folder)) is not None and manifest.rows:
+            raise lost(self.folder, f"{NAME} is empty or missing", manifest)
         if self.folder.exists() and not self.folder.is_dir():
             raise GalleryError(f"{self.folder} is a file; a gallery is a folder")
-        if self.folder.is_dir() and any(p.name != LOCK for p in self.folder.iterdir()):
+        if self.folder.is_dir() and any(path.name != LOCK for path in self.folder.iterdir()):
             raise GalleryError(
                 f"{self.folder} holds no gallery ({NAME}), and is not empty: name another folder"
             )
-        left = self.folder.with_name(f"{self.folder.name}.part") / "old"
-        if left.is_dir():
+        previous = self.folder.with_name(f"{self.folder.name}.part") / "old"
+        if previous.is_dir():
             raise GalleryError(
-                f"{self.folder} is missing, for a restore was killed: restore again, or move {left} back here"
+                f"{self.folder} is missing, for a restore was killed: restore again, or move {previous} back here"
             )
         if self.read_only or not create:
             raise GalleryError(f"there is no gallery at {self.folder}: check the path, or add to it first")
@@ -154,37 +154,37 @@ class SqliteStore:
     def _finish_for_killed_writer(self) -> None:
         """Do what a writer that died left undone, unless another one writes now, which does it."""
         with contextlib.suppress(GalleryBusyError), writer_lock(self.folder, 0):
-            self._close_to_others()
+            self._restrict_permissions()
             self.index.adopt()
             self._finish_index()  # the index proves a loss, and saves entries from it
             self.database.truncate_log()  # it may hold what was removed
 
-    def _close_to_others(self) -> None:
-        closed = take_from_others(path for name in CONTENTS for path in self.folder.glob(name))
-        if closed:
+    def _restrict_permissions(self) -> None:
+        restricted = take_from_others(path for pattern in CONTENTS for path in self.folder.glob(pattern))
+        if restricted:
             logger.info(
                 "%s: others could read %d of its files, and cannot any more; to share them with a group: "
                 "chmod g+s %s && chmod g+rw %s/*",
                 self.folder,
-                len(closed),
+                len(restricted),
                 self.folder,
                 self.folder,
             )
 
-    def _choice(self, index: IndexChoice | None, hnsw_above: int | None) -> tuple[IndexChoice, int]:
-        """The kind of index: as given, and then kept in the gallery; or as kept."""
+    def _index_choice(self, index: IndexChoice | None, hnsw_above: int | None) -> tuple[IndexChoice, int]:
+        """The kind of index: as given, which is stored, or as stored."""
         with self.database.reading():
-            kept = self.database.get("index")
+            stored = self.database.get("index")
         choice: IndexChoice
-        choice, above = json.loads(kept) if isinstance(kept, str) else ("auto", HNSW_ABOVE)
-        wanted: tuple[IndexChoice, int] = (index or choice, above if hnsw_above is None else hnsw_above)
-        if wanted != (choice, above) and not self.read_only:
+        choice, above = json.loads(stored) if isinstance(stored, str) else ("auto", HNSW_ABOVE)
+        requested: tuple[IndexChoice, int] = (index or choice, above if hnsw_above is None else hnsw_above)
+        if requested != (choice, above) and not self.read_only:
             self._kind_changed = self._wrote = True
             with writer_lock(self.folder, self.timeout), self.database.writing():
-                self.database.put("index", json.dumps(wanted))
-        return wanted
+                self.database.put("index", json.dumps(requested))
+        return requested
 
-    # ---- the rule ----
+    # ---- locking ----
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[FaissIndex]:
@@ -192,7 +192,7 @@ class SqliteStore:
             self._check_open()
             with self.database.reading():
                 if self.database.name() != self._name:
-                    raise self._replaced()
+                    raise self._replaced_error()
                 yield self.index.sync()
 
     @contextlib.contextmanager
@@ -221,11 +221,11 @@ class SqliteStore:
 
     def _check_open(self) -> None:
         if self.database.replaced:
-            raise self._replaced()
+            raise self._replaced_error()
         if self._closed:
             raise GalleryError(f"the gallery {self.folder} was closed")
 
-    def _replaced(self) -> GalleryReplacedError:
+    def _replaced_error(self) -> GalleryReplacedError:
         return GalleryReplacedError(
             f"{self.folder} was removed, or another gallery was put in its place, since it was opened: open it again"
         )
@@ -261,19 +261,19 @@ class SqliteStore:
             allowed = int(np.count_nonzero(mask))
             only_exact = exact or self.index.choice == "exact"
             nearest = zip(*state.search(queries, top + SPARE, mask, only_exact=only_exact), strict=True)
-            found: list[list[Hit]] = []
+            results: list[list[Hit]] = []
             for query, (similarity, rows) in zip(queries, nearest, strict=True):
-                wide = len(similarity)
-                while wide < allowed and ties_go_on(similarity, top):
-                    wide = min(4 * wide, allowed)
-                    again = state.search(query[None], wide, mask, only_exact=only_exact)
-                    similarity, rows = again[0][0], again[1][0]
-                    if len(similarity) < wide:
+                row_count = len(similarity)
+                while row_count < allowed and ties_go_on(similarity, top):
+                    row_count = min(4 * row_count, allowed)
+                    wider = state.search(query[None], row_count, mask, only_exact=only_exact)
+                    similarity, rows = wider[0][0], wider[1][0]
+                    if len(similarity) < row_count:
                         break
                 rows = rows[(rows >= 0) & may_be_among(similarity, top)]
                 stored = self.database.stored(state.columns.seq[rows].tolist())
-                found.append(ranked(query, list(stored.values()), top))
-            return found
+                results.append(ranked(query, list(stored.values()), top))
+            return results
 
     def _mask(self, state: FaissIndex, where: Where | None) -> BoolArray:
         """(N,) which rows match."""
@@ -290,8 +290,8 @@ class SqliteStore:
     def picture(self, entry_id: str) -> bytes | None:
         """The picture kept with an entry."""
         with self._reading():
-            found = self.database.seqs([entry_id])
-            return self.database.picture(found[entry_id]) if found else None
+            seqs = self.database.seqs([entry_id])
+            return self.database.picture(seqs[entry_id]) if seqs else None
 
     def count(self, where: Where | None) -> int:
         """How many match."""
@@ -319,14 +319,14 @@ class SqliteStore:
     def scan(self, where: Where | None, chunk: int) -> Iterator[list[Stored]]:
         """All that match; those removed meanwhile are left out."""
         with self._reading() as state:
-            seqs = self._matching(state, where)
+            seqs = self._matching_seqs(state, where)
         for start in range(0, len(seqs), chunk):
             with self._reading() as state:
-                here = state.columns.existing(seqs[start : start + chunk])
-                stored = self.database.stored(here)  # all of them, or an error
-            yield [stored[seq] for seq in here]
+                existing = state.columns.existing(seqs[start : start + chunk])
+                stored = self.database.stored(existing)  # all of them, or an error
+            yield [stored[seq] for seq in existing]
 
-    def _matching(self, state: FaissIndex, where: Where | None) -> list[int]:
+    def _matching_seqs(self, state: FaissIndex, where: Where | None) -> list[int]:
         found: list[int] = state.columns.seq[self._mask(state, where)].tolist()
         return found
 
@@ -343,15 +343,15 @@ class SqliteStore:
                 check_settings(settings, batch.vectors.shape[1], model, str(self.folder))
                 self.index.sync()
                 ids = [entry.id for entry in batch.entries]
-                there = self.database.seqs(ids)
+                existing = self.database.seqs(ids)
                 if on_duplicate == "refuse":
-                    check_new(there, ids, self.location)
+                    check_new(existing, ids, self.location)
                 skip = on_duplicate == "skip"
-                rows = [row for row, name in enumerate(ids) if not (skip and name in there)]
+                rows = [row for row, name in enumerate(ids) if not (skip and name in existing)]
                 entries = [batch.entries[row] for row in rows]
                 vectors = batch.vectors[rows].astype(settings.dtype)
                 pictures = [batch.pictures[row] for row in rows] if batch.pictures else []
-                old = [] if skip else sorted(there.values())
+                old = [] if skip else sorted(existing.values())
                 self.database.delete(old)
                 generation = self.database.note(old, gone=True)
                 seqs = self.database.insert(entries, vectors, pictures)
@@ -384,7 +384,7 @@ class SqliteStore:
         with self._writing():
             with self.database.writing():
                 state = self.index.sync()
-                seqs = self._matching(state, where)
+                seqs = self._matching_seqs(state, where)
                 if seqs:
                     if remember:
                         self.files.remember_removed(seqs)
@@ -401,7 +401,7 @@ class SqliteStore:
         self._log_due = False
 
     def _finish_index(self) -> None:
-        """Write what only memory has of the index, or all of it in another kind."""
+        """Write the rows of the index that are only in memory, or all as another kind."""
         state = self.index.state
         if self._kind_changed or (state is not None and len(state) > self.index.saved):
             self.index.flush()

@@ -24,20 +24,20 @@ def doubtful_times(times: Iterable[tuple[str, datetime | None]]) -> list[str]:
     Args:
         times: name and time of each picture.
     """
-    now, given = datetime.now(timezone.utc), list(times)
-    known = [(name, time) for name, time in given if time is not None]
-    late = [one for one in known if one[1] > now + timedelta(days=1)]
-    old = [one for one in known if one[1] < now - OLD]
+    now, pictures = datetime.now(timezone.utc), list(times)
+    known = [(name, time) for name, time in pictures if time is not None]
+    late = [picture for picture in known if picture[1] > now + timedelta(days=1)]
+    old = [picture for picture in known if picture[1] < now - OLD]
     notes = []
-    for kind, effect, found in (
+    for kind, effect, affected in (
         ("in the future", "they expire late; check how times are written", late),
         ("of over ten years ago", "gallery expire removes them; check the camera's clock", old),
     ):
-        if found:
-            name, first = found[0]
+        if affected:
+            name, first = affected[0]
             shown = shown_time(first, first.tzinfo or timezone.utc, name=True)
             notes.append(
-                f"{len(found)} of {len(given)} pictures have a time {kind}, the first {name} {shown}: {effect}"
+                f"{len(affected)} of {len(pictures)} pictures have a time {kind}, the first {name} {shown}: {effect}"
             )
     return notes
 
@@ -77,22 +77,22 @@ def count_days(
     days = np.full(len(times), -1, np.int64)
     days[known] = np.maximum(np.searchsorted(moments, times[known], side="right") - 1, 0)
     pairs, counts = np.unique(days * (len(names) + 1) + cameras + 1, return_counts=True)
-    found = []
+    day_counts = []
     for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True):
         day, camera = divmod(pair, len(names) + 1)
-        found.append(
+        day_counts.append(
             DayCount(names[camera - 1] if camera else None, None if day < 0 else starts[day][1], count)
         )
-    found.sort(key=lambda one: one.camera or "")
-    return tuple(sorted(found, key=lambda one: one.day or date.min, reverse=True))
+    day_counts.sort(key=lambda day_count: day_count.camera or "")
+    return tuple(sorted(day_counts, key=lambda day_count: day_count.day or date.min, reverse=True))
 
 
 def _midnights(days: IntArray, zone: tzinfo) -> list[tuple[int, date]]:
     """The starts of all local days that touch these UTC days (days since 1970), rising, and their dates."""
     first = EPOCH.toordinal()
-    wanted = {first + day + near for day in days.tolist() for near in (-1, 0, 1)}
+    ordinals = {first + day + offset for day in days.tolist() for offset in (-1, 0, 1)}
     starts = []
-    for ordinal in sorted(wanted):
+    for ordinal in sorted(ordinals):
         if not 1 <= ordinal <= date.max.toordinal():
             continue
         day = date.fromordinal(ordinal)

@@ -47,13 +47,13 @@ def create_app(
         FmcnetError: for an invalid root path, or one that the service's own addresses begin with.
     """
     root_path = check_root_path(root_path)
-    known = keys if keys is not None else Keys()
-    known.changed = lambda added, revoked: service.audit.write(
+    api_keys = keys if keys is not None else Keys()
+    api_keys.changed = lambda added, revoked: service.audit.write(
         action="keys", outcome="changed", added=added, revoked=revoked
     )
 
     @contextlib.asynccontextmanager
-    async def life(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         try:
             await service.start()
             yield
@@ -64,7 +64,7 @@ def create_app(
         title="fmcnet",
         version=__version__,
         summary="Search a gallery of person crops across visible light and infrared.",
-        lifespan=life,
+        lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -73,53 +73,55 @@ def create_app(
     app.state.service = service
     for router in ROUTERS:
         app.include_router(router)
-    app.add_exception_handler(RequestValidationError, _refuse)
-    app.add_exception_handler(HTTPException, _refuse)
-    app.add_middleware(SecurityMiddleware, reading=reading_paths(ROUTES), keys=known, service=service)
-    app.openapi = lambda: _describe(app, bool(known))  # type: ignore[method-assign]
+    app.add_exception_handler(RequestValidationError, _error_response)
+    app.add_exception_handler(HTTPException, _error_response)
+    app.add_middleware(SecurityMiddleware, reading=reading_paths(ROUTES), keys=api_keys, service=service)
+    app.openapi = lambda: _openapi_document(app, bool(api_keys))  # type: ignore[method-assign]
     if root_path:
         app.add_middleware(RootPathMiddleware, root_path=root_path)
     if proxies:
-        app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=[str(one) for one in proxies])
+        app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=[str(network) for network in proxies])
     # An upload is within `body_bytes` already; a file on disk would keep a copy of what is not to be kept.
     MultiPartParser.spool_max_size = service.limits.body_bytes + 1
     return app
 
 
-async def _refuse(request: Request, error: Exception) -> JSONResponse:
-    reply = api_error_of(error).response()
-    if reply.status_code == 405:
-        reply.headers["Allow"] = _allowed(request)
-    return reply
+async def _error_response(request: Request, error: Exception) -> JSONResponse:
+    response = api_error_of(error).response()
+    if response.status_code == 405:
+        response.headers["Allow"] = _allowed_methods(request)
+    return response
 
 
-def _allowed(request: Request) -> str:
+def _allowed_methods(request: Request) -> str:
     """All methods of an address; Starlette names those of the first matching route only."""
     routes: list[BaseRoute] = [*ROUTES, *request.app.routes]  # the app's own: the documentation
-    found = [getattr(one, "methods", ()) for one in routes if one.matches(request.scope)[0] is not Match.NONE]
-    return ", ".join(sorted(set().union(*found)))
+    methods = [
+        getattr(route, "methods", ()) for route in routes if route.matches(request.scope)[0] is not Match.NONE
+    ]
+    return ", ".join(sorted(set().union(*methods)))
 
 
-def _describe(app: FastAPI, locked: bool) -> dict[str, Any]:
+def _openapi_document(app: FastAPI, needs_key: bool) -> dict[str, Any]:
     """OpenAPI, with each route's scope and, if `locked`, its need of a key."""
     if app.openapi_schema is not None:
         return app.openapi_schema
-    tree = FastAPI.openapi(app)
-    tree["components"]["securitySchemes"] = {
+    document = FastAPI.openapi(app)
+    document["components"]["securitySchemes"] = {
         "bearer": {"type": "http", "scheme": "bearer"},
         "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
     }
-    for name, schema in tree["components"]["schemas"].items():
+    for name, schema in document["components"]["schemas"].items():
         if name.startswith("Body_"):
             schema["additionalProperties"] = False
     reading = reading_paths(ROUTES)
-    for path, methods in tree["paths"].items():
+    for path, methods in document["paths"].items():
         for method, operation in methods.items():
-            needed = scope_of(method.upper(), path, reading)
-            if needed is not None:
-                operation["security"] = [*([] if locked else [{}]), {"bearer": []}, {"header": []}]
-                operation["x-scope"] = needed
-    return tree
+            scope = scope_of(method.upper(), path, reading)
+            if scope is not None:
+                operation["security"] = [*([] if needs_key else [{}]), {"bearer": []}, {"header": []}]
+                operation["x-scope"] = scope
+    return document
 
 
 def check_root_path(text: str) -> str:

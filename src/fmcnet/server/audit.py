@@ -54,16 +54,16 @@ class AuditLog:
             ApiError: the line cannot be written; the logged action itself was done.
         """
         stamp = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-        line = json.dumps({"time": stamp, **_bounded(facts)}, ensure_ascii=True, default=str).encode() + b"\n"
+        line = json.dumps({"time": stamp, **_shorten(facts)}, ensure_ascii=True, default=str).encode() + b"\n"
         with self._lock:
             if self._torn:
                 line = b"\n" + line  # what was cut off stays a line of its own
             try:
-                done = os.write(self._file, line)
+                written = os.write(self._file, line)
             except OSError:
-                done = 0
-            self._torn = done != len(line) and (self._torn or done > 0)
-        self.failed = done != len(line)
+                written = 0
+            self._torn = written != len(line) and (self._torn or written > 0)
+        self.failed = written != len(line)
         if self.failed:
             what = f"'{facts.get('action')}' ended ({facts.get('outcome')}) but cannot be logged: no result is sent"
             raise ApiError(507, what, "the audit log", "free space on the service's disk")
@@ -105,10 +105,10 @@ class AuditLog:
             self.write(action=action, outcome="cut off", **facts, **results)
             raise
         except Exception as error:
-            found = api_error_of(error)
-            why = {"status": found.status, "reason": found.what}
-            self.write(action=action, outcome="refused", **why, **facts, **results)
-            raise found from error
+            api_error = api_error_of(error)
+            refusal = {"status": api_error.status, "reason": api_error.what}
+            self.write(action=action, outcome="refused", **refusal, **facts, **results)
+            raise api_error from error
         self.write(action=action, outcome="done", **facts, **results)
 
     def close(self) -> None:
@@ -123,13 +123,13 @@ class AuditLog:
             self._file = -1
 
 
-def _bounded(value: Any) -> Any:
+def _shorten(value: Any) -> Any:
     """The value with all texts cut to `LONGEST`."""
     if isinstance(value, str):
         return value[:LONGEST]
     if isinstance(value, dict):
-        return {key: _bounded(one) for key, one in value.items()}
-    return [_bounded(one) for one in value] if isinstance(value, (list, tuple)) else value
+        return {key: _shorten(item) for key, item in value.items()}
+    return [_shorten(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _ends_torn(path: Path) -> bool:

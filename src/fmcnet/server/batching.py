@@ -48,7 +48,7 @@ class Batcher:
         queue: int = 512,
         seen: Callable[[int], object] = lambda size: None,
     ) -> None:
-        self._embed, self._batch, self._wait, self._most, self._seen = embed, batch, wait, queue, seen
+        self._embed, self._batch, self._wait, self._limit, self._seen = embed, batch, wait, queue, seen
         self._waiting: dict[Modality, deque[deque[_Job]]] = {modality: deque() for modality in Modality}
         self._image_seconds = 0.0
         self._wake = asyncio.Event()
@@ -93,13 +93,17 @@ class Batcher:
         """
         if self._stopping or not self.running:
             raise overloaded("the service is stopping or not yet ready")
-        if self.waiting + len(pixels) > self._most:
+        if self.waiting + len(pixels) > self._limit:
             raise overloaded(f"{self.waiting} images wait for the network already", "images")
         loop, now = asyncio.get_running_loop(), time.monotonic()
         jobs = [_Job(image, loop.create_future(), now) for image in pixels]
-        for kind, queue in self._waiting.items():
-            if mine := deque(job for job, its in zip(jobs, modality, strict=True) if its is kind):
-                queue.append(mine)
+        for queue_modality, queue in self._waiting.items():
+            if modality_jobs := deque(
+                job
+                for job, job_modality in zip(jobs, modality, strict=True)
+                if job_modality is queue_modality
+            ):
+                queue.append(modality_jobs)
         self._wake.set()
         try:
             return np.stack(await asyncio.gather(*(job.future for job in jobs)))
@@ -109,24 +113,24 @@ class Batcher:
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
-        kind: Modality | None = None
+        modality: Modality | None = None
         while True:
-            kind = self._next(kind)
-            if kind is None:
+            modality = self._next_modality(modality)
+            if modality is None:
                 if self._stopping:
                     return
                 self._wake.clear()
                 await self._wake.wait()
                 continue
-            await self._fill(kind)
-            jobs = self._take(kind)
+            await self._wait_for_batch(modality)
+            jobs = self._take_batch(modality)
             if not jobs:
                 continue
             self._seen(len(jobs))
             images = np.stack([job.pixels for job in jobs])
             start = time.monotonic()
             try:
-                features = await loop.run_in_executor(self._thread, self._embed, images, kind)
+                features = await loop.run_in_executor(self._thread, self._embed, images, modality)
                 if features.shape[0] != len(jobs):
                     raise ValueError(f"{features.shape[0]} embeddings of {len(jobs)} images")
             except Exception as error:  # for the callers; the next batch runs all the same
@@ -139,39 +143,41 @@ class Batcher:
                 if not job.future.done():
                     job.future.set_result(row)
 
-    def _next(self, last: Modality | None) -> Modality | None:
-        """A modality that has images, another than the last where both have."""
-        kinds = [kind for kind, queue in self._waiting.items() if queue]
-        return next((kind for kind in kinds if kind is not last), kinds[0] if kinds else None)
+    def _next_modality(self, last: Modality | None) -> Modality | None:
+        """A modality with images; not the last one where both have some."""
+        waiting = [modality for modality, queue in self._waiting.items() if queue]
+        return next(
+            (modality for modality in waiting if modality is not last), waiting[0] if waiting else None
+        )
 
     @property
-    def _size(self) -> int:
+    def _batch_size(self) -> int:
         """Images in the next batch."""
-        lately = int(BATCH_SECONDS / self._image_seconds) if self._image_seconds else self._batch
-        return max(1, min(self._batch, lately))
+        affordable = int(BATCH_SECONDS / self._image_seconds) if self._image_seconds else self._batch
+        return max(1, min(self._batch, affordable))
 
-    def _take(self, kind: Modality) -> list[_Job]:
+    def _take_batch(self, modality: Modality) -> list[_Job]:
         """The next batch, without those whose callers are gone."""
-        queue, most, taken = self._waiting[kind], self._size, list[_Job]()
-        while queue and len(taken) < most:
+        queue, size, batch = self._waiting[modality], self._batch_size, list[_Job]()
+        while queue and len(batch) < size:
             request = queue.popleft()
             job = request.popleft()
             if request:
                 queue.append(request)  # behind the others
             if not job.future.done():
-                taken.append(job)
-        return taken
+                batch.append(job)
+        return batch
 
-    async def _fill(self, kind: Modality) -> None:
+    async def _wait_for_batch(self, modality: Modality) -> None:
         """Wait until the batch is full, or its first image has waited long enough."""
-        queue, most = self._waiting[kind], self._size
-        until = queue[0][0].since + self._wait
-        while sum(map(len, queue)) < most and not self._stopping:
-            left = until - time.monotonic()
-            if left <= 0:
+        queue, size = self._waiting[modality], self._batch_size
+        deadline = queue[0][0].since + self._wait
+        while sum(map(len, queue)) < size and not self._stopping:
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
                 return
             self._wake.clear()
             try:
-                await asyncio.wait_for(self._wake.wait(), left)
+                await asyncio.wait_for(self._wake.wait(), remaining)
             except asyncio.TimeoutError:
                 return

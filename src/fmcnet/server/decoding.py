@@ -57,7 +57,7 @@ class Upload(NamedTuple):
 
 @dataclass
 class _Request:
-    """Whose the images of one request are, and how many pixels they had."""
+    """Who sent the images of one request, and how many pixels they had."""
 
     caller: str
     pixels: int = 0
@@ -100,8 +100,8 @@ class _Queue:
         context = multiprocessing.get_context(method)
         if method == "forkserver":
             context.set_forkserver_preload([decode_upload.__module__])
-        first = _yield_to_others if self._slow is None else None
-        return ProcessPool(self._processes, RECYCLE, first, context=context)
+        initializer = _yield_to_others if self._slow is None else None
+        return ProcessPool(self._processes, RECYCLE, initializer, context=context)
 
     def _schedule(self, image: _Image) -> Future[DecodedUpload]:
         """Hand an image to the pool. A pool whose processes died is replaced once."""
@@ -136,13 +136,13 @@ class _Queue:
     def _submit(self) -> None:
         """Give free processes the next images."""
         while self._busy < self._processes and self._callers:
-            name, requests = self._callers.popitem(last=False)
+            caller, requests = self._callers.popitem(last=False)
             images = requests.popleft()
             image = images.popleft()
             if images:
                 requests.append(images)  # behind the caller's other requests
             if requests:
-                self._callers[name] = requests  # behind the other callers
+                self._callers[caller] = requests  # behind the other callers
             if image.future.done():
                 continue
             if image.request.pixels > self.limits.request_pixels:
@@ -159,9 +159,9 @@ class _Queue:
                 image.future.set_exception(overloaded(self.fault))
                 continue
             self._busy += 1
-            job.add_done_callback(partial(self._done, image))
+            job.add_done_callback(partial(self._on_decoded, image))
 
-    def _done(self, image: _Image, job: Future[DecodedUpload]) -> None:
+    def _on_decoded(self, image: _Image, job: Future[DecodedUpload]) -> None:
         """In a thread of the pool."""
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
             image.future.get_loop().call_soon_threadsafe(self._finish, image, job)
@@ -169,14 +169,14 @@ class _Queue:
     def _finish(self, image: _Image, job: Future[DecodedUpload]) -> None:
         self._busy -= 1
         error = job.exception() if not job.cancelled() else asyncio.CancelledError()
-        slow = isinstance(error, FutureTimeoutError) and image.seconds is None
+        timed_out = isinstance(error, FutureTimeoutError) and image.seconds is None
         if error is None:
             self.fault = ""
             image.request.pixels += job.result().source_pixels
         if not image.future.done():
             if error is None:
                 image.future.set_result(job.result())
-            elif self._slow is not None and slow and not self._stopped:
+            elif self._slow is not None and timed_out and not self._stopped:
                 self._slow.put([image])
             else:
                 image.future.set_exception(self._api_error(error, image))
@@ -224,20 +224,20 @@ class DecoderPool:
             ApiError: naming each image that cannot be decoded: 422, 413 for too many pixels; 503 on a stop.
         """
         loop = asyncio.get_running_loop()
-        costs = await asyncio.to_thread(lambda: [decode_cost(one.data) for one in uploads])
+        costs = await asyncio.to_thread(lambda: [decode_cost(upload.data) for upload in uploads])
         request = _Request(caller)
         images = [_Image(upload, loop.create_future(), request) for upload in uploads]
-        self._crops.put([one for one, cost in zip(images, costs, strict=True) if cost <= CROP])
-        self._large.put([one for one, cost in zip(images, costs, strict=True) if cost > CROP])
+        self._crops.put([image for image, cost in zip(images, costs, strict=True) if cost <= CROP])
+        self._large.put([image for image, cost in zip(images, costs, strict=True) if cost > CROP])
         try:
-            outcomes = await asyncio.gather(*(one.future for one in images), return_exceptions=True)
+            outcomes = await asyncio.gather(*(image.future for image in images), return_exceptions=True)
         finally:
-            for one in images:  # of a caller who left
-                one.future.cancel()
-        faults = [one for one in outcomes if isinstance(one, BaseException)]
+            for image in images:  # of a caller who left
+                image.future.cancel()
+        faults = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
         if faults:
-            raise _together(faults, len(uploads))
-        return [one for one in outcomes if isinstance(one, DecodedUpload)]
+            raise _combined_error(faults, len(uploads))
+        return [outcome for outcome in outcomes if isinstance(outcome, DecodedUpload)]
 
     async def start(self) -> None:
         """Decode one image in each kind of process, so that what keeps them from starting is known at once.
@@ -272,13 +272,15 @@ def _yield_to_others() -> None:
         os.nice(5)
 
 
-def _together(faults: Sequence[BaseException], total: int) -> BaseException:
+def _combined_error(faults: Sequence[BaseException], total: int) -> BaseException:
     """One error for all images of a request that cannot be decoded."""
-    known = [one for one in faults if isinstance(one, ApiError)]
-    if len(known) < len(faults):
-        return next(one for one in faults if not isinstance(one, ApiError))
-    first, words = known[0], list(dict.fromkeys(one.what for one in known))
-    if len(words) == 1:
+    errors = [fault for fault in faults if isinstance(fault, ApiError)]
+    if len(errors) < len(faults):
+        return next(fault for fault in faults if not isinstance(fault, ApiError))
+    first, texts = errors[0], list(dict.fromkeys(error.what for error in errors))
+    if len(texts) == 1:
         return first
-    status = max(one.status for one in known)
-    return ApiError(status, f"{len(known)} of {total} images: {'; '.join(words[:10])}", first.where, first.do)
+    status = max(error.status for error in errors)
+    return ApiError(
+        status, f"{len(errors)} of {total} images: {'; '.join(texts[:10])}", first.where, first.do
+    )

@@ -55,7 +55,7 @@ class ApiError(Exception):
         headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
-        texts = {name: _clean(getattr(self, name)) for name in TEXTS}
+        texts = {name: _bounded_utf8(getattr(self, name)) for name in TEXTS}
         return JSONResponse({"error": {"status": self.status, **texts}}, self.status, headers)
 
 
@@ -74,14 +74,14 @@ def refused_at(where: str, do: str) -> Iterator[None]:
 
 
 def api_error_of(error: BaseException) -> ApiError:
-    """What to answer to an exception; one that nobody foresaw is logged, and its text kept from the caller."""
+    """The response to an exception; an unexpected one is logged, and its text is not sent."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, RequestValidationError):
-        faults = [(".".join(map(str, one["loc"])), one["msg"]) for one in error.errors()[:10]]
-        what = "; ".join(f"{place}: {said}" for place, said in faults)
+        faults = [(".".join(map(str, fault["loc"])), fault["msg"]) for fault in error.errors()[:10]]
+        what = "; ".join(f"{location}: {message}" for location, message in faults)
         return ApiError(
-            422, what, ", ".join(dict.fromkeys(place for place, _ in faults)), "see /openapi.json"
+            422, what, ", ".join(dict.fromkeys(location for location, _ in faults)), "see /openapi.json"
         )
     if isinstance(error, HTTPException):
         if error.status_code not in UNKNOWN:
@@ -98,7 +98,7 @@ def api_error_of(error: BaseException) -> ApiError:
     if isinstance(error, GalleryDamagedError):
         logger.error("%s", error)
         return ApiError(500, "the gallery is damaged", "the gallery", "the service's log names the damage")
-    if isinstance(error, GalleryError) and _no_room(error):
+    if isinstance(error, GalleryError) and _is_disk_error(error):
         logger.error("%s", error)
         return ApiError(507, "the gallery's disk is full or fails", "the gallery", "free space, try again")
     if isinstance(error, DataError):
@@ -109,17 +109,17 @@ def api_error_of(error: BaseException) -> ApiError:
     return ApiError(500, "the service failed", "the request", "its log has the cause; report it if it stays")
 
 
-def _no_room(error: BaseException | None) -> bool:
+def _is_disk_error(error: BaseException | None) -> bool:
     """Whether the disk, or SQLite, is the cause."""
     while error is not None:
-        full = isinstance(error, OSError) and error.errno in DISK
-        if full or isinstance(error, sqlite3.OperationalError):
+        from_disk = isinstance(error, OSError) and error.errno in DISK
+        if from_disk or isinstance(error, sqlite3.OperationalError):
             return True
         error = error.__cause__
     return False
 
 
-def _clean(text: str) -> str:
+def _bounded_utf8(text: str) -> str:
     """Valid UTF-8 of bounded length."""
     shown = text if len(text) <= LONGEST else text[:LONGEST] + "..."
     return shown.encode("utf-8", "replace").decode("utf-8")
@@ -130,11 +130,11 @@ ANYWHERE = (403, 405, 500)
 
 
 def error_schema(*only: int) -> dict[int | str, dict[str, Any]]:
-    """For OpenAPI: the refusals that a route can give, by status; not said which: any of a route with a scope."""
+    """For OpenAPI: the refusals that a route can give, by status; without `only`, all of a route with a scope."""
     fields = {"status": {"type": "integer"}, **{name: {"type": "string"} for name in TEXTS}}
     inner = {"type": "object", "properties": fields, "required": list(fields)}
     schema = {"type": "object", "properties": {"error": inner}, "required": ["error"]}
-    said = {
+    descriptions = {
         400: "Cannot be understood",
         401: "No valid key",
         403: "The key, or the page that asked, may not do this",
@@ -150,7 +150,7 @@ def error_schema(*only: int) -> dict[int | str, dict[str, Any]]:
         507: "The disk is full",
     }
     return {
-        status: {"description": text, "content": {"application/json": {"schema": schema}}}
-        for status, text in said.items()
+        status: {"description": description, "content": {"application/json": {"schema": schema}}}
+        for status, description in descriptions.items()
         if not only or status in only
     }

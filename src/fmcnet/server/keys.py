@@ -51,8 +51,8 @@ class Key:
         if not isinstance(name, str) or not re.fullmatch(r"[\w.@-]{1,64}", name):
             raise FmcnetError(f"an API key's name is 1 to 64 letters, digits and . _ @ -, not {name!r}")
         if not self.scopes or not self.scopes <= set(SCOPES):
-            given = ", ".join(sorted(self.scopes))
-            raise FmcnetError(f"key '{name}': scopes are of {', '.join(SCOPES)}, not '{given}'")
+            scopes = ", ".join(sorted(self.scopes))
+            raise FmcnetError(f"key '{name}': scopes are of {', '.join(SCOPES)}, not '{scopes}'")
 
     def may(self, scope: str) -> bool:
         """Whether this key has a scope; admin has all."""
@@ -60,7 +60,7 @@ class Key:
 
 
 class Keys:
-    """All keys of a service; none: nobody is asked for one.
+    """All keys of a service; without any, no caller needs one.
 
     Args:
         fixed: keys of the environment, which no change of the file touches.
@@ -77,7 +77,7 @@ class Keys:
     def __init__(self, fixed: Iterable[Key] = (), path: Path | None = None) -> None:
         self._fixed, self._path = tuple(fixed), path
         self.changed: Callable[[list[str], list[str]], object] = lambda added, revoked: None
-        self._stamp = self._now()  # before the file is read, so that no later change is missed
+        self._stamp = self._file_state()  # before the file is read, so that no later change is missed
         self.keys = self._read()
 
     def __bool__(self) -> bool:
@@ -94,24 +94,24 @@ class Keys:
         return found
 
     def _reload(self) -> None:
-        now = self._now()
-        if now == self._stamp:
+        state = self._file_state()
+        if state == self._stamp:
             return
-        self._stamp, before = now, {key.name for key in self.keys}
+        self._stamp, old_names = state, {key.name for key in self.keys}
         try:
             self.keys = self._read()
         except FmcnetError as error:
             self.keys = self._fixed
             logger.error("no key of %s is taken until it is mended: %s", self._path, error)
         names = {key.name for key in self.keys}
-        self.changed(sorted(names - before), sorted(before - names))
+        self.changed(sorted(names - old_names), sorted(old_names - names))
 
     def _read(self) -> tuple[Key, ...]:
         keys = (*(list_keys(self._path) if self._path is not None else ()), *self._fixed)
         _check_names(keys)
         return keys
 
-    def _now(self) -> str:
+    def _file_state(self) -> str:
         """The state of the file; "" where it is missing."""
         try:
             return "" if self._path is None else file_state(self._path)
@@ -121,8 +121,8 @@ class Keys:
 
 def _check_names(keys: Sequence[Key]) -> None:
     names = [key.name for key in keys]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise FmcnetError(f"API key names must differ; there twice: {', '.join(twice)}")
+    if duplicates := sorted({name for name in names if names.count(name) > 1}):
+        raise FmcnetError(f"API key names must differ; there twice: {', '.join(duplicates)}")
 
 
 def hash_secret(secret: str) -> str:
@@ -136,19 +136,19 @@ def read_keys(path: Path | None, environment: Mapping[str, str] = os.environ) ->
     Raises:
         FmcnetError: for a file that is missing or damaged, or a key that is none. No message holds a secret.
     """
-    found: list[Key] = []
-    for at, part in enumerate(filter(None, (p.strip() for p in environment.get(VARIABLE, "").split(";")))):
+    keys: list[Key] = []
+    for index, part in enumerate(filter(None, (p.strip() for p in environment.get(VARIABLE, "").split(";")))):
         pieces = part.split(":", 2)
         if len(pieces) != 3:
-            raise FmcnetError(f"${VARIABLE}, key {at + 1}: write NAME:SCOPE,SCOPE:SECRET")
+            raise FmcnetError(f"${VARIABLE}, key {index + 1}: write NAME:SCOPE,SCOPE:SECRET")
         name, scopes, secret = pieces
         if len(secret) < SHORTEST:
             raise FmcnetError(f"${VARIABLE}, key '{name}': its secret needs {SHORTEST} characters or more")
         if not (secret.isascii() and secret.isprintable()):
             what = "its secret has characters that a header cannot carry: take letters, digits and signs of ASCII"
             raise FmcnetError(f"${VARIABLE}, key '{name}': {what}")
-        found.append(Key(name, _plain(scopes.split(",")), hash_secret(secret)))
-    return Keys(found, path)
+        keys.append(Key(name, _stripped_scopes(scopes.split(",")), hash_secret(secret)))
+    return Keys(keys, path)
 
 
 def new_key(path: Path, name: str, scopes: Iterable[str]) -> str:
@@ -160,11 +160,11 @@ def new_key(path: Path, name: str, scopes: Iterable[str]) -> str:
         FmcnetError: for a bad name or scope, a name that is there, or a file that is damaged.
     """
     secret = secrets.token_urlsafe(32)
-    with _changing(path):
+    with _file_lock(path):
         keys = list_keys(path) if path.exists() else []
-        keys.append(Key(name, _plain(scopes), hash_secret(secret)))
+        keys.append(Key(name, _stripped_scopes(scopes), hash_secret(secret)))
         _check_names(keys)
-        _write_file(path, keys)
+        _write_keys(path, keys)
     return secret
 
 
@@ -178,7 +178,7 @@ def list_keys(path: Path) -> list[Key]:
         tree = read_json(path)
         if tree["format"] != "fmcnet-keys-1":
             raise ValueError(f"format {tree['format']}")
-        keys = [Key(row["name"], _plain(row["scopes"]), str(row["sha256"])) for row in tree["keys"]]
+        keys = [Key(row["name"], _stripped_scopes(row["scopes"]), str(row["sha256"])) for row in tree["keys"]]
     except FileNotFoundError as error:
         raise FmcnetError(f"there is no file of API keys at {path}: make one with fmcnet keys") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -195,17 +195,17 @@ def revoke_key(path: Path, name: str) -> None:
     Raises:
         FmcnetError: when the file is missing or damaged, or has no such key.
     """
-    with _changing(path):
+    with _file_lock(path):
         keys = list_keys(path)
-        left = [key for key in keys if key.name != name]
-        if len(left) == len(keys):
+        remaining = [key for key in keys if key.name != name]
+        if len(remaining) == len(keys):
             names = ", ".join(key.name for key in keys) or "none"
             raise FmcnetError(f"{path} has no key '{name}'; its keys: {names}")
-        _write_file(path, left)
+        _write_keys(path, remaining)
 
 
 @contextlib.contextmanager
-def _changing(path: Path) -> Iterator[None]:
+def _file_lock(path: Path) -> Iterator[None]:
     """One process at a time reads and writes the file."""
     with contextlib.ExitStack() as stack:
         try:
@@ -217,11 +217,11 @@ def _changing(path: Path) -> Iterator[None]:
         yield
 
 
-def _write_file(path: Path, keys: Sequence[Key]) -> None:
-    rows = [{"name": k.name, "scopes": sorted(k.scopes), "sha256": k.digest} for k in keys]
+def _write_keys(path: Path, keys: Sequence[Key]) -> None:
+    rows = [{"name": key.name, "scopes": sorted(key.scopes), "sha256": key.digest} for key in keys]
     text = json.dumps({"format": "fmcnet-keys-1", "keys": rows}, indent=1) + "\n"
-    write_atomically(path, lambda at: at.write_text(text, encoding="utf-8"), 0o600)
+    write_atomically(path, lambda target: target.write_text(text, encoding="utf-8"), 0o600)
 
 
-def _plain(scopes: Iterable[str]) -> frozenset[str]:
+def _stripped_scopes(scopes: Iterable[str]) -> frozenset[str]:
     return frozenset(scope.strip() for scope in scopes)

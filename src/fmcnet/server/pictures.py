@@ -43,17 +43,17 @@ class KeptImages:
                         f"--keep-images {folder} holds other files: name an empty or a new folder"
                     )
                 owner.write_text(gallery + "\n", encoding="utf-8")
-            said = read_text(owner, most=2**16).strip()
+            recorded = read_text(owner, most=2**16).strip()
         except OSError as error:
             raise FmcnetError(f"--keep-images {folder} cannot be used: {error.strerror}") from error
         except ValueError as error:
             raise FmcnetError(
                 f"{owner} is damaged: {error}; it names the gallery whose crops are here: {gallery}"
             ) from error
-        if said != gallery:
+        if recorded != gallery:
             raise FmcnetError(
-                f"--keep-images {folder} keeps the crops of {said:.300}, not of {gallery}; if the gallery was moved, "
-                f"write its new place into {folder / OWNER}"
+                f"--keep-images {folder} keeps the crops of {recorded:.300}, not of {gallery}; if the gallery was "
+                f"moved, write its new place into {folder / OWNER}"
             )
 
     def path(self, entry_id: str) -> Path:
@@ -66,7 +66,9 @@ class KeptImages:
         Raises:
             OSError: when the disk does not take it.
         """
-        write_atomically(self.path(entry_id), lambda at: at.write_bytes(data), private_mode(self.folder))
+        write_atomically(
+            self.path(entry_id), lambda target: target.write_bytes(data), private_mode(self.folder)
+        )
 
     def read(self, entry_id: str) -> bytes | None:
         """A JPEG, or None."""
@@ -81,12 +83,12 @@ class KeptImages:
 
     def sweep(self, ids: Iterable[str]) -> int:
         """Remove the crops of all entries but `ids`, such as those that another program removed; how many."""
-        here = {at.name for at in self.folder.iterdir() if re.fullmatch(r"[0-9a-f]{64}\.jpg", at.name)}
-        if here:
-            here -= {self.path(one).name for one in ids}
-        for name in here:
+        names = {path.name for path in self.folder.iterdir() if re.fullmatch(r"[0-9a-f]{64}\.jpg", path.name)}
+        if names:
+            names -= {self.path(entry_id).name for entry_id in ids}
+        for name in names:
             (self.folder / name).unlink(missing_ok=True)
-        return len(here)
+        return len(names)
 
 
 class SourceImages:
@@ -110,10 +112,10 @@ class SourceImages:
             path = (self.root / source).resolve(strict=True)
             if not path.is_relative_to(self.root):
                 return None
-            handle = os.open(path, READING)
-            with os.fdopen(handle, "rb") as stream:
-                facts = os.fstat(stream.fileno())
-                if not stat.S_ISREG(facts.st_mode) or facts.st_size > LARGEST_SOURCE:
+            descriptor = os.open(path, READING)
+            with os.fdopen(descriptor, "rb") as stream:
+                status = os.fstat(stream.fileno())
+                if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST_SOURCE:
                     return None
                 return stream.read(LARGEST_SOURCE)
         except (OSError, ValueError, RuntimeError):
@@ -140,14 +142,14 @@ class Pictures:
     @property
     def any(self) -> bool:
         """Whether there can be pictures at all."""
-        return any(place is not None for place in (self.kept, self.sources, self.stored))
+        return any(source is not None for source in (self.kept, self.sources, self.stored))
 
     def read(self, entry: Entry) -> bytes | None:
         """A JPEG that was kept, or None."""
-        found = self.kept.read(entry.id) if self.kept is not None else None
-        if found is None and self.stored is not None:
-            found = self.stored(entry.id)
-        return found
+        picture = self.kept.read(entry.id) if self.kept is not None else None
+        if picture is None and self.stored is not None:
+            picture = self.stored(entry.id)
+        return picture
 
     def source(self, entry: Entry) -> bytes | None:
         """The file that an entry came from, to be decoded as an upload is, or None."""

@@ -38,7 +38,7 @@ from fmcnet.server.service import Service
 logger = logging.getLogger(__name__)
 
 CONNECTIONS = 256
-"""Open at once; further ones are told 503 by the server itself."""
+"""Open at once; further ones get 503 from the server itself."""
 
 
 @dataclass(frozen=True)
@@ -92,21 +92,21 @@ def audit_path(gallery: str) -> Path:
     return folder.with_name(f"{folder.name}.audit.jsonl")
 
 
-def _made_note(gallery: str) -> str:
-    """What to say of a gallery that opening makes; "" where it is there, or a cluster tells nothing."""
+def _new_gallery_note(gallery: str) -> str:
+    """The warning that opening creates a gallery; "" where it exists, or for a cluster."""
     folder = Path(gallery)
     if "://" in gallery or folder.exists():
         return ""
     others = {path.parent.name for path in folder.absolute().parent.glob(f"*/{NAME}")}
-    near = nearest(folder.name, others)
-    meant = f"; did you mean {folder.with_name(near)}?" if near else ""
-    return f"there was no gallery at {gallery}: an empty one was made{meant}"
+    similar = nearest(folder.name, others)
+    suggestion = f"; did you mean {folder.with_name(similar)}?" if similar else ""
+    return f"there was no gallery at {gallery}: an empty one was made{suggestion}"
 
 
 def _can_write(gallery: str) -> bool:
     """Whether a gallery that is there can be written."""
     folder = Path(gallery)
-    return not (folder / NAME).is_file() or all(os.access(at, os.W_OK) for at in (folder, folder / NAME))
+    return not (folder / NAME).is_file() or all(os.access(path, os.W_OK) for path in (folder, folder / NAME))
 
 
 def check_access(settings: ServeOptions) -> Keys:
@@ -151,22 +151,22 @@ def serve(settings: ServeOptions) -> None:
         read_only = settings.read_only or not _can_write(settings.gallery)
         if read_only:
             if settings.keep_images is not None:
-                what = "--keep-images keeps crops that are added, but the gallery is served read-only"
-                raise FmcnetError(f"{what}: leave it out")
-            what = "is served read-only: it can be searched, and nothing added or removed"
-            logger.warning("%s %s", settings.gallery, what)
-        made = _made_note(settings.gallery)
+                message = "--keep-images keeps crops that are added, but the gallery is served read-only"
+                raise FmcnetError(f"{message}: leave it out")
+            message = "is served read-only: it can be searched, and nothing added or removed"
+            logger.warning("%s %s", settings.gallery, message)
+        note = _new_gallery_note(settings.gallery)
         gallery = Gallery(settings.gallery, read_only=read_only)
-        if made:
-            logger.warning(made)
+        if note:
+            logger.warning(note)
         try:
             searcher = Searcher(encoder, gallery)
-            place = gallery.location  # of a cluster: without its password
-            place = place if "://" in place else str(Path(place).absolute())
-            kept, shown = settings.keep_images, settings.show_sources
+            location = gallery.location  # of a cluster: without its password
+            location = location if "://" in location else str(Path(location).absolute())
+            keep_images, show_sources = settings.keep_images, settings.show_sources
             pictures = Pictures(
-                None if kept is None else KeptImages(kept, place),
-                None if shown is None else SourceImages(shown),
+                None if keep_images is None else KeptImages(keep_images, location),
+                None if show_sources is None else SourceImages(show_sources),
             )
             audit = AuditLog(settings.audit or audit_path(settings.gallery))
             service = Service(searcher, audit, settings.limits, pictures, read_only)
@@ -218,19 +218,19 @@ def _run(settings: ServeOptions, keys: Keys, service: Service, listener: socket.
     for name in ("uvicorn", "python_multipart"):  # they warn of each bad request, which anybody can send
         logging.getLogger(name).setLevel(logging.ERROR)
     # Once stopped, uvicorn raises the signal again for the earlier handlers; a stop that went well is no failure.
-    before = {one: signal.signal(one, lambda *_: None) for one in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
     server = _Server(config, lambda: _announce(settings, keys, service, listener.getsockname()[1]))
     ended = threading.Event()
-    watch = (server.stop, ended, settings.limits.stop_seconds)
-    threading.Thread(target=_end_in_time, args=watch, name="stop", daemon=True).start()
+    arguments = (server.stop, ended, settings.limits.stop_seconds)
+    threading.Thread(target=_exit_after_timeout, args=arguments, name="stop", daemon=True).start()
     try:
         with ignored_broken_pipes():  # of callers and decoders that left
             server.run(sockets=[listener])
     finally:
         ended.set()
         server.stop.set()
-        for one, handler in before.items():
-            signal.signal(one, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     if not server.started:
         raise FmcnetError("the service did not start: its log, above, says why")
     cut_off = service.metrics.cut_off
@@ -238,7 +238,7 @@ def _run(settings: ServeOptions, keys: Keys, service: Service, listener: socket.
     logger.info("stopped: %s, audit log written, gallery closed", requests)
 
 
-def _end_in_time(stop: threading.Event, ended: threading.Event, seconds: float) -> None:
+def _exit_after_timeout(stop: threading.Event, ended: threading.Event, seconds: float) -> None:
     """End the process when a stop takes longer: for the gallery as a kill, which loses no acknowledged entry."""
     stop.wait()
     if not ended.wait(seconds):
@@ -251,10 +251,10 @@ def _end_in_time(stop: threading.Event, ended: threading.Event, seconds: float) 
 def _listen(host: str, port: int) -> socket.socket:
     """A listening socket; made before the model is loaded, so that a taken port is reported at once."""
     try:
-        family, kind, number, _, address = socket.getaddrinfo(
+        family, socket_type, protocol, _, address = socket.getaddrinfo(
             host.strip("[]"), port, type=socket.SOCK_STREAM
         )[0]
-        listener = socket.socket(family, kind, number)
+        listener = socket.socket(family, socket_type, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen()  # two programs can bind a port, but only one can listen; early callers wait for the model
@@ -286,15 +286,15 @@ def parse_proxies(addresses: Sequence[str]) -> tuple[Network, ...]:
     Raises:
         FmcnetError: for an invalid address.
     """
-    found = []
+    networks = []
     for address in addresses:
         try:
-            found.append(ipaddress.ip_network(address.strip("[]"), strict=False))
+            networks.append(ipaddress.ip_network(address.strip("[]"), strict=False))
         except ValueError as error:
             raise FmcnetError(
                 f"--proxy {address}: give the address that the proxy connects from, as 127.0.0.1 or 10.0.0.0/24"
             ) from error
-    return tuple(found)
+    return tuple(networks)
 
 
 def is_proxy(host: str, proxies: Sequence[Network]) -> bool:

@@ -124,15 +124,15 @@ class SecurityMiddleware:
             if not answer.started:
                 await overloaded("the service is stopping").response()(scope, receive, answer)
         except Exception as error:
-            found = api_error_of(error)
-            if found.status in AUDITED and not state.get("routed"):
+            api_error = api_error_of(error)
+            if api_error.status in AUDITED and not state.get("routed"):
                 client = (scope.get("client") or ("",))[0]
                 request = {name: scope[name] for name in ("method", "path")}
-                self.audit.refused(client, found, request=answer.request, **request)
+                self.audit.refused(client, api_error, request=answer.request, **request)
             if answer.started:
                 logger.error("request %s broke off in its answer", answer.request, exc_info=error)
             else:
-                await found.response()(scope, receive, answer)
+                await api_error.response()(scope, receive, answer)
         finally:
             name = getattr(scope.get("route"), "path", "other")
             self.metrics.requests.labels(name, str(answer.status)).inc()
@@ -140,16 +140,16 @@ class SecurityMiddleware:
 
     async def _serve(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
         headers = Headers(scope=scope)
-        self._check_page(headers)
+        self._check_host_and_origin(headers)
         state = scope["state"]
         needed = scope_of(scope["method"], scope["path"], self.reading)
-        key = self._key(headers, needed)
+        key = self._authenticate(headers, needed)
         state["key"] = key.name if key is not None else None
         if self.read_only and needed not in (None, "read"):
             what = "this service is read-only: it adds and removes nothing"
             raise ApiError(403, what, "the service", "search only")
-        may = (lambda wanted: True) if key is None else key.may
-        state["may"] = (lambda wanted: wanted == "read" and may(wanted)) if self.read_only else may
+        may = (lambda required: True) if key is None else key.may
+        state["may"] = (lambda required: required == "read" and may(required)) if self.read_only else may
         gone = state["gone"] = asyncio.Event()
         self._check_length(headers)
         if needed is None:
@@ -157,57 +157,57 @@ class SecurityMiddleware:
             await self.app(scope, _replay(b"", gone), answer)
             return
         caller = state["caller"] = f"key {key.name}" if key is not None else (scope.get("client") or ("",))[0]
-        working, own = self._working.total(), self._working[caller]
-        full = working >= self.limits.requests
-        if full or own >= self.limits.share(own < working):
+        total, caller_total = self._working.total(), self._working[caller]
+        full = total >= self.limits.requests
+        if full or caller_total >= self.limits.share(caller_total < total):
             self.metrics.refused.labels("busy").inc()
-            those = f"{working} requests" if full else f"{own} requests of this caller"
-            raise overloaded(f"{those} are at work already")
+            busy = f"{total} requests" if full else f"{caller_total} requests of this caller"
+            raise overloaded(f"{busy} are at work already")
         self._working[caller] += 1
         self.metrics.working.set(self._working.total())
         try:
-            body = await self._body(receive)
-            watching = asyncio.ensure_future(_watch(receive, gone))
+            body = await self._read_body(receive)
+            watcher = asyncio.ensure_future(_watch_disconnect(receive, gone))
             try:
                 state["ending"] = body[-ENDING:]
                 state["routed"] = True  # what happens from here on, the routes log
                 await self.app(scope, _replay(body, gone), answer)
             finally:
-                watching.cancel()
+                watcher.cancel()
         finally:
             self._working[caller] -= 1
             self._working += Counter()  # forget callers without requests
             self.metrics.working.set(self._working.total())
 
-    def _refused(self, reason: str, status: int, what: str, where: str, do: str) -> ApiError:
+    def _refusal(self, reason: str, status: int, what: str, where: str, do: str) -> ApiError:
         self.metrics.refused.labels(reason).inc()
         return ApiError(status, what, where, do)
 
-    def _check_page(self, headers: Headers) -> None:
+    def _check_host_and_origin(self, headers: Headers) -> None:
         """Refuse pages of other sites in the browser of somebody who has access."""
         host = headers.get("host", "")
-        if not self.keys and not is_loopback(_name(host) or ""):
+        if not self.keys and not is_loopback(_host_name(host) or ""):
             what = "this service has no API keys and answers to this machine's own names only"
             do = "use http://127.0.0.1, or start it with API keys"
-            raise self._refused("host", 403, f"{what}, not to '{host[:100]}'", "header Host", do)
+            raise self._refusal("host", 403, f"{what}, not to '{host[:100]}'", "header Host", do)
         origin = headers.get("origin")
         if origin is not None and origin.partition("://")[2] != host:
             do = "use the service's own page, or no browser"
-            raise self._refused("origin", 403, "a page of another site asked", "header Origin", do)
+            raise self._refusal("origin", 403, "a page of another site asked", "header Origin", do)
 
-    def _key(self, headers: Headers, needed: str | None) -> Key | None:
+    def _authenticate(self, headers: Headers, needed: str | None) -> Key | None:
         if not self.keys or needed is None:
             return None
         scheme, token = get_authorization_scheme_param(headers.get("authorization"))
-        given = headers.get("x-api-key") or (token.strip() if scheme.lower() == "bearer" else "")
-        key = self.keys.find(given)
+        secret = headers.get("x-api-key") or (token.strip() if scheme.lower() == "bearer" else "")
+        key = self.keys.find(secret)
         if key is None:
-            what = "this API key is not known" if given else "an API key is needed"
+            what = "this API key is not known" if secret else "an API key is needed"
             do = "send Authorization: Bearer KEY; fmcnet keys makes keys"
-            raise self._refused("key", 401, what, "header Authorization", do)
+            raise self._refusal("key", 401, what, "header Authorization", do)
         if not key.may(needed):
             what, do = f"the key '{key.name}' has no scope '{needed}'", f"use a key with the scope {needed}"
-            raise self._refused("scope", 403, what, "header Authorization", do)
+            raise self._refusal("scope", 403, what, "header Authorization", do)
         return key
 
     def _check_length(self, headers: Headers) -> None:
@@ -220,30 +220,30 @@ class SecurityMiddleware:
         if int(length) > self.limits.body_bytes:
             raise self._too_large()
 
-    async def _body(self, receive: Receive) -> bytes:
-        parts, size = [], 0
+    async def _read_body(self, receive: Receive) -> bytes:
+        chunks, size = [], 0
         loop = asyncio.get_running_loop()
-        until = loop.time() + self.limits.body_seconds
+        deadline = loop.time() + self.limits.body_seconds
         while True:
             try:
-                message = await asyncio.wait_for(receive(), until - loop.time())
+                message = await asyncio.wait_for(receive(), deadline - loop.time())
             except asyncio.TimeoutError:
                 what = f"the body took more than {self.limits.body_seconds:g} s to arrive"
-                raise self._refused("slow", 408, what, "body", FEWER) from None
+                raise self._refusal("slow", 408, what, "body", FEWER) from None
             if message["type"] == "http.disconnect":
                 what = "the connection was closed before the body was there"
                 raise ApiError(400, what, "body", "send it again")
-            part = message.get("body", b"")
-            size += len(part)
+            chunk = message.get("body", b"")
+            size += len(chunk)
             if size > self.limits.body_bytes:
                 raise self._too_large()
-            parts.append(part)
+            chunks.append(chunk)
             if not message.get("more_body", False):
-                return b"".join(parts)
+                return b"".join(chunks)
 
     def _too_large(self) -> ApiError:
         what = f"the body is larger than {self.limits.body_bytes} bytes"
-        return self._refused("size", 413, what, "body", FEWER)
+        return self._refusal("size", 413, what, "body", FEWER)
 
 
 class _Answer:
@@ -266,27 +266,27 @@ class _Answer:
 
 
 def _replay(body: bytes, gone: asyncio.Event) -> Receive:
-    given = False
+    sent = False
 
     async def replay() -> Message:
-        nonlocal given
-        if given:
+        nonlocal sent
+        if sent:
             await gone.wait()
             return {"type": "http.disconnect"}
-        given = True
+        sent = True
         return {"type": "http.request", "body": body, "more_body": False}
 
     return replay
 
 
-async def _watch(receive: Receive, gone: asyncio.Event) -> None:
+async def _watch_disconnect(receive: Receive, gone: asyncio.Event) -> None:
     """Set `gone` when the caller closes the connection."""
     while (await receive())["type"] != "http.disconnect":
         pass
     gone.set()
 
 
-def _name(host: str) -> str | None:
+def _host_name(host: str) -> str | None:
     """The name in a Host header, without its port; None: it has none."""
     try:
         return urlsplit(f"//{host}").hostname

@@ -63,22 +63,26 @@ class Metrics:
     def __init__(self, entries: Callable[[], float], waiting: Callable[[], float]) -> None:
         self.cut_off = 0
         self.registry = CollectorRegistry()
-        own: dict[str, Any] = {"registry": self.registry}
-        ProcessCollector(**own)
+        options: dict[str, Any] = {"registry": self.registry}
+        ProcessCollector(**options)
         self.requests = Counter(
-            "fmcnet_requests", "Requests, by route and status.", ("route", "status"), **own
+            "fmcnet_requests", "Requests, by route and status.", ("route", "status"), **options
         )
         seconds = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
-        what = "From the head of a request to the end of its answer."
-        self.seconds = Histogram("fmcnet_request_seconds", what, ("route",), buckets=seconds, **own)
-        self.working = Gauge("fmcnet_requests_working", "Requests at work.", **own)
+        description = "From the head of a request to the end of its answer."
+        self.seconds = Histogram(
+            "fmcnet_request_seconds", description, ("route",), buckets=seconds, **options
+        )
+        self.working = Gauge("fmcnet_requests_working", "Requests at work.", **options)
         sizes = (1, 2, 4, 8, 16, 32, 64, 128)
-        self.batch = Histogram("fmcnet_batch_images", "Images the network saw at once.", buckets=sizes, **own)
-        self.images = Counter("fmcnet_images", "Images embedded.", **own)
-        what = "Requests turned away before they were read, by reason."
-        self.refused = Counter("fmcnet_refused", what, ("reason",), **own)
-        Gauge("fmcnet_queue_images", "Images that wait.", **own).set_function(waiting)
-        Gauge("fmcnet_gallery_entries", "Entries.", **own).set_function(entries)
+        self.batch = Histogram(
+            "fmcnet_batch_images", "Images the network saw at once.", buckets=sizes, **options
+        )
+        self.images = Counter("fmcnet_images", "Images embedded.", **options)
+        description = "Requests turned away before they were read, by reason."
+        self.refused = Counter("fmcnet_refused", description, ("reason",), **options)
+        Gauge("fmcnet_queue_images", "Images that wait.", **options).set_function(waiting)
+        Gauge("fmcnet_gallery_entries", "Entries.", **options).set_function(entries)
 
     def batched(self, size: int) -> None:
         """The network got a batch."""
@@ -116,8 +120,8 @@ class Service:
         self.audit, self.read_only = audit, read_only
         self.limits, self.pictures = limits or Limits(), pictures or Pictures()
         self.encoder = searcher.encoder
-        self._take(searcher)
-        self._taking = threading.Lock()
+        self._use(searcher)
+        self._reopening = threading.Lock()
         self.metrics = Metrics(entries=self._entries, waiting=lambda: self._batcher.waiting)
         self.ready = False
         self.changing = asyncio.Lock()
@@ -132,27 +136,27 @@ class Service:
         self._workers = ThreadPoolExecutor(4, thread_name_prefix="gallery")
         self._chores: asyncio.Task[None] | None = None
 
-    def _take(self, searcher: Searcher) -> None:
+    def _use(self, searcher: Searcher) -> None:
         self.searcher, self.gallery = searcher, searcher.gallery
         pictures = self.gallery.info().pictures
-        self.pictures.stored = (lambda one: self.gallery.picture(one)) if pictures else None
+        self.pictures.stored = (lambda entry_id: self.gallery.picture(entry_id)) if pictures else None
 
     def _reopen(self) -> None:
         """Open the gallery that replaced this one; 503 where there is none, or its model or range differs."""
-        with self._taking:
+        with self._reopening:
             with contextlib.suppress(GalleryReplacedError):
                 len(self.gallery)
                 return  # another thread did it
-            old, place = self.gallery, self.gallery.location
+            old, location = self.gallery, self.gallery.location
             try:
-                gallery = Gallery(place, read_only=self.read_only, create=False)
+                gallery = Gallery(location, read_only=self.read_only, create=False)
                 try:
                     searcher = Searcher(self.encoder, gallery)
-                    if range_of(place, None) != self._range:
+                    if range_of(location, None) != self._range:
                         raise GalleryError(
-                            f"{place} was indexed with another --range: start the service again"
+                            f"{location} was indexed with another --range: start the service again"
                         )
-                    self._take(searcher)
+                    self._use(searcher)
                 except BaseException:
                     gallery.close()
                     raise
@@ -161,7 +165,7 @@ class Service:
                 what = "the gallery was removed, or replaced by one that this service cannot use"
                 do = "put it back; the service's log says what is wrong"
                 raise ApiError(503, what, "the gallery", do, retry_after=5) from error
-            logger.warning("%s was replaced: the service continues with the new gallery", place)
+            logger.warning("%s was replaced: the service continues with the new gallery", location)
             old.close()
 
     # ---- start and stop ----
@@ -230,20 +234,20 @@ class Service:
 
     async def faults(self) -> list[str]:
         """Why the service should get no requests now; empty: it should."""
-        found = [] if self.ready else ["it is starting or stopping"]
+        faults = [] if self.ready else ["it is starting or stopping"]
         if not self._batcher.running:
-            found.append("nothing embeds images")
+            faults.append("nothing embeds images")
         if not self.audit.recovered():
-            found.append("the audit log cannot be written")
-        found += self._decoders.faults
-        if not found:
+            faults.append("the audit log cannot be written")
+        faults += self._decoders.faults
+        if not faults:
             try:
                 await self.work(lambda: len(self.gallery))
             except ApiError as error:
-                found.append(error.what)
+                faults.append(error.what)
             except FmcnetError:
-                found.append("the gallery cannot be read")
-        return found
+                faults.append("the gallery cannot be read")
+        return faults
 
     # ---- work ----
 
@@ -253,10 +257,10 @@ class Service:
         Raises:
             ApiError: 503, when sources cannot be decoded now.
         """
-        found = await self.work(lambda: self.pictures.read(entry))
-        source = None if found is not None else await self.work(lambda: self.pictures.source(entry))
+        picture = await self.work(lambda: self.pictures.read(entry))
+        source = None if picture is not None else await self.work(lambda: self.pictures.source(entry))
         if source is None:
-            return found
+            return picture
         try:
             upload = Upload("the source", source, keep=True)
             decoded = await _unless_gone(self._decoders.decode([upload], caller.name), caller)
@@ -292,37 +296,37 @@ class Service:
             do = "give one for all, or one for each image, in their order"
             raise ApiError(422, f"{len(modality)} modalities for {count} images", "modality", do)
         with refused_at("modality", "say visible or infrared"):
-            kinds = [parse_modality(one) for one in modality]
-        kinds *= count // len(kinds)
+            modalities = [parse_modality(text) for text in modality]
+        modalities *= count // len(modalities)
         decoded = await _unless_gone(self._decoders.decode(uploads, caller.name), caller)
-        pixels = np.stack([one.pixels for one in decoded])
-        raw = await _unless_gone(self._batcher.embed(pixels, kinds), caller)
+        pixels = np.stack([image.pixels for image in decoded])
+        raw = await _unless_gone(self._batcher.embed(pixels, modalities), caller)
         embeddings = Embeddings.unlabelled(
             l2_normalize(raw),
-            np.array([kind.code for kind in kinds], dtype=np.uint8),
+            np.array([image_modality.code for image_modality in modalities], dtype=np.uint8),
             np.array([upload.name for upload in uploads], dtype=np.str_),
         )
         remarks = Remarks()
-        for upload, one, kind in zip(uploads, decoded, kinds, strict=True):
+        for upload, image, image_modality in zip(uploads, decoded, modalities, strict=True):
             name = printable(upload.name)
-            note_colours(one.pixels[None], kind, [name], remarks)
-            for remark in one.remarks:
+            note_colours(image.pixels[None], image_modality, [name], remarks)
+            for remark in image.remarks:
                 remarks.add(remark, name)
         notes = remarks.lines(RANGE_FIELD)
         if any(upload.value_range for upload in uploads) and not remarks.ranged():
             notes.append(RANGE_UNUSED)
-        return embeddings, [one.picture for one in decoded], notes
+        return embeddings, [image.picture for image in decoded], notes
 
 
 async def _unless_gone(work: Coroutine[Any, Any, _Result], caller: Caller) -> _Result:
     """The result of `work`. It is cancelled when its caller leaves; the audit log notes the 400."""
-    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(caller.gone.wait())
+    task, disconnected = asyncio.ensure_future(work), asyncio.ensure_future(caller.gone.wait())
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, disconnected}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             what = "the connection was closed before the answer"
             raise ApiError(400, what, "the connection", "send it again")
         return task.result()
     finally:
         task.cancel()
-        gone.cancel()
+        disconnected.cancel()

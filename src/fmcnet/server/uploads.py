@@ -75,7 +75,7 @@ class UploadError(Exception):
         self.status, self.what, self.do = status, what, do
 
 
-def _formats(data: bytes) -> tuple[str, ...]:
+def _allowed_formats(data: bytes) -> tuple[str, ...]:
     """Pillow's decoders for these bytes.
 
     Raises:
@@ -97,7 +97,7 @@ def decode_cost(data: bytes) -> int:
         return max(int.from_bytes(data[16:20], "big") * int.from_bytes(data[20:24], "big"), len(data))
     if data[:2] != b"\xff\xd8":
         return 2**62
-    sides = [struct.unpack(">HH", one) for one in _FRAME.findall(data)]
+    sides = [struct.unpack(">HH", packed) for packed in _FRAME.findall(data)]
     pixels = max((height * width for height, width in sides), default=0)  # a preview may be in the header
     return max(pixels * data.count(b"\xff\xda"), BYTE * len(data))
 
@@ -138,28 +138,28 @@ def decode(data: bytes, name: str, most_pixels: int, value_range: ValueRange | N
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own warning of bombs: the limit here is the rule
-            with Image.open(io.BytesIO(data), formats=_formats(data)) as stored:
-                width, height = stored.size
+            with Image.open(io.BytesIO(data), formats=_allowed_formats(data)) as source:
+                width, height = source.size
                 if width * height > most_pixels:
                     raise _large(name, f"{width} x {height} pixels, more than {most_pixels}")
                 if min(width, height) < SMALLEST:
                     raise _bad(name, f"has {width} x {height} pixels: a crop needs {SMALLEST} or more a side")
-                decoded = to_rgb(stored, value_range)
+                decoded = to_rgb(source, value_range)
     except Image.DecompressionBombError as error:
         raise _large(name, f"far more than {most_pixels} pixels: a decompression bomb") from error
     except UnidentifiedImageError as error:
         raise _bad(name, f"is no image of {', '.join(FORMATS)}, HEIC, AVIF") from error
     except (*FAILURES, MemoryError, DataError) as error:
-        said = str(error).removeprefix("cannot read the image: ")
-        raise _bad(name, f"cannot be decoded ({said or type(error).__name__})") from error
+        reason = str(error).removeprefix("cannot read the image: ")
+        raise _bad(name, f"cannot be decoded ({reason or type(error).__name__})") from error
     plain = Image.new("RGB", decoded.size)  # without EXIF, GPS, comments
     plain.paste(decoded)
     plain.info[REMARKS] = decoded.info[REMARKS]
     return plain
 
 
-def _bad(name: str, said: str) -> UploadError:
-    return UploadError(422, f"image '{name}' {said}", "send a whole JPEG or PNG of a person's crop")
+def _bad(name: str, reason: str) -> UploadError:
+    return UploadError(422, f"image '{name}' {reason}", "send a whole JPEG or PNG of a person's crop")
 
 
 def _large(name: str, pixels: str) -> UploadError:

@@ -38,53 +38,53 @@ async def only_known(request: Request) -> None:
             takes one value; for a body where none is read. 415 for a body that is not a form with files. 400 for a
             form without its end.
     """
-    tree = request.app.openapi()
-    told = tree["paths"][request.scope["route"].path_format][request.method.lower()]
-    queries = {one["name"]: one["schema"] for one in told.get("parameters", ()) if one["in"] == "query"}
-    _refuse_others("query", [name for name, _ in request.query_params.multi_items()], queries)
-    if "requestBody" in told:
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != FORM:
-            shown = kind[:100] or "of no type"
+    document = request.app.openapi()
+    operation = document["paths"][request.scope["route"].path_format][request.method.lower()]
+    queries = {p["name"]: p["schema"] for p in operation.get("parameters", ()) if p["in"] == "query"}
+    _check_names("query", [name for name, _ in request.query_params.multi_items()], queries)
+    if "requestBody" in operation:
+        content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if content_type != FORM:
+            shown = content_type[:100] or "of no type"
             raise ApiError(415, f"the body is {shown}", "header Content-Type", f"send a form: {FORM}")
         boundary = parse_options_header(request.headers["content-type"])[1].get(b"boundary", b"")
         if b"--" + boundary + b"--" not in request.scope["state"]["ending"]:  # its last field would be lost
             raise ApiError(400, "the form does not end with its boundary", "body", "send the whole form")
-        content = next(iter(told["requestBody"]["content"].values()))
-        body = tree["components"]["schemas"][content["schema"]["$ref"].rpartition("/")[2]]
-        given = [name for name, _ in (await request.form()).multi_items()]
-        _refuse_others("body", given, body["properties"])
+        content = next(iter(operation["requestBody"]["content"].values()))
+        body = document["components"]["schemas"][content["schema"]["$ref"].rpartition("/")[2]]
+        fields = [name for name, _ in (await request.form()).multi_items()]
+        _check_names("body", fields, body["properties"])
     elif await request.body():
         raise ApiError(422, "this route reads no body", "body", "say it in the address, as ?camera=gate")
 
 
-def _refuse_others(place: str, given: list[str], known: Mapping[str, Any]) -> None:
-    """`given` may repeat a name; `known`: schemas by name."""
-    what = "form field" if place == "body" else "parameter"
-    others = sorted(set(given) - known.keys())
-    if others:
-        shown = ", ".join(f"'{name[:100]}'" for name in others[:10])
+def _check_names(location: str, names: list[str], known: Mapping[str, Any]) -> None:
+    """Refuse unknown or repeated names; `known`: schemas by name."""
+    what = "form field" if location == "body" else "parameter"
+    unknown = sorted(set(names) - known.keys())
+    if unknown:
+        shown = ", ".join(f"'{name[:100]}'" for name in unknown[:10])
         do = f"use {', '.join(known)}" if known else "leave it out: this route has none"
-        raise ApiError(422, f"there is no {what} {shown}", place, do)
-    for name, times in Counter(given).items():
+        raise ApiError(422, f"there is no {what} {shown}", location, do)
+    for name, count in Counter(names).items():
         schemas = (known[name], *known[name].get("anyOf", ()))
-        if times > 1 and not any(one.get("type") == "array" for one in schemas):
-            raise ApiError(422, f"the {what} '{name}' is given {times} times", place, "give it once")
+        if count > 1 and not any(schema.get("type") == "array" for schema in schemas):
+            raise ApiError(422, f"the {what} '{name}' is given {count} times", location, "give it once")
 
 
 # ---- identities, times, filters ----
 
 
-def _identity(read: Callable[[str], _Read], pid: str) -> _Read:
-    """An identity; its error is one of values, as pydantic takes it."""
+def _parse_pid(parse: Callable[[str], _Read], pid: str) -> _Read:
+    """An identity; its error is a ValueError, as pydantic needs it."""
     try:
-        return read(pid)
+        return parse(pid)
     except GalleryError as error:
         raise ValueError(str(error)) from error
 
 
-def _no_number(value: object) -> object:
-    """Pydantic takes numbers as seconds since 1970, and so `since=2026` as half past midnight of that year."""
+def _refuse_number(value: object) -> object:
+    """Refuse numbers, which pydantic takes as seconds since 1970, as in `since=2026`."""
     try:
         float(str(value))
     except ValueError:
@@ -92,12 +92,12 @@ def _no_number(value: object) -> object:
     raise ValueError("a moment is written as 2026-03-01T12:00:00Z")
 
 
-Moment = Annotated[AwareDatetime, BeforeValidator(_no_number)]
+Moment = Annotated[AwareDatetime, BeforeValidator(_refuse_number)]
 """A datetime of a request, with its time zone."""
-Person = Annotated[str, AfterValidator(lambda pid: _identity(as_pid, pid))]
+Person = Annotated[str, AfterValidator(lambda pid: _parse_pid(as_pid, pid))]
 """An identity, a text or a number, of an entry."""
-KnownPerson = Annotated[str, AfterValidator(lambda pid: _identity(as_known_pid, pid))]
-"""The same of a filter, where nobody known is refused."""
+KnownPerson = Annotated[str, AfterValidator(lambda pid: _parse_pid(as_known_pid, pid))]
+"""The same for a filter, where unknown is refused."""
 Texts = Annotated[list[str], Query()]
 
 
@@ -193,8 +193,8 @@ async def read_uploads(images: list[UploadFile], value_range: str | None) -> lis
         ApiError: 422, for a text that is no range.
     """
     with refused_at("range", "give LOW:HIGH, as 15:40"):
-        found = None if value_range is None else parse_range(value_range)
+        parsed_range = None if value_range is None else parse_range(value_range)
     return [
-        Upload((one.filename or f"images[{at}]")[:200], await one.read(), found)
-        for at, one in enumerate(images)
+        Upload((image.filename or f"images[{index}]")[:200], await image.read(), parsed_range)
+        for index, image in enumerate(images)
     ]

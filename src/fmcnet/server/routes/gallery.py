@@ -58,13 +58,13 @@ async def embed(
     service: Running, sender: Sender, images: Images, modality: Kinds, value_range: RangeField = None
 ) -> dict[str, Any]:
     """Unit embeddings, in the order of the images."""
-    found, _, notes = await service.embed(await read_uploads(images, value_range), modality, sender)
-    rows = zip(found.name, found.modality, found.features, strict=True)
+    result, _, notes = await service.embed(await read_uploads(images, value_range), modality, sender)
+    rows = zip(result.name, result.modality, result.features, strict=True)
     embeddings = [
         {"name": str(name), "modality": str(Modality.from_code(int(code))), "embedding": values.tolist()}
         for name, code, values in rows
     ]
-    model, dimension = service.encoder.digest, found.features.shape[1]
+    model, dimension = service.encoder.digest, result.features.shape[1]
     return {"model": model, "dimension": dimension, "embeddings": embeddings, "notes": notes}
 
 
@@ -120,7 +120,7 @@ async def search(
             lambda: service.searcher.answer(query, top=top, where=where, group=group, **limits)
         )
         log["nobody"] = answer.no_match
-        shown = [match for one in answer.groups for match in one.hits] or answer.hits
+        shown = [hit for hit_group in answer.groups for hit in hit_group.hits] or answer.hits
         log["shown"] = [hit.id for hit in shown]
     return {**answer.to_dict(), "notes": [*answer.notes, *remarks]}
 
@@ -152,31 +152,35 @@ async def add(
         if on_duplicate == "replace" and not request.scope["state"]["may"]("admin"):
             what = "replacing removes, which needs the scope admin"
             raise ApiError(403, what, "on_duplicate", "use another key, or skip")
-        given: dict[str, list[Any]] = {
+        fields: dict[str, list[Any]] = {
             "camera": camera, "time": time, "track": track, "source": source, "pid": pid
         }  # fmt: skip
-        columns = {name: _column(values, n, name) for name, values in given.items()}
+        columns = {name: _metadata_column(values, n, name) for name, values in fields.items()}
         if id and len(id) != n:
             raise ApiError(422, f"{len(id)} ids for {n} images", "id", "give one for each image, or none")
         with refused_at("time", "set the camera's clock, or leave the time out"):
-            for one in time:  # `fmcnet gallery expire` would remove what a clock that was never set dates
-                check_clock(one, f"time {one.isoformat()}")
+            for moment in time:  # `fmcnet gallery expire` would remove what a clock that was never set dates
+                check_clock(moment, f"time {moment.isoformat()}")
         uploads = await read_uploads(images, value_range)
         embeddings, pictures, remarks = await service.embed(uploads, modality, sender)
         async with service.changing:  # nobody adds or removes one of these before their crops are kept
-            there: set[str] = set()
+            existing: set[str] = set()
             if on_duplicate == "skip" and service.pictures.kept is not None:
-                there = await service.work(lambda: {one for one in id if one in service.gallery})
-            done = await service.work(
+                existing = await service.work(
+                    lambda: {entry_id for entry_id in id if entry_id in service.gallery}
+                )
+            added = await service.work(
                 lambda: service.searcher.add_embeddings(
                     embeddings, on_duplicate=on_duplicate, ids=id or None, tags=[tag] * n, **columns
                 )
             )
-            counts = {"added": done.added, "replaced": done.replaced, "skipped": done.skipped}
-            log.update(ids=list(done.ids), **counts, camera=sorted(set(camera)))
-            kept = [p for p in zip(done.ids, pictures, strict=True) if p[0] not in there]
-            notes = await service.work(lambda: [*_keep(service, kept), *_doubts(service, camera, pid, time)])
-    return {"ids": list(done.ids), **counts, "notes": [*remarks, *notes]}
+            counts = {"added": added.added, "replaced": added.replaced, "skipped": added.skipped}
+            log.update(ids=list(added.ids), **counts, camera=sorted(set(camera)))
+            kept = [pair for pair in zip(added.ids, pictures, strict=True) if pair[0] not in existing]
+            notes = await service.work(
+                lambda: [*_store_pictures(service, kept), *_doubtful_notes(service, camera, pid, time)]
+            )
+    return {"ids": list(added.ids), **counts, "notes": [*remarks, *notes]}
 
 
 @router.get("/entries", response_model=schemas.EntriesBody, summary="List entries, as those of a track")
@@ -188,12 +192,12 @@ async def entries(
 ) -> schemas.EntriesBody:
     """Entries that match, without embeddings, in the order of their adding."""
 
-    def look() -> tuple[int, list[Entry], tuple[str, ...]]:
-        found = service.gallery.scan(where, chunk=min(offset + limit, 4096))
-        rows = [entry for entry, _ in itertools.islice(found, offset, offset + limit)]
+    def fetch() -> tuple[int, list[Entry], tuple[str, ...]]:
+        scanned = service.gallery.scan(where, chunk=min(offset + limit, 4096))
+        rows = [entry for entry, _ in itertools.islice(scanned, offset, offset + limit)]
         return service.gallery.count(where), rows, filter_notes(service.gallery, where)
 
-    total, rows, notes = await service.work(look)
+    total, rows, notes = await service.work(fetch)
     bodies = [schemas.EntryBody.of(entry) for entry in rows]
     return schemas.EntriesBody(total=total, entries=bodies, notes=list(notes))
 
@@ -208,16 +212,16 @@ async def days(
     """Entries that match, counted by camera and day, the newest day first."""
     with refused_at("query.timezone", "say UTC or a name as Europe/Berlin"):
         zone = parse_timezone(timezone)
-    found = await service.work(lambda: service.gallery.days(where, zone))
-    shown = [schemas.DayBody(**vars(one)) for one in found[:limit]]
-    total = sum(one.entries for one in found)
-    return schemas.DaysBody(total=total, days=shown, left_out=total - sum(one.entries for one in shown))
+    counts = await service.work(lambda: service.gallery.days(where, zone))
+    shown = [schemas.DayBody(**vars(count)) for count in counts[:limit]]
+    total = sum(count.entries for count in counts)
+    return schemas.DaysBody(total=total, days=shown, left_out=total - sum(count.entries for count in shown))
 
 
 @router.get("/entries/{entry_id:path}", response_model=schemas.EntryBody, summary="One entry")
 async def entry(service: Running, entry_id: str) -> schemas.EntryBody:
     """Without its embedding."""
-    return schemas.EntryBody.of(await _get(service, entry_id))
+    return schemas.EntryBody.of(await _get_entry(service, entry_id))
 
 
 @router.get(
@@ -228,7 +232,7 @@ async def entry(service: Running, entry_id: str) -> schemas.EntryBody:
 )
 async def image(service: Running, sender: Sender, entry_id: str) -> Response:
     """Only of crops that were kept (--keep-images), or of sources that may be shown (--show-sources)."""
-    found = await _get(service, entry_id)
+    found = await _get_entry(service, entry_id)
     data = await service.picture(found, sender)
     if data is None:
         do = "see --keep-images, --show-sources"
@@ -236,16 +240,16 @@ async def image(service: Running, sender: Sender, entry_id: str) -> Response:
     return Response(data, media_type="image/jpeg")
 
 
-async def _get(service: Service, entry_id: str) -> Entry:
+async def _get_entry(service: Service, entry_id: str) -> Entry:
     _check_id(entry_id)
 
-    def look() -> list[Entry]:
+    def fetch() -> list[Entry]:
         return [entry for entry, _ in service.gallery.scan(Where(ids=[entry_id]), chunk=1)]
 
-    found = await service.work(look)
-    if not found:
-        raise _absent(entry_id)
-    return found[0]
+    entries = await service.work(fetch)
+    if not entries:
+        raise _not_found(entry_id)
+    return entries[0]
 
 
 def _check_id(entry_id: str) -> None:
@@ -254,12 +258,12 @@ def _check_id(entry_id: str) -> None:
         as_id(entry_id, stored=True)
 
 
-def _absent(entry_id: str) -> ApiError:
+def _not_found(entry_id: str) -> ApiError:
     what = f"there is no entry '{entry_id[:256]}'"
     return ApiError(404, what, "entry_id", "look for it with a search or a list")
 
 
-def _column(values: Sequence[Any], images: int, name: str) -> Any:
+def _metadata_column(values: Sequence[Any], images: int, name: str) -> Any:
     """None, one for all, or one each; another count is refused."""
     if len(values) not in (0, 1, images):
         what = f"{len(values)} values for {images} images"
@@ -267,16 +271,16 @@ def _column(values: Sequence[Any], images: int, name: str) -> Any:
     return None if not values else values[0] if len(values) == 1 else values
 
 
-def _doubts(service: Service, cameras: list[str], pids: list[str], times: list[Moment]) -> list[str]:
+def _doubtful_notes(service: Service, cameras: list[str], pids: list[str], times: list[Moment]) -> list[str]:
     """Notes on near spellings of these cameras and identities in the gallery, and on times of wrong clocks."""
     notes = near_cameras(service.gallery.cameras()) if cameras else []
     notes = [note for note in notes if any(repr(camera) in note for camera in cameras)]
-    images = ((f"image {number}", one) for number, one in enumerate(times, 1))
-    return [*notes, *near_notes(service.gallery, [one for one in pids if one]), *doubtful_times(images)]
+    images = ((f"image {index}", time) for index, time in enumerate(times, 1))
+    return [*notes, *near_notes(service.gallery, [pid for pid in pids if pid]), *doubtful_times(images)]
 
 
-def _keep(service: Service, pictures: list[tuple[str, bytes | None]]) -> list[str]:
-    """Store the pictures of new entries; what went wrong, as notes: the entries themselves are there."""
+def _store_pictures(service: Service, pictures: list[tuple[str, bytes | None]]) -> list[str]:
+    """Store the pictures of new entries; failures are notes, for the entries are stored."""
     kept = service.pictures.kept
     if kept is None:
         return []
@@ -316,13 +320,13 @@ async def remove_many(
             if dry_run:
                 ids, matched = [], await service.work(lambda: service.gallery.count(where))
             else:
-                ids = await service.work(lambda: _remove(service, where, expect, log))
+                ids = await service.work(lambda: _remove_entries(service, where, expect, log))
                 matched = len(ids)
         log.update(ids=ids, removed=len(ids))
     return schemas.RemovedManyBody(matched=matched, removed=len(ids), dry_run=dry_run, notes=list(notes))
 
 
-def _remove(service: Service, where: Where, expect: int | None, log: dict[str, Any]) -> list[str]:
+def _remove_entries(service: Service, where: Where, expect: int | None, log: dict[str, Any]) -> list[str]:
     """The ids of the entries that were removed; `log` gets them even when the removal then fails."""
     ids = [entry.id for entry, _ in service.gallery.scan(where)]
     if expect is not None and len(ids) != expect:
@@ -333,9 +337,9 @@ def _remove(service: Service, where: Where, expect: int | None, log: dict[str, A
             service.gallery.remove(Where(ids=ids))
         except GalleryError:
             # another writer: none is gone; a reader or a full disk: all are, but the log holds them
-            gone = [entry_id for entry_id in ids if entry_id not in service.gallery]
-            service.pictures.forget(gone)
-            log.update(ids=gone, removed=len(gone))
+            removed = [entry_id for entry_id in ids if entry_id not in service.gallery]
+            service.pictures.forget(removed)
+            log.update(ids=removed, removed=len(removed))
             raise
         service.pictures.forget(ids)
     return ids
@@ -349,8 +353,8 @@ async def remove(service: Running, sender: Sender, entry_id: str) -> schemas.Rem
     with service.audit.watch("remove", **sender.facts, ids=[entry_id[:256]]) as log:
         _check_id(entry_id)
         async with service.changing:
-            ids = await service.work(lambda: _remove(service, Where(ids=[entry_id]), None, log))
+            ids = await service.work(lambda: _remove_entries(service, Where(ids=[entry_id]), None, log))
         log["removed"] = len(ids)
         if not ids:
-            raise _absent(entry_id)
+            raise _not_found(entry_id)
     return schemas.RemovedBody(id=entry_id, removed=len(ids))

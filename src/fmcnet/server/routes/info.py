@@ -26,9 +26,9 @@ TYPES = {
     ".svg": "image/svg+xml",
 }
 FILES = {
-    one.name: TYPES[Path(one.name).suffix]
-    for one in (files("fmcnet.server") / "page").iterdir()
-    if Path(one.name).suffix in TYPES and one.name != "docs.html"
+    file.name: TYPES[Path(file.name).suffix]
+    for file in (files("fmcnet.server") / "page").iterdir()
+    if Path(file.name).suffix in TYPES and file.name != "docs.html"
 }
 """The whole page; `/docs` is one of its own."""
 POLICY = (
@@ -46,11 +46,11 @@ SWAGGER_POLICY = POLICY.replace("style-src 'self'", "style-src 'self' 'unsafe-in
 
 
 @cache
-def _file(name: str, package: str = "fmcnet.server", folder: str = "page") -> bytes:
+def _read_file(name: str, package: str = "fmcnet.server", folder: str = "page") -> bytes:
     return (files(package) / folder / name).read_bytes()
 
 
-def _answer(content: bytes, name: str, policy: str = POLICY) -> Response:
+def _file_response(content: bytes, name: str, policy: str = POLICY) -> Response:
     headers = {"Content-Security-Policy": policy, "Cache-Control": "no-cache"}
     return Response(content, media_type=TYPES[Path(name).suffix], headers=headers)
 
@@ -58,7 +58,7 @@ def _answer(content: bytes, name: str, policy: str = POLICY) -> Response:
 @router.get("/", include_in_schema=False)
 async def page() -> Response:
     """The page."""
-    return _answer(_file("index.html"), "index.html")
+    return _file_response(_read_file("index.html"), "index.html")
 
 
 @router.get("/page/{name}", include_in_schema=False)
@@ -66,7 +66,7 @@ async def page_file(name: str) -> Response:
     """A part of the page."""
     if name not in FILES:
         raise ApiError(404, "the page has no such part", "path", "open /")
-    return _answer(_file(name), name)
+    return _file_response(_read_file(name), name)
 
 
 @router.get("/docs", include_in_schema=False)
@@ -76,7 +76,7 @@ async def swagger() -> Response:
         what = "Swagger UI is not installed here; /openapi.json describes the API"
         do = "install fmcnet[serve], which brings fastapi-offline, and start the service again"
         raise ApiError(404, what, "path", do)
-    return _answer(_file("docs.html"), "docs.html", SWAGGER_POLICY)
+    return _file_response(_read_file("docs.html"), "docs.html", SWAGGER_POLICY)
 
 
 @router.get("/docs/{name}", include_in_schema=False)
@@ -84,7 +84,7 @@ async def swagger_file(name: str) -> Response:
     """A part of Swagger UI."""
     if name not in SWAGGER_FILES or find_spec(SWAGGER) is None:
         raise ApiError(404, "the page has no such part", "path", "open /docs")
-    return _answer(_file(name, SWAGGER, "static"), name, SWAGGER_POLICY)
+    return _file_response(_read_file(name, SWAGGER, "static"), name, SWAGGER_POLICY)
 
 
 @router.get(
