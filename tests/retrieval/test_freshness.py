@@ -185,7 +185,8 @@ def test_galleries_without_records_are_indexed_on(crops):
     with Gallery("g") as gallery:
         gallery._store.database.connection.execute(f"DROP TABLE {FILES}")
     assert any(
-        "3 entries are of an earlier version" in one for one in as_json("index", "g", crops, *RULES)["notes"]
+        "3 entries have no record of their files" in one
+        for one in as_json("index", "g", crops, *RULES)["notes"]
     )
     quiet = as_json("index", "g", crops, *RULES)
     assert (quiet["notes"], quiet["already"]) == ([], 3)

@@ -136,6 +136,28 @@ def test_numbers_of_another_dataset_are_told(crops):
         assert gallery.count(Where(pids=[3])) == 1
 
 
+def test_tracks_of_another_recording_are_told(crops):
+    def listed(folder, *rows):
+        path = Path(folder, "t.csv")
+        path.parent.mkdir(exist_ok=True)
+        for name in "abc":
+            shutil.copy(f"{name}.png", folder)
+        path.write_text("\n".join(["path,modality,track", *rows, ""]))
+        return path
+
+    def of_tracks(report):
+        return [note for note in report["notes"] if note.startswith("the tracks")]
+
+    monday = listed("monday", "a.png,visible,gate/1", "b.png,visible,gate/2")
+    tuesday = listed("tuesday", "a.png,visible,gate/1", "b.png,visible,gate/3")
+    assert of_tracks(as_json("index", "g", monday, "--model", "run")) == []
+    (note,) = of_tracks(as_json("index", "g", tuesday))
+    assert f"already, as of {crops}/monday/a.png, and are taken as the same" in note
+    listed("monday", "a.png,visible,gate/1", "b.png,visible,gate/2", "c.png,visible,gate/2")
+    again = as_json("index", "g", monday)
+    assert (again["added"], of_tracks(again)) == (1, [])  # the same recording goes on
+
+
 @pytest.mark.parametrize(
     ("pid", "words"),
     [

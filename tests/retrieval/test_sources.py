@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from fmcnet.data.readers import read_dataset
 from fmcnet.errors import DataError, FmcnetError
-from fmcnet.retrieval.sources import NamePattern, Rules, _check_exists, read_sources
+from fmcnet.retrieval.sources import NamePattern, Rules, _check_is_file, read_sources
 from fmcnet.times import TimePattern, parse_time, parse_timezone
 from fmcnet.types import Modality
 from tests.retrieval.fakes import picture
@@ -250,7 +250,16 @@ def test_a_file_on_a_disk_that_fails_is_not_one_that_is_gone(tmp_path, monkeypat
 
     monkeypatch.setattr(Path, "stat", fails)
     with pytest.raises(DataError, match=said):
-        _check_exists(tmp_path / "a.png")
+        _check_is_file(tmp_path / "a.png")
+
+
+def test_a_row_of_a_folder_is_left_out_and_named(tmp_path):
+    (tmp_path / "tracklet").mkdir()
+    table = write_table(tmp_path, ["a.png,1,visible", "tracklet,2,visible"])
+    sources = read_sources([table], Rules())
+    assert [picture.path.name for picture in sources.pictures] == ["a.png"]
+    (fault,) = sources.faults
+    assert fault.reason == "it is a folder: give each of its pictures a row"
 
 
 def test_times_of_long_ago_are_told(tmp_path):

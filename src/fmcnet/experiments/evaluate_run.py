@@ -150,8 +150,8 @@ def _setting_names(overrides: Sequence[str]) -> dict[str, str]:
         section, dot, _ = item.partition("=")[0].strip().partition(".")
         if dot and section in Config.model_fields and section != "evaluation":
             raise ConfigError(
-                f"override '{item}': an evaluation takes settings of the section evaluation alone, as shots=10; those "
-                f"of the section {section} are the run's"
+                f"override '{item}': an evaluation takes settings of the section evaluation, as shots=10; those of "
+                f"the section {section} are the run's"
             )
     return {item.partition("=")[0].strip().removeprefix("evaluation."): item for item in overrides}
 

@@ -66,8 +66,8 @@ class FileChanges:
             )
         if self.unrecorded:
             notes.append(
-                f"{self.unrecorded} entries are of an earlier version: whether their files changed before now cannot "
-                "be told; later changes are noticed"
+                f"{self.unrecorded} entries have no record of their files (an index that was cut off, or version "
+                "0.1.0): whether these changed before now cannot be told; later changes are noticed"
             )
         if self.unwatched:
             notes.append(

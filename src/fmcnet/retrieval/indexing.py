@@ -211,7 +211,8 @@ def index(
         ) from error
     if existing == "replace":
         report.changes.unwatched = 0  # all were encoded anew, changed or not
-    doubts = (*near_cameras(gallery.cameras()), *added_notes(gallery, identities, new))
+    folder = Path(os.path.commonpath([picture.path.parent for picture in sources.pictures] or [Path("/")]))
+    doubts = (*near_cameras(gallery.cameras()), *added_notes(gallery, identities, new, folder))
     notes = (*sources.notes, *doubts, *remarks.lines(), *report.changes.notes())
     report.notes = list(dict.fromkeys(notes))  # each once
     report.entries, report.ranged = len(gallery), remarks.ranged()
@@ -366,30 +367,42 @@ def _update(gallery: Gallery, differing: Mapping[str, Sequence[Difference]]) -> 
     return sum(gallery.update(ids, **dict(change)) for change, ids in by_change.items())
 
 
-def added_notes(gallery: Gallery, before: Collection[str], added: Sequence[Picture]) -> list[str]:
-    """Notes on the identities of pictures that were added.
+def added_notes(
+    gallery: Gallery, before: Collection[str], added: Sequence[Picture], folder: Path
+) -> list[str]:
+    """Notes on identities and tracks of added pictures that entries from outside `folder` have, too.
 
     Args:
         gallery: as it is now.
         before: its identities before.
         added: the new pictures.
+        folder: that of all pictures that were to be indexed, added or not.
     """
     pids = {picture.pid for picture in added if picture.pid is not None}
-    notes = _near_spelling_notes(before, pids)
     numbers = sorted((pid for pid in pids & {*before} if is_number(pid)), key=int)
-    if not numbers:
-        return notes
-    folder = Path(os.path.commonpath([picture.path.parent for picture in added]))
-    earlier = gallery.scan(Where(pids=numbers[:LOOKED_UP]), chunk=64)  # in the order of adding
-    for entry, _ in itertools.islice(earlier, LOOKED_UP**2):
-        if entry.source and Path(entry.source).is_absolute() and folder not in Path(entry.source).parents:
-            return [
-                *notes,
-                f"the numbers {first_of(numbers, 3)} are persons of the gallery already, as of "
-                f"{entry.source}, and are taken as the same; if they are others, repeat with a --pid-prefix, as "
-                "regdb-, and --existing update",
-            ]
+    tracks = sorted({picture.track for picture in added if picture.track is not None})
+    notes = _near_spelling_notes(before, pids)
+    if source := _source_outside(gallery, folder, Where(pids=numbers[:LOOKED_UP]), bool(numbers)):
+        notes.append(
+            f"the numbers {first_of(numbers, 3)} are persons of the gallery already, as of {source}, and are taken "
+            "as the same; if they are others, repeat with a --pid-prefix, as regdb-, and --existing update"
+        )
+    if source := _source_outside(gallery, folder, Where(tracks=tracks[:LOOKED_UP]), bool(tracks)):
+        notes.append(
+            f"the tracks {first_of(tracks, 3)} are in the gallery already, as of {source}, and are taken as the "
+            "same; if they are others, give each recording's tracks names of their own, as fmcnet crop --camera "
+            "does, and repeat with --existing update"
+        )
     return notes
+
+
+def _source_outside(gallery: Gallery, folder: Path, where: Where, asked: bool) -> str | None:
+    """A picture of matching entries that lies outside the folder; None if no early entry has one."""
+    entries = gallery.scan(where, chunk=64) if asked else iter(())  # in the order of adding
+    for entry, _ in itertools.islice(entries, LOOKED_UP**2):
+        if entry.source and Path(entry.source).is_absolute() and folder not in Path(entry.source).parents:
+            return entry.source
+    return None
 
 
 def near_notes(gallery: Gallery, given: Collection[str]) -> list[str]:

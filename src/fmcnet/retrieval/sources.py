@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import re
+import stat
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone, tzinfo
@@ -174,7 +175,7 @@ def read_sources(sources: Sequence[str | Path], rules: Rules) -> Sources:
     for index, (name, picture, time) in enumerate(rows):
         try:
             str(picture.path).encode()
-            _check_exists(picture.path)
+            _check_is_file(picture.path)
             if time and rules.times is None:
                 picture = picture._replace(time=parse_capture_time(time, rules.zone, rules.doubtful))
             stated, picture = picture, _apply_name(picture, name, rules)
@@ -233,13 +234,15 @@ NO_FILE = {errno.ELOOP, errno.ENAMETOOLONG}
 """No file can have such a path."""
 
 
-def _check_exists(path: Path) -> None:
+def _check_is_file(path: Path) -> None:
     try:
-        path.stat()
+        status = path.stat()
     except OSError as error:
         if isinstance(error, (FileNotFoundError, NotADirectoryError)) or error.errno in NO_FILE:
             raise DataError(MISSING) from error
         raise DataError(f"it cannot be read: {error.strerror}") from error
+    if stat.S_ISDIR(status.st_mode):
+        raise DataError("it is a folder: give each of its pictures a row")
 
 
 def _file_key(path: Path) -> Hashable:

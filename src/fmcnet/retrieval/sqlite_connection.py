@@ -257,8 +257,8 @@ class Connection:
                 if "full" not in str(error) and "disk I/O" not in str(error):
                     raise
                 raise GalleryError(
-                    f"{self.path}: what was removed is gone from all answers, but the write-ahead log may hold it, "
-                    f"for it cannot be emptied ({error}): is the disk full? make room, then run compact"
+                    f"{self.path}: the write-ahead log cannot be emptied ({error}): is the disk full? make room, "
+                    "then do the same again; until then the log may hold what was removed, which no answer shows"
                 ) from error
             if busy:
                 raise GalleryBusyError(
