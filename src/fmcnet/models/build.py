@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 
 from fmcnet.config import ModelConfig
-from fmcnet.models.backbones import make_backbone
+from fmcnet.models.backbones import Backbone, make_backbone
 from fmcnet.models.compensation import Compensation, Discriminator, Generator
 from fmcnet.models.decomposition import (
     STEM_BLOCKS,
@@ -37,50 +39,11 @@ def build_model(config: ModelConfig, classes: int) -> FMCNet:
         ConfigError: for an unknown `arch`, or settings that do not fit it.
     """
     backbone = make_backbone(config.arch, config.width, config.last_stride)
-    by_modality = config.normalization == "modality"
-    has_specific = config.variant != "base"
-    frozen_blocks = config.frozen_blocks if config.pretrained else 0  # random weights are never frozen
-
-    def stem() -> Stem:
-        return Stem(backbone, config.specific_stages, frozen=frozen_blocks)
-
-    def tail() -> Tail:
-        return Tail(backbone, config.tail_blocks, config.dim, config.pooling, config.normalization == "tail")
-
-    def classifier(length: int) -> IdentityClassifier:
-        return IdentityClassifier(length, max(classes, 1), config.neck, config.dropout)
-
-    shared = tail()
+    # The order of construction fixes the random weights of a seed: keep it.
+    decomposition = _decomposition(config, backbone, classes)
+    shared = cast(Tail, decomposition.shared)
     dim = shared.dim
-    norm_specific = None
-    if by_modality and has_specific:
-        norm_specific = FeatureNorm(dim, config.specific_length, config.specific_offset)
-    stem_visible = stem()
-    decomposition = Decomposition(
-        stem_visible,
-        stem_visible if config.single_stream else stem(),
-        shared,
-        classifier(dim),
-        specific_visible=tail() if has_specific else None,
-        specific_infrared=tail() if has_specific else None,
-        classify_visible=classifier(dim) if has_specific else None,
-        classify_infrared=classifier(dim) if has_specific else None,
-        stem_shared=Stem(backbone, start=config.specific_stages)
-        if config.specific_stages < STEM_BLOCKS
-        else None,
-        norm_shared=FeatureNorm(dim, config.shared_length) if by_modality else None,
-        norm_specific=norm_specific,
-    )
-    decomposition.stem_infrared.load_state_dict(decomposition.stem_visible.state_dict())
-    for specific in (decomposition.specific_visible, decomposition.specific_infrared):
-        if specific is not None:
-            specific.load_state_dict(shared.state_dict())
-    frozen = None
-    if config.frozen_stripes:
-        with torch.random.fork_rng(devices=[]):  # the other parts get the same random weights without it
-            frozen = Tail(backbone, config.tail_blocks).requires_grad_(False)
-        state = frozen.state_dict()
-        frozen.load_state_dict({key: value for key, value in shared.state_dict().items() if key in state})
+    frozen = _frozen_tail(config, backbone, shared) if config.frozen_stripes else None
     compensation = None
     if config.variant in ("fmc", "full"):
         compensation = Compensation(
@@ -88,12 +51,12 @@ def build_model(config: ModelConfig, classes: int) -> FMCNet:
             to_visible=_generator(config, dim),
             discriminator_infrared=_discriminator(config, dim),
             discriminator_visible=_discriminator(config, dim),
-            norm_specific=norm_specific,
+            norm_specific=decomposition.norm_specific,
         )
     fusion = None
     if config.variant == "full":
         length = config.shared_length if config.fusion_normalize else None
-        fusion = Fusion(classifier(2 * dim), config.fusion == "softmax", length)
+        fusion = Fusion(_classifier(config, 2 * dim, classes), config.fusion == "softmax", length)
     standard = None
     if config.standardized:
         stripe_values = config.frozen_stripes * sum(shared.channels)
@@ -112,6 +75,59 @@ def build_model(config: ModelConfig, classes: int) -> FMCNet:
         stripes=config.frozen_stripes,
         standard=standard,
     )
+
+
+def _decomposition(config: ModelConfig, backbone: Backbone, classes: int) -> Decomposition:
+    """SFD, with equal weights in both stems and in all tails."""
+    by_modality = config.normalization == "modality"
+    has_specific = config.variant != "base"
+    frozen_blocks = config.frozen_blocks if config.pretrained else 0  # random weights are never frozen
+
+    def stem() -> Stem:
+        return Stem(backbone, config.specific_stages, frozen=frozen_blocks)
+
+    def tail() -> Tail:
+        return Tail(backbone, config.tail_blocks, config.dim, config.pooling, config.normalization == "tail")
+
+    shared = tail()
+    dim = shared.dim
+    norm_specific = None
+    if by_modality and has_specific:
+        norm_specific = FeatureNorm(dim, config.specific_length, config.specific_offset)
+    stem_visible = stem()
+    decomposition = Decomposition(
+        stem_visible,
+        stem_visible if config.single_stream else stem(),
+        shared,
+        _classifier(config, dim, classes),
+        specific_visible=tail() if has_specific else None,
+        specific_infrared=tail() if has_specific else None,
+        classify_visible=_classifier(config, dim, classes) if has_specific else None,
+        classify_infrared=_classifier(config, dim, classes) if has_specific else None,
+        stem_shared=Stem(backbone, start=config.specific_stages)
+        if config.specific_stages < STEM_BLOCKS
+        else None,
+        norm_shared=FeatureNorm(dim, config.shared_length) if by_modality else None,
+        norm_specific=norm_specific,
+    )
+    decomposition.stem_infrared.load_state_dict(decomposition.stem_visible.state_dict())
+    for specific in (decomposition.specific_visible, decomposition.specific_infrared):
+        if specific is not None:
+            specific.load_state_dict(shared.state_dict())
+    return decomposition
+
+
+def _classifier(config: ModelConfig, length: int, classes: int) -> IdentityClassifier:
+    return IdentityClassifier(length, max(classes, 1), config.neck, config.dropout)
+
+
+def _frozen_tail(config: ModelConfig, backbone: Backbone, shared: Tail) -> Tail:
+    """A tail for stripes, with the weights of E_sh; the other parts get the same random weights without it."""
+    with torch.random.fork_rng(devices=[]):
+        frozen = Tail(backbone, config.tail_blocks).requires_grad_(False)
+    state = frozen.state_dict()
+    frozen.load_state_dict({key: value for key, value in shared.state_dict().items() if key in state})
+    return frozen
 
 
 def _generator(config: ModelConfig, dim: int) -> Generator:
