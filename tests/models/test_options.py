@@ -14,6 +14,7 @@ from fmcnet.models.card import ModelCard
 from fmcnet.models.checkpoint import load_pretrained_model, save_pretrained
 from fmcnet.models.fmcnet import VARIANTS, FMCNet
 from fmcnet.models.pretrained import load_pretrained
+from fmcnet.training.trainer import train
 from fmcnet.types import Modality
 from tests.models.test_modules import batch, tiny, torchvision_names
 
@@ -105,6 +106,13 @@ def test_from_config_freezes_no_random_weights_and_loads_pretrained_ones_when_as
     assert not stem.conv1.weight.requires_grad
     with pytest.raises(ConfigError, match="num_classes=0: a model needs at least one training identity"):
         FMCNet.from_config(config, 0)
+
+
+def test_both_builders_take_the_whole_settings_and_training_no_name(tmp_path):
+    config = load_config("tiny")
+    assert build_model(config, 3).variant == build_model(config.model, 3).variant == "full"
+    with pytest.raises(ConfigError, match="config is of type str: give what load_config returns"):
+        train("tiny", tmp_path, tmp_path / "run")
 
 
 def test_a_model_is_built_from_settings_and_loaded_by_folder_or_name(tmp_path):

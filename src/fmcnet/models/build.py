@@ -6,7 +6,7 @@ from typing import cast
 
 import torch
 
-from fmcnet.config import ModelConfig
+from fmcnet.config import Config, ModelConfig
 from fmcnet.models.backbones import Backbone, make_backbone
 from fmcnet.models.compensation import Compensation, Discriminator, Generator
 from fmcnet.models.decomposition import (
@@ -21,15 +21,15 @@ from fmcnet.models.fmcnet import FMCNet, Standardization
 from fmcnet.models.fusion import Fusion
 
 
-def build_model(config: ModelConfig, classes: int) -> FMCNet:
+def build_model(config: Config | ModelConfig, classes: int) -> FMCNet:
     """FMCNet or one of the variants of the paper's Table 2, randomly initialised.
 
     Both stems start from the same weights, and so do all tails. With ImageNet weights this follows from the paper.
     With random weights it is ours: it makes features of both modalities comparable from the first step.
 
     Args:
-        config: `variant` selects the parts; a part has the same class in every variant. Where `pretrained` is set,
-            `frozen_blocks` are frozen: load the weights next (`load_pretrained`).
+        config: settings; `model.variant` selects the parts, and a part has the same class in every variant. Where
+            `pretrained` is set, `frozen_blocks` are frozen: load the weights next (`load_pretrained`).
         classes: number of training identities; 0 for a model without training.
 
     Returns:
@@ -38,6 +38,7 @@ def build_model(config: ModelConfig, classes: int) -> FMCNet:
     Raises:
         ConfigError: for an unknown `arch`, or settings that do not fit it.
     """
+    config = config.model if isinstance(config, Config) else config
     backbone = make_backbone(config.arch, config.width, config.last_stride)
     # The order of construction fixes the random weights of a seed: keep it.
     decomposition = _decomposition(config, backbone, classes)

@@ -127,6 +127,8 @@ def train(
             infinite, naming the term and the last good checkpoint.
         Interrupted: after Ctrl-C or SIGTERM, once a checkpoint is written.
     """
+    if not isinstance(config, Config):
+        raise ConfigError(f"config is of type {type(config).__name__}: give what load_config returns")
     run = Path(out)
     with distributed_context(device) as ctx:
         if ctx.device.type == "cpu":
