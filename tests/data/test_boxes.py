@@ -185,6 +185,29 @@ def test_faults_are_named(tmp_path, text, said):
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "0 0.39 0.41 0.15 0.41\n",
+        "0 0.39 0.41 0.15 0.41 7\n0 1 1 1 1 8\n",
+        "0 7 0.39 0.41 0.15 0.41\n",
+        "1,7,0,0,0.7,1,0.9,-1,-1,-1\n2,7,0.3,0.1,0.7,0.9,0.9,-1,-1,-1\n",
+        '[{"image_id": 1, "bbox": [0.3, 0.2, 0.15, 0.4]}]',
+        f"{CSV},frame\n0.3,0.2,0.45,1,0,0.9,7,3\n",
+    ],
+)
+def test_fractions_of_the_frame_are_refused(tmp_path, text):
+    with pytest.raises(
+        DataError, match="are fractions of the frame, as YOLO writes them: convert them to pixels"
+    ):
+        read_boxes(write(tmp_path, text))
+
+
+def test_small_boxes_are_no_fractions(tmp_path):
+    assert read_boxes(write(tmp_path, "1,1,0,0,1,1\n")).total == 1
+    assert read_boxes(write(tmp_path, "1,1,0.5,0.5,0.5,0.5\n1,2,0.5,0.5,20,40\n")).total == 2
+
+
+@pytest.mark.parametrize(
     "text", ["1," * 600_000, ",".join(["x_min", "y_min", "x_max", "y_max", *["a"] * 600_000])]
 )
 def test_a_line_without_end_is_refused_before_it_is_split(tmp_path, text):

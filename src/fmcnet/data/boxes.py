@@ -31,6 +31,8 @@ CSV_HEADER = ("x_min", "y_min", "x_max", "y_max")
 _NUMBER_COLUMNS = ("frame", "frame_index", "frame_number", "frame_idx", "frame_id")
 _NAME_COLUMNS = ("file_name", "filename", "file", "image_name", "image", "image_path", "path")
 
+_FRACTIONS = "its boxes are fractions of the frame, as YOLO writes them: convert them to pixels"
+
 EXPECTED = """one of
   MOTChallenge text: frame,id,left,top,width,height,confidence,...
   COCO JSON: {"images": [...], "annotations": [...]}, or a list of results
@@ -134,6 +136,9 @@ def read_boxes(path: str | Path) -> Boxes:
         raise DataError(f"{path} is no file of boxes: give {EXPECTED}")
     if not boxes.total:
         raise DataError(f"{path} holds no box: give {EXPECTED}")
+    found = [box for frame_boxes in boxes.of_frame.values() for box in frame_boxes]
+    if _are_fractions(found):
+        raise DataError(f"{path}: {_FRACTIONS}")
     tracks = [
         (key, box.track) for key, frame_boxes in boxes.of_frame.items() for box in frame_boxes if box.track
     ]
@@ -143,6 +148,14 @@ def read_boxes(path: str | Path) -> Boxes:
             f"frame {repeated[0][0]}: is the file of one recording?"
         )
     return boxes
+
+
+def _are_fractions(boxes: Sequence[Box]) -> bool:
+    """Whether all boxes lie within 0..1, and not only on whole numbers, as fractions of a frame do."""
+    values = [
+        value for box in boxes for value in (box.left, box.top, box.right - box.left, box.bottom - box.top)
+    ]
+    return all(0 <= value <= 1 for value in values) and any(value % 1 for value in values)
 
 
 def _add_fault(path: Path, faults: list[str], where: str, fault: object) -> None:
@@ -167,6 +180,8 @@ def _read_mot(path: Path, text: str, separator: str) -> Boxes:
         if not any(cells[9:]):  # a separator may end the line
             cells = cells[:9]
         try:
+            if len(cells) > 4 and all(re.fullmatch(r"0?\.\d+", cell) for cell in cells[1:5]):
+                raise DataError(f"{path}, line {line}: {_FRACTIONS}")
             if len(cells) < 6:
                 count = f"{len(cells)} value{'s' * (len(cells) > 1)} between '{separator or ' '}'"
                 raise ValueError(f"{count}, but a box has frame,id,left,top,width,height")
