@@ -121,6 +121,8 @@ def test_supervision_frames_may_be_names(tmp_path):
     boxes = read_boxes(write(tmp_path, f"{CSV},file_name\n1,2,4,8,0,,1,a.jpg\n1,2,4,8,2,,1,b.jpg\n"))
     assert (boxes.first, list(boxes.of_frame)) == (None, ["a.jpg", "b.jpg"])
     assert "class_id is 0, 2" in boxes.notes[0]
+    boxes = read_boxes(write(tmp_path, f"{CSV},file_name\n1,2,4,8,0,,1,000003\n"))
+    assert (boxes.first, list(boxes.of_frame)) == (None, ["000003"])
 
 
 @pytest.mark.parametrize(

@@ -178,6 +178,118 @@ def test_the_second_frame_of_a_folder(names, expected, tmp_path):
     assert row["path"] == expected.replace(".png", "_00.png")
 
 
+def numbered_frames(folder, names):
+    """Frame n has the gray value 10 n."""
+    folder.mkdir()
+    for number, name in enumerate(names, 1):
+        Image.new("RGB", (WIDTH, HEIGHT), (10 * number,) * 3).save(folder / name)
+    return folder
+
+
+def frame_and_second(out):
+    """The frame of each crop by its pixels, and the second of its time, which begins at 56."""
+    seconds = [datetime.fromisoformat(row["time"]).timestamp() for row in rows(out)]
+    start = datetime(2026, 3, 1, 22, 15, 56, tzinfo=timezone.utc).timestamp()
+    return [
+        (pixels(out, row["path"])[0, 0, 0] // 10, second - start)
+        for row, second in zip(rows(out), seconds, strict=True)
+    ]
+
+
+TIMED = CropOptions(Modality.VISIBLE, start=datetime(2026, 3, 1, 22, 15, 56, tzinfo=timezone.utc), fps=1)
+CLOCK = [f"2026-03-01_22-{15 + second // 60}-{second % 60:02d}" for second in range(56, 68)]
+
+
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize(
+    ("names", "is_counter"),
+    [
+        ([f"frame_{n}_cam2" for n in range(1, 13)], True),
+        ([f"20260301_{n}" for n in range(1, 13)], True),
+        ([f"2026-03-01_22-15-56_{n:04d}" for n in range(12)], True),  # a clip's start, then the frame
+        ([f"{n:010d}" for n in range(12)], True),
+        (CLOCK, False),
+        ([name.replace("-", "") for name in CLOCK], False),
+        ([name.replace("-", "").replace("_", "") for name in CLOCK], False),
+        (
+            [f"1305031102.{n}" for n in ("1", "12", "125", "13", "14", "15", "2", "3", "4", "5", "6", "7")],
+            False,
+        ),
+        ([f"{1305031102175 + 33 * n}" for n in range(12)], False),
+        ([f"shot{n // 4}_{n % 4 + 8}" for n in range(12)], False),
+    ],
+)
+def test_frames_are_in_natural_order(tmp_path, names, is_counter, named):
+    files = [f"{name}.png" for name in names]
+    folder = numbered_frames(tmp_path / "walk", files)
+    found = (
+        coco(tmp_path, *files) if named else boxes(tmp_path, *(f"{n},7,5,6,20,30,1" for n in range(1, 13)))
+    )
+    report = crop(folder, found, tmp_path / "out", TIMED)
+    assert frame_and_second(tmp_path / "out") == [(n, n - 1) for n in range(1, 13)]
+    order_note = f"order of their names, from {files[0]} to {files[-1]}: the names hold no counter"
+    assert [order_note in note for note in report.notes] == ([] if is_counter else [True])
+
+
+def test_a_gap_in_a_counter_is_a_gap_in_time_and_numbers(tmp_path):
+    folder = numbered_frames(tmp_path / "walk", [f"frame_{n}_cam2.png" for n in range(1, 13)])
+    (folder / "frame_3_cam2.png").unlink()
+    options = CropOptions(Modality.VISIBLE, start=TIMED.start, fps=1, every=4)
+    crop(folder, boxes(tmp_path, *(f"{n},7,5,6,20,30,1" for n in range(1, 13))), tmp_path / "out", options)
+    assert frame_and_second(tmp_path / "out") == [(1, 0), (5, 4), (9, 8)]
+
+
+@pytest.mark.parametrize(
+    ("odd", "fault"),
+    [
+        ("frame1 (1).png", r"frame1\.png and frame1 \(1\)\.png differ in more than a number"),
+        ("background.png", r"frame1\.png and background\.png differ in more than a number"),
+        ("frame01.png", r"frame01\.png and frame1\.png are one frame by their names"),
+        ("frame1.jpg", r"frame1\.jpg and frame1\.png are one frame by their names"),
+    ],
+)
+def test_mixed_names_of_numbered_frames_are_refused(tmp_path, odd, fault):
+    folder = numbered_frames(tmp_path / "walk", [*(f"frame{n}.png" for n in range(1, 5)), odd])
+    found = boxes(tmp_path, *(f"{n},7,5,6,20,30,1" for n in range(1, 5)))
+    with pytest.raises(DataError, match=f"{fault}: remove what is no frame, or count all .* --first-frame 1"):
+        crop(folder, found, tmp_path / "out", NIGHT)
+    report = crop(folder, found, tmp_path / "out", CropOptions(Modality.INFRARED, first=1))
+    assert report.crops == 4
+    assert "counted in the order of their names" in report.notes[0]
+
+
+def test_the_order_of_named_frames_is_told_only_where_it_counts(tmp_path):
+    folder = numbered_frames(tmp_path / "walk", ["a.png", "b.png"])
+    notes = [
+        crop(folder, coco(tmp_path, "a.png", "b.png"), tmp_path / f"out{every}", options).notes
+        for every, options in ((1, NIGHT), (2, CropOptions(Modality.INFRARED, every=2)))
+    ]
+    assert [len(told) for told in notes] == [0, 1]
+
+
+def test_the_names_of_a_videos_frames_are_read_as_those_of_images(video, tmp_path):
+    told = CropOptions(Modality.INFRARED, first=1)
+    crop(video, coco(tmp_path, "frame_4_cam2.png", "frame_12_cam2.png"), tmp_path / "out", told)
+    assert (pixels(tmp_path / "out", "000003_00.png") == picture(4)[6:36, 5:25]).all()
+    with pytest.raises(DataError, match=r"the names hold no counter, but .* is a video"):
+        crop(video, coco(tmp_path, *(f"{name}.png" for name in CLOCK)), tmp_path / "times", told)
+
+
+SUPERVISION = "x_min,y_min,x_max,y_max,class_id,confidence,tracker_id"
+
+
+def test_digits_in_a_name_column_are_names(frames, tmp_path):
+    found = boxes(tmp_path, f"{SUPERVISION},file_name", *(f"5,6,25,36,0,0.9,7,{n:06d}" for n in (3, 4)))
+    report = crop(frames, found, tmp_path / "out", NIGHT)
+    assert (report.crops, report.notes, report.left_out.counts) == (2, (), {})
+    for n in (3, 4):
+        assert (pixels(tmp_path / "out", f"00000{n}_00.png") == picture(n)[6:36, 5:25]).all()
+    with pytest.raises(
+        DataError, match=r"as '3', and .* holds none of them: numbers .* in a column frame_index"
+    ):
+        crop(frames, boxes(tmp_path, f"{SUPERVISION},image", "5,6,25,36,0,0.9,7,3"), tmp_path / "new", NIGHT)
+
+
 def test_numbered_frames_of_several_folders_are_refused(frames, tmp_path):
     (frames / "b").mkdir()
     Image.fromarray(picture(1)).save(frames / "b" / "1.png")

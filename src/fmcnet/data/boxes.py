@@ -102,7 +102,8 @@ def read_boxes(path: str | Path) -> Boxes:
     - MOTChallenge: frames count from 1; with a frame 0, from 0, with a note. A box of confidence 0 is marked as
       ignored. Of nine columns the eighth is the class. What follows the file's first number separates all values.
     - COCO: frames are the images' file names. Of categories with a name, those of `PERSON_WORDS` are taken.
-    - supervision: frames count from 0, in a column of `_NUMBER_COLUMNS`, or are named, in one of `_NAME_COLUMNS`.
+    - supervision: frames count from 0, in a column of `_NUMBER_COLUMNS`, or are named, in one of `_NAME_COLUMNS`,
+      also where all names are digits.
 
     Args:
         path: the file.
@@ -249,7 +250,9 @@ def _read_csv(path: Path, text: str) -> Boxes:
             rows.append((frame, Box(left, top, right, bottom, track, name)))
     except csv.Error as error:
         _add_fault(path, faults, f"line {reader.line_num}", error)
-    numbered = all(frame.isascii() and frame.isdigit() for frame, _ in rows)
+    numbered = frame_column in _NUMBER_COLUMNS and all(
+        frame.isascii() and frame.isdigit() for frame, _ in rows
+    )
     for frame, box in rows:
         frame_boxes = boxes.of_frame.setdefault(int(frame) if numbered else frame, [])
         if box is not None:

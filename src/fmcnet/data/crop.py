@@ -143,7 +143,9 @@ def crop(
                         stream.write(json.dumps(cropped) + "\n")
                         stream.flush()
                     bar.advance(count=len(frame_boxes.of_frame.get(frame.key, ())))
-            return cropper.finish(opened_frames.notes, opened_frames.ignored)
+            uses_index = options.start is not None or options.every > 1
+            order_note = [opened_frames.order_note] if opened_frames.order_note and uses_index else []
+            return cropper.finish((*opened_frames.notes, *order_note), opened_frames.ignored)
     except Timeout:
         raise DataError(f"another process writes crops into {out}: wait for it") from None
 

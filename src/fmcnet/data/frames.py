@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import partial
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -18,6 +20,14 @@ from fmcnet.data.listing import Ignored, has_image_head, is_image, list_folder
 from fmcnet.data.pixels import ValueRange, eight_bit_image
 from fmcnet.errors import DataError, require
 
+_NUMBER = re.compile(r"(1[0-9]{9}\.[0-9]+|[0-9]+)")
+"""A run of digits; seconds since 1970 with their fraction are one."""
+_DATE = re.compile(
+    r"(?<![0-9])(?:19|20)[0-9]{2}([-_.]?)(?:0[1-9]|1[0-2])\1(?:0[1-9]|[12][0-9]|3[01])"
+    r"(?:[-_.T ]*(?:[01][0-9]|2[0-3])([-_.:]?)[0-5][0-9]\2[0-5][0-9](?:\.?[0-9]{3,9})?)?(?![0-9])"
+)
+"""As 20260301, 2026-03-01_22-15-56 or 20260301_221556.123."""
+
 
 @dataclass(frozen=True)
 class Frame:
@@ -25,7 +35,7 @@ class Frame:
 
     name: str  # of its crops: the image's path below the folder without suffix, or the video frame's number
     key: FrameKey  # its number or name in the file of boxes; "" where that lacks it
-    index: int  # from 0, counted in frames of the recording
+    index: int  # from 0: by the counter in the images' names (`read_counter`), else the place in order
     seconds: float | None  # after the first frame, by the video's own clock; None for images
     open: Callable[[], Image.Image]  # decodes it, as RGB
 
@@ -36,6 +46,7 @@ class Frames:
 
     read: Callable[[], Iterator[Frame]]  # starts the frames from the beginning
     notes: tuple[str, ...] = ()  # how their numbers were found
+    order_note: str = ""  # for users of `Frame.index`, where the names hold no counter
     ignored: tuple[Ignored, ...] = ()  # files of the folder that are no images
 
 
@@ -68,23 +79,34 @@ def _open_folder(folder: Path, boxes: Boxes, first: int | None, value_range: Val
     if not listing.images:
         raise DataError(f"{folder} holds no images")
     names = {image: image.relative_to(folder).as_posix() for image in listing.images}
-    numbers = _numbers_of_names(names)
-    order = sorted(names, key=lambda image: (numbers.get(image, 0), names[image]))
-    lowest = min(numbers.values(), default=0)
+    stems = {image: name.removesuffix(PurePosixPath(name).suffix) for image, name in names.items()}
+    order = sorted(names, key=lambda image: (_natural_key(stems[image]), names[image]))
+    one_folder = len({image.parent for image in names}) == 1
+    counter = read_counter([image.stem for image in order]) if one_folder else []
+    numbers = dict(zip(order, counter, strict=False))
+    lowest = min(counter, default=0)
     indices = {image: numbers[image] - lowest if numbers else index for index, image in enumerate(order)}
+    order_note = (
+        f"frames are counted in the order of their names, from {names[order[0]]} to {names[order[-1]]}: the names "
+        "hold no counter"
+    )
     keys, notes = _keys_by_name(names, boxes), list[str]()
     if any(isinstance(key, int) for key in boxes.of_frame):
-        if len({image.parent for image in names}) > 1:
+        if not one_folder:
             raise DataError(
                 f"the boxes number their frames, but the images of {folder} lie in several folders: give the folder "
                 "of one recording"
             )
+        if not numbers and first is None:
+            _refuse_mixed_names(order, boxes.first)
         keys, notes = _keys_by_number(order, numbers, indices, boxes, first)
         if notes:
             indices = {image: index for index, image in enumerate(order)}
         requested = {key for key in boxes.of_frame if isinstance(key, int)}
         shifted = numbers and any(keys[image] != numbers[image] for image in order)
-        if shifted and not notes and first is None and requested <= set(numbers.values()):
+        if not numbers:
+            notes = [order_note]
+        elif shifted and not notes and first is None and requested <= set(counter):
             notes.append(
                 f"frame {keys[order[0]]} of the boxes is taken as {names[order[0]]}, the first; where the numbers "
                 f"are those of the names: --first-frame {lowest}"
@@ -93,7 +115,10 @@ def _open_folder(folder: Path, boxes: Boxes, first: int | None, value_range: Val
         raise DataError(
             f"--first-frame {first} is of frame numbers, and the boxes name their images: leave it out"
         )
-    stems = {image: name.removesuffix(PurePosixPath(name).suffix) for image, name in names.items()}
+    elif not keys:
+        key = str(next(iter(boxes.of_frame)))
+        hint = ": numbers of frames belong in a column frame_index" if key.isdigit() else ""
+        raise DataError(f"the boxes name their frames, as '{key}', and {folder} holds none of them{hint}")
     counts = Counter(stems.values())
 
     def read() -> Iterator[Frame]:
@@ -102,20 +127,63 @@ def _open_folder(folder: Path, boxes: Boxes, first: int | None, value_range: Val
             decode = partial(open_rgb, image, value_range)
             yield Frame(name, keys.get(image, ""), indices[image], None, decode)
 
-    return Frames(read, tuple(notes), listing.ignored)
+    return Frames(read, tuple(notes), "" if numbers or notes else order_note, listing.ignored)
 
 
-def _numbers_of_names(names: dict[Path, str]) -> dict[Path, int]:
-    """The last number of each name; empty unless all images are in one folder and have different numbers."""
-    last_numbers = {image: _last_number(image.stem) for image in names}
-    numbers = {image: number for image, number in last_numbers.items() if number is not None}
-    unique = len(set(numbers.values())) == len(names) and len({image.parent for image in names}) == 1
-    return numbers if unique else {}
+def _natural_key(path: str) -> list[tuple[list[Any], str]]:
+    """For sorting as people do: frame9 before frame10, and each folder's images together."""
+    return [(_texts_and_numbers(part), part) for part in PurePosixPath(path).parts]
 
 
-def _last_number(name: str) -> int | None:
-    match = re.search(r"(\d{1,18})\D*$", name)
-    return int(match[1]) if match else None
+def _texts_and_numbers(name: str) -> list[Any]:
+    """Texts at even places, numbers between them: "frame_09_a" is ["frame_", 9, "_a"]."""
+    return [Decimal(part) if index % 2 else part for index, part in enumerate(_NUMBER.split(name))]
+
+
+def read_counter(stems: Sequence[str]) -> list[int]:
+    """The numbers of frames in their names; empty unless the names are a counter.
+
+    A counter is one run of digits that differs between names that are otherwise equal. It is below 10^9, as seconds
+    since 1970 are not, and no part of a date or of the time of day behind it. Of a single name it is the last run.
+
+    Args:
+        stems: names without suffix.
+    """
+    rows = [_NUMBER.split(stem) for stem in stems]
+    runs = range(1, len(rows[0]), 2) if len({tuple(row[::2]) for row in rows}) == 1 else range(0)
+    varying = [run for run in runs if len({row[run] for row in rows}) > 1] if len(rows) > 1 else runs[-1:]
+    if len(varying) != 1 or all(_is_date_part(row, varying[0]) for row in rows):
+        return []
+    numbers = [Decimal(row[varying[0]]) for row in rows]
+    return (
+        [int(number) for number in numbers] if len(set(numbers)) == len(rows) and max(numbers) < 1e9 else []
+    )
+
+
+def _is_date_part(row: Sequence[str], run: int) -> bool:
+    start = len("".join(row[:run]))
+    return any(date.start() <= start < date.end() for date in _DATE.finditer("".join(row)))
+
+
+def _refuse_mixed_names(order: Sequence[Path], first: int | None) -> None:
+    """Refuse names that do not tell which frame is which: of one number, or with digits and other texts."""
+    twins = [
+        pair for pair in pairwise(order) if len({str(_texts_and_numbers(image.stem)) for image in pair}) == 1
+    ]
+    alike = defaultdict[str, list[Path]](list)
+    for image in order:
+        alike[_NUMBER.sub("0", image.stem)].append(image)
+    groups = sorted(alike.values(), key=len)
+    if twins:
+        pair, fault = twins[0], "are one frame by their names"
+    elif len(groups) > 1 and any(_NUMBER.search(image.stem) for image in order):
+        pair, fault = (groups[-1][0], groups[0][0]), "differ in more than a number"
+    else:
+        return
+    raise DataError(
+        f"the boxes number their frames, but {pair[0].name} and {pair[1].name} {fault}: remove what is no frame, or "
+        f"count all images in order with --first-frame {1 if first is None else first}"
+    )
 
 
 def _keys_by_name(names: dict[Path, str], boxes: Boxes) -> dict[Path, FrameKey]:
@@ -200,20 +268,31 @@ def _open_video(path: Path, boxes: Boxes, first: int | None, value_range: ValueR
 def _keys_by_index(path: Path, boxes: Boxes, first: int | None) -> dict[int, FrameKey]:
     """The frames of the boxes, by their index in the video."""
     start = boxes.first if first is None else first
+    named = [
+        key
+        for key in boxes.of_frame
+        if isinstance(key, str) and (first is not None or key not in boxes.numbers)
+    ]
+    counter = read_counter([PurePosixPath(key).stem for key in named]) if named else []
+    numbers = dict(zip(named, counter, strict=False))
     keys: dict[int, FrameKey] = {}
     for key in boxes.of_frame:
         if isinstance(key, int) and start is not None:
             index = key - start
         elif key in boxes.numbers and first is None:
             index = boxes.numbers[key]
+        elif first is None:
+            raise DataError(
+                f"the boxes name their frames ('{key}'), but {path} is a video: say --first-frame 0 or 1, the "
+                "number of its first frame in these names, or give a folder of images"
+            )
+        elif key in numbers:
+            index = numbers[key] - first
         else:
-            number = _last_number(PurePosixPath(str(key)).stem)
-            if first is None or number is None:
-                raise DataError(
-                    f"the boxes name their frames ('{key}'), but {path} is a video: say --first-frame 0 or 1, the "
-                    "number of its first frame in these names, or give a folder of images"
-                )
-            index = number - first
+            raise DataError(
+                f"the boxes name their frames ('{key}'), and the names hold no counter, but {path} is a video: give "
+                "a folder of images"
+            )
         if index in keys:
             raise DataError(f"'{keys[index]}' and '{key}' are the same frame of {path} by their numbers")
         keys[index] = key
