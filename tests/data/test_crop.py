@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -16,7 +17,9 @@ import pytest
 from PIL import Image
 
 from fmcnet.data.crop import CropOptions, crop
+from fmcnet.data.readers.csv import read_csv
 from fmcnet.errors import DataError
+from fmcnet.names import printable
 from fmcnet.types import Modality
 
 NIGHT = CropOptions(Modality.INFRARED)
@@ -288,6 +291,31 @@ def test_digits_in_a_name_column_are_names(frames, tmp_path):
         DataError, match=r"as '3', and .* holds none of them: numbers .* in a column frame_index"
     ):
         crop(frames, boxes(tmp_path, f"{SUPERVISION},image", "5,6,25,36,0,0.9,7,3"), tmp_path / "new", NIGHT)
+
+
+@pytest.mark.parametrize("name", [b"lat\xe9_1.png", b" x_1.png", b"a\tb_1.png", b"a\nb_1.png"])
+def test_names_that_no_table_holds_are_refused_before_work(frames, tmp_path, name):
+    path = frames / os.fsdecode(name)
+    try:
+        (frames / "000001.png").rename(path)
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    shown = re.escape(printable(path.name))
+    with pytest.raises(DataError, match=rf"frames: rename {shown}: a table holds no name"):
+        crop(frames, boxes(tmp_path, "1,1,5,6,20,30,1"), tmp_path / "out", NIGHT)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_crop_of_any_other_name_is_found_by_the_reader_of_its_table(tmp_path):
+    names = ["y 2.png", "a,b;1.png", 'q"1.png', "Bild\u202f1.png", "\u5c711.png"]
+    folder = numbered_frames(tmp_path / "walk", names)
+    content = json.loads(coco(tmp_path, *names).read_text())
+    content["annotations"][0]["track_id"] = "a\tb\ud800"
+    report = crop(folder, boxes(tmp_path, json.dumps(content)), tmp_path / "out", NIGHT)
+    table = read_csv(report.table, training=False)
+    assert sorted(path.name for path in table.full_paths()) == sorted(f"{name[:-4]}_00.png" for name in names)
+    assert all(path.is_file() for path in table.full_paths())
+    assert "walk/a\\tb\\ud800" in table.track
 
 
 def test_numbered_frames_of_several_folders_are_refused(frames, tmp_path):

@@ -372,7 +372,7 @@ def _coco_track(annotation: Mapping[str, Any]) -> str:
         for name in ("track_id", "instance_id", "tracker_id"):
             value = fields.get(name) if isinstance(fields, dict) else None
             if isinstance(value, (int, str)) and not isinstance(value, bool) and str(value) not in ("", "-1"):
-                return str(value)
+                return printable(str(value))
     return ""
 
 

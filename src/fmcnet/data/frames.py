@@ -18,10 +18,13 @@ from fmcnet.data.boxes import Boxes, FrameKey
 from fmcnet.data.images import REMARKS, open_rgb
 from fmcnet.data.listing import Ignored, has_image_head, is_image, list_folder
 from fmcnet.data.pixels import ValueRange, eight_bit_image
-from fmcnet.errors import DataError, require
+from fmcnet.errors import DataError, first_of, require
+from fmcnet.names import control_fault, printable
 
 _NUMBER = re.compile(r"(1[0-9]{9}\.[0-9]+|[0-9]+)")
 """A run of digits; seconds since 1970 with their fraction are one."""
+_UNFIT = re.compile(r"^\s|[\ud800-\udfff]")
+"""A name that begins with a space, or (as Python shows it) is not UTF-8."""
 _DATE = re.compile(
     r"(?<![0-9])(?:19|20)[0-9]{2}([-_.]?)(?:0[1-9]|1[0-2])\1(?:0[1-9]|[12][0-9]|3[01])"
     r"(?:[-_.T ]*(?:[01][0-9]|2[0-3])([-_.:]?)[0-5][0-9]\2[0-5][0-9](?:\.?[0-9]{3,9})?)?(?![0-9])"
@@ -79,6 +82,11 @@ def _open_folder(folder: Path, boxes: Boxes, first: int | None, value_range: Val
     if not listing.images:
         raise DataError(f"{folder} holds no images")
     names = {image: image.relative_to(folder).as_posix() for image in listing.images}
+    if unfit := [name for name in names.values() if _UNFIT.search(name) or control_fault(name, "name")]:
+        raise DataError(
+            f"{folder}: rename {printable(first_of(unfit, 3))}: a table holds no name that begins with a space, has a "
+            "control character or is not UTF-8"
+        )
     stems = {image: name.removesuffix(PurePosixPath(name).suffix) for image, name in names.items()}
     order = sorted(names, key=lambda image: (_natural_key(stems[image]), names[image]))
     one_folder = len({image.parent for image in names}) == 1
