@@ -94,12 +94,67 @@ def test_boxes_are_cut_clipped_and_left_out(frames, tmp_path):
         "outside the frame": {"count": 1, "first": ["frame 3, line 6"]},
         "no frame of this name or number": {"count": 1, "first": ["9"]},
     }
-    assert [row["track"] for row in rows(tmp_path / "out")] == ["frames/7", "frames/8", "frames/9"]
+    assert [row["track"] for row in rows(tmp_path / "out")] == [
+        f"{tmp_path.name}/frames/{n}" for n in (7, 8, 9)
+    ]
     frame, out = picture(1), tmp_path / "out"
     assert (pixels(out, "000001_00.png") == frame[8:38, 10:30]).all()
     assert (pixels(out, "000001_01.png") == frame[:20, :20]).all()
     assert (pixels(out, "000001_02.png") == frame[40:, 50:]).all()
     assert report.crops + sum(report.left_out.counts.values()) + report.not_chosen == report.boxes
+
+
+@pytest.mark.parametrize(
+    ("folder", "recording"),
+    [
+        ("MOT17-02/img1", "MOT17-02/img1"),
+        ("walk/RGB/frames", "walk/RGB/frames"),
+        ("drive_0001/image_02", "drive_0001/image_02"),
+        ("walk/visible", "walk/visible"),
+        ("walk", "walk"),
+        ("2026-03-01/cam1", "cam1"),
+        ("imgur", "imgur"),
+        ("0002", "0002"),
+    ],
+)
+@pytest.mark.parametrize("camera", [None, "gate"])
+def test_a_name_that_many_recordings_share_is_joined_by_the_folder_above(
+    frames, tmp_path, folder, recording, camera
+):
+    (tmp_path / folder).parent.mkdir(parents=True, exist_ok=True)
+    frames.rename(tmp_path / folder)
+    options = CropOptions(Modality.INFRARED, camera=camera)
+    report = crop(tmp_path / folder, boxes(tmp_path, "1,7,5,6,20,30,1"), tmp_path / "out", options)
+    prefix = f"gate/{recording}" if camera else recording
+    assert report.recordings == (prefix,)
+    assert [row["track"] for row in rows(tmp_path / "out")] == [f"{prefix}/7"]
+
+
+def test_a_videos_name_is_joined_likewise(video, tmp_path):
+    (tmp_path / "day1").mkdir()
+    (tmp_path / "day1" / "Video.mkv").write_bytes(video.read_bytes())
+    found = boxes(tmp_path, "1,7,5,6,20,30,1")
+    assert crop(tmp_path / "day1" / "Video.mkv", found, tmp_path / "out", NIGHT).recordings == ("day1/Video",)
+    assert crop(video, found, tmp_path / "gate", NIGHT).recordings == ("gate",)
+
+
+def test_each_subfolder_is_a_recording(tmp_path):
+    names = ["MOT17-02/img1/000001.png", "MOT17.04/img1/000001.png", "MOT17.04/img1/000001.jpg", "000001.png"]
+    for seed, name in enumerate(names):
+        (tmp_path / "mot" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture(seed)).save(tmp_path / "mot" / name)
+    content = json.loads(coco(tmp_path, *names).read_text())
+    content["annotations"] = [{**annotation, "track_id": 1} for annotation in content["annotations"]]
+    report = crop(tmp_path / "mot", boxes(tmp_path, json.dumps(content)), tmp_path / "out", NIGHT)
+    assert {row["path"]: row["track"] for row in rows(tmp_path / "out")} == {
+        "000001_00.png": "mot/1",
+        "MOT17-02/img1/000001_00.png": "mot/MOT17-02/img1/1",
+        "MOT17.04/img1/000001_png_00.png": "mot/MOT17.04/img1/1",
+        "MOT17.04/img1/000001_jpg_00.png": "mot/MOT17.04/img1/1",
+    }
+    assert set(report.recordings) == {"mot", "mot/MOT17-02/img1", "mot/MOT17.04/img1"}
+    again = crop(tmp_path / "mot", boxes(tmp_path, json.dumps(content)), tmp_path / "out", NIGHT)
+    assert again.to_dict() == report.to_dict()
 
 
 def test_a_video_has_frames_and_times(video, tmp_path):
@@ -384,6 +439,15 @@ def test_crops_of_something_else_are_not_mixed(frames, tmp_path):
     with pytest.raises(DataError, match="holds other files"):
         crop(frames, found, tmp_path, NIGHT)
     assert (tmp_path / "out" / "people.csv").read_bytes() == before
+
+
+def test_crops_by_other_rules_of_order_and_names_are_not_continued(frames, tmp_path, monkeypatch):
+    found = boxes(tmp_path, "1,1,5,6,20,30,1")
+    monkeypatch.setattr("fmcnet.data.crop.RULES", "1")
+    crop(frames, found, tmp_path / "out", NIGHT)
+    monkeypatch.undo()
+    with pytest.raises(DataError, match="or of an older fmcnet"):
+        crop(frames, found, tmp_path / "out", NIGHT)
 
 
 def test_a_video_that_ends_in_the_middle_keeps_what_was_cropped(video, tmp_path):

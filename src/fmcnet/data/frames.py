@@ -84,8 +84,8 @@ def _open_folder(folder: Path, boxes: Boxes, first: int | None, value_range: Val
     names = {image: image.relative_to(folder).as_posix() for image in listing.images}
     if unfit := [name for name in names.values() if _UNFIT.search(name) or control_fault(name, "name")]:
         raise DataError(
-            f"{folder}: rename {printable(first_of(unfit, 3))}: a table holds no name that begins with a space, has a "
-            "control character or is not UTF-8"
+            f"{folder}: rename {printable(first_of(unfit, 3))}: a table holds no name that begins with a space, "
+            "has a control character or is not UTF-8"
         )
     stems = {image: name.removesuffix(PurePosixPath(name).suffix) for image, name in names.items()}
     order = sorted(names, key=lambda image: (_natural_key(stems[image]), names[image]))
@@ -131,7 +131,8 @@ def _open_folder(folder: Path, boxes: Boxes, first: int | None, value_range: Val
 
     def read() -> Iterator[Frame]:
         for image in order:
-            name = stems[image] if counts[stems[image]] == 1 else names[image].replace(".", "_")
+            file_name = image.stem if counts[stems[image]] == 1 else image.name.replace(".", "_")
+            name = PurePosixPath(names[image]).with_name(file_name).as_posix()
             decode = partial(open_rgb, image, value_range)
             yield Frame(name, keys.get(image, ""), indices[image], None, decode)
 
