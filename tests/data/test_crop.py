@@ -114,6 +114,7 @@ def test_boxes_are_cut_clipped_and_left_out(frames, tmp_path):
         ("walk", "walk"),
         ("2026-03-01/cam1", "cam1"),
         ("imgur", "imgur"),
+        ("video_2026-03-01", "video_2026-03-01"),
         ("0002", "0002"),
     ],
 )
@@ -356,7 +357,7 @@ def test_names_that_no_table_holds_are_refused_before_work(frames, tmp_path, nam
     except OSError:
         pytest.skip("this file system takes no such name")
     shown = re.escape(printable(path.name))
-    with pytest.raises(DataError, match=rf"frames: rename {shown}: a table holds no name"):
+    with pytest.raises(DataError, match=rf"frames: rename '{shown}': a table holds no name"):
         crop(frames, boxes(tmp_path, "1,1,5,6,20,30,1"), tmp_path / "out", NIGHT)
     assert not (tmp_path / "out").exists()
 

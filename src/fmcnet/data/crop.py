@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path, PurePosixPath
@@ -45,7 +46,7 @@ SHARED_NAMES = frozenset(
     {"frame", "frames", "image", "images", "img", "imgs", "jpg", "jpeg", "png", "video", "videos"}
     | {word for word in MODALITY_WORDS if len(word) > 1}
 )
-"""Names of folders and videos that many recordings share, also with a number: img1 of MOTChallenge, image_02."""
+"""Names of folders and videos that many recordings share, also with a short number: img1, image_02."""
 COLUMNS = ("path", "modality", "camera", "time", "track")
 
 
@@ -160,7 +161,7 @@ def crop(
 def _recording_name(source: Path) -> str:
     """The name of a folder or video; before one of `SHARED_NAMES` stands that of the folder above."""
     recording = top = source if source.is_dir() else source.with_suffix("")
-    while top.name.lower().rstrip("0123456789_-") in SHARED_NAMES and top.parent.name:
+    while re.sub(r"[-_]?\d{1,3}$", "", top.name.lower()) in SHARED_NAMES and top.parent.name:
         top = top.parent
     return printable(recording.relative_to(top.parent).as_posix())
 

@@ -38,7 +38,7 @@ class Frame:
 
     name: str  # of its crops: the image's path below the folder without suffix, or the video frame's number
     key: FrameKey  # its number or name in the file of boxes; "" where that lacks it
-    index: int  # from 0: by the counter in the images' names (`read_counter`), else the place in order
+    index: int  # from 0: by the counter in the images' names, else the place in order
     seconds: float | None  # after the first frame, by the video's own clock; None for images
     open: Callable[[], Image.Image]  # decodes it, as RGB
 
@@ -57,6 +57,11 @@ def open_frames(
     path: Path, boxes: Boxes, first: int | None = None, value_range: ValueRange | None = None
 ) -> Frames:
     """Open a folder of images or a video.
+
+    - Images are in natural order of their paths: frame9 comes before frame10.
+    - A gap in a counter in their names (`_read_counter`) is a gap in the frames' numbers and times. Without a
+      counter, frames are counted in order, with a note.
+    - Numbered boxes need images whose names differ only in numbers or hold none, or `first`.
 
     Args:
         path: a folder, or a video that PyAV reads.
@@ -82,7 +87,8 @@ def _open_folder(folder: Path, boxes: Boxes, first: int | None, value_range: Val
     if not listing.images:
         raise DataError(f"{folder} holds no images")
     names = {image: image.relative_to(folder).as_posix() for image in listing.images}
-    if unfit := [name for name in names.values() if _UNFIT.search(name) or control_fault(name, "name")]:
+    unfit = [f"'{name}'" for name in names.values() if _UNFIT.search(name) or control_fault(name, "name")]
+    if unfit:
         raise DataError(
             f"{folder}: rename {printable(first_of(unfit, 3))}: a table holds no name that begins with a space, "
             "has a control character or is not UTF-8"
@@ -90,11 +96,11 @@ def _open_folder(folder: Path, boxes: Boxes, first: int | None, value_range: Val
     stems = {image: name.removesuffix(PurePosixPath(name).suffix) for image, name in names.items()}
     order = sorted(names, key=lambda image: (_natural_key(stems[image]), names[image]))
     one_folder = len({image.parent for image in names}) == 1
-    counter = read_counter([image.stem for image in order]) if one_folder else []
+    counter = _read_counter([image.stem for image in order]) if one_folder else []
     numbers = dict(zip(order, counter, strict=False))
     lowest = min(counter, default=0)
     indices = {image: numbers[image] - lowest if numbers else index for index, image in enumerate(order)}
-    order_note = (
+    order_note = printable(
         f"frames are counted in the order of their names, from {names[order[0]]} to {names[order[-1]]}: the names "
         "hold no counter"
     )
@@ -124,8 +130,9 @@ def _open_folder(folder: Path, boxes: Boxes, first: int | None, value_range: Val
             f"--first-frame {first} is of frame numbers, and the boxes name their images: leave it out"
         )
     elif not keys:
-        key = str(next(iter(boxes.of_frame)))
-        hint = ": numbers of frames belong in a column frame_index" if key.isdigit() else ""
+        key = printable(str(next(iter(boxes.of_frame))))
+        is_number = boxes.format == "supervision" and key.isdigit()
+        hint = ": numbers of frames belong in a column frame_index" if is_number else ""
         raise DataError(f"the boxes name their frames, as '{key}', and {folder} holds none of them{hint}")
     counts = Counter(stems.values())
 
@@ -149,14 +156,11 @@ def _texts_and_numbers(name: str) -> list[Any]:
     return [Decimal(part) if index % 2 else part for index, part in enumerate(_NUMBER.split(name))]
 
 
-def read_counter(stems: Sequence[str]) -> list[int]:
+def _read_counter(stems: Sequence[str]) -> list[int]:
     """The numbers of frames in their names; empty unless the names are a counter.
 
     A counter is one run of digits that differs between names that are otherwise equal. It is below 10^9, as seconds
     since 1970 are not, and no part of a date or of the time of day behind it. Of a single name it is the last run.
-
-    Args:
-        stems: names without suffix.
     """
     rows = [_NUMBER.split(stem) for stem in stems]
     runs = range(1, len(rows[0]), 2) if len({tuple(row[::2]) for row in rows}) == 1 else range(0)
@@ -164,9 +168,9 @@ def read_counter(stems: Sequence[str]) -> list[int]:
     if len(varying) != 1 or all(_is_date_part(row, varying[0]) for row in rows):
         return []
     numbers = [Decimal(row[varying[0]]) for row in rows]
-    return (
-        [int(number) for number in numbers] if len(set(numbers)) == len(rows) and max(numbers) < 1e9 else []
-    )
+    if len(set(numbers)) < len(rows) or max(numbers) >= 1e9:
+        return []
+    return [int(number) for number in numbers]
 
 
 def _is_date_part(row: Sequence[str], run: int) -> bool:
@@ -190,8 +194,8 @@ def _refuse_mixed_names(order: Sequence[Path], first: int | None) -> None:
     else:
         return
     raise DataError(
-        f"the boxes number their frames, but {pair[0].name} and {pair[1].name} {fault}: remove what is no frame, or "
-        f"count all images in order with --first-frame {1 if first is None else first}"
+        f"the boxes number their frames, but {printable(f'{pair[0].name} and {pair[1].name}')} {fault}: remove what "
+        f"is no frame, or count all images in order with --first-frame {1 if first is None else first}"
     )
 
 
@@ -282,7 +286,7 @@ def _keys_by_index(path: Path, boxes: Boxes, first: int | None) -> dict[int, Fra
         for key in boxes.of_frame
         if isinstance(key, str) and (first is not None or key not in boxes.numbers)
     ]
-    counter = read_counter([PurePosixPath(key).stem for key in named]) if named else []
+    counter = _read_counter([PurePosixPath(key).stem for key in named]) if named else []
     numbers = dict(zip(named, counter, strict=False))
     keys: dict[int, FrameKey] = {}
     for key in boxes.of_frame:
