@@ -104,6 +104,7 @@ def test_what_is_left_out_is_told(videos, tmp_path):
     said = " ".join(run_command(*words, "--out", tmp_path / "text").output.split())
     assert "left out 1: less than 8 pixels wide or high; frame 1, line 2" in said
     assert "left out 1: no frame of this name or number; 9" in said
+    assert "tracks │ day/ID │" in said
     report = json.loads(run_command(*words, "--out", tmp_path / "json", "--every", 2, "--json").stdout)
     counts = {"frames": 3, "frames_without_boxes": 1, "boxes": 4, "crops": 1, "clipped": 1, "not_chosen": 1}
     assert {name: report[name] for name in counts} == counts

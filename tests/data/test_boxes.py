@@ -32,6 +32,28 @@ def test_motchallenge_with_a_frame_0_counts_from_0(tmp_path):
     assert "count from 0" in boxes.notes[0]
 
 
+@pytest.mark.parametrize("separator", [",", ", ", ";", "\t", " ", "  "])
+def test_one_separator_and_a_decimal_comma_where_it_does_not_separate(tmp_path, separator):
+    row = separator.join(["1", "7", "102.25", "51.5", "50.25", "100.75", "0.5", "-1", "-1", "-1"])
+    boxes = read_boxes(write(tmp_path, row if "," in separator else row.replace(".", ",")))
+    assert boxes.of_frame == {1: [Box(102.25, 51.5, 152.5, 152.25, "7", "frame 1, line 1")]}
+
+
+@pytest.mark.parametrize("missing", ["", "NaN", "None", "-1"])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_a_box_without_an_id_has_no_track(tmp_path, separator, missing):
+    row = f"1,{missing},100,50,20,90,0.5,,,".replace(",", separator)
+    boxes = read_boxes(write(tmp_path, row))
+    assert boxes.of_frame == {1: [Box(100, 50, 120, 140, "", "frame 1, line 1")]}
+
+
+def test_an_empty_value_does_not_hide_the_class(tmp_path):
+    rows = ["1,1,0,0,9,9,1,3,", "1,2,0,0,9,9,1,3,0.5,", "1,3,0,0,9,9,1,1,"]
+    boxes = read_boxes(write(tmp_path, "\n".join(rows)))
+    assert [box.track for box in boxes.of_frame[1]] == ["3"]
+    assert boxes.left_out.counts == {"no person by its class": 2}
+
+
 def test_motchallenge_ground_truth_leaves_out_what_is_no_person(tmp_path):
     rows = ["1,1,0,0,9,9,1,1,1", "1,2,0,0,9,9,0,1,1", "1,3,0,0,9,9,1,3,0.5", "2,4,0,0,9,9,1,7,0.5"]
     boxes = read_boxes(write(tmp_path, "\n".join(rows)))
@@ -99,6 +121,8 @@ def test_supervision_frames_may_be_names(tmp_path):
     boxes = read_boxes(write(tmp_path, f"{CSV},file_name\n1,2,4,8,0,,1,a.jpg\n1,2,4,8,2,,1,b.jpg\n"))
     assert (boxes.first, list(boxes.of_frame)) == (None, ["a.jpg", "b.jpg"])
     assert "class_id is 0, 2" in boxes.notes[0]
+    boxes = read_boxes(write(tmp_path, f"{CSV},file_name\n1,2,4,8,0,,1,000003\n"))
+    assert (boxes.first, list(boxes.of_frame)) == (None, ["000003"])
 
 
 @pytest.mark.parametrize(
@@ -136,6 +160,9 @@ def test_a_track_twice_in_a_frame_is_told(tmp_path):
         ("1,1,nan,3,4,5\n", "line 1: 'nan' is no finite number"),
         ("1,1,2,3,4,5\n1.5,1,2,3,4,5\n", "line 2: frame '1.5' is no whole number"),
         ("-1,1,2,3,4,5\n", "frame -1 is negative"),
+        ("1,1,2,,4,5\n", "line 1: '' is no number"),
+        ("1;1;2;3;4;5\n2,1,2,3,4,5\n", "line 2: 1 value between ';'"),
+        ("1 1 2,5,3 4 5\n", "line 1: 5 values"),
         ("{", "no JSON"),
         ("{}", "lacks images"),
         ("[]", "holds no box"),
@@ -157,6 +184,29 @@ def test_faults_are_named(tmp_path, text, said):
         read_boxes(write(tmp_path, text))
     assert said in str(error.value)
     assert "boxes.txt" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "0 0.39 0.41 0.15 0.41\n",
+        "0 0.39 0.41 0.15 0.41 7\n0 1 1 1 1 8\n",
+        "0 7 0.39 0.41 0.15 0.41\n",
+        "1,7,0,0,0.7,1,0.9,-1,-1,-1\n2,7,0.3,0.1,0.7,0.9,0.9,-1,-1,-1\n",
+        '[{"image_id": 1, "bbox": [0.3, 0.2, 0.15, 0.4]}]',
+        f"{CSV},frame\n0.3,0.2,0.45,1,0,0.9,7,3\n",
+    ],
+)
+def test_fractions_of_the_frame_are_refused(tmp_path, text):
+    with pytest.raises(
+        DataError, match="are fractions of the frame, as YOLO writes them: convert them to pixels"
+    ):
+        read_boxes(write(tmp_path, text))
+
+
+def test_small_boxes_are_no_fractions(tmp_path):
+    assert read_boxes(write(tmp_path, "1,1,0,0,1,1\n")).total == 1
+    assert read_boxes(write(tmp_path, "1,1,0.5,0.5,0.5,0.5\n1,2,0.5,0.5,20,40\n")).total == 2
 
 
 @pytest.mark.parametrize(

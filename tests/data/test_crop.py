@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -16,7 +17,9 @@ import pytest
 from PIL import Image
 
 from fmcnet.data.crop import CropOptions, crop
+from fmcnet.data.readers.csv import read_csv
 from fmcnet.errors import DataError
+from fmcnet.names import printable
 from fmcnet.types import Modality
 
 NIGHT = CropOptions(Modality.INFRARED)
@@ -91,12 +94,68 @@ def test_boxes_are_cut_clipped_and_left_out(frames, tmp_path):
         "outside the frame": {"count": 1, "first": ["frame 3, line 6"]},
         "no frame of this name or number": {"count": 1, "first": ["9"]},
     }
-    assert [row["track"] for row in rows(tmp_path / "out")] == ["frames/7", "frames/8", "frames/9"]
+    assert [row["track"] for row in rows(tmp_path / "out")] == [
+        f"{tmp_path.name}/frames/{n}" for n in (7, 8, 9)
+    ]
     frame, out = picture(1), tmp_path / "out"
     assert (pixels(out, "000001_00.png") == frame[8:38, 10:30]).all()
     assert (pixels(out, "000001_01.png") == frame[:20, :20]).all()
     assert (pixels(out, "000001_02.png") == frame[40:, 50:]).all()
     assert report.crops + sum(report.left_out.counts.values()) + report.not_chosen == report.boxes
+
+
+@pytest.mark.parametrize(
+    ("folder", "recording"),
+    [
+        ("MOT17-02/img1", "MOT17-02/img1"),
+        ("walk/RGB/frames", "walk/RGB/frames"),
+        ("drive_0001/image_02", "drive_0001/image_02"),
+        ("walk/visible", "walk/visible"),
+        ("walk", "walk"),
+        ("2026-03-01/cam1", "cam1"),
+        ("imgur", "imgur"),
+        ("video_2026-03-01", "video_2026-03-01"),
+        ("0002", "0002"),
+    ],
+)
+@pytest.mark.parametrize("camera", [None, "gate"])
+def test_a_name_that_many_recordings_share_is_joined_by_the_folder_above(
+    frames, tmp_path, folder, recording, camera
+):
+    (tmp_path / folder).parent.mkdir(parents=True, exist_ok=True)
+    frames.rename(tmp_path / folder)
+    options = CropOptions(Modality.INFRARED, camera=camera)
+    report = crop(tmp_path / folder, boxes(tmp_path, "1,7,5,6,20,30,1"), tmp_path / "out", options)
+    prefix = f"gate/{recording}" if camera else recording
+    assert report.recordings == (prefix,)
+    assert [row["track"] for row in rows(tmp_path / "out")] == [f"{prefix}/7"]
+
+
+def test_a_videos_name_is_joined_likewise(video, tmp_path):
+    (tmp_path / "day1").mkdir()
+    (tmp_path / "day1" / "Video.mkv").write_bytes(video.read_bytes())
+    found = boxes(tmp_path, "1,7,5,6,20,30,1")
+    assert crop(tmp_path / "day1" / "Video.mkv", found, tmp_path / "out", NIGHT).recordings == ("day1/Video",)
+    assert crop(video, found, tmp_path / "gate", NIGHT).recordings == ("gate",)
+
+
+def test_each_subfolder_is_a_recording(tmp_path):
+    names = ["MOT17-02/img1/000001.png", "MOT17.04/img1/000001.png", "MOT17.04/img1/000001.jpg", "000001.png"]
+    for seed, name in enumerate(names):
+        (tmp_path / "mot" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture(seed)).save(tmp_path / "mot" / name)
+    content = json.loads(coco(tmp_path, *names).read_text())
+    content["annotations"] = [{**annotation, "track_id": 1} for annotation in content["annotations"]]
+    report = crop(tmp_path / "mot", boxes(tmp_path, json.dumps(content)), tmp_path / "out", NIGHT)
+    assert {row["path"]: row["track"] for row in rows(tmp_path / "out")} == {
+        "000001_00.png": "mot/1",
+        "MOT17-02/img1/000001_00.png": "mot/MOT17-02/img1/1",
+        "MOT17.04/img1/000001_png_00.png": "mot/MOT17.04/img1/1",
+        "MOT17.04/img1/000001_jpg_00.png": "mot/MOT17.04/img1/1",
+    }
+    assert set(report.recordings) == {"mot", "mot/MOT17-02/img1", "mot/MOT17.04/img1"}
+    again = crop(tmp_path / "mot", boxes(tmp_path, json.dumps(content)), tmp_path / "out", NIGHT)
+    assert again.to_dict() == report.to_dict()
 
 
 def test_a_video_has_frames_and_times(video, tmp_path):
@@ -178,6 +237,143 @@ def test_the_second_frame_of_a_folder(names, expected, tmp_path):
     assert row["path"] == expected.replace(".png", "_00.png")
 
 
+def numbered_frames(folder, names):
+    """Frame n has the gray value 10 n."""
+    folder.mkdir()
+    for number, name in enumerate(names, 1):
+        Image.new("RGB", (WIDTH, HEIGHT), (10 * number,) * 3).save(folder / name)
+    return folder
+
+
+def frame_and_second(out):
+    """The frame of each crop by its pixels, and the second of its time, which begins at 56."""
+    seconds = [datetime.fromisoformat(row["time"]).timestamp() for row in rows(out)]
+    start = datetime(2026, 3, 1, 22, 15, 56, tzinfo=timezone.utc).timestamp()
+    return [
+        (pixels(out, row["path"])[0, 0, 0] // 10, second - start)
+        for row, second in zip(rows(out), seconds, strict=True)
+    ]
+
+
+TIMED = CropOptions(Modality.VISIBLE, start=datetime(2026, 3, 1, 22, 15, 56, tzinfo=timezone.utc), fps=1)
+CLOCK = [f"2026-03-01_22-{15 + second // 60}-{second % 60:02d}" for second in range(56, 68)]
+
+
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize(
+    ("names", "is_counter"),
+    [
+        ([f"frame_{n}_cam2" for n in range(1, 13)], True),
+        ([f"20260301_{n}" for n in range(1, 13)], True),
+        ([f"2026-03-01_22-15-56_{n:04d}" for n in range(12)], True),  # a clip's start, then the frame
+        ([f"{n:010d}" for n in range(12)], True),
+        (CLOCK, False),
+        ([name.replace("-", "") for name in CLOCK], False),
+        ([name.replace("-", "").replace("_", "") for name in CLOCK], False),
+        (
+            [f"1305031102.{n}" for n in ("1", "12", "125", "13", "14", "15", "2", "3", "4", "5", "6", "7")],
+            False,
+        ),
+        ([f"{1305031102175 + 33 * n}" for n in range(12)], False),
+        ([f"shot{n // 4}_{n % 4 + 8}" for n in range(12)], False),
+    ],
+)
+def test_frames_are_in_natural_order(tmp_path, names, is_counter, named):
+    files = [f"{name}.png" for name in names]
+    folder = numbered_frames(tmp_path / "walk", files)
+    found = (
+        coco(tmp_path, *files) if named else boxes(tmp_path, *(f"{n},7,5,6,20,30,1" for n in range(1, 13)))
+    )
+    report = crop(folder, found, tmp_path / "out", TIMED)
+    assert frame_and_second(tmp_path / "out") == [(n, n - 1) for n in range(1, 13)]
+    order_note = f"order of their names, from {files[0]} to {files[-1]}: the names hold no counter"
+    assert [order_note in note for note in report.notes] == ([] if is_counter else [True])
+
+
+def test_a_gap_in_a_counter_is_a_gap_in_time_and_numbers(tmp_path):
+    folder = numbered_frames(tmp_path / "walk", [f"frame_{n}_cam2.png" for n in range(1, 13)])
+    (folder / "frame_3_cam2.png").unlink()
+    options = CropOptions(Modality.VISIBLE, start=TIMED.start, fps=1, every=4)
+    crop(folder, boxes(tmp_path, *(f"{n},7,5,6,20,30,1" for n in range(1, 13))), tmp_path / "out", options)
+    assert frame_and_second(tmp_path / "out") == [(1, 0), (5, 4), (9, 8)]
+
+
+@pytest.mark.parametrize(
+    ("odd", "fault"),
+    [
+        ("frame1 (1).png", r"frame1\.png and frame1 \(1\)\.png differ in more than a number"),
+        ("background.png", r"frame1\.png and background\.png differ in more than a number"),
+        ("frame01.png", r"frame01\.png and frame1\.png are one frame by their names"),
+        ("frame1.jpg", r"frame1\.jpg and frame1\.png are one frame by their names"),
+    ],
+)
+def test_mixed_names_of_numbered_frames_are_refused(tmp_path, odd, fault):
+    folder = numbered_frames(tmp_path / "walk", [*(f"frame{n}.png" for n in range(1, 5)), odd])
+    found = boxes(tmp_path, *(f"{n},7,5,6,20,30,1" for n in range(1, 5)))
+    with pytest.raises(DataError, match=f"{fault}: remove what is no frame, or count all .* --first-frame 1"):
+        crop(folder, found, tmp_path / "out", NIGHT)
+    report = crop(folder, found, tmp_path / "out", CropOptions(Modality.INFRARED, first=1))
+    assert report.crops == 4
+    assert "counted in the order of their names" in report.notes[0]
+
+
+def test_the_order_of_named_frames_is_told_only_where_it_counts(tmp_path):
+    folder = numbered_frames(tmp_path / "walk", ["a.png", "b.png"])
+    notes = [
+        crop(folder, coco(tmp_path, "a.png", "b.png"), tmp_path / f"out{every}", options).notes
+        for every, options in ((1, NIGHT), (2, CropOptions(Modality.INFRARED, every=2)))
+    ]
+    assert [len(told) for told in notes] == [0, 1]
+
+
+def test_the_names_of_a_videos_frames_are_read_as_those_of_images(video, tmp_path):
+    told = CropOptions(Modality.INFRARED, first=1)
+    crop(video, coco(tmp_path, "frame_4_cam2.png", "frame_12_cam2.png"), tmp_path / "out", told)
+    assert (pixels(tmp_path / "out", "000003_00.png") == picture(4)[6:36, 5:25]).all()
+    with pytest.raises(DataError, match=r"the names hold no counter, but .* is a video"):
+        crop(video, coco(tmp_path, *(f"{name}.png" for name in CLOCK)), tmp_path / "times", told)
+
+
+SUPERVISION = "x_min,y_min,x_max,y_max,class_id,confidence,tracker_id"
+
+
+def test_digits_in_a_name_column_are_names(frames, tmp_path):
+    found = boxes(tmp_path, f"{SUPERVISION},file_name", *(f"5,6,25,36,0,0.9,7,{n:06d}" for n in (3, 4)))
+    report = crop(frames, found, tmp_path / "out", NIGHT)
+    assert (report.crops, report.notes, report.left_out.counts) == (2, (), {})
+    for n in (3, 4):
+        assert (pixels(tmp_path / "out", f"00000{n}_00.png") == picture(n)[6:36, 5:25]).all()
+    with pytest.raises(
+        DataError, match=r"as '3', and .* holds none of them: numbers .* in a column frame_index"
+    ):
+        crop(frames, boxes(tmp_path, f"{SUPERVISION},image", "5,6,25,36,0,0.9,7,3"), tmp_path / "new", NIGHT)
+
+
+@pytest.mark.parametrize("name", [b"lat\xe9_1.png", b" x_1.png", b"a\tb_1.png", b"a\nb_1.png"])
+def test_names_that_no_table_holds_are_refused_before_work(frames, tmp_path, name):
+    path = frames / os.fsdecode(name)
+    try:
+        (frames / "000001.png").rename(path)
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    shown = re.escape(printable(path.name))
+    with pytest.raises(DataError, match=rf"frames: rename '{shown}': a table holds no name"):
+        crop(frames, boxes(tmp_path, "1,1,5,6,20,30,1"), tmp_path / "out", NIGHT)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_crop_of_any_other_name_is_found_by_the_reader_of_its_table(tmp_path):
+    names = ["y 2.png", "a,b;1.png", 'q"1.png', "Bild\u202f1.png", "\u5c711.png"]
+    folder = numbered_frames(tmp_path / "walk", names)
+    content = json.loads(coco(tmp_path, *names).read_text())
+    content["annotations"][0]["track_id"] = "a\tb\ud800"
+    report = crop(folder, boxes(tmp_path, json.dumps(content)), tmp_path / "out", NIGHT)
+    table = read_csv(report.table, training=False)
+    assert sorted(path.name for path in table.full_paths()) == sorted(f"{name[:-4]}_00.png" for name in names)
+    assert all(path.is_file() for path in table.full_paths())
+    assert "walk/a\\tb\\ud800" in table.track
+
+
 def test_numbered_frames_of_several_folders_are_refused(frames, tmp_path):
     (frames / "b").mkdir()
     Image.fromarray(picture(1)).save(frames / "b" / "1.png")
@@ -244,6 +440,15 @@ def test_crops_of_something_else_are_not_mixed(frames, tmp_path):
     with pytest.raises(DataError, match="holds other files"):
         crop(frames, found, tmp_path, NIGHT)
     assert (tmp_path / "out" / "people.csv").read_bytes() == before
+
+
+def test_crops_by_other_rules_of_order_and_names_are_not_continued(frames, tmp_path, monkeypatch):
+    found = boxes(tmp_path, "1,1,5,6,20,30,1")
+    monkeypatch.setattr("fmcnet.data.crop.RULES", "1")
+    crop(frames, found, tmp_path / "out", NIGHT)
+    monkeypatch.undo()
+    with pytest.raises(DataError, match="or of an older fmcnet"):
+        crop(frames, found, tmp_path / "out", NIGHT)
 
 
 def test_a_video_that_ends_in_the_middle_keeps_what_was_cropped(video, tmp_path):

@@ -197,7 +197,7 @@ def crop(
     if json_:
         print_json(report.to_dict())
         return
-    facts = {
+    facts: dict[str, int | str] = {
         "frames": report.frames,
         "without boxes": report.frames_without_boxes,
         "boxes": report.boxes,
@@ -205,6 +205,8 @@ def crop(
         "clipped at the edge": report.clipped,
     }
     facts |= {f"not chosen by --every {every}": report.not_chosen} if every > 1 else {}
+    tracks = [f"{recording}/ID" for recording in report.recordings]
+    facts |= {"tracks": first_of(tracks, 3)} if tracks else {}
     left_out = sum(report.left_out.counts.values())
     show(f"cropped by {report.format} boxes", {**facts, "left out": left_out}, {"table": report.table})
     notes = [f"note: {note}" for note in report.notes]

@@ -31,6 +31,8 @@ CSV_HEADER = ("x_min", "y_min", "x_max", "y_max")
 _NUMBER_COLUMNS = ("frame", "frame_index", "frame_number", "frame_idx", "frame_id")
 _NAME_COLUMNS = ("file_name", "filename", "file", "image_name", "image", "image_path", "path")
 
+_FRACTIONS = "its boxes are fractions of the frame, as YOLO writes them: convert them to pixels"
+
 EXPECTED = """one of
   MOTChallenge text: frame,id,left,top,width,height,confidence,...
   COCO JSON: {"images": [...], "annotations": [...]}, or a list of results
@@ -98,9 +100,10 @@ def read_boxes(path: str | Path) -> Boxes:
     """Read boxes; the content decides the format.
 
     - MOTChallenge: frames count from 1; with a frame 0, from 0, with a note. A box of confidence 0 is marked as
-      ignored. Of nine columns the eighth is the class.
+      ignored. Of nine columns the eighth is the class. What follows the file's first number separates all values.
     - COCO: frames are the images' file names. Of categories with a name, those of `PERSON_WORDS` are taken.
-    - supervision: frames count from 0, in a column of `_NUMBER_COLUMNS`, or are named, in one of `_NAME_COLUMNS`.
+    - supervision: frames count from 0, in a column of `_NUMBER_COLUMNS`, or are named, in one of `_NAME_COLUMNS`,
+      also where all names are digits.
 
     Args:
         path: the file.
@@ -128,12 +131,15 @@ def read_boxes(path: str | Path) -> Boxes:
         raise DataError(f"{path} is no file of boxes: line {long_line} has more than {BLOCK >> 20} MiB")
     elif all(name in first_line for name in CSV_HEADER):
         boxes = _read_csv(path, text)
-    elif re.match(r"\s*[-+]?\d+(\.0*)?\s*[,;\s]", first_line):
-        boxes = _read_mot(path, text)
+    elif separator := re.match(r"\s*[-+]?\d+(?:\.0*)?( *[,;\t]|\s)", first_line):
+        boxes = _read_mot(path, text, separator[1].strip(" "))
     else:
         raise DataError(f"{path} is no file of boxes: give {EXPECTED}")
     if not boxes.total:
         raise DataError(f"{path} holds no box: give {EXPECTED}")
+    found = [box for frame_boxes in boxes.of_frame.values() for box in frame_boxes]
+    if _are_fractions(found):
+        raise DataError(f"{path}: {_FRACTIONS}")
     tracks = [
         (key, box.track) for key, frame_boxes in boxes.of_frame.items() for box in frame_boxes if box.track
     ]
@@ -145,25 +151,45 @@ def read_boxes(path: str | Path) -> Boxes:
     return boxes
 
 
+def _are_fractions(boxes: Sequence[Box]) -> bool:
+    """Whether all boxes lie within 0..1, and not only on whole numbers, as fractions of a frame do."""
+    values = [
+        value for box in boxes for value in (box.left, box.top, box.right - box.left, box.bottom - box.top)
+    ]
+    return all(0 <= value <= 1 for value in values) and any(value % 1 for value in values)
+
+
 def _add_fault(path: Path, faults: list[str], where: str, fault: object) -> None:
     faults.append(f"{where:.200}: {printable(str(fault)):.300}")
     if len(faults) >= MOST_FAULTS:
         refuse_faults(path, faults)
 
 
-def _read_mot(path: Path, text: str) -> Boxes:
+def _read_mot(path: Path, text: str, separator: str) -> Boxes:
+    """Read lines whose values stand between `separator`s; "" is white space.
+
+    A comma is a decimal comma where it does not separate. A box without an id has no track. An empty value behind
+    the box is not given, as -1 is.
+    """
     boxes, faults = Boxes("MOTChallenge", first=1), list[str]()
     for line, row in enumerate(text.split("\n"), 1):
         if not row.strip():
             continue
-        cells = [cell for cell in re.split(r"[,;]\s*|\s+", row.strip()) if cell]
+        cells = [cell.strip() for cell in row.split(separator or None)]
+        if separator != ",":
+            cells = [cell.replace(",", ".") for cell in cells]
+        if not any(cells[9:]):  # a separator may end the line
+            cells = cells[:9]
         try:
+            if len(cells) > 4 and all(re.fullmatch(r"0?\.\d+", cell) for cell in cells[1:5]):
+                raise DataError(f"{path}, line {line}: {_FRACTIONS}")
             if len(cells) < 6:
-                raise ValueError(f"{len(cells)} values, but a box has frame,id,left,top,width,height")
-            frame, track = _whole_number(cells[0], "frame"), _whole_number(cells[1], "id")
+                count = f"{len(cells)} value{'s' * (len(cells) > 1)} between '{separator or ' '}'"
+                raise ValueError(f"{count}, but a box has frame,id,left,top,width,height")
+            frame, track = _whole_number(cells[0], "frame"), _track_id(cells[1], "id")
             if frame < 0:
                 raise ValueError(f"frame {frame} is negative")
-            values = [_finite_number(cell) for cell in cells[2:]]
+            values = [_finite_number(cell) for cell in (*cells[2:6], *(cell or "-1" for cell in cells[6:]))]
         except ValueError as error:
             _add_fault(path, faults, f"line {line}", error)
             continue
@@ -174,7 +200,7 @@ def _read_mot(path: Path, text: str) -> Boxes:
         elif len(cells) == 9 and values[5] >= 0 and values[5] not in MOT_PERSONS:
             boxes.left_out.add("no person by its class", name)
         else:
-            _add_box(boxes, frame, values[:4], "" if track < 0 else str(track), name)
+            _add_box(boxes, frame, values[:4], track, name)
         boxes.of_frame.setdefault(frame, [])
     refuse_faults(path, faults)
     if 0 in boxes.of_frame:
@@ -209,8 +235,7 @@ def _read_csv(path: Path, text: str) -> Boxes:
                 if not frame:
                     raise ValueError(f"{frame_column} is empty")
                 left, top, right, bottom = (_finite_number(cells[name]) for name in CSV_HEADER)
-                track = cells.get("tracker_id", "").strip()
-                track = "" if track in ("", "None") else str(_whole_number(track, "tracker_id"))
+                track = _track_id(cells.get("tracker_id", ""), "tracker_id")
             except ValueError as error:
                 _add_fault(path, faults, f"line {reader.line_num}", error)
                 continue
@@ -222,10 +247,12 @@ def _read_csv(path: Path, text: str) -> Boxes:
                 rows.append((frame, None))
                 continue
             classes |= set() if class_name else {cells.get("class_id", "").strip()}
-            rows.append((frame, Box(left, top, right, bottom, "" if track.startswith("-") else track, name)))
+            rows.append((frame, Box(left, top, right, bottom, track, name)))
     except csv.Error as error:
         _add_fault(path, faults, f"line {reader.line_num}", error)
-    numbered = all(frame.isascii() and frame.isdigit() for frame, _ in rows)
+    numbered = frame_column in _NUMBER_COLUMNS and all(
+        frame.isascii() and frame.isdigit() for frame, _ in rows
+    )
     for frame, box in rows:
         frame_boxes = boxes.of_frame.setdefault(int(frame) if numbered else frame, [])
         if box is not None:
@@ -345,7 +372,7 @@ def _coco_track(annotation: Mapping[str, Any]) -> str:
         for name in ("track_id", "instance_id", "tracker_id"):
             value = fields.get(name) if isinstance(fields, dict) else None
             if isinstance(value, (int, str)) and not isinstance(value, bool) and str(value) not in ("", "-1"):
-                return str(value)
+                return printable(str(value))
     return ""
 
 
@@ -362,6 +389,14 @@ def _finite_number(value: Any) -> float:
     if not math.isfinite(number):
         raise ValueError(f"'{str(value)[:40]}' is no finite number")
     return number
+
+
+def _track_id(text: str, name: str) -> str:
+    """A track's number; "" where none is given: empty, None, NaN or negative."""
+    if text.strip().lower() in ("", "none", "nan"):
+        return ""
+    number = _whole_number(text, name)
+    return "" if number < 0 else str(number)
 
 
 def _whole_number(text: str, name: str) -> int:

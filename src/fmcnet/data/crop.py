@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta, timezone
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,13 +33,20 @@ from fmcnet.files import (
 from fmcnet.names import printable
 from fmcnet.parsing import parse_json
 from fmcnet.progress import Progress
-from fmcnet.types import Modality
+from fmcnet.types import MODALITY_WORDS, Modality
 
 TABLE = "people.csv"
 JOURNAL, LOCK = ".crops.jsonl", ".crops.lock"
+RULES = "2"
+"""Of frames' order and tracks' names: crops by other rules are not continued."""
 CLIPPED, OUTSIDE = "clipped", "outside the frame"
 DOUBTFUL = 4
 """Fewest boxes for the note that most reach beyond their frame."""
+SHARED_NAMES = frozenset(
+    {"frame", "frames", "image", "images", "img", "imgs", "jpg", "jpeg", "png", "video", "videos"}
+    | {word for word in MODALITY_WORDS if len(word) > 1}
+)
+"""Names of folders and videos that many recordings share, also with a short number: img1, image_02."""
 COLUMNS = ("path", "modality", "camera", "time", "track")
 
 
@@ -69,6 +77,7 @@ class CropReport:
     crops: int = 0  # written, now and before
     clipped: int = 0  # crops of boxes beyond the frame's edge
     not_chosen: int = 0  # boxes in frames that `every` passes over
+    recordings: tuple[str, ...] = ()  # "CAMERA/RECORDING" of the tracks, each once
     notes: tuple[str, ...] = ()  # a sentence each
     ignored: tuple[Ignored, ...] = ()  # files of the folder that are no images
 
@@ -99,7 +108,9 @@ def crop(
 
     - A crop is a PNG with the pixels of its frame, whole pixels of the box inside the frame.
     - May be interrupted, or killed, at any point: the same call continues and ends with the same files.
-    - A track's name is "CAMERA/RECORDING/ID", so that tracks of several recordings stay apart.
+    - A track's name is "CAMERA/RECORDING/ID", so that tracks of several recordings stay apart. RECORDING is the name
+      of the folder or video, and the subfolder of an image. Before a name that many share (`SHARED_NAMES`) stands
+      that of the folder above: "MOT17-02/img1". Two videos of one name and camera have the same tracks: rename one.
 
     Args:
         frames: a folder of images, or a video.
@@ -130,10 +141,7 @@ def crop(
             for folder in (out, *(path for path in out.rglob("*") if path.is_dir())):
                 remove_left(folder)
             finished = _read_journal(out, signature)
-            source = frames.resolve()
-            recording = printable(source.name if source.is_dir() else source.stem)
-            prefix = f"{options.camera}/{recording}" if options.camera else recording
-            cropper = _Cropper(out, options, frame_boxes, finished, prefix)
+            cropper = _Cropper(out, options, frame_boxes, finished, _recording_name(frames.resolve()))
             with (
                 (out / JOURNAL).open("a", encoding="utf-8") as stream,
                 Progress("cropping", frame_boxes.total, show=progress) as bar,
@@ -143,18 +151,35 @@ def crop(
                         stream.write(json.dumps(cropped) + "\n")
                         stream.flush()
                     bar.advance(count=len(frame_boxes.of_frame.get(frame.key, ())))
-            return cropper.finish(opened_frames.notes, opened_frames.ignored)
+            uses_index = options.start is not None or options.every > 1
+            order_note = [opened_frames.order_note] if opened_frames.order_note and uses_index else []
+            return cropper.finish((*opened_frames.notes, *order_note), opened_frames.ignored)
     except Timeout:
         raise DataError(f"another process writes crops into {out}: wait for it") from None
+
+
+def _recording_name(source: Path) -> str:
+    """The name of a folder or video; before one of `SHARED_NAMES` stands that of the folder above."""
+    recording = top = source if source.is_dir() else source.with_suffix("")
+    while re.sub(r"[-_]?\d{1,3}$", "", top.name.lower()) in SHARED_NAMES and top.parent.name:
+        top = top.parent
+    return printable(recording.relative_to(top.parent).as_posix())
 
 
 class _Cropper:
     """Crops frame after frame, and counts."""
 
     def __init__(
-        self, out: Path, options: CropOptions, boxes: Boxes, finished: dict[str, _CroppedFrame], prefix: str
+        self,
+        out: Path,
+        options: CropOptions,
+        boxes: Boxes,
+        finished: dict[str, _CroppedFrame],
+        recording: str,
     ):
-        self.out, self.options, self.boxes, self.finished, self.prefix = out, options, boxes, finished, prefix
+        self.out, self.options, self.boxes, self.finished = out, options, boxes, finished
+        self.prefix = f"{options.camera}/{recording}" if options.camera else recording
+        self.recordings = dict[str, None]()  # of tracks, in order
         self.report = CropReport(out / TABLE, boxes.format, boxes.total, boxes.left_out)
         self.remarks = Remarks()
         self.rows: list[list[str]] = []
@@ -202,9 +227,14 @@ class _Cropper:
             target = self.out / path
             target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             _save(image.crop(area), target)
-            track = f"{self.prefix}/{box.track}" if box.track else ""
+            track = f"{self._recording_of(frame.name)}/{box.track}" if box.track else ""
             rows.append([path, str(self.options.modality), self.options.camera or "", time, track])
         return _CroppedFrame(frame.name, rows, clipped, left_out, list(image.info.get(REMARKS, ())))
+
+    def _recording_of(self, frame_name: str) -> str:
+        """The prefix of a frame's tracks: each subfolder of images is a recording of its own."""
+        subfolder = PurePosixPath(frame_name).parent.as_posix()
+        return self.prefix if subfolder == "." else f"{self.prefix}/{printable(subfolder)}"
 
     def _frame_time(self, frame: Frame) -> str:
         options = self.options
@@ -218,6 +248,8 @@ class _Cropper:
 
     def _count(self, cropped: _CroppedFrame) -> None:
         self.rows += cropped.rows
+        if any(row[-1] for row in cropped.rows):
+            self.recordings[self._recording_of(cropped.frame)] = None
         self.report.clipped += cropped.clipped
         for reason, name in cropped.left_out:
             self.report.left_out.add(reason, name)
@@ -236,6 +268,7 @@ class _Cropper:
         rows = ([row[column] for column in used_columns] for row in (COLUMNS, *self.rows))
         write_rows(self.report.table, rows, private_mode(self.out))
         self.report.crops, self.report.ignored = len(self.rows), ignored
+        self.report.recordings = tuple(self.recordings)
         self.report.notes = (*self.boxes.notes, *notes, *self._beyond_frame_notes(), *self.remarks.lines())
         return self.report
 
@@ -291,7 +324,7 @@ def _signature(frames: Path, boxes: Path, options: CropOptions) -> str:
     digest = hashlib.sha256(boxes.read_bytes())
     for file in list_folder(frames).images if frames.is_dir() else (frames,):
         digest.update(f"{file}\0{file_state(file)}\n".encode("utf-8", "surrogateescape"))
-    settings = {name: str(value) for name, value in asdict(options).items()}
+    settings = {name: str(value) for name, value in asdict(options).items()} | {"rules": RULES}
     digest.update(json.dumps([str(frames.resolve()), settings], sort_keys=True).encode())
     return digest.hexdigest()
 
@@ -313,8 +346,8 @@ def _read_journal(out: Path, signature: str) -> dict[str, _CroppedFrame]:
         raise DataError(f"{journal} is damaged ({error}): remove {out}, or give a new folder") from error
     if stored_signature != signature:
         raise DataError(
-            f"--out {out} holds crops of other frames, boxes or options, or the frames' files were touched since: "
-            "give a new folder, or remove it first"
+            f"--out {out} holds crops of other frames, boxes or options, or of an older fmcnet, or the frames' files "
+            "were touched since: give a new folder, or remove it first"
         )
     with journal.open("r+b") as stream:  # a kill may leave half a line
         stream.truncate(sum(len(line) + 1 for line in lines[:-1]))

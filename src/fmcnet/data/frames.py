@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import partial
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -16,7 +18,18 @@ from fmcnet.data.boxes import Boxes, FrameKey
 from fmcnet.data.images import REMARKS, open_rgb
 from fmcnet.data.listing import Ignored, has_image_head, is_image, list_folder
 from fmcnet.data.pixels import ValueRange, eight_bit_image
-from fmcnet.errors import DataError, require
+from fmcnet.errors import DataError, first_of, require
+from fmcnet.names import control_fault, printable
+
+_NUMBER = re.compile(r"(1[0-9]{9}\.[0-9]+|[0-9]+)")
+"""A run of digits; seconds since 1970 with their fraction are one."""
+_UNFIT = re.compile(r"^\s|[\ud800-\udfff]")
+"""A name that begins with a space, or (as Python shows it) is not UTF-8."""
+_DATE = re.compile(
+    r"(?<![0-9])(?:19|20)[0-9]{2}([-_.]?)(?:0[1-9]|1[0-2])\1(?:0[1-9]|[12][0-9]|3[01])"
+    r"(?:[-_.T ]*(?:[01][0-9]|2[0-3])([-_.:]?)[0-5][0-9]\2[0-5][0-9](?:\.?[0-9]{3,9})?)?(?![0-9])"
+)
+"""As 20260301, 2026-03-01_22-15-56 or 20260301_221556.123."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +38,7 @@ class Frame:
 
     name: str  # of its crops: the image's path below the folder without suffix, or the video frame's number
     key: FrameKey  # its number or name in the file of boxes; "" where that lacks it
-    index: int  # from 0, counted in frames of the recording
+    index: int  # from 0: by the counter in the images' names, else the place in order
     seconds: float | None  # after the first frame, by the video's own clock; None for images
     open: Callable[[], Image.Image]  # decodes it, as RGB
 
@@ -36,6 +49,7 @@ class Frames:
 
     read: Callable[[], Iterator[Frame]]  # starts the frames from the beginning
     notes: tuple[str, ...] = ()  # how their numbers were found
+    order_note: str = ""  # for users of `Frame.index`, where the names hold no counter
     ignored: tuple[Ignored, ...] = ()  # files of the folder that are no images
 
 
@@ -43,6 +57,11 @@ def open_frames(
     path: Path, boxes: Boxes, first: int | None = None, value_range: ValueRange | None = None
 ) -> Frames:
     """Open a folder of images or a video.
+
+    - Images are in natural order of their paths: frame9 comes before frame10.
+    - A gap in a counter in their names (`_read_counter`) is a gap in the frames' numbers and times. Without a
+      counter, frames are counted in order, with a note.
+    - Numbered boxes need images whose names differ only in numbers or hold none, or `first`.
 
     Args:
         path: a folder, or a video that PyAV reads.
@@ -68,23 +87,40 @@ def _open_folder(folder: Path, boxes: Boxes, first: int | None, value_range: Val
     if not listing.images:
         raise DataError(f"{folder} holds no images")
     names = {image: image.relative_to(folder).as_posix() for image in listing.images}
-    numbers = _numbers_of_names(names)
-    order = sorted(names, key=lambda image: (numbers.get(image, 0), names[image]))
-    lowest = min(numbers.values(), default=0)
+    unfit = [f"'{name}'" for name in names.values() if _UNFIT.search(name) or control_fault(name, "name")]
+    if unfit:
+        raise DataError(
+            f"{folder}: rename {printable(first_of(unfit, 3))}: a table holds no name that begins with a space, "
+            "has a control character or is not UTF-8"
+        )
+    stems = {image: name.removesuffix(PurePosixPath(name).suffix) for image, name in names.items()}
+    order = sorted(names, key=lambda image: (_natural_key(stems[image]), names[image]))
+    one_folder = len({image.parent for image in names}) == 1
+    counter = _read_counter([image.stem for image in order]) if one_folder else []
+    numbers = dict(zip(order, counter, strict=False))
+    lowest = min(counter, default=0)
     indices = {image: numbers[image] - lowest if numbers else index for index, image in enumerate(order)}
+    order_note = printable(
+        f"frames are counted in the order of their names, from {names[order[0]]} to {names[order[-1]]}: the names "
+        "hold no counter"
+    )
     keys, notes = _keys_by_name(names, boxes), list[str]()
     if any(isinstance(key, int) for key in boxes.of_frame):
-        if len({image.parent for image in names}) > 1:
+        if not one_folder:
             raise DataError(
                 f"the boxes number their frames, but the images of {folder} lie in several folders: give the folder "
                 "of one recording"
             )
+        if not numbers and first is None:
+            _refuse_mixed_names(order, boxes.first)
         keys, notes = _keys_by_number(order, numbers, indices, boxes, first)
         if notes:
             indices = {image: index for index, image in enumerate(order)}
         requested = {key for key in boxes.of_frame if isinstance(key, int)}
         shifted = numbers and any(keys[image] != numbers[image] for image in order)
-        if shifted and not notes and first is None and requested <= set(numbers.values()):
+        if not numbers:
+            notes = [order_note]
+        elif shifted and not notes and first is None and requested <= set(counter):
             notes.append(
                 f"frame {keys[order[0]]} of the boxes is taken as {names[order[0]]}, the first; where the numbers "
                 f"are those of the names: --first-frame {lowest}"
@@ -93,29 +129,74 @@ def _open_folder(folder: Path, boxes: Boxes, first: int | None, value_range: Val
         raise DataError(
             f"--first-frame {first} is of frame numbers, and the boxes name their images: leave it out"
         )
-    stems = {image: name.removesuffix(PurePosixPath(name).suffix) for image, name in names.items()}
+    elif not keys:
+        key = printable(str(next(iter(boxes.of_frame))))
+        is_number = boxes.format == "supervision" and key.isdigit()
+        hint = ": numbers of frames belong in a column frame_index" if is_number else ""
+        raise DataError(f"the boxes name their frames, as '{key}', and {folder} holds none of them{hint}")
     counts = Counter(stems.values())
 
     def read() -> Iterator[Frame]:
         for image in order:
-            name = stems[image] if counts[stems[image]] == 1 else names[image].replace(".", "_")
+            file_name = image.stem if counts[stems[image]] == 1 else image.name.replace(".", "_")
+            name = PurePosixPath(names[image]).with_name(file_name).as_posix()
             decode = partial(open_rgb, image, value_range)
             yield Frame(name, keys.get(image, ""), indices[image], None, decode)
 
-    return Frames(read, tuple(notes), listing.ignored)
+    return Frames(read, tuple(notes), "" if numbers or notes else order_note, listing.ignored)
 
 
-def _numbers_of_names(names: dict[Path, str]) -> dict[Path, int]:
-    """The last number of each name; empty unless all images are in one folder and have different numbers."""
-    last_numbers = {image: _last_number(image.stem) for image in names}
-    numbers = {image: number for image, number in last_numbers.items() if number is not None}
-    unique = len(set(numbers.values())) == len(names) and len({image.parent for image in names}) == 1
-    return numbers if unique else {}
+def _natural_key(path: str) -> list[tuple[list[Any], str]]:
+    """For sorting as people do: frame9 before frame10, and each folder's images together."""
+    return [(_texts_and_numbers(part), part) for part in PurePosixPath(path).parts]
 
 
-def _last_number(name: str) -> int | None:
-    match = re.search(r"(\d{1,18})\D*$", name)
-    return int(match[1]) if match else None
+def _texts_and_numbers(name: str) -> list[Any]:
+    """Texts at even places, numbers between them: "frame_09_a" is ["frame_", 9, "_a"]."""
+    return [Decimal(part) if index % 2 else part for index, part in enumerate(_NUMBER.split(name))]
+
+
+def _read_counter(stems: Sequence[str]) -> list[int]:
+    """The numbers of frames in their names; empty unless the names are a counter.
+
+    A counter is one run of digits that differs between names that are otherwise equal. It is below 10^9, as seconds
+    since 1970 are not, and no part of a date or of the time of day behind it. Of a single name it is the last run.
+    """
+    rows = [_NUMBER.split(stem) for stem in stems]
+    runs = range(1, len(rows[0]), 2) if len({tuple(row[::2]) for row in rows}) == 1 else range(0)
+    varying = [run for run in runs if len({row[run] for row in rows}) > 1] if len(rows) > 1 else runs[-1:]
+    if len(varying) != 1 or all(_is_date_part(row, varying[0]) for row in rows):
+        return []
+    numbers = [Decimal(row[varying[0]]) for row in rows]
+    if len(set(numbers)) < len(rows) or max(numbers) >= 1e9:
+        return []
+    return [int(number) for number in numbers]
+
+
+def _is_date_part(row: Sequence[str], run: int) -> bool:
+    start = len("".join(row[:run]))
+    return any(date.start() <= start < date.end() for date in _DATE.finditer("".join(row)))
+
+
+def _refuse_mixed_names(order: Sequence[Path], first: int | None) -> None:
+    """Refuse names that do not tell which frame is which: of one number, or with digits and other texts."""
+    twins = [
+        pair for pair in pairwise(order) if len({str(_texts_and_numbers(image.stem)) for image in pair}) == 1
+    ]
+    alike = defaultdict[str, list[Path]](list)
+    for image in order:
+        alike[_NUMBER.sub("0", image.stem)].append(image)
+    groups = sorted(alike.values(), key=len)
+    if twins:
+        pair, fault = twins[0], "are one frame by their names"
+    elif len(groups) > 1 and any(_NUMBER.search(image.stem) for image in order):
+        pair, fault = (groups[-1][0], groups[0][0]), "differ in more than a number"
+    else:
+        return
+    raise DataError(
+        f"the boxes number their frames, but {printable(f'{pair[0].name} and {pair[1].name}')} {fault}: remove what "
+        f"is no frame, or count all images in order with --first-frame {1 if first is None else first}"
+    )
 
 
 def _keys_by_name(names: dict[Path, str], boxes: Boxes) -> dict[Path, FrameKey]:
@@ -200,20 +281,31 @@ def _open_video(path: Path, boxes: Boxes, first: int | None, value_range: ValueR
 def _keys_by_index(path: Path, boxes: Boxes, first: int | None) -> dict[int, FrameKey]:
     """The frames of the boxes, by their index in the video."""
     start = boxes.first if first is None else first
+    named = [
+        key
+        for key in boxes.of_frame
+        if isinstance(key, str) and (first is not None or key not in boxes.numbers)
+    ]
+    counter = _read_counter([PurePosixPath(key).stem for key in named]) if named else []
+    numbers = dict(zip(named, counter, strict=False))
     keys: dict[int, FrameKey] = {}
     for key in boxes.of_frame:
         if isinstance(key, int) and start is not None:
             index = key - start
         elif key in boxes.numbers and first is None:
             index = boxes.numbers[key]
+        elif first is None:
+            raise DataError(
+                f"the boxes name their frames ('{key}'), but {path} is a video: say --first-frame 0 or 1, the "
+                "number of its first frame in these names, or give a folder of images"
+            )
+        elif key in numbers:
+            index = numbers[key] - first
         else:
-            number = _last_number(PurePosixPath(str(key)).stem)
-            if first is None or number is None:
-                raise DataError(
-                    f"the boxes name their frames ('{key}'), but {path} is a video: say --first-frame 0 or 1, the "
-                    "number of its first frame in these names, or give a folder of images"
-                )
-            index = number - first
+            raise DataError(
+                f"the boxes name their frames ('{key}'), and the names hold no counter, but {path} is a video: give "
+                "a folder of images"
+            )
         if index in keys:
             raise DataError(f"'{keys[index]}' and '{key}' are the same frame of {path} by their numbers")
         keys[index] = key
