@@ -70,6 +70,13 @@ def test_folders_in_wrong_case_are_read_and_said(root: Path) -> None:
     assert "'visible' read as 'Visible'" in table.notes[0]
 
 
+def test_of_two_folders_for_a_modality_the_exact_name_is_read(root: Path) -> None:
+    shutil.copytree(root / "Thermal", root / "thermal")
+    table = read_regdb(root)
+    assert len(table) == 16
+    assert table.notes == ("ignored 1 entry that is no part of the dataset: thermal",)
+
+
 def _absent(root: Path) -> None:
     for file in (root / "Thermal/12").iterdir():
         file.unlink()
