@@ -68,6 +68,15 @@ def test_the_published_cameras_are_read_without_a_note(published: Path) -> None:
     assert read_llcm(published).notes == ()
 
 
+def test_a_list_appended_to_itself_counts_once(published: Path) -> None:
+    before = read_llcm(published)
+    index = published / "idx/train_vis.txt"
+    index.write_text(f"{index.read_text()}\n{index.read_text()}")
+    table = read_llcm(published)
+    assert table.records() == before.records()
+    assert table.notes[0].startswith("idx/train_vis.txt lists 18 images again, which count once: vis/0001/")
+
+
 UNREAD = "no image was read from test_vis/cam5, where the published dataset has some: unpack it again"
 
 

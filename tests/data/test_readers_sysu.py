@@ -51,6 +51,12 @@ def test_id_files_as_editors_leave_them(root: Path, text: str) -> None:
     assert np.unique(read_sysu(root).select(split="train").pid).tolist() == [1, 2, 5]
 
 
+def test_an_identity_listed_twice_counts_once(root: Path) -> None:
+    before = read_sysu(root).records()
+    (root / "exp/test_id.txt").write_text("10,11,11,0010")
+    assert read_sysu(root).records() == before
+
+
 def test_an_id_file_in_utf16(root: Path) -> None:
     (root / "exp/train_id.txt").write_bytes("1,2,5".encode("utf-16"))
     assert np.unique(read_sysu(root).select(split="train").pid).tolist() == [1, 2, 5]

@@ -136,7 +136,7 @@ class DatasetFolder:
         """Note the cameras of the published dataset without an image in `top`, "" for the root."""
         if absent := sorted(set(published) - set(found)):
             folders = first_of([f"{top}/cam{number}".lstrip("/") for number in absent])
-            self._notes.append(
+            self.note(
                 f"no image was read from {folders}, where the published dataset has some: unpack it again, or "
                 "correct the folder's name or the lists"
             )
@@ -174,6 +174,10 @@ class DatasetFolder:
                 )
             folders[pid] = f"{folder}/{name}"
         return folders
+
+    def note(self, sentence: str) -> None:
+        """Add a sentence to `notes`."""
+        self._notes.append(sentence)
 
     def notes(self) -> list[str]:
         """What was corrected, left out or ignored so far, a sentence each."""
@@ -250,6 +254,8 @@ class ListedImage(NamedTuple):
 def read_idx(folder: DatasetFolder, relative: str, top: str) -> list[ListedImage]:
     """The lines `path label` of an `idx/` file, sorted by path; Windows separators are read as `/`.
 
+    An image that is listed twice is read once, with a note.
+
     Args:
         folder: of the dataset.
         relative: the file.
@@ -293,7 +299,12 @@ def read_idx(folder: DatasetFolder, relative: str, top: str) -> list[ListedImage
             f"{file}: {len(misplaced)} lines name an image outside {top}/, the first is line "
             f"{misplaced[0].line}: {misplaced[0].path}; correct the list"
         )
-    return sorted(listed)
+    unique = {(image.path, image.label): image for image in reversed(listed)}
+    if len(unique) < len(listed):
+        kept = {image.line for image in unique.values()}
+        repeats = [f"{image.path} (line {image.line})" for image in listed if image.line not in kept]
+        folder.note(f"{relative} lists {len(repeats)} images again, which count once: {first_of(repeats, 5)}")
+    return sorted(unique.values())
 
 
 def check_labels(images: Iterable[ListedImage], where: str) -> None:
