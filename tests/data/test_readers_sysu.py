@@ -136,6 +136,12 @@ def test_a_camera_without_images_is_named(root: Path, inside: str) -> None:
     assert list(table.notes[1:]) == ignored
 
 
+def test_splits_that_share_identities_can_be_searched(root: Path) -> None:
+    (root / "exp/val_id.txt").write_text("10,11")
+    table = read_sysu(root, training=False)
+    assert len(table.select(split="val")) == len(table.select(split="test")) == 24
+
+
 def test_identity_folders_in_no_list_are_said(root: Path) -> None:
     trees.write_image(root / "cam1/0099/0001.jpg")
     table = read_sysu(root)
