@@ -53,15 +53,85 @@ def test_a_test_identity_of_one_modality_is_kept_and_said(root: Path) -> None:
         shutil.rmtree(root / f"test_nir/cam{camera}/0030")
     table = read_llcm(root)
     assert 30 in table.pid
-    assert table.notes == (
-        "test: 1 identity seen in one modality only, kept: a query of it has no match in the other modality: 30",
+    assert table.notes[0] == (
+        "test: 1 identity seen in one modality only, kept: a query of it has no match in the other modality: 30"
     )
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Path:
+    """A tree with the published cameras."""
+    return trees.llcm(tmp_path / "published", 1, range(1, 10), (1, 2, 4, 5, 6, 7, 8, 9))
+
+
+def test_the_published_cameras_are_read_without_a_note(published: Path) -> None:
+    assert read_llcm(published).notes == ()
+
+
+def test_a_list_appended_to_itself_counts_once(published: Path) -> None:
+    before = read_llcm(published)
+    index = published / "idx/train_vis.txt"
+    index.write_text(f"{index.read_text()}\n{index.read_text()}")
+    table = read_llcm(published)
+    assert table.records() == before.records()
+    assert table.notes[0].startswith("idx/train_vis.txt lists 18 images again, which count once: vis/0001/")
+
+
+UNREAD = "no image was read from test_vis/cam5, where the published dataset has some: unpack it again"
+
+
+@pytest.mark.parametrize("name", ["camera5", "cam_5", ""])
+def test_a_camera_without_images_is_named(published: Path, name: str) -> None:
+    if name:
+        (published / "test_vis/cam5").rename(published / f"test_vis/{name}")
+    else:
+        shutil.rmtree(published / "test_vis/cam5")
+    table = read_llcm(published)
+    test = table.select(split="test")
+    assert 5 not in test.select(modality=Modality.VISIBLE).camid
+    assert len(test) == 2 * (9 + 8) - 2
+    assert table.notes[0].startswith(UNREAD)
+    ignored = [f"ignored 1 entry that is no part of the dataset: {name}"] if name else []
+    assert list(table.notes[1:]) == ignored
+
+
+@pytest.mark.parametrize("name", ["Cam5", "cam05"])
+def test_a_camera_folder_of_another_spelling_is_read_and_named(published: Path, name: str) -> None:
+    (published / "test_vis/cam5").rename(published / f"test_vis/{name}")
+    table = read_llcm(published)
+    assert len(table.select(split="test")) == 2 * (9 + 8)
+    assert table.notes == (f"names differ from the published layout: '{name}' read as 'test_vis/cam5'",)
+
+
+def test_of_two_folders_for_a_camera_the_exact_name_is_read(published: Path) -> None:
+    shutil.copytree(published / "test_vis/cam4", published / "test_vis/Cam4")
+    table = read_llcm(published)
+    assert "test_vis/cam4/0002/0002_c04_s0000_f10_vis.jpg" in table.path
+    assert table.notes == ("ignored 1 entry that is no part of the dataset: Cam4",)
+    for second in ("CAM4", "cam04"):
+        (published / "test_vis/cam4").rename(published / f"test_vis/{second}")
+        with pytest.raises(DataError, match=rf"holds .*{second}.*: which one is 'cam4'\? Keep one of them"):
+            read_llcm(published)
+        (published / f"test_vis/{second}").rename(published / "test_vis/cam4")
 
 
 def _no_camera(root: Path) -> None:
     index = root / "idx/train_vis.txt"
     trees.write_image(root / "vis/0001/plain.jpg")
     index.write_text(index.read_text() + "\nvis/0001/plain.jpg 0")
+
+
+def _append_infrared(root: Path) -> None:
+    lines = (root / "idx/train_nir.txt").read_text().splitlines()[:3]
+    index = root / "idx/train_vis.txt"
+    index.write_text("\n".join([index.read_text(), *lines]))
+
+
+def _swap_lists(root: Path) -> None:
+    visible, infrared = root / "idx/train_vis.txt", root / "idx/train_nir.txt"
+    text = visible.read_text()
+    visible.write_text(infrared.read_text())
+    infrared.write_text(text)
 
 
 def _no_camera_folders(root: Path) -> None:
@@ -85,6 +155,11 @@ BROKEN: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         _no_camera,
         ["1 training images hold no camera like '_c03_'", "vis/0001/plain.jpg"],
     ),
+    "infrared images in the visible list": (
+        _append_infrared,
+        ["train_vis.txt: 3 lines name an image outside vis/, the first is line 9: nir/0001/"],
+    ),
+    "lists swapped": (_swap_lists, ["train_vis.txt: 8 lines name an image outside vis/", "line 1: nir/"]),
     "no camera folder": (_no_camera_folders, ["test_vis holds no camera folder", "Expected:"]),
 }
 

@@ -70,6 +70,35 @@ def test_folders_in_wrong_case_are_read_and_said(root: Path) -> None:
     assert "'visible' read as 'Visible'" in table.notes[0]
 
 
+def test_of_two_folders_for_a_modality_the_exact_name_is_read(root: Path) -> None:
+    shutil.copytree(root / "Thermal", root / "thermal")
+    table = read_regdb(root)
+    assert len(table) == 16
+    assert table.notes == ("ignored 1 entry that is no part of the dataset: thermal",)
+
+
+@pytest.mark.parametrize(
+    "spell", [str, lambda line: "./" + line.replace("Thermal/", "thermal\\")], ids=["same", "other spelling"]
+)
+def test_an_image_listed_twice_counts_once(root: Path, spell: Callable[[str], str]) -> None:
+    before = read_regdb(root)
+    edit(
+        root / "idx/test_thermal_1.txt", lambda s: s + "".join(spell(line) for line in s.splitlines(True)[:3])
+    )
+    table = read_regdb(root)
+    assert table.records() == before.records()
+    assert table.notes[0] == (
+        "idx/test_thermal_1.txt lists 3 images again, which count once: Thermal/2/t_0.bmp (line 5), "
+        "Thermal/2/t_1.bmp (line 6), Thermal/12/t_0.bmp (line 7)"
+    )
+
+
+def test_an_image_listed_with_two_labels_is_refused(root: Path) -> None:
+    edit(root / "idx/test_thermal_1.txt", lambda s: s + "Thermal/2/t_0.bmp 1\n")
+    with pytest.raises(DataError, match=r"label 1 is given to folders \[2, 12\]"):
+        read_regdb(root)
+
+
 def _absent(root: Path) -> None:
     for file in (root / "Thermal/12").iterdir():
         file.unlink()

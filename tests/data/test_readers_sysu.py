@@ -51,6 +51,12 @@ def test_id_files_as_editors_leave_them(root: Path, text: str) -> None:
     assert np.unique(read_sysu(root).select(split="train").pid).tolist() == [1, 2, 5]
 
 
+def test_an_identity_listed_twice_counts_once(root: Path) -> None:
+    before = read_sysu(root).records()
+    (root / "exp/test_id.txt").write_text("10,11,11,0010")
+    assert read_sysu(root).records() == before
+
+
 def test_an_id_file_in_utf16(root: Path) -> None:
     (root / "exp/train_id.txt").write_bytes("1,2,5".encode("utf-16"))
     assert np.unique(read_sysu(root).select(split="train").pid).tolist() == [1, 2, 5]
@@ -97,6 +103,7 @@ def test_wrong_case_is_read_and_said(root: Path) -> None:
 def test_two_folders_that_differ_in_case_only(root: Path) -> None:
     shutil.copytree(root / "cam1", root / "CAM1")
     assert len(read_sysu(root)) == 72  # the exact name wins
+    assert read_sysu(root).notes == ("ignored 1 entry that is no part of the dataset: CAM1",)
     (root / "cam1").rename(root / "Cam1")
     with pytest.raises(DataError, match=r"holds CAM1, Cam1: which one is 'cam1'"):
         read_sysu(root)
@@ -114,6 +121,25 @@ def test_extra_files_are_ignored_and_counted(root: Path) -> None:
     assert len(table) == 72
     assert [note for note in table.notes if note.startswith("ignored 6 entries")]
     assert "Thumbs.db" in table.notes[0]
+
+
+@pytest.mark.parametrize("inside", ["", "cam5"])
+def test_a_camera_without_images_is_named(root: Path, inside: str) -> None:
+    """The camera's folder is empty, or unpacked twice."""
+    (root / "cam5").rename(root / "outside")
+    (root / "cam5").mkdir()
+    (root / "outside").rename(root / "cam5" / inside if inside else root / "elsewhere")
+    table = read_sysu(root)
+    assert len(table) == 60
+    assert table.notes[0].startswith("no image was read from cam5, where the published dataset has some")
+    ignored = [f"ignored 1 entry that is no part of the dataset: {inside}"] if inside else []
+    assert list(table.notes[1:]) == ignored
+
+
+def test_splits_that_share_identities_can_be_searched(root: Path) -> None:
+    (root / "exp/val_id.txt").write_text("10,11")
+    table = read_sysu(root, training=False)
+    assert len(table.select(split="val")) == len(table.select(split="test")) == 24
 
 
 def test_identity_folders_in_no_list_are_said(root: Path) -> None:

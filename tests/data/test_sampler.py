@@ -132,6 +132,15 @@ def test_arguments_out_of_range(options: dict[str, int]) -> None:
         IdentityModalitySampler(pids, modality, **{"identities": 2, **options})
 
 
+def test_an_epoch_too_long_to_draw_names_the_settings() -> None:
+    pids, modality = made([(4, 4)] * 5)
+    assert IdentityModalitySampler(pids, modality, identities=2, steps=100_000).steps == 100_000
+    with pytest.raises(
+        DataError, match=r"epoch of 3,000,000 batches .* at most 100,000 .* and more training\.epochs"
+    ):
+        IdentityModalitySampler(pids, modality, identities=2, steps=3_000_000)
+
+
 def test_lengths_must_agree() -> None:
     with pytest.raises(DataError, match="one identity and one modality a row"):
         IdentityModalitySampler(np.arange(3), np.zeros(4, dtype=np.uint8))

@@ -27,6 +27,55 @@ def test_records_and_columns_are_the_same_thing() -> None:
     assert Record("x", 1, V).camid == NO_CAMERA
 
 
+def test_words_of_a_csv_are_read_in_records() -> None:
+    record = Record("a.jpg", np.int64(3), "thermal", 2.0, "Testing", "probe")  # type: ignore[arg-type]
+    read = Table.from_records("x", Path(), [record]).records()
+    assert read == [Record("a.jpg", 3, I, 2, "test", "query")]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"split": "Tst"}, "split 'Tst' is none of train, val, test"),
+        ({"split": None}, "split 'None' is none of"),
+        ({"role": "galery"}, r"role 'galery' is neither query nor gallery \(leave it empty for both\)"),
+        ({"modality": "blue"}, "unknown modality 'blue': say visible or infrared"),
+        ({"pid": "7"}, "pid is '7': give a whole number from 0 on, -1 where unknown"),
+        ({"pid": 7.5}, "pid is 7.5: give"),
+        ({"pid": None}, "pid is None: give"),
+        ({"pid": -5}, "pid is -5: give"),
+        ({"pid": float("nan")}, "pid is nan: give"),
+        ({"camid": "cam3"}, "camid is 'cam3': give a whole number from 0 on, -1 where unknown"),
+        ({"camid": -2}, "camid is -2: give"),
+        ({"camid": 2**63}, "the number of the camera does not fit 64 bits: 9.223e"),
+    ],
+    ids=str,
+)
+def test_a_value_that_no_table_holds_is_refused_with_its_record(change, message) -> None:
+    records = [*RECORDS[:2], RECORDS[2]._replace(**change)]
+    with pytest.raises(DataError, match=rf"^record 2 \('cam3/7/a.jpg'\): {message}"):
+        Table.from_records("x", Path(), records)
+
+
+def test_a_number_without_a_name_is_refused() -> None:
+    with pytest.raises(DataError, match=r"record 0 .* pid is 2, but pid_names holds 2 names"):
+        Table.from_records("x", Path(), [Record("a", 2, V)], pid_names=["anna", "bob"])
+
+
+@pytest.mark.parametrize("path", ["cam2/7/b.jpg", "./cam2//7/b.jpg", "/data/cam2/7/b.jpg"])
+def test_an_image_in_two_records_is_refused(path: str) -> None:
+    with pytest.raises(
+        DataError, match=r"^record 4 \('.*'\): record 0 is the same image: give an image once"
+    ):
+        Table.from_records("x", Path("/data"), [*RECORDS, RECORDS[0]._replace(path=path)])
+
+
+def test_images_without_a_split_are_counted() -> None:
+    records = [*RECORDS[:3], RECORDS[3]._replace(split="")]
+    read = Table.from_records("x", Path(), records, notes=["first"])
+    assert read.notes == ("first", "images without a split, neither trained on nor evaluated: 1")
+
+
 def test_selection_keeps_order_and_types() -> None:
     test = table().select(split="test", modality=V)
     assert test.path.tolist() == ["cam2/7/b.jpg", "cam2/7/a.jpg"]

@@ -56,10 +56,12 @@ def regdb(root: Path, images: int = 2, trials: Iterable[int] = (1, 2)) -> Path:
     return root
 
 
-def llcm(root: Path, images: int = 2) -> Path:
-    """An LLCM tree: cameras 1 and 3 visible, 1 and 2 infrared."""
+def llcm(
+    root: Path, images: int = 2, visible: Iterable[int] = (1, 3), infrared: Iterable[int] = (1, 2)
+) -> Path:
+    """An LLCM tree with some cameras in each modality; the published one has 1 to 9, and 3 in visible only."""
     (root / "idx").mkdir(parents=True)
-    for kind, cams in (("vis", (1, 3)), ("nir", (1, 2))):
+    for kind, cams in (("vis", visible), ("nir", infrared)):
         lines = []
         for label, pid in enumerate(LLCM_IDS["train"]):
             for cam in cams:

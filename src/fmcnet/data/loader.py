@@ -27,6 +27,9 @@ from fmcnet.distributed import seeded_generator
 from fmcnet.errors import ConfigError, DataError
 from fmcnet.types import IntArray, Modality
 
+MAX_STEPS = 100_000
+"""Most batches that an epoch may be set to: drawing them takes about 7 s and 300 MB, before its first step."""
+
 
 class ImageIndex(NamedTuple):
     """One image of a batch: the sampler yields it, and `TrainingImages` takes it as the index of an item.
@@ -56,8 +59,8 @@ class IdentityModalitySampler(Sampler[list[ImageIndex]]):
         seed: of all draws.
         rank: this process, 0..world-1.
         world: number of processes.
-        steps: batches an epoch; default: as many as it takes for as many draws as the larger modality has
-            images, `ceil(max(N_visible, N_infrared) / (world * P * K))` over the identities in use.
+        steps: batches an epoch, at most `MAX_STEPS`; default: as many as it takes for as many draws as the larger
+            modality has images, `ceil(max(N_visible, N_infrared) / (world * P * K))` over the identities in use.
         multiple: the default number of steps is rounded up to a multiple of it.
 
     Attributes:
@@ -85,6 +88,11 @@ class IdentityModalitySampler(Sampler[list[ImageIndex]]):
         if identities < 1 or images < 1 or (steps is not None and steps < 1):
             raise DataError(
                 f"identities, images and steps must be at least 1, got {identities}, {images}, {steps}"
+            )
+        if steps is not None and steps > MAX_STEPS:
+            raise DataError(
+                f"an epoch of {steps:,} batches is too long, as all are drawn before its first step: take at most "
+                f"{MAX_STEPS:,} (training.steps_per_epoch times training.accumulate) and more training.epochs"
             )
         if not 0 <= rank < world:
             raise DataError(f"rank {rank} is not among the {world} processes 0..{world - 1}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -13,11 +14,16 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fmcnet.errors import DataError
+from fmcnet.errors import DataError, FmcnetError
 from fmcnet.identities import identity_number, parse_identity
 from fmcnet.types import NO_CAMERA, NO_PID, IntArray, Modality, check_arrays, parse_modality
 
 SPLITS = ("train", "val", "test")
+SPLIT_WORDS = {name: name for name in ("", *SPLITS)}
+SPLIT_WORDS |= {"training": "train", "validation": "val", "valid": "val", "testing": "test"}
+"""Words for the splits in records and CSVs, in lower case."""
+ROLE_WORDS = {"": "", "both": "", "query": "query", "probe": "query", "gallery": "gallery"}
+"""Words for the roles in records and CSVs, in lower case."""
 
 
 class Record(NamedTuple):
@@ -104,19 +110,18 @@ class Table:
         Args:
             name: what was read: "sysu", "regdb", "llcm", "csv"...
             root: the folder that the records' paths are relative to.
-            records: the rows.
+            records: the rows. `split`, `role` and `modality` may also be words that a CSV takes, such as "probe".
             pid_names: for identities that are not numbers: name of pid i at position i.
             notes: sentences for the user, on what was corrected or left out.
 
         Raises:
-            DataError: for an identity or camera that does not fit 64 bits.
+            DataError: for a value that a table cannot hold, or an image twice in a split; names the record.
         """
-        for record in records:
-            for label, number in (("identity", record.pid), ("camera", record.camid)):
-                if not -(2**63) <= number < 2**63:
-                    raise DataError(
-                        f"{record.path}: the number of the {label} does not fit 64 bits: {number:.4g}"
-                    )
+        records = _checked(root, records, len(pid_names))
+        notes = [*notes]
+        without_split = sum(not record.split for record in records)
+        if 0 < without_split < len(records):
+            notes.append(f"images without a split, neither trained on nor evaluated: {without_split}")
         dtypes = {"pid": np.int64, "camid": np.int64}
         columns: dict[str, Any] = {
             column: np.array([getattr(record, column) for record in records], dtypes.get(column, np.str_))
@@ -257,6 +262,48 @@ class Table:
             Record(path, pid, Modality.from_code(code), *others)
             for path, pid, code, *others in zip(*columns, strict=True)
         ]
+
+
+def _checked(root: Path, records: Sequence[Record], num_names: int) -> list[Record]:
+    """The records in a table's vocabulary; DataError names the first that has a fault."""
+    checked: list[Record] = []
+    first_row: dict[tuple[str, str], int] = {}
+    for row, record in enumerate(records):
+        try:
+            pid = _whole_number("pid", record.pid, NO_PID)
+            camid = _whole_number("camid", record.camid, NO_CAMERA)
+            if num_names and pid >= num_names:
+                raise DataError(f"pid is {pid}, but pid_names holds {num_names} names: give each pid a name")
+            split, role = SPLIT_WORDS.get(str(record.split).lower()), ROLE_WORDS.get(str(record.role).lower())
+            if split is None:
+                raise DataError(f"split '{record.split}' is none of {', '.join(SPLITS)}")
+            if role is None:
+                raise DataError(
+                    f"role '{record.role}' is neither query nor gallery (leave it empty for both)"
+                )
+            path = os.path.normpath(os.path.join(root, record.path))  # noqa: PTH118
+            first = first_row.setdefault((path, split), row)
+            if first != row:
+                raise DataError(f"record {first} is the same image: give an image once")
+            modality = parse_modality(record.modality)
+        except FmcnetError as error:
+            raise DataError(f"record {row} ('{record.path}'): {error}") from error
+        checked.append(record._replace(pid=pid, camid=camid, split=split, role=role, modality=modality))
+    return checked
+
+
+def _whole_number(column: str, value: Any, unknown: int) -> int:
+    """A number of a record as an int; DataError: no whole number, or below `unknown`."""
+    try:
+        number = int(value)
+    except (TypeError, ValueError, OverflowError):
+        number = unknown - 1
+    if number < unknown or number != value:
+        raise DataError(f"{column} is {value!r}: give a whole number from 0 on, {unknown} where unknown")
+    if number >= 2**63:
+        label = {"pid": "identity", "camid": "camera"}[column]
+        raise DataError(f"the number of the {label} does not fit 64 bits: {number:.4g}")
+    return number
 
 
 def fingerprint(table: Table, *columns: NDArray[np.str_]) -> str:

@@ -20,6 +20,8 @@ from fmcnet.errors import DataError, first_of
 from fmcnet.parsing import read_text
 from fmcnet.types import Modality
 
+_CAMERA_FOLDER = re.compile(r"cam(\d+)", re.IGNORECASE)
+
 MANIFEST = "generated.json"
 """In the folder of a generated dataset."""
 
@@ -49,6 +51,7 @@ class DatasetFolder:
         self._listings: dict[str, dict[str, bool]] = {}
         self._corrected: dict[str, str] = {}
         self._ignored: dict[str, str] = {}
+        self._notes: list[str] = []
         if not self.root.exists():
             raise self.error(f"the folder {self.root} does not exist: check the path")
         if not self.root.is_dir():
@@ -84,24 +87,59 @@ class DatasetFolder:
             names = self.entries(folder)
             if part not in names:
                 matches = [name for name in names if name.lower() == part.lower()]
-                if len(matches) > 1:
-                    raise DataError(
-                        f"{self.root / folder} holds {', '.join(matches)}: which one is '{part}'? Keep one of them"
-                    )
                 if not matches:
                     return None
-                if not is_last or names[matches[0]]:
-                    self._corrected[f"{folder}/{part}".lstrip("/")] = matches[0]
-                part = matches[0]
+                part = self._choose(folder, part, matches)
             folder = f"{folder}/{part}" if folder else part
             if not is_last and not names[part]:
                 return None
         return folder
 
     def find_folder(self, relative: str) -> str | None:
-        """Like `find`; None where the name is a file."""
+        """Like `find`; None where the name is a file. Folders of other letter case beside it are ignored."""
         found = self.find(relative)
-        return found if found is not None and (self.root / found).is_dir() else None
+        if found is None or not (self.root / found).is_dir():
+            return None
+        parent, _, name = found.rpartition("/")
+        folders = [other for other, is_folder in self.entries(parent).items() if is_folder]
+        self._choose(parent, name, [other for other in folders if other.lower() == name.lower()])
+        return found
+
+    def _choose(self, folder: str, expected: str, names: Sequence[str]) -> str:
+        """Of the names in a folder that fit an expected one: itself, the others ignored; or the only one."""
+        if expected not in names and len(names) > 1:
+            raise DataError(
+                f"{self.root / folder} holds {', '.join(names)}: which one is '{expected}'? Keep one of them"
+            )
+        chosen = expected if expected in names else names[0]
+        self._ignored |= {f"{folder}/{name}".lstrip("/"): name for name in names if name != chosen}
+        if chosen != expected and self.entries(folder)[chosen]:
+            self._corrected[f"{folder}/{expected}".lstrip("/")] = chosen
+        return chosen
+
+    def camera_folders(self, top: str) -> dict[int, str]:
+        """Camera -> its folder, for `cam1`, `cam2`... inside `top`, sorted; DataError: `Cam1` and `CAM1`."""
+        spellings = defaultdict[int, list[str]](list)
+        for name, is_folder in self.entries(top).items():
+            match = _CAMERA_FOLDER.fullmatch(name) if is_folder else None
+            number = number_of(match[1]) if match else None
+            if number is None:
+                self._ignored[f"{top}/{name}"] = name
+            else:
+                spellings[number].append(name)
+        return {
+            number: f"{top}/{self._choose(top, f'cam{number}', names)}"
+            for number, names in sorted(spellings.items())
+        }
+
+    def note_cameras(self, top: str, published: Iterable[int], found: Iterable[int]) -> None:
+        """Note the cameras of the published dataset without an image in `top`, "" for the root."""
+        if absent := sorted(set(published) - set(found)):
+            folders = first_of([f"{top}/cam{number}".lstrip("/") for number in absent])
+            self.note(
+                f"no image was read from {folders}, where the published dataset has some: unpack it again, or "
+                "correct the folder's name or the lists"
+            )
 
     def exists(self, relative: str) -> bool:
         """Whether a path exists, in any letter case."""
@@ -137,14 +175,18 @@ class DatasetFolder:
             folders[pid] = f"{folder}/{name}"
         return folders
 
+    def note(self, sentence: str) -> None:
+        """Add a sentence to `notes`."""
+        self._notes.append(sentence)
+
     def notes(self) -> list[str]:
-        """What was corrected or ignored so far, a sentence each."""
-        notes = []
+        """What was corrected, left out or ignored so far, a sentence each."""
+        notes = [*self._notes]
         if self._corrected:
             pairs = [
                 f"'{on_disk}' read as '{expected}'" for expected, on_disk in sorted(self._corrected.items())
             ]
-            notes.append(f"letter case differs from the published layout: {first_of(pairs, 6)}")
+            notes.append(f"names differ from the published layout: {first_of(pairs, 6)}")
         if self._ignored:
             counts = Counter("._*" if name.startswith("._") else name for name in self._ignored.values())
             names = sorted(counts, key=lambda name: (-counts[name], name))
@@ -209,12 +251,19 @@ class ListedImage(NamedTuple):
     pid: int
 
 
-def read_idx(folder: DatasetFolder, relative: str) -> list[ListedImage]:
+def read_idx(folder: DatasetFolder, relative: str, top: str) -> list[ListedImage]:
     """The lines `path label` of an `idx/` file, sorted by path; Windows separators are read as `/`.
+
+    An image that is listed twice is read once, with a note.
+
+    Args:
+        folder: of the dataset.
+        relative: the file.
+        top: the folder of all its images, such as "Visible".
 
     Raises:
         DataError: the file is missing or empty, lines are malformed, images are absent (all counted, the first ten
-            shown), or an image lies in a folder that is not a number.
+            shown) or outside `top`, or an image lies in a folder that is not a number.
     """
     path_on_disk = folder.find(relative)
     if path_on_disk is None:
@@ -245,7 +294,17 @@ def read_idx(folder: DatasetFolder, relative: str) -> list[ListedImage]:
         )
     if not listed:
         raise DataError(f"{file} lists no image: the split would be empty; restore the file")
-    return sorted(listed)
+    if misplaced := [image for image in listed if image.path.split("/")[0].lower() != top.lower()]:
+        raise DataError(
+            f"{file}: {len(misplaced)} lines name an image outside {top}/, the first is line "
+            f"{misplaced[0].line}: {misplaced[0].path}; correct the list"
+        )
+    unique = {(image.path, image.label): image for image in reversed(listed)}
+    if len(unique) < len(listed):
+        kept = {image.line for image in unique.values()}
+        repeats = [f"{image.path} (line {image.line})" for image in listed if image.line not in kept]
+        folder.note(f"{relative} lists {len(repeats)} images again, which count once: {first_of(repeats, 5)}")
+    return sorted(unique.values())
 
 
 def check_labels(images: Iterable[ListedImage], where: str) -> None:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from fmcnet.data.pixels import parse_range
 from fmcnet.data.readers.common import check_splits, number_of, read_lines
-from fmcnet.data.table import SPLITS, Record, Table
+from fmcnet.data.table import ROLE_WORDS, SPLIT_WORDS, SPLITS, Record, Table
 from fmcnet.errors import MOST_FAULTS, DataError, refuse_faults
 from fmcnet.files import write_rows
 from fmcnet.identities import near_identities, parse_identity
@@ -47,9 +47,6 @@ TEST_SHARE = 0.3
 HELD_OUT = "no split column"
 """The beginning of the note on the identities held out for test."""
 
-_SPLITS = {name: name for name in ("", *SPLITS)}
-_SPLITS |= {"training": "train", "validation": "val", "valid": "val", "testing": "test"}
-_ROLES = {"": "", "both": "", "query": "query", "probe": "query", "gallery": "gallery"}
 MISSING = "there is no file"
 _FRACTION = re.compile(r"(?<=[0-9])(?:\.0+|,00?)$")
 """Of a whole number in a column that a spreadsheet or pandas took for decimals; 1,000 is a thousand."""
@@ -298,18 +295,18 @@ def _parse_row(
     except DataError as error:
         faults.append(str(error).removeprefix("--"))
     split, role = cells.get("split", "").lower(), cells.get("role", "").lower()
-    if split not in _SPLITS:
+    if split not in SPLIT_WORDS:
         hint = "; queries and gallery have a column role" if split in ("query", "gallery") else ""
         faults.append(f"split '{split}' is none of {', '.join(SPLITS)}{hint}")
-    if role not in _ROLES:
+    if role not in ROLE_WORDS:
         faults.append(f"role '{role}' is neither query nor gallery (leave it empty for both)")
     record = Record(
         path=cells["path"],
         pid=NO_PID,
         modality=modality or Modality.VISIBLE,
         camid=NO_CAMERA if number is None else number,
-        split=_SPLITS.get(split, split),
-        role=_ROLES.get(role, ""),
+        split=SPLIT_WORDS.get(split, split),
+        role=ROLE_WORDS.get(role, ""),
         time=_joined_time(cells.get("date", ""), cells.get("time", "")),
         **{name: cells.get(name, "") for name in Table.TEXTS},
     )

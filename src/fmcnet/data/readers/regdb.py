@@ -50,13 +50,7 @@ def read_regdb(root: str | Path, trial: int = 1, *, training: bool = True) -> Ta
         listed = []
         for kind, (modality, camera) in KINDS.items():
             name = lists[split, kind]
-            images = read_idx(folder, name)
-            if misplaced := [image for image in images if image.path.split("/")[0].lower() != kind]:
-                first = min(misplaced, key=lambda image: image.line)
-                raise DataError(
-                    f"{folder.root / name}: {len(misplaced)} lines name an image outside {kind.capitalize()}/, the "
-                    f"first is line {first.line}: {first.path}"
-                )
+            images = read_idx(folder, name, kind.capitalize())
             listed += images
             records += [Record(image.path, image.pid, modality, camera, split) for image in images]
         check_labels(listed, f"{folder.root}/idx, {split} split {trial}")

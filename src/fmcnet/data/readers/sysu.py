@@ -54,6 +54,7 @@ def read_sysu(root: str | Path, *, training: bool = True) -> Table:
             f"{folder.root}: {len(absent)} identities are listed in exp/ but have no image in any camera: "
             f"{first_of(absent, 20)}; unpack the missing images or correct the lists"
         )
+    folder.note_cameras("", range(1, len(CAMERAS) + 1), {record.camid for record in records})
     if training:
         records, split_notes = check_splits(records, str(folder.root))
         notes += split_notes
