@@ -103,6 +103,35 @@ def test_a_permutation_of_other_data_is_refused(tmp_path):
         sysu(draw="seeded").trials(twice)
 
 
+def test_the_official_draw_needs_exactly_the_images_that_the_permutation_counts(tmp_path):
+    path, cells = write_permutation(tmp_path / "rand_perm_cam.mat", sizes=8)
+    e = benchmark([1, 2, 3, 4, 5, 6], per_camera=8)
+    protocol = sysu(permutation=path)
+    drawn = protocol.trials(e)
+    there = (e.pid == 5) & (e.camid == 2)
+    lost = e.take(~(there & (e.index == 4)))
+    renumbered = replace(lost, index=lost.index - ((lost.pid == 5) & (lost.camid == 2) & (lost.index > 4)))
+    copied = e.take(np.r_[np.flatnonzero(there)[:1], np.arange(len(e))])
+    copied.index[0] = 9
+    for wrong, count in ((lost, "only 7"), (renumbered, "only 7"), (copied, "9"), (e.take(~there), "only 0")):
+        text = f"rand_perm_cam.mat counts 8 images of identity 5, camera 2, but the embeddings hold {count} images"
+        with pytest.raises(ProtocolError, match=text):
+            protocol.trials(wrong)
+        assert len(sysu(draw="seeded").trials(wrong)) == 10
+    with pytest.raises(ProtocolError, match="'index' of identity 2, camera 1 is not 1 to 8"):
+        protocol.trials(replace(e, index=e.index - 1))
+    cells[0, 0][1, 0][3, 7] = cells[0, 0][1, 0][3, 6]
+    savemat(tmp_path / "damaged.mat", {"rand_perm_cam": cells})
+    with pytest.raises(ProtocolError, match="a row of identity 2, camera 1 does not hold 1 to 8"):
+        sysu(permutation=tmp_path / "damaged.mat").trials(e)
+    for part in (e.pid != 5, e.camid != 2):  # identities or cameras as a whole may be left out
+        kept = e.take(part)
+        for (_, whole), (_, gallery) in zip(drawn, protocol.trials(kept), strict=True):
+            expected = whole[part[whole]]
+            for label in ("pid", "camid", "index"):
+                assert (getattr(kept, label)[gallery] == getattr(e, label)[expected]).all()
+
+
 def test_sentences_name_draw_shots_skip_counting_and_direction(tmp_path):
     said = sysu("indoor", 1, "seeded").sentence()
     for part in ("indoor", "cameras 3, 6 searched in visible images of cameras 1, 2", "1 image", "seeds 0 to 9",
