@@ -187,7 +187,11 @@ def test_ones_own_data_without_cameras():
     e = embeddings(generator.standard_normal((60, 3)), pid, [-1] * 60, modality, index)
     plain = evaluate(e, custom()).trials[0]
     for rule in ("same_camera", "same_identity_and_camera", [(-1, -1)]):
-        assert evaluate(e, custom(skip=rule)).trials[0] == plain  # no camera, no camera rule
+        with pytest.raises(ProtocolError, match="no query image has a camera, so nothing would be skipped"):
+            evaluate(e, custom(skip=rule))
+    few_cameras = replace(e, camid=np.r_[1, 2, [-1] * 58])
+    for rule in ("same_camera", "same_identity_and_camera"):
+        assert evaluate(few_cameras, custom(skip=rule)).trials[0] == plain  # no camera, no camera rule
     few = custom(shots=1, trials=4, seed=7)
     assert {len(g) for _, g in few.trials(e)} == {6}
     assert len({tuple(g) for _, g in few.trials(e)}) > 1
@@ -195,6 +199,41 @@ def test_ones_own_data_without_cameras():
     query, gallery = custom().trials(e, query_mask=roles, gallery_mask=~roles)[0]
     assert (query < 20).all()
     assert (gallery >= 20).all()
+
+
+@pytest.mark.parametrize("rule", ["same_camera", "same_identity_and_camera", [(3, 2)]])
+@pytest.mark.parametrize("side", ["query", "gallery"])
+def test_a_camera_rule_needs_cameras_in_both_sets(rule, side):
+    e = benchmark([1, 2, 3, 4, 5, 6])
+    without = (e.modality == 1) == (side == "query")
+    text = f"no {side} image has a camera, so nothing would be skipped: give cameras"
+    half = replace(e, camid=np.where(without, -1, e.camid))
+    with pytest.raises(ProtocolError, match=text):
+        custom(skip=rule).trials(half)
+    mixed = {"query_mask": e.modality == 1, "gallery_mask": e.modality == 0}
+    with pytest.raises(ProtocolError, match=text):
+        custom(None, None, skip=rule).trials(half, **mixed)
+    assert custom(skip=rule).trials(e)
+    with pytest.raises(ProtocolError, match=text):
+        llcm(direction="i2v").trials(half)
+
+
+def test_pairs_of_cameras_fit_the_images():
+    e = benchmark([1, 2, 3, 4, 5, 6])
+    with pytest.raises(
+        ProtocolError, match="no image to be evaluated is of camera 20: known are 1, 2, 3, 4, 5, 6"
+    ):
+        custom(skip=[(3, 2), (30, 20)]).trials(e)
+    turned = r"no pair of skip is \(query camera, gallery camera\): queries are of cameras 3, 6, gallery images of 1"
+    with pytest.raises(ProtocolError, match=turned):
+        custom(skip=[(2, 3)]).trials(e)
+    expected = evaluate(e, custom(skip=[(3, 2)])).trials
+    assert evaluate(e, custom(skip=[(2, 3), (3, 2)])).trials == expected
+    assert evaluate(e, custom(skip=np.array([[3.0, 2.0]]))).trials == expected
+    assert custom(skip=[(3, 2)]).trials(
+        e, query_mask=e.camid == 6
+    )  # a subset to which the rule does not apply
+    assert sysu(draw="seeded").trials(e.take((e.camid != 2) & (e.camid != 3)))
 
 
 def test_an_image_is_never_its_own_match():
@@ -223,6 +262,10 @@ def test_an_image_is_never_its_own_match():
         (lambda: custom(trials=3), "without shots"),
         (lambda: custom(skip="camera"), "skip rule 'camera'"),
         (lambda: custom(skip="camera_pairs"), "goes with a list"),
+        (lambda: custom(skip=[(3.7, 2.9)]), r"skip is '\[\(3.7, 2.9\)\]': .* pairs .* of whole numbers"),
+        (lambda: custom(skip=[3, 2]), r"skip is '\[3, 2\]': give a rule's name, or pairs"),
+        (lambda: custom(skip=[("yard", "gate")]), "of whole numbers"),
+        (lambda: custom(skip=3), "skip is '3': give a rule's name"),
         (lambda: custom(shots=0), "shots must be 1 or more"),
     ],
 )

@@ -176,6 +176,23 @@ def test_given_sets_are_held_against_the_direction(tmp_path):
         score_file(contradiction, "sysu", direction="v2i")
 
 
+def test_a_camera_rule_needs_the_cameras_of_both_sets(tmp_path, caplog):
+    (tmp_path / "own.yaml").write_text("skip: same_camera\n")
+    content = two_sets()
+    content["gallery_cams"] = content.pop("gallery_cam")
+    with pytest.raises(
+        ProtocolError, match="own: no gallery image has a camera, so nothing would be skipped"
+    ):
+        score_file(save(tmp_path, **content), tmp_path / "own.yaml")
+    assert "the array 'gallery_cams' is not read: name it gallery_cam" in caplog.text
+    for protocol, options in (("sysu", {}), ("llcm", {"direction": "i2v"})):
+        score_file(save(tmp_path, **two_sets()), protocol, **options)
+        for side in ("query", "gallery"):
+            unknown = save(tmp_path, **two_sets(**{f"{side}_cam": (-1,) * 4}))
+            with pytest.raises(ProtocolError, match=f"no {side} image has a camera"):
+                score_file(unknown, protocol, **options)
+
+
 def test_other_data_does_not_pass_for_the_benchmark(tmp_path):
     told = save(tmp_path, **two_sets(query_modality=np.ones(4), gallery_modality=np.zeros(4)))
     found = score_file(told, "regdb", direction="t2v").protocol

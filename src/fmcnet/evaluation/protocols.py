@@ -68,10 +68,12 @@ class SkipRule:
             identity); "camera_pairs" (SYSU-MM01's rule: every gallery image of a camera that is paired with
             the query's).
         pairs: for "camera_pairs", the pairs (query camera, gallery camera).
+        partial: the images may lack cameras of `pairs`, as a part of SYSU-MM01 does.
     """
 
     kind: SkipKind = "none"
     pairs: tuple[tuple[int, int], ...] = ()
+    partial: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in ("none", "same_identity_and_camera", "same_camera", "camera_pairs"):
@@ -84,14 +86,26 @@ class SkipRule:
 
     @staticmethod
     def of(rule: str | Iterable[tuple[int, int]] | SkipRule | None) -> SkipRule:
-        """A rule from its name, from pairs of cameras, or from None (skip nothing)."""
+        """A rule from its name, from pairs of cameras, or from None (skip nothing).
+
+        Raises:
+            ProtocolError: for anything else.
+        """
         if isinstance(rule, SkipRule):
             return rule
         if rule is None:
             return SkipRule()
         if isinstance(rule, str):
             return SkipRule(kind=rule)  # type: ignore[arg-type]  # checked on construction
-        return SkipRule("camera_pairs", tuple(sorted((int(a), int(b)) for a, b in rule)))
+        try:
+            pairs = [(float(query), float(gallery)) for query, gallery in rule]
+        except (TypeError, ValueError):
+            pairs = [(np.nan, np.nan)]
+        if not all(camera.is_integer() for pair in pairs for camera in pair):
+            raise ProtocolError(
+                f"skip is {str(rule)!r:.60}: give a rule's name, or pairs (query camera, gallery camera) of whole numbers"
+            )
+        return SkipRule("camera_pairs", tuple(sorted((int(query), int(gallery)) for query, gallery in pairs)))
 
     @property
     def hides_others(self) -> bool:
@@ -227,7 +241,8 @@ class Protocol:
             gallery_mask: (N,) bool; only these rows may be searched.
 
         Raises:
-            ProtocolError: when a set is empty or an image has no identity, or the draw does not fit.
+            ProtocolError: when a set is empty, an image has no identity, the draw does not fit, or the skip rule
+                would skip nothing because a set has no cameras or no image is of a pair's.
         """
         is_distractor = np.isin(embeddings.pid, [number for number, _ in self.distractors])
         is_junk = np.isin(embeddings.pid, [number for number, _ in self.junk])
@@ -242,6 +257,7 @@ class Protocol:
                 f"{unknown} of {len(embeddings)} embeddings have no identity and cannot be scored: embed a labelled "
                 "table (embed_table), fill in pid, leave them out, or name 'unknown' among distractors or junk"
             )
+        self._check_skip(embeddings, query, gallery)
         if self.draw.kind == "all" or self.draw.shots is None:
             return [(query, gallery)] * self.draw.trials
         rows = gallery[~is_distractor[gallery]] if self.drawn == "gallery" else query
@@ -253,6 +269,39 @@ class Protocol:
                 for pick in picks
             ]
         return [(pick, gallery) for pick in picks]
+
+    def _check_skip(self, embeddings: Embeddings, query: IntArray, gallery: IntArray) -> None:
+        """Raise where a camera rule would be reported, but skip nothing for want of cameras."""
+        if self.skip.kind == "none":
+            return
+        for side, rows in (("query", query), ("gallery", gallery)):
+            if (embeddings.camid[rows] == NO_CAMERA).all():
+                raise ProtocolError(
+                    f"{self.name}: no {side} image has a camera, so nothing would be skipped: give cameras, or a "
+                    "protocol without a skip rule"
+                )
+        if self.skip.partial or not self.skip.pairs:
+            return
+        known, query_cameras, gallery_cameras = (
+            set(np.unique(camid).tolist()) - {NO_CAMERA}
+            for camid in (
+                embeddings.camid,
+                embeddings.camid[self.query.mask(embeddings)],
+                embeddings.camid[self.gallery.mask(embeddings)],
+            )
+        )
+        absent = {camera for pair in self.skip.pairs for camera in pair} - known
+        if absent:
+            raise ProtocolError(
+                f"{self.name}: skip: no image to be evaluated is of camera {min(absent)}: known are {_listed(known)}"
+            )
+        if not any(
+            query in query_cameras and gallery in gallery_cameras for query, gallery in self.skip.pairs
+        ):
+            raise ProtocolError(
+                f"{self.name}: no pair of skip is (query camera, gallery camera): queries are of cameras "
+                f"{_listed(query_cameras)}, gallery images of {_listed(gallery_cameras)}"
+            )
 
     def _set_rows(
         self, side: str, embeddings: Embeddings, mask: BoolArray | None, allowed: BoolArray
@@ -278,6 +327,10 @@ class Protocol:
                 f"of cameras {cameras or 'none'}: check modality, camera numbers and masks"
             )
         return rows
+
+
+def _listed(cameras: Iterable[int]) -> str:
+    return first_of([str(camera) for camera in sorted(cameras)])
 
 
 def _first_names(identities: tuple[Identity, ...]) -> str:
@@ -341,7 +394,7 @@ def sysu(
             seed=seed,
             permutation=Path(permutation) if permutation is not None and draw == "official" else None,
         ),
-        skip=SkipRule("camera_pairs", (pair,)),
+        skip=SkipRule("camera_pairs", (pair,), partial=True),
         mode=mode,
         ours=ours,
     )
@@ -431,7 +484,7 @@ def custom(
         query: modality of the queries; None takes both.
         gallery: modality of the gallery; None takes both.
         skip: None, "same_identity_and_camera", "same_camera", or pairs (query camera, gallery camera). Images
-            without a camera skip nothing.
+            without a camera skip nothing; a set of such images only is refused.
         shots: gallery images per identity and camera, drawn by `random.seed(seed + trial)`; None takes all.
         trials: number of trials, 1 or more; above 1 only with `shots`.
         seed: of the first trial.

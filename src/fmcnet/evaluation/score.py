@@ -335,6 +335,9 @@ class EmbeddingsFile:
         n = len(features)
         pid = self._parse_identities(arrays[f"{prefix}pid"], f"{prefix}pid", n)
         camid = self._parse_integers(arrays[cameras], cameras, n) if cameras else np.full(n, NO_CAMERA)
+        if cameras is None and protocol == "custom":
+            for name in sorted(name for name in arrays if name.startswith(f"{prefix}cam")):
+                logger.warning("%s: the array '%s' is not read: name it %scam", self.path, name, prefix)
         name = f"{prefix}modality"
         if name in arrays:
             modality = self._parse_modalities(arrays[name], name, camid, protocol)
