@@ -13,6 +13,7 @@ from fmcnet.errors import ProtocolError
 from fmcnet.evaluation.draws import find_permutation
 from fmcnet.evaluation.evaluate import evaluate, pool
 from fmcnet.evaluation.protocols import custom, llcm, regdb, sysu
+from fmcnet.identities import identity_number
 from fmcnet.types import Modality
 from tests.evaluation.shared_golden import embeddings
 
@@ -261,6 +262,17 @@ def test_an_image_is_never_its_own_match():
         ),
         (lambda: custom(trials=3), "without shots"),
         (lambda: custom(skip="camera"), "skip rule 'camera'"),
+        (lambda: custom(shots="1"), "shots is '1': give a whole number"),
+        (lambda: custom(shots=1.5), "shots is 1.5: give a whole number"),
+        (lambda: custom(shots=1, trials=2.0), "trials is 2.0: give a whole number"),
+        (lambda: custom(seed=1.5), "seed is 1.5: give a whole number"),
+        (lambda: llcm(trials="3"), "trials is '3': give a whole number"),
+        (lambda: sysu(permutation="x", trials="3"), "trials is '3': give a whole number"),
+        (lambda: sysu(draw="seeded", seed=-1), "seed must be 0 or more, got -1"),
+        (lambda: custom(junk=[1.5]), "junk: 1.5 is no identity"),
+        (lambda: custom(junk=np.array([16.7])), "junk: .*16.7.* is no identity"),
+        (lambda: custom(distractors=[["bob"]]), r"distractors: \['bob'\] is no identity"),
+        (lambda: custom(distractors="7", junk=7), "identity 7 is a distractor and junk"),
         (lambda: custom(skip="camera_pairs"), "goes with a list"),
         (lambda: custom(skip=[(3.7, 2.9)]), r"skip is '\[\(3.7, 2.9\)\]': .* pairs .* of whole numbers"),
         (lambda: custom(skip=[3, 2]), r"skip is '\[3, 2\]': give a rule's name, or pairs"),
@@ -272,6 +284,38 @@ def test_an_image_is_never_its_own_match():
 def test_unknown_options_are_named(make, text):
     with pytest.raises(ProtocolError, match=text):
         make()
+
+
+def test_identities_are_texts_numbers_or_pairs_one_or_several():
+    for junk, expected in (
+        ("16", ((16, "16"),)),
+        ("0006", ((6, "0006"),)),
+        (16, ((16, "16"),)),
+        (np.array([16, 17]), ((16, "16"), (17, "17"))),
+        (["staff", "staff"], ((identity_number("staff"), "staff"),)),
+        (["unknown", -1], ((-1, "unknown"),)),
+        ([(3, "carl")], ((3, "carl"),)),
+    ):
+        assert custom(junk=junk).junk == expected
+        assert custom(distractors=junk).distractors == expected
+    named = benchmark([1, 3])
+    named = replace(named, pid=np.array(["anna", "staff", "bob"])[np.searchsorted([2, 5, 9], named.pid)])
+    query, gallery = custom(distractors=["staff"], junk="bob").trials(named)[0]
+    assert set(named.pid[query]) == {identity_number("anna")}
+    assert set(named.pid[gallery]) == {identity_number("anna"), identity_number("staff")}
+    for argument in ("junk", "distractors"):
+        with pytest.raises(ProtocolError, match=f"{argument}: no image to be evaluated shows '99999'"):
+            custom(**{argument: [99999]}).trials(named)
+
+
+def test_both_modalities_and_numpys_numbers_are_taken():
+    assert custom("both", "both") == custom(None, None)
+    numbers = np.array([1, 4, 7])
+    assert custom(shots=numbers[0], trials=numbers[1], seed=numbers[2]) == custom(shots=1, trials=4, seed=7)
+    e = benchmark([1, 3])
+    drawn = custom(shots=numbers[0], trials=numbers[1], seed=numbers[2]).trials(e)
+    for (_, gallery), (_, expected) in zip(drawn, custom(shots=1, trials=4, seed=7).trials(e), strict=True):
+        assert (gallery == expected).all()
 
 
 def test_empty_sets_and_wrong_masks_are_named():

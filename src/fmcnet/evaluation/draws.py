@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from functools import lru_cache
+from numbers import Integral
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -33,7 +34,7 @@ class Draw:
         kind: "all" (every image, one trial); "official" (`rand_perm_cam.mat`); "seeded" (Python's `random`).
         shots: images per identity and camera; None takes all.
         trials: number of trials.
-        seed: of a seeded draw; trial t uses `random.seed(seed + t)`, t = 0, 1, ...
+        seed: of a seeded draw, 0 or more; trial t uses `random.seed(seed + t)`, t = 0, 1, ...
         permutation: the official draw's file.
     """
 
@@ -46,10 +47,21 @@ class Draw:
     def __post_init__(self) -> None:
         if self.kind not in ("all", "official", "seeded"):
             raise ProtocolError(f"unknown draw '{self.kind}': use official, seeded or all")
+        for name in ("shots", "trials", "seed"):
+            value = getattr(self, name)
+            if name == "shots" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, Integral):
+                raise ProtocolError(f"{name} is {value!r}: give a whole number")
+            object.__setattr__(self, name, int(value))  # `random.seed` refuses NumPy's integers
+        if self.seed < 0:
+            raise ProtocolError(f"seed must be 0 or more, got {self.seed}: Python's random takes -1 as 1")
         if self.trials < 1:
             raise ProtocolError(f"a protocol needs at least one trial, got {self.trials}")
         if self.shots is not None and self.shots < 1:
             raise ProtocolError(f"shots must be 1 or more, got {self.shots}")
+        if self.kind == "official" and self.trials > 10:
+            raise ProtocolError(f"the official draw has ten trials, got trials={self.trials}")
         if self.kind == "official" and self.permutation is None:
             raise ProtocolError(
                 f"the official draw needs {PERMUTATION_FILE}: give its path, or use the seeded draw "
