@@ -288,6 +288,8 @@ def test_texts_of_every_array_are_read_as_bytes_and_as_rows_or_columns(tmp_path,
         }
         numbers |= features | {f"{side}_{name}": plain[name][rows] for name in ("pid", "cam")}
     assert score_file(save(tmp_path, **words)).trials == score_file(save(tmp_path, **numbers)).trials
+    named = {name.replace("_cam", "_camera"): array for name, array in numbers.items()}
+    assert score_file(save(tmp_path, **named)).trials == score_file(save(tmp_path, **numbers)).trials
 
 
 def test_an_index_is_whole_numbers(tmp_path):

@@ -132,7 +132,7 @@ class Draw:
         if n != expected:
             raise ProtocolError(
                 f"{self.permutation} counts {expected} images of identity {pid}, camera {camera}, but the embeddings "
-                f"hold {'only ' if n < expected else ''}{n} images there: embed every test image and no other, or "
+                f"hold {'only ' if n < expected else ''}{n} images there: give exactly the dataset's images, or "
                 "use the seeded draw"
             )
         numbers = np.arange(1, n + 1)

@@ -294,7 +294,7 @@ class EmbeddingsFile:
     def _read_two_sets(self, protocol: str) -> Sets:
         sides = []
         for side in SIDES:
-            names = (f"{side}_cam_{protocol}", f"{side}_cam", f"{side}_camid")
+            names = [f"{side}_{name}" for name in (f"cam_{protocol}", "cam", "camid", "camera")]
             cameras = next((name for name in names if name in self.arrays), None)
             needed = [f"{side}_features", f"{side}_pid"]
             needed += [f"{side}_cam"] if cameras is None and protocol not in ("regdb", "custom") else []
