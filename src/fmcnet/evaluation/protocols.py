@@ -307,8 +307,9 @@ class Protocol:
             query in query_cameras and gallery in gallery_cameras for query, gallery in self.skip.pairs
         ):
             raise ProtocolError(
-                f"{self.name}: no pair of skip is (query camera, gallery camera): queries are of cameras "
-                f"{_listed(query_cameras)}, gallery images of {_listed(gallery_cameras)}"
+                f"{self.name}: skip: no pair is (query camera, gallery camera): queries are of cameras "
+                f"{_listed(query_cameras)}, gallery images of {_listed(gallery_cameras)}; turn the pairs, or leave "
+                "them out"
             )
 
     def _set_rows(
@@ -504,7 +505,7 @@ def custom(
         The protocol.
 
     Raises:
-        ProtocolError: on an unknown option, or an identity that is both a distractor and junk.
+        ProtocolError: on an unknown option, an invalid identity, or one that is both a distractor and junk.
     """
     only_gallery = _named_argument("distractors", distractors)
     left_out = _named_argument("junk", junk)
