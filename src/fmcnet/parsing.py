@@ -225,6 +225,8 @@ def read_npz(path: Path) -> dict[str, NDArray[Any]]:
             names = [member.filename.removesuffix(".npy") for member in members]
             if duplicates := [name for name, count in Counter(names).items() if count > 1]:
                 raise ValueError(f"it holds the array {duplicates[0]!r:.60} twice")
+            if not members and archive.namelist():
+                raise ValueError("it is a zip file without arrays (.npy): save the arrays with numpy.savez")
             size, unpacked = path.stat().st_size, sum(member.file_size for member in members)
             if unpacked > max(NPZ_BYTES, NPZ_RATIO * size):
                 raise ValueError(
@@ -238,7 +240,9 @@ def read_npz(path: Path) -> dict[str, NDArray[Any]]:
                 raise ValueError(
                     "it holds a single array without a name: save it with numpy.savez"
                 ) from error
-        raise ValueError(f"not a zip file, or a damaged one: {error}") from error
+        raise ValueError(
+            f"not a zip file, or a damaged one ({error}): save the arrays with numpy.savez"
+        ) from error
     except (NotImplementedError, RuntimeError, EOFError, zlib.error, struct.error, OverflowError) as error:
         raise ValueError(f"its zip file cannot be unpacked: {error}") from error
 

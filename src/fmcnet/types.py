@@ -103,8 +103,8 @@ def check_arrays(owner: object, names: Sequence[str]) -> None:
             )
 
 
-def _camera_numbers(column: NDArray[Any]) -> IntArray:
-    """A column of whole numbers as int64; raises `DataError` naming the first invalid row."""
+def _whole_numbers(column: NDArray[Any], name: str, meaning: str) -> IntArray:
+    """The column `name` of whole numbers as int64; raises `DataError` naming the first invalid row."""
     if column.dtype.kind in "iu":
         return column.astype(np.int64, copy=False)
     try:
@@ -114,9 +114,7 @@ def _camera_numbers(column: NDArray[Any]) -> IntArray:
     invalid = np.flatnonzero(~np.isfinite(values) | (values != np.rint(values)))
     if len(invalid) or column.dtype.kind not in "fbO":
         row = int(invalid[0]) if len(invalid) else 0
-        raise DataError(
-            f"camid is {column.flat[row]} in row {row}: give whole numbers, {NO_CAMERA} where unknown"
-        )
+        raise DataError(f"{name} is {column.flat[row]} in row {row}: give whole numbers, {meaning}")
     return values.astype(np.int64)
 
 
@@ -150,8 +148,8 @@ class Embeddings:
         name: (N,) str, the image's path (of a table: relative to its dataset), another name, or "" where unknown.
 
     Raises:
-        DataError: on construction, when lengths differ, a modality or camera is invalid, or a feature is NaN or
-            infinite (names the row).
+        DataError: on construction, when lengths differ, a modality, camera or index is invalid, or a feature is NaN
+            or infinite (names the row).
     """
 
     features: FloatArray
@@ -170,7 +168,8 @@ class Embeddings:
             )
         n = len(self.features)
         object.__setattr__(self, "modality", _modality_codes(self.modality))
-        object.__setattr__(self, "camid", _camera_numbers(self.camid))
+        object.__setattr__(self, "camid", _whole_numbers(self.camid, "camid", f"{NO_CAMERA} where unknown"))
+        object.__setattr__(self, "index", _whole_numbers(self.index, "index", "1 for the first image"))
         if self.pid.dtype != np.int64:
             object.__setattr__(self, "pid", identity_numbers(self.pid))
         for field in fields(self)[1:]:

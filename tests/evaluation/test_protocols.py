@@ -13,6 +13,7 @@ from fmcnet.errors import ProtocolError
 from fmcnet.evaluation.draws import find_permutation
 from fmcnet.evaluation.evaluate import evaluate, pool
 from fmcnet.evaluation.protocols import custom, llcm, regdb, sysu
+from fmcnet.identities import identity_number
 from fmcnet.types import Modality
 from tests.evaluation.shared_golden import embeddings
 
@@ -103,6 +104,35 @@ def test_a_permutation_of_other_data_is_refused(tmp_path):
         sysu(draw="seeded").trials(twice)
 
 
+def test_the_official_draw_needs_exactly_the_images_that_the_permutation_counts(tmp_path):
+    path, cells = write_permutation(tmp_path / "rand_perm_cam.mat", sizes=8)
+    e = benchmark([1, 2, 3, 4, 5, 6], per_camera=8)
+    protocol = sysu(permutation=path)
+    drawn = protocol.trials(e)
+    there = (e.pid == 5) & (e.camid == 2)
+    lost = e.take(~(there & (e.index == 4)))
+    renumbered = replace(lost, index=lost.index - ((lost.pid == 5) & (lost.camid == 2) & (lost.index > 4)))
+    copied = e.take(np.r_[np.flatnonzero(there)[:1], np.arange(len(e))])
+    copied.index[0] = 9
+    for wrong, count in ((lost, "only 7"), (renumbered, "only 7"), (copied, "9"), (e.take(~there), "only 0")):
+        text = f"rand_perm_cam.mat counts 8 images of identity 5, camera 2, but the embeddings hold {count} images"
+        with pytest.raises(ProtocolError, match=text):
+            protocol.trials(wrong)
+        assert len(sysu(draw="seeded").trials(wrong)) == 10
+    with pytest.raises(ProtocolError, match="'index' of identity 2, camera 1 is not 1 to 8"):
+        protocol.trials(replace(e, index=e.index - 1))
+    cells[0, 0][1, 0][3, 7] = cells[0, 0][1, 0][3, 6]
+    savemat(tmp_path / "damaged.mat", {"rand_perm_cam": cells})
+    with pytest.raises(ProtocolError, match="a row of identity 2, camera 1 does not hold 1 to 8"):
+        sysu(permutation=tmp_path / "damaged.mat").trials(e)
+    for part in (e.pid != 5, e.camid != 2):  # identities or cameras as a whole may be left out
+        kept = e.take(part)
+        for (_, whole), (_, gallery) in zip(drawn, protocol.trials(kept), strict=True):
+            expected = whole[part[whole]]
+            for label in ("pid", "camid", "index"):
+                assert (getattr(kept, label)[gallery] == getattr(e, label)[expected]).all()
+
+
 def test_sentences_name_draw_shots_skip_counting_and_direction(tmp_path):
     said = sysu("indoor", 1, "seeded").sentence()
     for part in ("indoor", "cameras 3, 6 searched in visible images of cameras 1, 2", "1 image", "seeds 0 to 9",
@@ -158,7 +188,11 @@ def test_ones_own_data_without_cameras():
     e = embeddings(generator.standard_normal((60, 3)), pid, [-1] * 60, modality, index)
     plain = evaluate(e, custom()).trials[0]
     for rule in ("same_camera", "same_identity_and_camera", [(-1, -1)]):
-        assert evaluate(e, custom(skip=rule)).trials[0] == plain  # no camera, no camera rule
+        with pytest.raises(ProtocolError, match="no query image has a camera, so nothing would be skipped"):
+            evaluate(e, custom(skip=rule))
+    few_cameras = replace(e, camid=np.r_[1, 2, [-1] * 58])
+    for rule in ("same_camera", "same_identity_and_camera"):
+        assert evaluate(few_cameras, custom(skip=rule)).trials[0] == plain  # no camera, no camera rule
     few = custom(shots=1, trials=4, seed=7)
     assert {len(g) for _, g in few.trials(e)} == {6}
     assert len({tuple(g) for _, g in few.trials(e)}) > 1
@@ -166,6 +200,43 @@ def test_ones_own_data_without_cameras():
     query, gallery = custom().trials(e, query_mask=roles, gallery_mask=~roles)[0]
     assert (query < 20).all()
     assert (gallery >= 20).all()
+
+
+@pytest.mark.parametrize("rule", ["same_camera", "same_identity_and_camera", [(3, 2)]])
+@pytest.mark.parametrize("side", ["query", "gallery"])
+def test_a_camera_rule_needs_cameras_in_both_sets(rule, side):
+    e = benchmark([1, 2, 3, 4, 5, 6])
+    without = (e.modality == 1) == (side == "query")
+    text = f"no {side} image has a camera, so nothing would be skipped: give cameras"
+    half = replace(e, camid=np.where(without, -1, e.camid))
+    with pytest.raises(ProtocolError, match=text):
+        custom(skip=rule).trials(half)
+    mixed = {"query_mask": e.modality == 1, "gallery_mask": e.modality == 0}
+    with pytest.raises(ProtocolError, match=text):
+        custom(None, None, skip=rule).trials(half, **mixed)
+    assert custom(skip=rule).trials(e)
+    with pytest.raises(ProtocolError, match=text):
+        llcm(direction="i2v").trials(half)
+
+
+def test_pairs_of_cameras_fit_the_images():
+    e = benchmark([1, 2, 3, 4, 5, 6])
+    with pytest.raises(
+        ProtocolError, match="no image to be evaluated is of camera 20: known are 1, 2, 3, 4, 5, 6"
+    ):
+        custom(skip=[(3, 2), (30, 20)]).trials(e)
+    turned = (
+        r"skip: no pair is \(query camera, gallery camera\): queries are of cameras 3, 6, gallery images of 1"
+    )
+    with pytest.raises(ProtocolError, match=turned):
+        custom(skip=[(2, 3)]).trials(e)
+    expected = evaluate(e, custom(skip=[(3, 2)])).trials
+    assert evaluate(e, custom(skip=[(2, 3), (3, 2)])).trials == expected
+    assert evaluate(e, custom(skip=np.array([[3.0, 2.0]]))).trials == expected
+    assert custom(skip=[(3, 2)]).trials(
+        e, query_mask=e.camid == 6
+    )  # a subset to which the rule does not apply
+    assert sysu(draw="seeded").trials(e.take((e.camid != 2) & (e.camid != 3)))
 
 
 def test_an_image_is_never_its_own_match():
@@ -193,13 +264,60 @@ def test_an_image_is_never_its_own_match():
         ),
         (lambda: custom(trials=3), "without shots"),
         (lambda: custom(skip="camera"), "skip rule 'camera'"),
+        (lambda: custom(shots="1"), "shots is '1': give a whole number"),
+        (lambda: custom(shots=1.5), "shots is 1.5: give a whole number"),
+        (lambda: custom(shots=1, trials=2.0), "trials is 2.0: give a whole number"),
+        (lambda: custom(seed=1.5), "seed is 1.5: give a whole number"),
+        (lambda: llcm(trials="3"), "trials is '3': give a whole number"),
+        (lambda: sysu(permutation="x", trials="3"), "trials is '3': give a whole number"),
+        (lambda: sysu(draw="seeded", seed=-1), "seed must be 0 or more, got -1"),
+        (lambda: custom(junk=[1.5]), "junk: 1.5 is no identity"),
+        (lambda: custom(junk=np.array([16.7])), "junk: .*16.7.* is no identity"),
+        (lambda: custom(distractors=[["bob"]]), r"distractors: \['bob'\] is no identity"),
+        (lambda: custom(distractors="7", junk=7), "identity 7 is a distractor and junk"),
         (lambda: custom(skip="camera_pairs"), "goes with a list"),
+        (lambda: custom(skip=[(3.7, 2.9)]), r"skip is '\[\(3.7, 2.9\)\]': .* pairs .* of whole numbers"),
+        (lambda: custom(skip=[3, 2]), r"skip is '\[3, 2\]': give a rule's name, or pairs"),
+        (lambda: custom(skip=[("yard", "gate")]), "of whole numbers"),
+        (lambda: custom(skip=3), "skip is '3': give a rule's name"),
         (lambda: custom(shots=0), "shots must be 1 or more"),
     ],
 )
 def test_unknown_options_are_named(make, text):
     with pytest.raises(ProtocolError, match=text):
         make()
+
+
+def test_identities_are_texts_numbers_or_pairs_one_or_several():
+    for junk, expected in (
+        ("16", ((16, "16"),)),
+        ("0006", ((6, "0006"),)),
+        (16, ((16, "16"),)),
+        (np.array([16, 17]), ((16, "16"), (17, "17"))),
+        (["staff", "staff"], ((identity_number("staff"), "staff"),)),
+        (["unknown", -1], ((-1, "unknown"),)),
+        ([(3, "carl")], ((3, "carl"),)),
+    ):
+        assert custom(junk=junk).junk == expected
+        assert custom(distractors=junk).distractors == expected
+    named = benchmark([1, 3])
+    named = replace(named, pid=np.array(["anna", "staff", "bob"])[np.searchsorted([2, 5, 9], named.pid)])
+    query, gallery = custom(distractors=["staff"], junk="bob").trials(named)[0]
+    assert set(named.pid[query]) == {identity_number("anna")}
+    assert set(named.pid[gallery]) == {identity_number("anna"), identity_number("staff")}
+    for argument in ("junk", "distractors"):
+        with pytest.raises(ProtocolError, match=f"{argument}: no image to be evaluated shows '99999'"):
+            custom(**{argument: [99999]}).trials(named)
+
+
+def test_both_modalities_and_numpys_numbers_are_taken():
+    assert custom("both", "both") == custom(None, None)
+    numbers = np.array([1, 4, 7])
+    assert custom(shots=numbers[0], trials=numbers[1], seed=numbers[2]) == custom(shots=1, trials=4, seed=7)
+    e = benchmark([1, 3])
+    drawn = custom(shots=numbers[0], trials=numbers[1], seed=numbers[2]).trials(e)
+    for (_, gallery), (_, expected) in zip(drawn, custom(shots=1, trials=4, seed=7).trials(e), strict=True):
+        assert (gallery == expected).all()
 
 
 def test_empty_sets_and_wrong_masks_are_named():

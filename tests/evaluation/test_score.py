@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from fmcnet.errors import DataError, ProtocolError
 from fmcnet.evaluation.score import score_file
+from fmcnet.types import Embeddings
 from tests.evaluation.shared_golden import CARRIED, PERMUTATION, SHARED, needs_shared
 from tests.evaluation.test_protocols import benchmark
 
@@ -176,6 +180,23 @@ def test_given_sets_are_held_against_the_direction(tmp_path):
         score_file(contradiction, "sysu", direction="v2i")
 
 
+def test_a_camera_rule_needs_the_cameras_of_both_sets(tmp_path, caplog):
+    (tmp_path / "own.yaml").write_text("skip: same_camera\n")
+    content = two_sets()
+    content["gallery_cams"] = content.pop("gallery_cam")
+    with pytest.raises(
+        ProtocolError, match="own: no gallery image has a camera, so nothing would be skipped"
+    ):
+        score_file(save(tmp_path, **content), tmp_path / "own.yaml")
+    assert "the array 'gallery_cams' is not read: name it gallery_cam" in caplog.text
+    for protocol, options in (("sysu", {}), ("llcm", {"direction": "i2v"})):
+        score_file(save(tmp_path, **two_sets()), protocol, **options)
+        for side in ("query", "gallery"):
+            unknown = save(tmp_path, **two_sets(**{f"{side}_cam": (-1,) * 4}))
+            with pytest.raises(ProtocolError, match=f"no {side} image has a camera"):
+                score_file(unknown, protocol, **options)
+
+
 def test_other_data_does_not_pass_for_the_benchmark(tmp_path):
     told = save(tmp_path, **two_sets(query_modality=np.ones(4), gallery_modality=np.zeros(4)))
     found = score_file(told, "regdb", direction="t2v").protocol
@@ -242,11 +263,64 @@ def test_a_gallerys_export_and_words_are_read(tmp_path):
         score_file(save(tmp_path, **{**export, "camera": np.full(N, "gate")}), draw="seeded")
 
 
+@pytest.mark.parametrize("shape", [(N,), (1, N), (N, 1)])
+@pytest.mark.parametrize("kind", ["U", "S"])
+def test_texts_of_every_array_are_read_as_bytes_and_as_rows_or_columns(tmp_path, shape, kind):
+    plain = arrays()
+    is_infrared = np.isin(plain["cam"], (3, 6))
+    texts = {
+        "pid": [f"{pid:04}" for pid in plain["pid"]],
+        "cam": [f"cam{camera}" for camera in plain["cam"]],
+        "modality": np.where(is_infrared, "infrared", "visible"),
+        "name": [
+            f"{c}/{p:04}/{i:04}.jpg"
+            for p, c, i in zip(plain["pid"], plain["cam"], plain["index"], strict=True)
+        ],
+    }
+    columns = {name: np.array(text, dtype=kind).reshape(shape) for name, text in texts.items()}
+    expected = score_file(save(tmp_path, **plain), draw="seeded").trials
+    assert score_file(save(tmp_path, features=plain["features"], **columns), draw="seeded").trials == expected
+    words, numbers = {}, {}
+    for side, rows in (("query", is_infrared), ("gallery", ~is_infrared)):
+        features = {f"{side}_features": plain["features"][rows]}
+        words |= features | {
+            f"{side}_{name}": columns[name].ravel()[rows] for name in ("pid", "cam", "modality")
+        }
+        numbers |= features | {f"{side}_{name}": plain[name][rows] for name in ("pid", "cam")}
+    assert score_file(save(tmp_path, **words)).trials == score_file(save(tmp_path, **numbers)).trials
+    named = {name.replace("_cam", "_camera"): array for name, array in numbers.items()}
+    assert score_file(save(tmp_path, **named)).trials == score_file(save(tmp_path, **numbers)).trials
+
+
+def test_an_index_is_whole_numbers(tmp_path):
+    e = benchmark([1, 3])
+    for wrong, row in (
+        (e.index.astype(str), 0),
+        (np.r_[1, 1.5, e.index[2:]], 1),
+        (np.full(len(e), np.nan), 0),
+    ):
+        with pytest.raises(DataError, match=f"index is .* in row {row}: give whole numbers"):
+            replace(e, index=wrong)
+    assert replace(e, index=e.index.astype(np.float32)).index.dtype == np.int64
+
+
+@pytest.mark.parametrize("name", ["x.pt", "x.pkl", "x.mat"])
+def test_files_of_other_programs_are_told_how_to_be_saved(tmp_path, name):
+    if name == "x.pt":
+        torch.save({"features": torch.ones(3)}, tmp_path / name)
+    else:
+        (tmp_path / name).write_bytes(b"MATLAB 7.3" if name == "x.mat" else pickle.dumps(arrays()))
+    for read in (score_file, Embeddings.load):
+        with pytest.raises(
+            DataError, match=rf"{name} is not a readable .npz file: .*: save the arrays with numpy.savez$"
+        ):
+            read(tmp_path / name)
+
+
 def test_lists_where_arrays_are_meant_are_a_line(tmp_path):
     import fmcnet
     from fmcnet import protocols
     from fmcnet.data.table import Table
-    from fmcnet.types import Embeddings
 
     e = benchmark([1, 2])
     with pytest.raises(DataError, match=r"embeddings is of type list: give fmcnet\.Embeddings"):

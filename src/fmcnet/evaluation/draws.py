@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from functools import lru_cache
+from numbers import Integral
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -33,7 +34,7 @@ class Draw:
         kind: "all" (every image, one trial); "official" (`rand_perm_cam.mat`); "seeded" (Python's `random`).
         shots: images per identity and camera; None takes all.
         trials: number of trials.
-        seed: of a seeded draw; trial t uses `random.seed(seed + t)`, t = 0, 1, ...
+        seed: of a seeded draw, 0 or more; trial t uses `random.seed(seed + t)`, t = 0, 1, ...
         permutation: the official draw's file.
     """
 
@@ -46,10 +47,21 @@ class Draw:
     def __post_init__(self) -> None:
         if self.kind not in ("all", "official", "seeded"):
             raise ProtocolError(f"unknown draw '{self.kind}': use official, seeded or all")
+        for name in ("shots", "trials", "seed"):
+            value = getattr(self, name)
+            if name == "shots" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, Integral):
+                raise ProtocolError(f"{name} is {value!r}: give a whole number")
+            object.__setattr__(self, name, int(value))  # `random.seed` refuses NumPy's integers
+        if self.seed < 0:
+            raise ProtocolError(f"seed must be 0 or more, got {self.seed}: Python's random takes -1 as 1")
         if self.trials < 1:
             raise ProtocolError(f"a protocol needs at least one trial, got {self.trials}")
         if self.shots is not None and self.shots < 1:
             raise ProtocolError(f"shots must be 1 or more, got {self.shots}")
+        if self.kind == "official" and self.trials > 10:
+            raise ProtocolError(f"the official draw has ten trials, got trials={self.trials}")
         if self.kind == "official" and self.permutation is None:
             raise ProtocolError(
                 f"the official draw needs {PERMUTATION_FILE}: give its path, or use the seeded draw "
@@ -70,7 +82,8 @@ class Draw:
         """The rows that each trial of a seeded or official draw keeps, sorted by identity, camera and index.
 
         Raises:
-            ProtocolError: when the draw does not fit the embeddings (missing images, `index` not unique).
+            ProtocolError: when the draw does not fit the embeddings: `index` is not unique, or of the official draw
+                not 1..n with the permutation's n images for every identity and camera.
         """
         _check_index(embeddings, rows)
         groups = _group_rows(embeddings, rows)
@@ -96,6 +109,10 @@ class Draw:
         """Row r of `rand_perm_cam{camera}{pid}` for trial r, its first `shots` entries, 1-based."""
         assert self.permutation is not None
         table = read_permutation(self.permutation)
+        pids, cameras = {pid for pid, _, _ in groups}, {camera for _, camera, _ in groups}
+        for camera, pid in sorted(table.keys() - {(camera, pid) for pid, camera, _ in groups}):
+            if camera in cameras and pid in pids:  # all images of this identity and camera are missing
+                self._check_counts(pid, camera, table[camera, pid], np.empty(0, dtype=np.int64))
         picked: list[IntArray] = []  # (trials, shots) rows for each identity and camera
         for pid, camera, rows in groups:
             permutation = table.get((camera, pid))
@@ -105,19 +122,30 @@ class Draw:
                     f"{camera}, identity {pid}, of which the embeddings hold {len(rows)} images: it belongs to "
                     "another dataset or split"
                 )
-            drawn = permutation[: self.trials, : self.shots]
-            index = embeddings.index[rows]
-            positions = np.minimum(np.searchsorted(index, drawn), len(index) - 1)
-            absent = np.argwhere(index[positions] != drawn)
-            if len(absent):
-                trial, shot = absent[0].tolist()
-                raise ProtocolError(
-                    f"the official draw takes image {int(drawn[trial, shot])} of identity {pid}, camera {camera} "
-                    f"(trial {trial + 1}), but the embeddings hold only {len(rows)} images there (the permutation "
-                    f"counts {permutation.shape[1]}): embed every test image, with 1-based 'index' in sorted order"
-                )
-            picked.append(rows[positions])
+            self._check_counts(pid, camera, permutation, embeddings.index[rows])
+            picked.append(rows[permutation[: self.trials, : self.shots] - 1])
         return list(np.concatenate(picked, axis=1))
+
+    def _check_counts(self, pid: int, camera: int, permutation: IntArray, index: IntArray) -> None:
+        """Raise unless the permutation is of 1..n, as is the sorted `index` of the n images there."""
+        n, expected = len(index), permutation.shape[1]
+        if n != expected:
+            raise ProtocolError(
+                f"{self.permutation} counts {expected} images of identity {pid}, camera {camera}, but the embeddings "
+                f"hold {'only ' if n < expected else ''}{n} images there: give exactly the dataset's images, or "
+                "use the seeded draw"
+            )
+        numbers = np.arange(1, n + 1)
+        if not np.array_equal(index, numbers):
+            raise ProtocolError(
+                f"the 'index' of identity {pid}, camera {camera} is not 1 to {n}, as the official draw needs: give "
+                "each image's 1-based position among the sorted images of its identity and camera"
+            )
+        if (np.sort(permutation, axis=1) != numbers).any():
+            raise ProtocolError(
+                f"{self.permutation} is damaged: a row of identity {pid}, camera {camera} does not hold 1 to {n}, "
+                "each once"
+            )
 
 
 def _group_rows(embeddings: Embeddings, rows: IntArray) -> list[Group]:

@@ -18,12 +18,11 @@ from typing import Any
 import numpy as np
 
 from fmcnet.data.table import Table
-from fmcnet.errors import DataError, ProtocolError
-from fmcnet.evaluation.protocols import Identity, Protocol, custom
-from fmcnet.identities import identity_number, parse_identity
+from fmcnet.errors import ProtocolError
+from fmcnet.evaluation.protocols import Identity, Protocol, custom, named_identities
 from fmcnet.names import nearest
 from fmcnet.parsing import read_yaml
-from fmcnet.types import MODALITY_WORDS, NO_CAMERA, NO_PID, Embeddings
+from fmcnet.types import MODALITY_WORDS, NO_CAMERA, Embeddings
 
 SUFFIXES = (".yaml", ".yml")
 SKIPS = ("none", "same_camera", "same_identity_and_camera")
@@ -108,19 +107,13 @@ def _parse_identities(value: Any, images: Table | Embeddings) -> tuple[Identity,
     else:
         numbers = set(images.pid.tolist())
         names = {str(number) for number in numbers}
-    identities: list[Identity] = []
-    for entry in value if isinstance(value, list) else [value]:
-        try:
-            name = parse_identity(entry)
-        except DataError as error:
-            raise ProtocolError(f"{_short_repr(entry)} is no identity: {error}") from error
-        number = NO_PID if name is None else identity_number(name)
+    identities = named_identities(value if isinstance(value, list) else [value])
+    for number, name in identities:
         if number not in numbers:
-            suggestion = nearest(str(entry), names)
+            suggestion = nearest(name, names)
             hint = f": did you mean '{suggestion}'?" if suggestion else ""
-            raise ProtocolError(f"no image to be evaluated shows '{entry}'{hint}")
-        identities.append((number, str(entry) if name else "unknown"))
-    return tuple(dict.fromkeys(identities))
+            raise ProtocolError(f"no image to be evaluated shows '{name}'{hint}")
+    return identities
 
 
 def _parse_skip(value: Any, cameras: Mapping[str, int]) -> str | list[tuple[int, int]] | None:

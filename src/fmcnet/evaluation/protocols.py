@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 import numpy as np
 
-from fmcnet.errors import FmcnetError, ProtocolError, first_of
+from fmcnet.errors import DataError, FmcnetError, ProtocolError, first_of
 from fmcnet.evaluation.draws import Draw
+from fmcnet.identities import identity_number, parse_identity
 from fmcnet.types import NO_CAMERA, NO_PID, BoolArray, Embeddings, IntArray, Modality, parse_modality
 
 DEFAULT_DIRECTIONS = {"sysu": "i2v", "regdb": "v2t", "llcm": "v2i"}
@@ -68,10 +70,12 @@ class SkipRule:
             identity); "camera_pairs" (SYSU-MM01's rule: every gallery image of a camera that is paired with
             the query's).
         pairs: for "camera_pairs", the pairs (query camera, gallery camera).
+        partial: the images may lack cameras of `pairs`, as a part of SYSU-MM01 does.
     """
 
     kind: SkipKind = "none"
     pairs: tuple[tuple[int, int], ...] = ()
+    partial: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in ("none", "same_identity_and_camera", "same_camera", "camera_pairs"):
@@ -84,14 +88,27 @@ class SkipRule:
 
     @staticmethod
     def of(rule: str | Iterable[tuple[int, int]] | SkipRule | None) -> SkipRule:
-        """A rule from its name, from pairs of cameras, or from None (skip nothing)."""
+        """A rule from its name, from pairs of cameras, or from None (skip nothing).
+
+        Raises:
+            ProtocolError: for anything else.
+        """
         if isinstance(rule, SkipRule):
             return rule
         if rule is None:
             return SkipRule()
         if isinstance(rule, str):
             return SkipRule(kind=rule)  # type: ignore[arg-type]  # checked on construction
-        return SkipRule("camera_pairs", tuple(sorted((int(a), int(b)) for a, b in rule)))
+        try:
+            pairs = [(float(query), float(gallery)) for query, gallery in rule]
+        except (TypeError, ValueError):
+            pairs = [(np.nan, np.nan)]
+        if not all(camera.is_integer() for pair in pairs for camera in pair):
+            raise ProtocolError(
+                f"skip is {str(rule)!r:.60}: give a rule's name, or pairs (query camera, gallery camera) of whole "
+                "numbers"
+            )
+        return SkipRule("camera_pairs", tuple(sorted((int(query), int(gallery)) for query, gallery in pairs)))
 
     @property
     def hides_others(self) -> bool:
@@ -227,8 +244,14 @@ class Protocol:
             gallery_mask: (N,) bool; only these rows may be searched.
 
         Raises:
-            ProtocolError: when a set is empty or an image has no identity, or the draw does not fit.
+            ProtocolError: when a set is empty, an image has no identity, the draw does not fit, no image shows a
+                distractor or junk identity, or the skip rule would skip nothing because a set has no cameras or no
+                image is of a pair's.
         """
+        for argument, identities in (("distractors", self.distractors), ("junk", self.junk)):
+            for number, name in identities:
+                if not (embeddings.pid == number).any():
+                    raise ProtocolError(f"{self.name}: {argument}: no image to be evaluated shows '{name}'")
         is_distractor = np.isin(embeddings.pid, [number for number, _ in self.distractors])
         is_junk = np.isin(embeddings.pid, [number for number, _ in self.junk])
         no_identity = embeddings.pid == NO_PID
@@ -242,6 +265,7 @@ class Protocol:
                 f"{unknown} of {len(embeddings)} embeddings have no identity and cannot be scored: embed a labelled "
                 "table (embed_table), fill in pid, leave them out, or name 'unknown' among distractors or junk"
             )
+        self._check_skip(embeddings, query, gallery)
         if self.draw.kind == "all" or self.draw.shots is None:
             return [(query, gallery)] * self.draw.trials
         rows = gallery[~is_distractor[gallery]] if self.drawn == "gallery" else query
@@ -253,6 +277,40 @@ class Protocol:
                 for pick in picks
             ]
         return [(pick, gallery) for pick in picks]
+
+    def _check_skip(self, embeddings: Embeddings, query: IntArray, gallery: IntArray) -> None:
+        """Raise where a camera rule would be reported, but skip nothing for want of cameras."""
+        if self.skip.kind == "none":
+            return
+        for side, rows in (("query", query), ("gallery", gallery)):
+            if (embeddings.camid[rows] == NO_CAMERA).all():
+                raise ProtocolError(
+                    f"{self.name}: no {side} image has a camera, so nothing would be skipped: give cameras, or a "
+                    "protocol without a skip rule"
+                )
+        if self.skip.partial or not self.skip.pairs:
+            return
+        known, query_cameras, gallery_cameras = (
+            set(np.unique(camid).tolist()) - {NO_CAMERA}
+            for camid in (
+                embeddings.camid,
+                embeddings.camid[self.query.mask(embeddings)],
+                embeddings.camid[self.gallery.mask(embeddings)],
+            )
+        )
+        absent = {camera for pair in self.skip.pairs for camera in pair} - known
+        if absent:
+            raise ProtocolError(
+                f"{self.name}: skip: no image to be evaluated is of camera {min(absent)}: known are {_listed(known)}"
+            )
+        if not any(
+            query in query_cameras and gallery in gallery_cameras for query, gallery in self.skip.pairs
+        ):
+            raise ProtocolError(
+                f"{self.name}: skip: no pair is (query camera, gallery camera): queries are of cameras "
+                f"{_listed(query_cameras)}, gallery images of {_listed(gallery_cameras)}; turn the pairs, or leave "
+                "them out"
+            )
 
     def _set_rows(
         self, side: str, embeddings: Embeddings, mask: BoolArray | None, allowed: BoolArray
@@ -278,6 +336,10 @@ class Protocol:
                 f"of cameras {cameras or 'none'}: check modality, camera numbers and masks"
             )
         return rows
+
+
+def _listed(cameras: Iterable[int]) -> str:
+    return first_of([str(camera) for camera in sorted(cameras)])
 
 
 def _first_names(identities: tuple[Identity, ...]) -> str:
@@ -320,8 +382,6 @@ def sysu(
     _check_choice("draw", draw, ("official", "seeded"))
     _check_choice("SYSU-MM01 direction", direction, ("i2v", "v2i"))
     _check_choice("number of shots", shots, (1, 10))
-    if draw == "official" and not 1 <= trials <= 10:
-        raise ProtocolError(f"the official draw has ten trials, got trials={trials}")
     query = Selection(Modality.INFRARED, (3, 6))
     gallery = Selection(Modality.VISIBLE, (1, 2, 4, 5) if mode == "all" else (1, 2))
     pair, ours = (3, 2), tuple[str, ...]()
@@ -341,7 +401,7 @@ def sysu(
             seed=seed,
             permutation=Path(permutation) if permutation is not None and draw == "official" else None,
         ),
-        skip=SkipRule("camera_pairs", (pair,)),
+        skip=SkipRule("camera_pairs", (pair,), partial=True),
         mode=mode,
         ours=ours,
     )
@@ -420,38 +480,40 @@ def custom(
     seed: int = 0,
     cmc: str = "image",
     name: str = "custom",
-    distractors: Iterable[int | Identity] = (),
-    junk: Iterable[int | Identity] = (),
+    distractors: int | str | Iterable[int | str | Identity] = (),
+    junk: int | str | Iterable[int | str | Identity] = (),
 ) -> Protocol:
     """Return a protocol for your own data; `fmcnet.evaluation.protocol_file` reads one from YAML.
 
     An image that is a query and in the gallery is never its own match.
 
     Args:
-        query: modality of the queries; None takes both.
-        gallery: modality of the gallery; None takes both.
+        query: modality of the queries; "both" or None takes both.
+        gallery: modality of the gallery; "both" or None takes both.
         skip: None, "same_identity_and_camera", "same_camera", or pairs (query camera, gallery camera). Images
-            without a camera skip nothing.
+            without a camera skip nothing; a set of such images only is refused.
         shots: gallery images per identity and camera, drawn by `random.seed(seed + trial)`; None takes all.
         trials: number of trials, 1 or more; above 1 only with `shots`.
-        seed: of the first trial.
+        seed: of the first trial, 0 or more.
         cmc: "image" or "identity".
         name: the protocol's name in reports.
-        distractors: identities (numbers, or pairs of number and name) that are only in the gallery, with all their
-            images whatever the draw.
+        distractors: identities (texts, numbers, or pairs of number and name) that are only in the gallery, with all
+            their images whatever the draw; "unknown" means images without an identity.
         junk: identities that take no part.
 
     Returns:
         The protocol.
 
     Raises:
-        ProtocolError: on an unknown option, or an identity that is both a distractor and junk.
+        ProtocolError: on an unknown option, an invalid identity, or one that is both a distractor and junk.
     """
-    only_gallery, left_out = _with_names(distractors), _with_names(junk)
+    only_gallery = _named_argument("distractors", distractors)
+    left_out = _named_argument("junk", junk)
     junk_numbers = {number for number, _ in left_out}
     conflicting = [name for number, name in only_gallery if number in junk_numbers]
     if conflicting:
         raise ProtocolError(f"identity {conflicting[0]} is a distractor and junk: give it once")
+    draw = Draw("seeded", shots=shots, trials=trials, seed=seed)
     if shots is None and trials != 1:
         raise ProtocolError(
             f"trials={trials} without shots would repeat the same trial: give shots or trials=1"
@@ -460,7 +522,7 @@ def custom(
         name=name,
         query=Selection(_parse_modality("query", query)),
         gallery=Selection(_parse_modality("gallery", gallery)),
-        draw=Draw() if shots is None else Draw("seeded", shots=shots, trials=trials, seed=seed),
+        draw=Draw() if shots is None else draw,
         skip=SkipRule.of(skip),
         cmc=cmc,  # type: ignore[arg-type]  # checked on construction
         distractors=only_gallery,
@@ -468,14 +530,36 @@ def custom(
     )
 
 
-def _with_names(identities: Iterable[int | Identity]) -> tuple[Identity, ...]:
-    return tuple(
-        identity if isinstance(identity, tuple) else (int(identity), str(identity)) for identity in identities
-    )
+def named_identities(entries: Iterable[object]) -> tuple[Identity, ...]:
+    """Number and name of each identity: a text, a number, or a pair of number and name.
+
+    Raises:
+        ProtocolError: for an entry that is no identity.
+    """
+    identities: list[Identity] = []
+    for entry in entries:
+        if isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[0], Integral):
+            identities.append((int(entry[0]), str(entry[1])))
+            continue
+        try:
+            name = parse_identity(entry)
+        except DataError as error:
+            raise ProtocolError(f"{entry!r:.60} is no identity: {error}") from error
+        identities.append((NO_PID, "unknown") if name is None else (identity_number(name), str(entry)))
+    return tuple(dict.fromkeys(identities))
+
+
+def _named_argument(argument: str, value: object) -> tuple[Identity, ...]:
+    """Identities of an argument that holds one or several."""
+    entries = value if isinstance(value, Iterable) and not isinstance(value, (str, bytes)) else [value]
+    try:
+        return named_identities(entries)
+    except ProtocolError as error:
+        raise ProtocolError(f"{argument}: {error}") from error
 
 
 def _parse_modality(argument: str, value: Modality | str | None) -> Modality | None:
     try:
-        return None if value is None else parse_modality(value)
+        return None if value is None or value == "both" else parse_modality(value)
     except FmcnetError as error:
         raise ProtocolError(f"{argument}: {error}, or None for both") from error

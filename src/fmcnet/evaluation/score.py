@@ -272,17 +272,18 @@ class EmbeddingsFile:
 
     def _read_one_set(self, protocol: str) -> Sets:
         arrays = {ALIASES.get(name, name): array for name, array in self.arrays.items()} | self.arrays
-        names = arrays.get("name", np.empty(0))
-        has_unique_names = names.dtype.kind == "U" and len(set(names.ravel().tolist())) == names.size
-        needed = [name for name in NEEDED[protocol] if name != "index" or not has_unique_names]
+        name = _flat_texts(arrays.get("name", np.empty(0)), errors="backslashreplace")
+        has_names = name.dtype.kind == "U" and name.shape == np.shape(arrays.get("features", ()))[:1]
+        has_unique_names = has_names and len(set(name.tolist())) == len(name)
+        needed = [array for array in NEEDED[protocol] if array != "index" or not has_unique_names]
         cameras = "cam" if "cam" in arrays else None
         features, pid, camid, modality = self._read_columns("", arrays, protocol, needed, cameras)
         n = len(features)
-        name = names if names.dtype.kind == "U" and names.shape == (n,) else np.full(n, "")
+        name = name if has_names else np.full(n, "")
         codes = modality.astype(np.uint8)
         if "index" in arrays:
             index = self._parse_integers(arrays["index"], "index", n)
-        elif has_unique_names and name is names:
+        elif has_unique_names:
             index = positions(name, codes, camid, pid)
         else:
             index = np.zeros(n, dtype=np.int64)
@@ -293,7 +294,7 @@ class EmbeddingsFile:
     def _read_two_sets(self, protocol: str) -> Sets:
         sides = []
         for side in SIDES:
-            names = (f"{side}_cam_{protocol}", f"{side}_cam", f"{side}_camid")
+            names = [f"{side}_{name}" for name in (f"cam_{protocol}", "cam", "camid", "camera")]
             cameras = next((name for name in names if name in self.arrays), None)
             needed = [f"{side}_features", f"{side}_pid"]
             needed += [f"{side}_cam"] if cameras is None and protocol not in ("regdb", "custom") else []
@@ -334,7 +335,10 @@ class EmbeddingsFile:
         features = self._check_features(arrays[f"{prefix}features"], f"{prefix}features")
         n = len(features)
         pid = self._parse_identities(arrays[f"{prefix}pid"], f"{prefix}pid", n)
-        camid = self._parse_integers(arrays[cameras], cameras, n) if cameras else np.full(n, NO_CAMERA)
+        camid = self._parse_cameras(arrays[cameras], cameras, n) if cameras else np.full(n, NO_CAMERA)
+        if cameras is None and protocol == "custom":
+            for name in sorted(name for name in arrays if name.startswith(f"{prefix}cam")):
+                logger.warning("%s: the array '%s' is not read: name it %scam", self.path, name, prefix)
         name = f"{prefix}modality"
         if name in arrays:
             modality = self._parse_modalities(arrays[name], name, camid, protocol)
@@ -357,23 +361,32 @@ class EmbeddingsFile:
         """Whole numbers, or texts as `identity_numbers`."""
         flat = self._check_column(array, name, n)
         try:
-            return identity_numbers(np.char.decode(flat, "utf-8") if flat.dtype.kind == "S" else flat)
-        except (DataError, UnicodeDecodeError) as error:
+            return identity_numbers(flat)
+        except DataError as error:
             raise DataError(f"{self.path}: '{name}' must hold texts or whole numbers: {error}") from error
 
     def _check_column(self, array: NDArray[Any], name: str, n: int) -> NDArray[Any]:
-        flat = array.ravel() if array.ndim == 2 and 1 in array.shape else array
+        """(N,) values of an array of shape (N,), (1, N) or (N, 1), bytes as texts."""
+        try:
+            flat = _flat_texts(array)
+        except UnicodeDecodeError as error:
+            raise DataError(f"{self.path}: '{name}' holds texts that are not UTF-8: {error}") from error
         if flat.shape != (n,):
             raise DataError(
                 f"{self.path}: '{name}' has shape {array.shape}, but there are {n} embeddings: one value for each"
             )
         return flat
 
-    def _parse_integers(self, array: NDArray[Any], name: str, n: int) -> IntArray:
-        if name == "cam" and array.dtype.kind == "U":  # of a gallery: "3", "cam3", or "" for none
-            numbers = [re.sub("^cam", "", camera) or str(NO_CAMERA) for camera in array.ravel().tolist()]
+    def _parse_cameras(self, array: NDArray[Any], name: str, n: int) -> IntArray:
+        """Whole numbers, or texts as a gallery has them: "3", "cam3", or "" for none."""
+        flat = self._check_column(array, name, n)
+        if flat.dtype.kind == "U":
+            numbers = [re.sub("^cam", "", camera) or str(NO_CAMERA) for camera in flat.tolist()]
             if all(re.fullmatch(r"-1|[0-9]{1,9}", camera) for camera in numbers):
-                array = np.array(numbers, dtype=np.int64)
+                flat = np.array(numbers, dtype=np.int64)
+        return self._parse_integers(flat, name, n)
+
+    def _parse_integers(self, array: NDArray[Any], name: str, n: int) -> IntArray:
         flat = self._check_column(array, name, n)
         if flat.dtype.kind in "uf" and (np.abs(flat) >= 2.0**63).any():
             raise DataError(f"{self.path}: '{name}' holds a number that does not fit 64 bits")
@@ -383,10 +396,11 @@ class EmbeddingsFile:
 
     def _parse_modalities(self, array: NDArray[Any], name: str, camid: IntArray, protocol: str) -> IntArray:
         """(N,) of 0 and 1, or words for them; on SYSU-MM01 they must not contradict the cameras."""
-        if array.dtype.kind == "U":
+        flat = self._check_column(array, name, len(camid))
+        if flat.dtype.kind == "U":
             codes = {word: modality.code for word, modality in MODALITY_WORDS.items()}
-            array = np.array([codes.get(word.lower(), -1) for word in array.tolist()], dtype=np.int64)
-        modality = self._parse_integers(array, name, len(camid))
+            flat = np.array([codes.get(word.lower(), -1) for word in flat.tolist()], dtype=np.int64)
+        modality = self._parse_integers(flat, name, len(camid))
         invalid = np.flatnonzero((modality != 0) & (modality != 1))
         if len(invalid):
             raise DataError(
@@ -414,6 +428,12 @@ class EmbeddingsFile:
                 "1 infrared) or the benchmark's camera numbers"
             )
         return modality
+
+
+def _flat_texts(array: NDArray[Any], errors: str = "strict") -> NDArray[Any]:
+    """An array of shape (1, N) or (N, 1) as (N,), and bytes as texts."""
+    flat = array.ravel() if array.ndim == 2 and 1 in array.shape else array
+    return np.char.decode(flat, "utf-8", errors) if flat.dtype.kind == "S" else flat
 
 
 def _row_hashes(features: NDArray[np.float32]) -> set[int]:
