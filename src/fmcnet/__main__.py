@@ -14,7 +14,7 @@ def main() -> None:
     end_early(True)
     if sys.platform != "win32":
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in ("strict", "surrogateescape"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name may be outside the terminal's code page
     from fmcnet.cli.app import app
 
