@@ -176,7 +176,7 @@ class TimePattern:
         if len(places) > 1:
             times = ", ".join(f"{time:%Y-%m-%d %H:%M:%S}" for time in sorted(places)[:3])
             raise DataError(
-                f"its name holds {len(places)} times as --time-from-name '{self._pattern}' ({times}): write more of "
+                f"its name holds several times as --time-from-name '{self._pattern}' ({times}): write more of "
                 "the name into the pattern"
             )
         ((time, text),) = places.items()
@@ -203,7 +203,7 @@ def _pattern_regex(pattern: str, longest: bool) -> str:
         pattern: with directives.
         longest: whether * takes as many characters as fit, or as few.
     """
-    pieces = pattern.split("*")
+    pieces = re.split(r"\*+", pattern.strip("*"))
     begins = [_APART if _BEGINS_NUMBER.match(piece) else "" for piece in pieces]
     ends = [_APART if _ENDS_NUMBER.fullmatch(piece) else "" for piece in pieces]
     inner = begins[0]

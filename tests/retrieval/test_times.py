@@ -99,6 +99,10 @@ def test_a_time_is_no_part_of_a_longer_number(pattern, name, time):
         ("%Y-%m-%d/*%H%M%S", "2026-11-28/22150212_frame.jpg"),
         ("%d%m%y*%H%M%S", "gate_28112026_101500.jpg"),
         ("20%y%m%d", "120261128.jpg"),
+        ("*%Y%m%d", "120261128.jpg"),
+        ("%Y%m%d*", "202611281.jpg"),
+        ("%Y%m%d**%H%M", "20261128_22151.jpg"),
+        ("%Y%m%d**%H%M", "202611281_2215.jpg"),
         ("%Y%m%d_%H%M", "20261128_221501.jpg"),
     ],
 )
@@ -120,7 +124,8 @@ def test_a_name_with_several_times_is_refused(pattern, name, times):
     with pytest.raises(DataError) as caught:
         TimePattern(pattern).find(name)
     assert str(caught.value) == (
-        f"its name holds 2 times as --time-from-name '{pattern}' ({times}): write more of the name into the pattern"
+        f"its name holds several times as --time-from-name '{pattern}' ({times}): write more of the name into the "
+        "pattern"
     )
 
 
