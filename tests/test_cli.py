@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +21,7 @@ from fmcnet.data.cache import ImageCache
 from fmcnet.data.readers import read_dataset
 from fmcnet.data.readers.csv import write_csv
 from fmcnet.models.shipped import FOLDER
+from fmcnet.retrieval import Gallery
 from fmcnet.synthetic import generate
 from tests.cli import run_command
 
@@ -43,6 +47,19 @@ def as_json(*arguments, code=0):
 )  # fmt: skip
 def test_every_command_explains_itself(command):
     assert "Usage: fmcnet" in run(*command, "--help").output
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "ascii:surrogateescape", "utf-8"])
+def test_a_name_that_the_terminal_cannot_show_is_escaped(tmp_path, encoding):
+    with Gallery(tmp_path / "g", model="0123456789abcdef") as gallery:
+        gallery.add(np.ones((1, 4), np.float32), modality="visible", camera="ворота", ids=["a"])
+    shown = "ворота" if encoding == "utf-8" else r"\u0432\u043e\u0440\u043e\u0442\u0430"
+    for command in ("info", "list"):
+        words = [sys.executable, "-m", "fmcnet", "gallery", command, str(tmp_path / "g")]
+        environment = os.environ | {"PYTHONIOENCODING": encoding, "COLUMNS": "160", "PYTHONUTF8": "0"}
+        done = subprocess.run(words, capture_output=True, env=environment, timeout=300)
+        assert done.returncode == 0, done.stderr.decode()
+        assert shown in done.stdout.decode(encoding.partition(":")[0])
 
 
 def test_docs_lists_and_prints_the_pages():

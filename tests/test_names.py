@@ -96,7 +96,11 @@ def test_variants_of_a_name_are_two_with_a_note():
 
 @pytest.mark.parametrize(
     "names",
-    [("1", "01", "cam1", "Cam 01", "camera_1", "c001"), ("gate1", "Gate-01", "gate 1"), ("1", "\uff11")],
+    [
+        ("1", "01", "1.0", "cam1", "Cam 01", "camera_1", "c001"),
+        ("gate1", "Gate-01", "gate 1"),
+        ("1", "\uff11"),
+    ],
 )
 def test_spellings_of_one_name(names):
     assert len({spelling(name) for name in names}) == 1
@@ -105,7 +109,7 @@ def test_spellings_of_one_name(names):
 
 
 def test_different_names_stay_apart():
-    names = ["1", "10", "100", "1_2", "12", "gate", "gate2", "camp", "hall"]
+    names = ["1", "10", "100", "1_2", "12", "1.2", "1,000", "gate", "gate2", "camp", "hall"]
     assert near_cameras(names) == []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
 
@@ -13,6 +14,8 @@ def main() -> None:
     end_early(True)
     if sys.platform != "win32":
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in ("strict", "surrogateescape"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name may be outside the terminal's code page
     from fmcnet.cli.app import app
 
     app(prog_name="fmcnet")

@@ -31,6 +31,8 @@ _SELECTORS = re.compile(f"[{_MONGOLIAN_SELECTORS}\ufe00-\ufe0f\U000e0100-\U000e0
 SEPARATORS = re.compile(r"(?<!\d)[\s_.\-]+|[\s_.\-]+(?!\d)")
 """All except those between two digits: gate_1 is gate1, but 1_2 is not 12."""
 LEADING_ZEROS = re.compile(r"(?<!\d)0+(?=\d)")
+FRACTION = re.compile(r"(?<=[0-9])(?:\.0+|,00?)$")
+"""Of a whole number in a column that a spreadsheet or pandas took for decimals; 1,000 is a thousand."""
 _PREFIX = re.compile(r"^(?:camera|cam|c)(?=\d)")
 
 
@@ -114,12 +116,12 @@ def nearest(word: str, choices: Iterable[str]) -> str | None:
 
 
 def spelling(name: str) -> str:
-    """A key that spellings of one camera share: "1", "01", "cam1", "Cam 01" and "camera_1" all give "1".
+    """A key that spellings of one camera share: "1", "01", "1.0", "cam1", "Cam 01" and "camera_1" all give "1".
 
     Letter case, width and variation selectors are ignored.
     """
     folded = unicodedata.normalize("NFKC", without_selectors(name)).casefold()
-    return LEADING_ZEROS.sub("", _PREFIX.sub("", SEPARATORS.sub("", folded)))
+    return LEADING_ZEROS.sub("", _PREFIX.sub("", SEPARATORS.sub("", FRACTION.sub("", folded))))
 
 
 def near_cameras(names: Iterable[str]) -> list[str]:

@@ -15,15 +15,15 @@ Doubtful = Literal["refuse", "earlier", "later"]
 
 DIRECTIVES = {
     "%Y": r"\d{4}",
-    "%m": r"\d{2}",
-    "%d": r"\d{2}",
-    "%H": r"\d{2}",
-    "%M": r"\d{2}",
-    "%S": r"\d{2}",
+    "%m": r"0[1-9]|1[0-2]",
+    "%d": r"0[1-9]|[12]\d|3[01]",
+    "%H": r"[01]\d|2[0-3]",
+    "%M": r"[0-5]\d",
+    "%S": r"[0-5]\d",
     "%f": r"\d{1,6}",
-    "%j": r"\d{3}",
+    "%j": r"[0-2]\d\d|3[0-6]\d",
     "%y": r"\d{2}",
-    "%z": r"(?:Z|[+-]\d{2}:?\d{2})",
+    "%z": r"Z|[+-]\d{2}:?\d{2}",
     "%s": r"\d{10}",
     "%Q": r"\d{13}",
     "%%": "%",
@@ -37,6 +37,10 @@ _NEEDS = (("%f", ("%S", "%s")), ("%S", ("%M",)), ("%M", ("%H",)))
 """A directive, and directives of which it needs one."""
 _ISO = re.compile(r"\d{4}-?\d\d-?\d\d(?:[T _].+)?")
 _CLOCK = re.compile(r"\d{1,2}:\d\d(:\d\d)?([.,]\d+)?")
+_APART = r"(?:(?<!\d)|(?!\d))"
+"""Not between two digits."""
+_BEGINS_NUMBER = re.compile(r"\d*%[a-zA-Z]")
+_ENDS_NUMBER = re.compile(r".*%[a-zA-Z]\d*", re.DOTALL)
 _EPOCH = re.compile(r"(?P<s>\d{10})(?:[.,](?P<f>\d{1,6})\d*)?|(?P<Q>\d{13})(?:[.,]0+)?")
 
 
@@ -132,7 +136,7 @@ class TimePattern:
     Args:
         pattern: as "%Y%m%d_%H%M%S", found anywhere in a name; * stands for any characters, others for themselves.
             It must hold the date: %Y (or %y) with %m and %d, or with %j; or else seconds (%s) or milliseconds (%Q)
-            since 1970.
+            since 1970. No directive takes a part of a longer number.
         zone: the timezone of names without one (%z).
         doubtful: as `localize`.
 
@@ -153,28 +157,65 @@ class TimePattern:
             raise FmcnetError(f"--time-from-name '{pattern}' {fault}")
         self._pattern, self._zone, self._doubtful, self._used = pattern, zone, doubtful, used
         self._epoch = bool({"%s", "%Q"} & set(used))
-        inner = "".join(
-            f"({DIRECTIVES[part]})"
-            if part in used
-            else DIRECTIVES.get(part) or ".*?".join(map(re.escape, part.split("*")))
-            for part in parts
-        )
-        self._regex = re.compile(rf"(?<!\d){inner}(?!\d)" if self._epoch else inner)
+        self._regexes = [re.compile(_pattern_regex(pattern, longest)) for longest in (False, True)]
 
     def find(self, name: str) -> datetime:
-        """The time in a name, with its timezone; DataError for none, one before 1971, or a doubtful one refused."""
-        for match in self._regex.finditer(name):
-            if self._epoch:
-                values = {key[1]: text for key, text in zip(self._used, match.groups(), strict=True)}
-                return check_clock(_since_1970(**values), f"its time '{match[0]}'")
-            try:
-                time = datetime.strptime(" ".join(match.groups()), " ".join(self._used))
-            except ValueError:
-                continue  # not a time, as with month 13
-            if time.utcoffset() is None:
-                time = localize(time, self._zone, self._doubtful)
-            return check_clock(time, f"its time '{match[0]}'")
-        raise DataError(f"its name holds no time as --time-from-name '{self._pattern}'")
+        """The time in a name, with its timezone.
+
+        Raises:
+            DataError: for no time, several, one before 1971, or a doubtful one that is refused.
+        """
+        places = {  # * as short and as long as fits: the first and the last number that may be the time
+            time: match[1]
+            for regex in self._regexes
+            for match in regex.finditer(name)
+            if (time := self._parse(match.groups()[1:])) is not None
+        }
+        if not places:
+            raise DataError(f"its name holds no time as --time-from-name '{self._pattern}'")
+        if len(places) > 1:
+            times = ", ".join(f"{time:%Y-%m-%d %H:%M:%S}" for time in sorted(places)[:3])
+            raise DataError(
+                f"its name holds several times as --time-from-name '{self._pattern}' ({times}): write more of "
+                "the name into the pattern"
+            )
+        ((time, text),) = places.items()
+        if time.utcoffset() is None:
+            time = localize(time, self._zone, self._doubtful)
+        return check_clock(time, f"its time '{text}'")
+
+    def _parse(self, values: tuple[str, ...]) -> datetime | None:
+        """The time of these values of the directives; None for none, as of February 30."""
+        if self._epoch:
+            return _since_1970(**{key[1]: text for key, text in zip(self._used, values, strict=True)})
+        try:
+            return datetime.strptime(" ".join(values), " ".join(self._used))
+        except ValueError:
+            return None
+
+
+def _pattern_regex(pattern: str, longest: bool) -> str:
+    """The regular expression of a `TimePattern`, which matches before each place; its group 1 is the whole place.
+
+    A directive neither begins nor ends inside a longer number, unless the pattern itself goes on with digits.
+
+    Args:
+        pattern: with directives.
+        longest: whether * takes as many characters as fit, or as few.
+    """
+    pieces = re.split(r"\*+", pattern.strip("*"))
+    begins = [_APART if _BEGINS_NUMBER.match(piece) else "" for piece in pieces]
+    ends = [_APART if _ENDS_NUMBER.fullmatch(piece) else "" for piece in pieces]
+    inner = begins[0]
+    for number, piece in enumerate(pieces):
+        if number:  # an empty * joins two directives
+            before, after = ends[number - 1], begins[number]
+            inner += f"(?:{before}.*{after}|)" if longest else f"(?:|{before}.*?{after})"
+        for part in re.split(r"(%.)", piece):
+            digits = DIRECTIVES.get(part)
+            inner += re.escape(part) if digits is None else part[1] if part == "%%" else f"({digits})"
+            inner += r"\d*" * (part == "%f")  # more digits than microseconds have
+    return f"(?=({inner}{ends[-1]}))"
 
 
 def _since_1970(s: str | None = None, f: str | None = None, Q: str | None = None) -> datetime:

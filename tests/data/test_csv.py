@@ -127,6 +127,34 @@ def test_whole_numbers_may_be_written_as_decimals(file: Path, separator: str, po
     assert table.modality.tolist() == [0, 1, 0, 1]
 
 
+@pytest.mark.parametrize(
+    ("cells", "cameras", "numbers", "tracks"),
+    [
+        (
+            ("1.0,17.0", ",", "10.0,18.0", "2.0,17.0"),
+            ["1", "", "10", "2"],
+            [1, -1, 10, 2],
+            ["17", "", "18", "17"],
+        ),
+        (("1,17", "nan,nan", "1.0,17.0", "2,7"), ["1", "nan", "1", "2"], None, ["17", "nan", "17", "7"]),
+        (
+            ("1.0,1.5", "gate,2.0", "2.0,3.0", "2,4.0"),
+            ["1.0", "gate", "2.0", "2"],
+            None,
+            ["1.5", "2.0", "3.0", "4.0"],
+        ),
+    ],
+)
+def test_whole_cameras_and_tracks_may_be_decimals(file: Path, cells, cameras, numbers, tracks) -> None:
+    lines = file.read_text().strip().split("\n")[:5]
+    rows = [f"{line},{pair}" for line, pair in zip(lines[1:], cells, strict=True)]
+    file.write_text("\n".join([f"{lines[0]},camera_id,track_id", *rows]))
+    table = read_csv(file, training=False)
+    assert table.camera.tolist() == cameras
+    assert table.track.tolist() == tracks
+    assert numbers is None or table.camid.tolist() == numbers
+
+
 @pytest.mark.parametrize("camid", ["1.5", "1.05", "1.", ".0", "1,000", "1.0.0", "1,5"])
 def test_other_decimals_are_no_cameras(file: Path, camid: str) -> None:
     file.write_text(f"path;pid;modality;camid\nimg/anna_visible_1.png;a;visible;{camid}\n")

@@ -667,6 +667,18 @@ def test_spellings_of_one_camera_are_told(crops):
         assert gallery.cameras() == ["1"]  # of what is there now
 
 
+def test_a_camera_written_as_a_decimal_is_told_and_found_as_written(crops):
+    """A gallery of 0.1.0 may hold cameras as pandas writes them."""
+    as_json("index", "g", crops / "gate1", *PLAIN, "--camera", "5")
+    (note,) = as_json("index", "g", crops / "gate2", *PLAIN, "--camera", "5.0")["notes"]
+    assert "the cameras '5', '5.0' may be one" in note
+    (note,) = as_json("search", "g", "night.png", "--modality", "ir", "--camera", "5")["notes"]
+    assert "entries of the camera '5.0' do not pass the filter" in note
+    as_json("gallery", "remove", "g", "--camera", "5.0", "--yes")
+    with Gallery("g") as gallery:
+        assert gallery.cameras() == ["5"]
+
+
 def test_what_index_leaves_out_is_counted_and_named(crops):
     Path("copy.png").symlink_to(crops / "gate1/1_0900.png")
     made = as_json(

@@ -76,6 +76,59 @@ def test_seconds_and_milliseconds_since_1970():
     assert parse_time("1709294400") == parse_time("1709294400000") == parse_time("1709294400.0") == seen
 
 
+@pytest.mark.parametrize(
+    ("pattern", "name", "time"),
+    [
+        ("%Y-%m-%d/*%H%M%S", "2026-11-28/cam12345678_221500.jpg", "2026-11-28T22:15:00"),
+        ("%Y-%m-%d/*%H%M%S", "2026-11-28/999999_221501_7.jpg", "2026-11-28T22:15:01"),  # 99 is no hour
+        ("%Y%m%d*%H%M%S", "20261128221501.jpg", "2026-11-28T22:15:01"),
+        ("%Y%m%d*%H%M%S", "20261128/20261128_221501.jpg", "2026-11-28T22:15:01"),  # twice the same
+        ("20%y%m%d", "20261128.jpg", "2026-11-28T00:00:00"),
+        ("cam1*%Y%m%d", "cam12_20261128.jpg", "2026-11-28T00:00:00"),
+        ("-%Y%m%d", "20261127-20261128.jpg", "2026-11-28T00:00:00"),
+        ("%Y%m%d_%H%M%S.%f", "20261128_221501.123456789.jpg", "2026-11-28T22:15:01.123456"),
+    ],
+)
+def test_a_time_is_no_part_of_a_longer_number(pattern, name, time):
+    assert TimePattern(pattern).find(name) == datetime.fromisoformat(time).replace(tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name"),
+    [
+        ("%Y-%m-%d/*%H%M%S", "2026-11-28/22150212_frame.jpg"),
+        ("%d%m%y*%H%M%S", "gate_28112026_101500.jpg"),
+        ("20%y%m%d", "120261128.jpg"),
+        ("*%Y%m%d", "120261128.jpg"),
+        ("%Y%m%d*", "202611281.jpg"),
+        ("%Y%m%d**%H%M", "20261128_22151.jpg"),
+        ("%Y%m%d**%H%M", "202611281_2215.jpg"),
+        ("%Y%m%d_%H%M", "20261128_221501.jpg"),
+    ],
+)
+def test_a_part_of_a_longer_number_is_no_time(pattern, name):
+    with pytest.raises(DataError, match="holds no time"):
+        TimePattern(pattern).find(name)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name", "times"),
+    [
+        ("%Y-%m-%d/*%H%M%S", "2026-11-28/000123_221501.jpg", "2026-11-28 00:01:23, 2026-11-28 22:15:01"),
+        ("%Y%m%d", "20261127/20261128_7.jpg", "2026-11-27 00:00:00, 2026-11-28 00:00:00"),
+        ("%Y%m%d*_%H%M", "20261127/20261128_2215.jpg", "2026-11-27 22:15:00, 2026-11-28 22:15:00"),
+        ("%s", "1709294400_1709294460.jpg", "2024-03-01 12:00:00, 2024-03-01 12:01:00"),
+    ],
+)
+def test_a_name_with_several_times_is_refused(pattern, name, times):
+    with pytest.raises(DataError) as caught:
+        TimePattern(pattern).find(name)
+    assert str(caught.value) == (
+        f"its name holds several times as --time-from-name '{pattern}' ({times}): write more of the name into the "
+        "pattern"
+    )
+
+
 def test_a_clock_that_was_never_set_is_told():
     for name in ("19000101_221530.jpg", "12000101_000000.jpg", "19700101_000512.jpg", "19700120_000000.jpg"):
         with pytest.raises(DataError, match="before 1971, as of a clock that was never set"):

@@ -73,6 +73,64 @@ def test_what_takes_one_value_is_given_once_and_lists_are_lists(serving):
     assert several.status_code == 200, several.text
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("min_probability", "fmr", "prior", "group", "top", "range"),
+        *("entry_modality", "since", "until", "camera", "track", "tag", "pid"),
+    ],
+)
+def test_an_empty_field_of_a_search_is_refused(serving, name):
+    """FastAPI takes its default, as if there were no filter."""
+    error = told(serving.client.post("/v1/search", files=files(3), data={"modality": "visible"} | {name: ""}))
+    assert error["what"] == f"the form field '{name}' is empty"
+    assert error["do"] == "leave it out, or give a value"
+
+
+@pytest.mark.parametrize("name", ["since", "until", "camera", "track", "tag", "pid", "id", "modality"])
+def test_an_empty_filter_of_a_list_or_removal_is_refused(serving, name):
+    for method in ("GET", "DELETE"):
+        error = told(serving.client.request(method, "/v1/entries", params={"camera": ["gate"], name: ""}))
+        assert error["what"] == f"the parameter '{name}' is empty"
+    assert len(serving.service.gallery) == 2
+
+
+@pytest.mark.parametrize("name", ["on_duplicate", "range"])
+def test_an_empty_field_of_an_addition_is_refused(serving, name):
+    error = told(serving.client.post("/v1/entries", files=files(3), data={"modality": "visible", name: ""}))
+    assert error["what"] == f"the form field '{name}' is empty"
+    assert len(serving.service.gallery) == 2
+
+
+def test_files_are_sent_as_files_and_texts_as_texts(serving):
+    for part in ((None, png(3)), ("", png(3)), (None, "")):
+        error = told(
+            serving.client.post("/v1/search", files=[("images", part)], data={"modality": "visible"})
+        )
+        assert error["what"] == "the form field 'images' is no file"
+        assert error["do"] == "send a file with a filename, as curl -F images=@crop.jpg does"
+    sent = [*files(3), ("camera", ("camera.txt", "gate"))]
+    error = told(serving.client.post("/v1/search", files=sent, data={"modality": "visible"}))
+    assert error["what"] == "the form field 'camera' is a file"
+
+
+def test_a_plus_that_became_a_space_is_explained(serving):
+    for until in ("2026-03-01T00:00:00+01:00", "2026-03-01 00:00+0100"):
+        error = told(serving.client.get(f"/v1/entries?until={until}"))
+        assert error["what"] == (
+            "query.until: the + before its offset became a space: in an address, write + as %2B"
+        )
+    assert serving.client.get("/v1/entries?until=2026-03-01T00:00:00%2B01:00").status_code == 200
+    assert "timezone" in told(serving.client.get("/v1/entries?until=2026-03-01 12:00"))["what"]
+
+
+def test_health_is_asked_without_a_body_too(serving):
+    for path in ("/healthz", "/readyz"):
+        reply = serving.client.head(path)
+        assert (reply.status_code, reply.content) == (200, b"")
+        assert serving.client.post(path).headers["Allow"] == "GET, HEAD"
+
+
 def test_known_parameters_belong_to_their_route(serving):
     for path in ("/v1/search", "/v1/entries", "/v1/embed"):
         reply = serving.client.post(

@@ -22,7 +22,7 @@ from fmcnet.errors import DataError, FmcnetError, first_of
 from fmcnet.files import private_mode, write_atomically
 from fmcnet.identities import near_spelling
 from fmcnet.inference.calibration import Calibration
-from fmcnet.names import nearest, printable, spelling
+from fmcnet.names import FRACTION, nearest, printable, spelling
 from fmcnet.retrieval.gallery import Gallery
 from fmcnet.retrieval.records import Hit, HitGroup, Where
 from fmcnet.times import shown_time
@@ -180,11 +180,7 @@ def filter_notes(gallery: Gallery, where: Where | None) -> tuple[str, ...]:
     if where is None:
         return ()
     notes = list(_camera_notes(gallery, list(where.cameras or ())))
-    notes += [
-        f"no entry has the track '{track}'"
-        for track in _values_to_check(where.tracks)
-        if not gallery.count(Where(tracks=[track]))
-    ]
+    notes += _track_notes(gallery, _values_to_check(where.tracks))
     notes += [
         f"no entry has the tag '{tag}'"
         for tag in _values_to_check(where.tags)
@@ -215,6 +211,18 @@ def _camera_notes(gallery: Gallery, cameras: Sequence[str]) -> Iterator[str]:
                 f"entries of the camera {', '.join(map(repr, others))} do not pass the filter, which may be "
                 f"'{camera}', too"
             )
+
+
+def _track_notes(gallery: Gallery, tracks: Collection[str]) -> Iterator[str]:
+    """Notes on tracks that no entry has, and on numbers that are stored as decimals, too, or only so."""
+    for track in tracks:
+        number = FRACTION.sub("", track)
+        spellings = (number, f"{number}.0") if number.isdigit() else ()
+        others = [name for name in spellings if name not in tracks and gallery.count(Where(tracks=[name]))]
+        if not gallery.count(Where(tracks=[track])):
+            yield f"no entry has the track '{track}'" + (f": did you mean '{others[0]}'?" if others else "")
+        elif others:
+            yield f"entries of the track '{others[0]}' do not pass the filter, which may be '{track}', too"
 
 
 def _suggestion(word: str, stored: Sequence[str]) -> str:

@@ -78,7 +78,10 @@ def api_error_of(error: BaseException) -> ApiError:
     if isinstance(error, ApiError):
         return error
     if isinstance(error, RequestValidationError):
-        faults = [(".".join(map(str, fault["loc"])), fault["msg"]) for fault in error.errors()[:10]]
+        faults = [
+            (".".join(map(str, fault["loc"])), fault["msg"].removeprefix("Value error, "))
+            for fault in error.errors()[:10]
+        ]
         what = "; ".join(f"{location}: {message}" for location, message in faults)
         return ApiError(
             422, what, ", ".join(dict.fromkeys(location for location, _ in faults)), "see /openapi.json"

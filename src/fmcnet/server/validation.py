@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, File, Form, Query, Request, UploadFile
-from pydantic import AfterValidator, AwareDatetime, BeforeValidator
+from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field
 from python_multipart.multipart import parse_options_header
 
 from fmcnet.data.pixels import parse_range
@@ -23,6 +24,8 @@ _Read = TypeVar("_Read")
 
 FORM = "multipart/form-data"
 """Of a body with files; frameworks bound no other form's fields as early."""
+IMAGES = "images"
+"""The one form field of files."""
 
 
 # ---- known fields only ----
@@ -31,17 +34,19 @@ FORM = "multipart/form-data"
 async def only_known(request: Request) -> None:
     """Compare a request with its route's OpenAPI description, so that a misspelt filter cannot widen a search.
 
-    Pydantic's extra="forbid" would not do: FastAPI takes the last value of a field that is given twice.
+    Pydantic's extra="forbid" would not do: FastAPI takes the last value of a field that is given twice, and the
+    default for an empty one.
 
     Raises:
-        ApiError: 422 for an unknown form field or query parameter, naming the known ones; for a repeated field that
-            takes one value; for a body where none is read. 415 for a body that is not a form with files. 400 for a
-            form without its end.
+        ApiError: 422 for an unknown form field or query parameter, naming the known ones; for an empty one where that
+            would be the default, or a filter; for a repeated one that takes one value; for a file in place of a
+            text, or the reverse; for a body where none is read. 415 for a body that is not a form with files. 400
+            for a form without its end.
     """
     document = request.app.openapi()
     operation = document["paths"][request.scope["route"].path_format][request.method.lower()]
     queries = {p["name"]: p["schema"] for p in operation.get("parameters", ()) if p["in"] == "query"}
-    _check_names("query", [name for name, _ in request.query_params.multi_items()], queries)
+    _check_fields("query", request.query_params.multi_items(), queries)
     if "requestBody" in operation:
         content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if content_type != FORM:
@@ -52,15 +57,15 @@ async def only_known(request: Request) -> None:
             raise ApiError(400, "the form does not end with its boundary", "body", "send the whole form")
         content = next(iter(operation["requestBody"]["content"].values()))
         body = document["components"]["schemas"][content["schema"]["$ref"].rpartition("/")[2]]
-        fields = [name for name, _ in (await request.form()).multi_items()]
-        _check_names("body", fields, body["properties"])
+        _check_fields("body", (await request.form()).multi_items(), body["properties"])
     elif await request.body():
         raise ApiError(422, "this route reads no body", "body", "say it in the address, as ?camera=gate")
 
 
-def _check_names(location: str, names: list[str], known: Mapping[str, Any]) -> None:
-    """Refuse unknown or repeated names; `known`: schemas by name."""
+def _check_fields(location: str, fields: Sequence[tuple[str, object]], known: Mapping[str, Any]) -> None:
+    """Refuse unknown and repeated names, empty values, and files in place of texts; `known`: schemas by name."""
     what = "form field" if location == "body" else "parameter"
+    names = [name for name, _ in fields]
     unknown = sorted(set(names) - known.keys())
     if unknown:
         shown = ", ".join(f"'{name[:100]}'" for name in unknown[:10])
@@ -70,6 +75,14 @@ def _check_names(location: str, names: list[str], known: Mapping[str, Any]) -> N
         schemas = (known[name], *known[name].get("anyOf", ()))
         if count > 1 and not any(schema.get("type") == "array" for schema in schemas):
             raise ApiError(422, f"the {what} '{name}' is given {count} times", location, "give it once")
+    for name, value in fields:
+        if name == IMAGES and isinstance(value, str):
+            do = "send a file with a filename, as curl -F images=@crop.jpg does"
+            raise ApiError(422, f"the {what} '{name}' is no file", location, do)
+        if name != IMAGES and not isinstance(value, str):
+            raise ApiError(422, f"the {what} '{name}' is a file", location, "send a text, without a filename")
+        if value == "" and ("items" not in known[name] or "minLength" in known[name]["items"]):
+            raise ApiError(422, f"the {what} '{name}' is empty", location, "leave it out, or give a value")
 
 
 # ---- identities, times, filters ----
@@ -83,8 +96,10 @@ def _parse_pid(parse: Callable[[str], _Read], pid: str) -> _Read:
         raise ValueError(str(error)) from error
 
 
-def _refuse_number(value: object) -> object:
-    """Refuse numbers, which pydantic takes as seconds since 1970, as in `since=2026`."""
+def _check_moment(value: object) -> object:
+    """Refuse numbers, which pydantic takes as seconds since 1970, as in `since=2026`, and an offset without its +."""
+    if re.search(r":\d\d\S* \d\d:?\d\d$", str(value)):
+        raise ValueError("the + before its offset became a space: in an address, write + as %2B")
     try:
         float(str(value))
     except ValueError:
@@ -92,13 +107,15 @@ def _refuse_number(value: object) -> object:
     raise ValueError("a moment is written as 2026-03-01T12:00:00Z")
 
 
-Moment = Annotated[AwareDatetime, BeforeValidator(_refuse_number)]
+Moment = Annotated[AwareDatetime, BeforeValidator(_check_moment)]
 """A datetime of a request, with its time zone."""
 Person = Annotated[str, AfterValidator(lambda pid: _parse_pid(as_pid, pid))]
 """An identity, a text or a number, of an entry."""
-KnownPerson = Annotated[str, AfterValidator(lambda pid: _parse_pid(as_known_pid, pid))]
+KnownPerson = Annotated[str, Field(min_length=1), AfterValidator(lambda pid: _parse_pid(as_known_pid, pid))]
 """The same for a filter, where unknown is refused."""
-Texts = Annotated[list[str], Query()]
+Wanted = Annotated[str, Field(min_length=1)]
+"""A value of a filter."""
+Texts = Annotated[list[Wanted], Query()]
 
 
 def filter_of(**given: Any) -> Where | None:
@@ -116,7 +133,7 @@ def conditions(
     track: Texts = [],  # noqa: B006
     camera: Texts = [],  # noqa: B006
     pid: Annotated[list[KnownPerson], Query()] = [],  # noqa: B006
-    tag: Annotated[list[str], Query(description="An entry must have all of these.")] = [],  # noqa: B006
+    tag: Annotated[list[Wanted], Query(description="An entry must have all of these.")] = [],  # noqa: B006
     modality: Annotated[ModalityName | None, Query()] = None,
     since: Annotated[
         Moment | None, Query(description="Seen at or after, as 2026-03-01T22:15:00+01:00.")
@@ -151,6 +168,7 @@ Kinds = Annotated[
     Form(min_length=1, description="visible or infrared: one for all images, or one each, in their order."),
 ]
 Words = Annotated[list[str], Form()]
+WantedWords = Annotated[list[Wanted], Form()]
 RangeField = Annotated[
     str | None,
     Form(

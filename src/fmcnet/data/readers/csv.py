@@ -15,8 +15,8 @@ from fmcnet.data.readers.common import check_splits, number_of, read_lines
 from fmcnet.data.table import ROLE_WORDS, SPLIT_WORDS, SPLITS, Record, Table
 from fmcnet.errors import MOST_FAULTS, DataError, refuse_faults
 from fmcnet.files import write_rows
-from fmcnet.identities import near_identities, parse_identity
-from fmcnet.names import control_fault, near_cameras, nearest, printable
+from fmcnet.identities import is_unknown, near_identities, parse_identity
+from fmcnet.names import FRACTION, control_fault, near_cameras, nearest, printable
 from fmcnet.times import parse_capture_time
 from fmcnet.types import MODALITY_WORDS, NO_CAMERA, NO_PID, Modality
 
@@ -48,8 +48,6 @@ HELD_OUT = "no split column"
 """The beginning of the note on the identities held out for test."""
 
 MISSING = "there is no file"
-_FRACTION = re.compile(r"(?<=[0-9])(?:\.0+|,00?)$")
-"""Of a whole number in a column that a spreadsheet or pandas took for decimals; 1,000 is a thousand."""
 _CAMERA = re.compile(r"(?:cam(?:era)?|c)?[ _]?([0-9]+)", re.IGNORECASE)
 
 EXPECTED = """
@@ -73,7 +71,8 @@ def read_csv(file: str | Path, *, training: bool = True, modality: Modality | No
     - `pid` is any text, read by `parse_identity`: numbers stay as they are, names are numbered in sorted order
       (`Table.pid_names`).
     - `modality` is one of `MODALITY_WORDS`.
-    - `camid` and a `modality` of 0 or 1 may be written as decimals: 1.0, or 1,0, is 1.
+    - `camid` and a `modality` of 0 or 1 may be written as decimals: 1.0, or 1,0, is 1. So may `camera` and `track`,
+      if all values of the column are whole numbers.
     - Without a `split` column, `TEST_SHARE` of the identities (those with the smallest SHA-256 of their name,
       so the choice depends on nothing else) go to test, the rest to train, with a note.
     - `camera` is any text; without a `camid` column cameras are numbered: by their number ("cam3" is 3) where all
@@ -106,7 +105,8 @@ def read_csv(file: str | Path, *, training: bool = True, modality: Modality | No
     if not any(record.split for _, record in rows):
         rows = _hold_out(rows, notes)
     names, numbers = _number_identities({row.name for row in rows if row.name})
-    records = _number_cameras([record._replace(pid=numbers[name]) for name, record in rows])
+    records = [record._replace(pid=numbers[name]) for name, record in rows]
+    records = _number_cameras(_without_fractions(records))
     notes += near_cameras({record.camera for record in records if record.camera})
     if training:
         if any(record.range for record in records):
@@ -276,12 +276,12 @@ def _parse_row(
         is_known = False
         faults.append(str(error))
     modality_text = cells.get("modality", "")
-    modality = MODALITY_WORDS.get(_FRACTION.sub("", modality_text.lower())) if modality_text else default
+    modality = MODALITY_WORDS.get(FRACTION.sub("", modality_text.lower())) if modality_text else default
     if modality is None:
         faults.append(
             f"modality '{modality_text}' is neither visible (vis, rgb) nor infrared (ir, nir, thermal)"
         )
-    number_text = _FRACTION.sub("", camid)
+    number_text = FRACTION.sub("", camid)
     match = _CAMERA.fullmatch(number_text)
     number = number_of(match[1]) if match else None
     if match and number is None:
@@ -341,6 +341,22 @@ def _time_fault(time: str) -> str:
     except DataError as error:
         return str(error)
     return ""
+
+
+def _without_fractions(records: list[Record]) -> list[Record]:
+    """Write cameras and tracks without fractions where all of the column are whole: pandas writes 1.0 for 1."""
+    for column in ("camera", "track"):
+        values = {getattr(record, column) for record in records}
+        numbers = {value: FRACTION.sub("", value) for value in values if not is_unknown(value)}
+        if {*numbers} - {*numbers.values()} and all(
+            re.fullmatch("[0-9]+", number) for number in numbers.values()
+        ):
+            cells = [getattr(record, column) for record in records]
+            records = [
+                record._replace(**{column: numbers.get(cell, cell)})
+                for record, cell in zip(records, cells, strict=True)
+            ]
+    return records
 
 
 def _number_cameras(records: list[Record]) -> list[Record]:

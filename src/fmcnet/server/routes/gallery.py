@@ -31,6 +31,8 @@ from fmcnet.server.validation import (
     RangeField,
     Running,
     Sender,
+    Wanted,
+    WantedWords,
     Words,
     filter_of,
     logged,
@@ -80,9 +82,9 @@ async def search(
     images: Images,
     modality: Kinds,
     top: Annotated[int, Form(ge=1, description="Hits, or groups.")] = 20,
-    camera: Words = [],  # noqa: B006 (FastAPI copies it)
-    track: Words = [],  # noqa: B006
-    tag: Annotated[list[str], Form(description="An entry must have all of these.")] = [],  # noqa: B006
+    camera: WantedWords = [],  # noqa: B006 (FastAPI copies it)
+    track: WantedWords = [],  # noqa: B006
+    tag: Annotated[list[Wanted], Form(description="An entry must have all of these.")] = [],  # noqa: B006
     pid: Annotated[list[KnownPerson], Form()] = [],  # noqa: B006
     entry_modality: Annotated[
         str | None, Form(description="Only entries that are visible, or infrared.")

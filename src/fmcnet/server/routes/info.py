@@ -87,6 +87,7 @@ async def swagger_file(name: str) -> Response:
     return _file_response(_read_file(name, SWAGGER, "static"), name, SWAGGER_POLICY)
 
 
+@router.head("/healthz", include_in_schema=False)
 @router.get(
     "/healthz", response_model=StateBody, responses=error_schema(*ANYWHERE), summary="The process answers"
 )
@@ -95,6 +96,7 @@ async def healthz() -> StateBody:
     return StateBody(ok=True)
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get(
     "/readyz",
     response_model=StateBody,
