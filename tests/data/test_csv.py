@@ -305,8 +305,9 @@ def test_a_file_of_wrong_rows_is_not_read_to_its_end(file: Path, monkeypatch: py
 
 
 def test_empty_columns_at_the_end_as_spreadsheets_write_them(file: Path) -> None:
+    before = read_csv(file)
     file.write_text(file.read_text().replace("\n", ",,,\n"))
-    assert len(read_csv(file)) == len(read_csv(file).pid) > 0
+    assert read_csv(file).path.tolist() == before.path.tolist()
 
 
 @pytest.mark.parametrize(

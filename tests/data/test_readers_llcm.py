@@ -74,7 +74,7 @@ def test_a_list_appended_to_itself_counts_once(published: Path) -> None:
     index.write_text(f"{index.read_text()}\n{index.read_text()}")
     table = read_llcm(published)
     assert table.records() == before.records()
-    assert table.notes[0].startswith("idx/train_vis.txt lists 18 images again, which count once: vis/0001/")
+    assert table.notes[0].startswith("idx/train_vis.txt repeats 18 images, counted once: vis/0001/")
 
 
 UNREAD = "no image was read from test_vis/cam5, where the published dataset has some: unpack it again"
@@ -157,9 +157,9 @@ BROKEN: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     ),
     "infrared images in the visible list": (
         _append_infrared,
-        ["train_vis.txt: 3 lines name an image outside vis/, the first is line 9: nir/0001/"],
+        ["train_vis.txt: 3 lines with an image outside vis/, the first is line 9: nir/0001/"],
     ),
-    "lists swapped": (_swap_lists, ["train_vis.txt: 8 lines name an image outside vis/", "line 1: nir/"]),
+    "lists swapped": (_swap_lists, ["train_vis.txt: 8 lines with an image outside vis/", "line 1: nir/"]),
     "no camera folder": (_no_camera_folders, ["test_vis holds no camera folder", "Expected:"]),
 }
 

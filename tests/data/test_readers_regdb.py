@@ -88,7 +88,7 @@ def test_an_image_listed_twice_counts_once(root: Path, spell: Callable[[str], st
     table = read_regdb(root)
     assert table.records() == before.records()
     assert table.notes[0] == (
-        "idx/test_thermal_1.txt lists 3 images again, which count once: Thermal/2/t_0.bmp (line 5), "
+        "idx/test_thermal_1.txt repeats 3 images, counted once: Thermal/2/t_0.bmp (line 5), "
         "Thermal/2/t_1.bmp (line 6), Thermal/12/t_0.bmp (line 7)"
     )
 
@@ -144,7 +144,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     ),
     "modalities mixed up": (
         lambda r: shutil.copy(r / "idx/train_thermal_1.txt", r / "idx/train_visible_1.txt"),
-        ["4 lines name an image outside Visible/"],
+        ["4 lines with an image outside Visible/"],
     ),
 }
 

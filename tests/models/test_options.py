@@ -111,8 +111,14 @@ def test_from_config_freezes_no_random_weights_and_loads_pretrained_ones_when_as
 def test_both_builders_take_the_whole_settings_and_training_no_name(tmp_path):
     config = load_config("tiny")
     assert build_model(config, 3).variant == build_model(config.model, 3).variant == "full"
-    with pytest.raises(ConfigError, match="config is of type str: give what load_config returns"):
-        train("tiny", tmp_path, tmp_path / "run")
+    builders = (
+        lambda: train("tiny", tmp_path, tmp_path / "run"),
+        lambda: build_model("tiny", 3),
+        lambda: FMCNet.from_config("tiny", 3),
+    )
+    for build in builders:
+        with pytest.raises(ConfigError, match="config is of type str: give what load_config returns"):
+            build()
 
 
 def test_a_model_is_built_from_settings_and_loaded_by_folder_or_name(tmp_path):

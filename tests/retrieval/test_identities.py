@@ -139,7 +139,7 @@ def test_numbers_of_another_dataset_are_told(crops):
 def test_tracks_of_another_recording_are_told(crops):
     def listed(folder, *rows):
         path = Path(folder, "t.csv")
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(exist_ok=True, parents=True)
         for name in "abc":
             shutil.copy(f"{name}.png", folder)
         path.write_text("\n".join(["path,modality,track", *rows, ""]))
@@ -148,14 +148,20 @@ def test_tracks_of_another_recording_are_told(crops):
     def of_tracks(report):
         return [note for note in report["notes"] if note.startswith("the tracks")]
 
-    monday = listed("monday", "a.png,visible,gate/1", "b.png,visible,gate/2")
-    tuesday = listed("tuesday", "a.png,visible,gate/1", "b.png,visible,gate/3")
+    monday = listed("monday", "a.png,visible,gate/8", "b.png,visible,gate/2")
+    tuesday = listed("tuesday", "a.png,visible,gate/8", "b.png,visible,gate/1")
     assert of_tracks(as_json("index", "g", monday, "--model", "run")) == []
     (note,) = of_tracks(as_json("index", "g", tuesday))
-    assert f"already, as of {crops}/monday/a.png, and are taken as the same" in note
-    listed("monday", "a.png,visible,gate/1", "b.png,visible,gate/2", "c.png,visible,gate/2")
-    again = as_json("index", "g", monday)
-    assert (again["added"], of_tracks(again)) == (1, [])  # the same recording goes on
+    start = f"the tracks gate/8 are in the gallery already, as of {crops}/monday/a.png, and are taken"
+    assert note.startswith(start)
+    assert of_tracks(as_json("index", "g", monday)) == []
+    listed("wednesday/north", "a.png,visible,yard/1")
+    root = table("wednesday/t.csv", "north/a.png,visible,yard/1", header="path,modality,track")
+    assert as_json("index", "g", root)["added"] == 1
+    listed("wednesday/south", "b.png,visible,yard/1")
+    table(root, "north/a.png,visible,yard/1", "south/b.png,visible,yard/1", header="path,modality,track")
+    again = as_json("index", "g", root)
+    assert (again["added"], of_tracks(again)) == (1, [])  # the same folder goes on
 
 
 @pytest.mark.parametrize(

@@ -284,8 +284,12 @@ def _checked(root: Path, records: Sequence[Record], num_names: int) -> list[Reco
             path = os.path.normpath(os.path.join(root, record.path))  # noqa: PTH118
             first = first_row.setdefault((path, split), row)
             if first != row:
-                raise DataError(f"record {first} is the same image: give an image once")
+                raise DataError(
+                    f"record {first} is the same image: give an image once; with role '' it is both"
+                )
             modality = parse_modality(record.modality)
+        except TypeError as error:
+            raise DataError(f"record {row}: path is {record.path!r}, no path") from error
         except FmcnetError as error:
             raise DataError(f"record {row} ('{record.path}'): {error}") from error
         checked.append(record._replace(pid=pid, camid=camid, split=split, role=role, modality=modality))

@@ -7,6 +7,7 @@ from typing import cast
 import torch
 
 from fmcnet.config import Config, ModelConfig
+from fmcnet.errors import ConfigError
 from fmcnet.models.backbones import Backbone, make_backbone
 from fmcnet.models.compensation import Compensation, Discriminator, Generator
 from fmcnet.models.decomposition import (
@@ -38,7 +39,7 @@ def build_model(config: Config | ModelConfig, classes: int) -> FMCNet:
     Raises:
         ConfigError: for an unknown `arch`, or settings that do not fit it.
     """
-    config = config.model if isinstance(config, Config) else config
+    config = model_settings(config)
     backbone = make_backbone(config.arch, config.width, config.last_stride)
     # The order of construction fixes the random weights of a seed: keep it.
     decomposition = _decomposition(config, backbone, classes)
@@ -76,6 +77,13 @@ def build_model(config: Config | ModelConfig, classes: int) -> FMCNet:
         stripes=config.frozen_stripes,
         standard=standard,
     )
+
+
+def model_settings(config: Config | ModelConfig) -> ModelConfig:
+    """The settings of the model; ConfigError for what holds none."""
+    if not isinstance(config, (Config, ModelConfig)):
+        raise ConfigError(f"config is of type {type(config).__name__}: give what load_config returns")
+    return config.model if isinstance(config, Config) else config
 
 
 def _decomposition(config: ModelConfig, backbone: Backbone, classes: int) -> Decomposition:

@@ -222,10 +222,10 @@ class FMCNet(nn.Module):
             ConfigError: for an unknown `model.arch`, settings that do not fit it, or no identity.
             CheckpointError: when the pretrained weights are missing or do not fit.
         """
-        from fmcnet.models.build import build_model
+        from fmcnet.models.build import build_model, model_settings
         from fmcnet.models.pretrained import load_pretrained
 
-        settings = config.model if isinstance(config, Config) else config
+        settings = model_settings(config)
         if num_classes < 1:
             raise ConfigError(f"num_classes={num_classes}: a model needs at least one training identity")
         if not pretrained:

@@ -159,6 +159,10 @@ class Gallery:
         """The identities that entries have, sorted; of a cluster none, for it would read all rows."""
         return sorted(self._store.texts("pid"))
 
+    def tracks(self) -> list[str]:
+        """The tracks that entries have, sorted; of a cluster none, for it would read all rows."""
+        return sorted(self._store.texts("track"))
+
     def days(self, where: Where | None = None, zone: tzinfo = timezone.utc) -> tuple[DayCount, ...]:
         """How many entries each camera has on each day, the newest day first, those without a time last.
 

@@ -173,7 +173,7 @@ def index(
         check_faults(sources, missing_ok=missing_ok)
     gallery = searcher.gallery
     report, remarks = IndexReport(sources, list(sources.faults)), Remarks()
-    identities = gallery.identities()
+    identities, tracks = gallery.identities(), gallery.tracks()
     new: list[Picture] = []
     try:
         with Progress("indexing", len(sources.pictures), show=progress) as bar:
@@ -212,7 +212,7 @@ def index(
     if existing == "replace":
         report.changes.unwatched = 0  # all were encoded anew, changed or not
     folder = Path(os.path.commonpath([picture.path.parent for picture in sources.pictures] or [Path("/")]))
-    doubts = (*near_cameras(gallery.cameras()), *added_notes(gallery, identities, new, folder))
+    doubts = (*near_cameras(gallery.cameras()), *added_notes(gallery, identities, tracks, new, folder))
     notes = (*sources.notes, *doubts, *remarks.lines(), *report.changes.notes())
     report.notes = list(dict.fromkeys(notes))  # each once
     report.entries, report.ranged = len(gallery), remarks.ranged()
@@ -368,37 +368,44 @@ def _update(gallery: Gallery, differing: Mapping[str, Sequence[Difference]]) -> 
 
 
 def added_notes(
-    gallery: Gallery, before: Collection[str], added: Sequence[Picture], folder: Path
+    gallery: Gallery,
+    identities: Collection[str],
+    tracks: Collection[str],
+    added: Sequence[Picture],
+    folder: Path,
 ) -> list[str]:
     """Notes on identities and tracks of added pictures that entries from outside `folder` have, too.
 
     Args:
         gallery: as it is now.
-        before: its identities before.
+        identities: of its entries before.
+        tracks: of its entries before.
         added: the new pictures.
         folder: that of all pictures that were to be indexed, added or not.
     """
     pids = {picture.pid for picture in added if picture.pid is not None}
-    numbers = sorted((pid for pid in pids & {*before} if is_number(pid)), key=int)
-    tracks = sorted({picture.track for picture in added if picture.track is not None})
-    notes = _near_spelling_notes(before, pids)
-    if source := _source_outside(gallery, folder, Where(pids=numbers[:LOOKED_UP]), bool(numbers)):
+    numbers = sorted((pid for pid in pids & {*identities} if is_number(pid)), key=int)
+    shared_tracks = sorted({picture.track for picture in added if picture.track is not None} & {*tracks})
+    notes = _near_spelling_notes(identities, pids)
+    if numbers and (source := _source_outside(gallery, folder, Where(pids=numbers[:LOOKED_UP]))):
         notes.append(
             f"the numbers {first_of(numbers, 3)} are persons of the gallery already, as of {source}, and are taken "
             "as the same; if they are others, repeat with a --pid-prefix, as regdb-, and --existing update"
         )
-    if source := _source_outside(gallery, folder, Where(tracks=tracks[:LOOKED_UP]), bool(tracks)):
+    if shared_tracks and (
+        source := _source_outside(gallery, folder, Where(tracks=shared_tracks[:LOOKED_UP]))
+    ):
         notes.append(
-            f"the tracks {first_of(tracks, 3)} are in the gallery already, as of {source}, and are taken as the "
-            "same; if they are others, give each recording's tracks names of their own, as fmcnet crop --camera "
+            f"the tracks {first_of(shared_tracks, 3)} are in the gallery already, as of {source}, and are taken as "
+            "the same; if they are others, give each recording's tracks names of their own, as fmcnet crop --camera "
             "does, and repeat with --existing update"
         )
     return notes
 
 
-def _source_outside(gallery: Gallery, folder: Path, where: Where, asked: bool) -> str | None:
+def _source_outside(gallery: Gallery, folder: Path, where: Where) -> str | None:
     """A picture of matching entries that lies outside the folder; None if no early entry has one."""
-    entries = gallery.scan(where, chunk=64) if asked else iter(())  # in the order of adding
+    entries = gallery.scan(where, chunk=64)  # in the order of adding
     for entry, _ in itertools.islice(entries, LOOKED_UP**2):
         if entry.source and Path(entry.source).is_absolute() and folder not in Path(entry.source).parents:
             return entry.source

@@ -257,8 +257,9 @@ class Connection:
                 if "full" not in str(error) and "disk I/O" not in str(error):
                     raise
                 raise GalleryError(
-                    f"{self.path}: the write-ahead log cannot be emptied ({error}): is the disk full? make room, "
-                    "then do the same again; until then the log may hold what was removed, which no answer shows"
+                    f"{self.path}: the write-ahead log cannot be emptied ({error}): is the disk full? make room: "
+                    "the next change empties it, as does gallery compact; until then it may hold what was removed, "
+                    "which no answer shows"
                 ) from error
             if busy:
                 raise GalleryBusyError(

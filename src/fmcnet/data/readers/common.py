@@ -133,8 +133,14 @@ class DatasetFolder:
         }
 
     def note_cameras(self, top: str, published: Iterable[int], found: Iterable[int]) -> None:
-        """Note the cameras of the published dataset without an image in `top`, "" for the root."""
-        if absent := sorted(set(published) - set(found)):
+        """Note cameras of the published dataset without an image in `top` ("" for the root), and others with some."""
+        found = set(found)
+        if extra := sorted(found - set(published)):
+            folders = first_of([f"{top}/cam{number}".lstrip("/") for number in extra])
+            self.note(
+                f"the published dataset has no image in {folders}: are visible and infrared folders swapped?"
+            )
+        if absent := sorted(set(published) - found):
             folders = first_of([f"{top}/cam{number}".lstrip("/") for number in absent])
             self.note(
                 f"no image was read from {folders}, where the published dataset has some: unpack it again, or "
@@ -296,15 +302,21 @@ def read_idx(folder: DatasetFolder, relative: str, top: str) -> list[ListedImage
         raise DataError(f"{file} lists no image: the split would be empty; restore the file")
     if misplaced := [image for image in listed if image.path.split("/")[0].lower() != top.lower()]:
         raise DataError(
-            f"{file}: {len(misplaced)} lines name an image outside {top}/, the first is line "
+            f"{file}: {_counted(len(misplaced), 'line')} with an image outside {top}/, the first is line "
             f"{misplaced[0].line}: {misplaced[0].path}; correct the list"
         )
     unique = {(image.path, image.label): image for image in reversed(listed)}
     if len(unique) < len(listed):
         kept = {image.line for image in unique.values()}
         repeats = [f"{image.path} (line {image.line})" for image in listed if image.line not in kept]
-        folder.note(f"{relative} lists {len(repeats)} images again, which count once: {first_of(repeats, 5)}")
+        folder.note(
+            f"{relative} repeats {_counted(len(repeats), 'image')}, counted once: {first_of(repeats, 5)}"
+        )
     return sorted(unique.values())
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count > 1)}"
 
 
 def check_labels(images: Iterable[ListedImage], where: str) -> None:
