@@ -344,6 +344,7 @@ def test_embed_lists_every_unreadable_image_and_writes_nothing(tiny_run, tiny_sy
         (["evaluate", "{tmp}", "--data", "{data}"], "holds no finished run"),
         (["evaluate", "{run}", "--data", "/nowhere"], "/nowhere does not exist"),
         (["evaluate", "{run}", "--data", "{data}", "shots=3"], "evaluation.shots = 3"),
+        (["evaluate", "{run}", "--data", "{data}", "data.split=2"], "an evaluation takes settings of the section"),
         (["info", "{data}"], "holds no model.json"),
         (["embed", "{run}", "/no.jpg", "--modality", "infrared", "--out", "{tmp}/e.npz"], "no such image"),
         (["embed", "{run}", "{data}/cam3", "--modality", "warm", "--out", "{tmp}/e.npz"], "say visible or"),

@@ -115,6 +115,14 @@ def test_of_two_folders_for_a_camera_the_exact_name_is_read(published: Path) -> 
         (published / f"test_vis/{second}").rename(published / "test_vis/cam4")
 
 
+def test_test_folders_that_are_swapped_are_told(published: Path) -> None:
+    (published / "test_vis").rename(published / "kept")
+    (published / "test_nir").rename(published / "test_vis")
+    (published / "kept").rename(published / "test_nir")
+    swapped = "the published dataset has no image in test_nir/cam3: are visible and infrared folders swapped?"
+    assert swapped in read_llcm(published).notes
+
+
 def _no_camera(root: Path) -> None:
     index = root / "idx/train_vis.txt"
     trees.write_image(root / "vis/0001/plain.jpg")

@@ -70,6 +70,11 @@ def test_an_image_in_two_records_is_refused(path: str) -> None:
         Table.from_records("x", Path("/data"), [*RECORDS, RECORDS[0]._replace(path=path)])
 
 
+def test_what_is_no_path_is_refused_by_its_record() -> None:
+    with pytest.raises(DataError, match=r"^record 1: path is None, no path"):
+        Table.from_records("x", Path(), [RECORDS[0], RECORDS[1]._replace(path=None)])
+
+
 def test_images_without_a_split_are_counted() -> None:
     records = [*RECORDS[:3], RECORDS[3]._replace(split="")]
     read = Table.from_records("x", Path(), records, notes=["first"])
