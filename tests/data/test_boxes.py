@@ -123,6 +123,9 @@ def test_supervision_frames_may_be_names(tmp_path):
     assert "class_id is 0, 2" in boxes.notes[0]
     boxes = read_boxes(write(tmp_path, f"{CSV},file_name\n1,2,4,8,0,,1,000003\n"))
     assert (boxes.first, list(boxes.of_frame)) == (None, ["000003"])
+    for column, frames in (("frame", ["000003"]), ("frame_index", [3])):
+        boxes = read_boxes(write(tmp_path, f"{CSV},{column}\n1,2,4,8,0,,1,000003\n"))
+        assert list(boxes.of_frame) == frames
 
 
 @pytest.mark.parametrize(
@@ -192,6 +195,8 @@ def test_faults_are_named(tmp_path, text, said):
         "0 0.39 0.41 0.15 0.41\n",
         "0 0.39 0.41 0.15 0.41 7\n0 1 1 1 1 8\n",
         "0 7 0.39 0.41 0.15 0.41\n",
+        "0 0.5 0.5 1 0.9 7\n",
+        "1,7,-0.01,0.2,0.7,1.02,0.9\n",
         "1,7,0,0,0.7,1,0.9,-1,-1,-1\n2,7,0.3,0.1,0.7,0.9,0.9,-1,-1,-1\n",
         '[{"image_id": 1, "bbox": [0.3, 0.2, 0.15, 0.4]}]',
         f"{CSV},frame\n0.3,0.2,0.45,1,0,0.9,7,3\n",
@@ -207,6 +212,9 @@ def test_fractions_of_the_frame_are_refused(tmp_path, text):
 def test_small_boxes_are_no_fractions(tmp_path):
     assert read_boxes(write(tmp_path, "1,1,0,0,1,1\n")).total == 1
     assert read_boxes(write(tmp_path, "1,1,0.5,0.5,0.5,0.5\n1,2,0.5,0.5,20,40\n")).total == 2
+    placeholder = "2,0.00,0.00,0.00,0.00,0.00,0.00\n"
+    assert read_boxes(write(tmp_path, f"1,7,10.00,10.00,20.00,40.00,0.90\n{placeholder}")).total == 2
+    assert read_boxes(write(tmp_path, "1\t,7\t,10,10,20,40,1\n")).total == 1
 
 
 @pytest.mark.parametrize(

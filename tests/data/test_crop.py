@@ -267,7 +267,11 @@ CLOCK = [f"2026-03-01_22-{15 + second // 60}-{second % 60:02d}" for second in ra
         ([f"20260301_{n}" for n in range(1, 13)], True),
         ([f"2026-03-01_22-15-56_{n:04d}" for n in range(12)], True),  # a clip's start, then the frame
         ([f"{n:010d}" for n in range(12)], True),
+        ([f"cam2_20260301_{n:06d}" for n in range(1, 13)], True),
+        ([f"{1677664556203 + 33 * n}_{n:06d}" for n in range(1, 13)], True),
         (CLOCK, False),
+        ([name[11:] for name in CLOCK], False),
+        ([f"{name}-040" for name in CLOCK], False),
         ([name.replace("-", "") for name in CLOCK], False),
         ([name.replace("-", "").replace("_", "") for name in CLOCK], False),
         (
@@ -288,6 +292,23 @@ def test_frames_are_in_natural_order(tmp_path, names, is_counter, named):
     assert frame_and_second(tmp_path / "out") == [(n, n - 1) for n in range(1, 13)]
     order_note = f"order of their names, from {files[0]} to {files[-1]}: the names hold no counter"
     assert [order_note in note for note in report.notes] == ([] if is_counter else [True])
+
+
+def test_a_counter_of_every_tenth_frame_behind_a_date_keeps_its_numbers(tmp_path):
+    folder = numbered_frames(tmp_path / "walk", [f"cam2_20260301_{n:06d}.png" for n in (10, 20, 30)])
+    report = crop(
+        folder, boxes(tmp_path, *(f"{n},7,5,6,20,30,1" for n in (10, 20, 30))), tmp_path / "out", TIMED
+    )
+    assert frame_and_second(tmp_path / "out") == [(1, 0), (2, 10), (3, 20)]
+    assert report.notes == ()
+
+
+def test_a_counter_that_rises_unevenly_is_told_where_times_follow_it(tmp_path):
+    names = [f"cam_{clock}.png" for clock in (221558, 221559, 221600)]
+    folder = numbered_frames(tmp_path / "walk", names)
+    (note,) = crop(folder, coco(tmp_path, *names), tmp_path / "out", TIMED).notes
+    assert "that rises unevenly, from cam_221558.png to cam_221600.png: is it a time of day?" in note
+    assert crop(folder, coco(tmp_path, *names), tmp_path / "new", NIGHT).notes == ()
 
 
 def test_a_gap_in_a_counter_is_a_gap_in_time_and_numbers(tmp_path):

@@ -28,6 +28,8 @@ PERSON_WORDS = frozenset({"person", "people", "pedestrian", "human"})
 MOT_PERSONS = frozenset({1, 2, 7})
 """Classes of MOTChallenge's ground truth: pedestrian, person on a vehicle, static person."""
 CSV_HEADER = ("x_min", "y_min", "x_max", "y_max")
+_YOLO_LINE = re.compile(r"0?\.\d*[1-9]\d*(?: (?:0?\.\d+|1(?:\.0*)?)){3}")
+"""Behind a class: x, y, width and height as fractions; MOTChallenge has an identity in place of x."""
 _NUMBER_COLUMNS = ("frame", "frame_index", "frame_number", "frame_idx", "frame_id")
 _NAME_COLUMNS = ("file_name", "filename", "file", "image_name", "image", "image_path", "path")
 
@@ -103,7 +105,7 @@ def read_boxes(path: str | Path) -> Boxes:
       ignored. Of nine columns the eighth is the class. What follows the file's first number separates all values.
     - COCO: frames are the images' file names. Of categories with a name, those of `PERSON_WORDS` are taken.
     - supervision: frames count from 0, in a column of `_NUMBER_COLUMNS`, or are named, in one of `_NAME_COLUMNS`,
-      also where all names are digits.
+      also where all names are digits. In `frame` and `frame_id` digits with a leading zero are names, too.
 
     Args:
         path: the file.
@@ -131,8 +133,8 @@ def read_boxes(path: str | Path) -> Boxes:
         raise DataError(f"{path} is no file of boxes: line {long_line} has more than {BLOCK >> 20} MiB")
     elif all(name in first_line for name in CSV_HEADER):
         boxes = _read_csv(path, text)
-    elif separator := re.match(r"\s*[-+]?\d+(?:\.0*)?( *[,;\t]|\s)", first_line):
-        boxes = _read_mot(path, text, separator[1].strip(" "))
+    elif separator := re.match(r"\s*[-+]?\d+(?:\.0*)?(?:\s*([,;])| *(\t)|\s)", first_line):
+        boxes = _read_mot(path, text, separator[1] or separator[2] or "")
     else:
         raise DataError(f"{path} is no file of boxes: give {EXPECTED}")
     if not boxes.total:
@@ -152,11 +154,12 @@ def read_boxes(path: str | Path) -> Boxes:
 
 
 def _are_fractions(boxes: Sequence[Box]) -> bool:
-    """Whether all boxes lie within 0..1, and not only on whole numbers, as fractions of a frame do."""
+    """Whether all boxes lie within about 0..1 and most values are no whole numbers, as fractions of a frame."""
     values = [
         value for box in boxes for value in (box.left, box.top, box.right - box.left, box.bottom - box.top)
     ]
-    return all(0 <= value <= 1 for value in values) and any(value % 1 for value in values)
+    uneven = sum(value % 1 != 0 for value in values)
+    return all(-0.1 <= value <= 1.1 for value in values) and 2 * uneven > len(values)
 
 
 def _add_fault(path: Path, faults: list[str], where: str, fault: object) -> None:
@@ -181,7 +184,7 @@ def _read_mot(path: Path, text: str, separator: str) -> Boxes:
         if not any(cells[9:]):  # a separator may end the line
             cells = cells[:9]
         try:
-            if len(cells) > 4 and all(re.fullmatch(r"0?\.\d+", cell) for cell in cells[1:5]):
+            if len(cells) > 4 and _YOLO_LINE.fullmatch(" ".join(cells[1:5])):
                 raise DataError(f"{path}, line {line}: {_FRACTIONS}")
             if len(cells) < 6:
                 count = f"{len(cells)} value{'s' * (len(cells) > 1)} between '{separator or ' '}'"
@@ -250,9 +253,11 @@ def _read_csv(path: Path, text: str) -> Boxes:
             rows.append((frame, Box(left, top, right, bottom, track, name)))
     except csv.Error as error:
         _add_fault(path, faults, f"line {reader.line_num}", error)
-    numbered = frame_column in _NUMBER_COLUMNS and all(
-        frame.isascii() and frame.isdigit() for frame, _ in rows
+    padded = frame_column in ("frame", "frame_id") and any(
+        len(frame) > 1 and frame[0] == "0" for frame, _ in rows
     )
+    numbered = frame_column in _NUMBER_COLUMNS and not padded
+    numbered = numbered and all(frame.isascii() and frame.isdigit() for frame, _ in rows)
     for frame, box in rows:
         frame_boxes = boxes.of_frame.setdefault(int(frame) if numbered else frame, [])
         if box is not None:

@@ -43,10 +43,24 @@ CLIPPED, OUTSIDE = "clipped", "outside the frame"
 DOUBTFUL = 4
 """Fewest boxes for the note that most reach beyond their frame."""
 SHARED_NAMES = frozenset(
-    {"frame", "frames", "image", "images", "img", "imgs", "jpg", "jpeg", "png", "video", "videos"}
+    {
+        "frame",
+        "frames",
+        "image",
+        "images",
+        "img",
+        "imgs",
+        "jpg",
+        "jpeg",
+        "jpegimages",
+        "png",
+        "video",
+        "videos",
+    }
+    | {"data", "input", "output", "left", "right", "depth"}
     | {word for word in MODALITY_WORDS if len(word) > 1}
 )
-"""Names of folders and videos that many recordings share, also with a short number: img1, image_02."""
+"""Names of folders and videos that many recordings share, also with a short number: img1, image_02, frames (1)."""
 COLUMNS = ("path", "modality", "camera", "time", "track")
 
 
@@ -161,7 +175,7 @@ def crop(
 def _recording_name(source: Path) -> str:
     """The name of a folder or video; before one of `SHARED_NAMES` stands that of the folder above."""
     recording = top = source if source.is_dir() else source.with_suffix("")
-    while re.sub(r"[-_]?\d{1,3}$", "", top.name.lower()) in SHARED_NAMES and top.parent.name:
+    while re.sub(r"[-_ ]?\(?\d{1,3}\)?$", "", top.name.lower()) in SHARED_NAMES:
         top = top.parent
     return printable(recording.relative_to(top.parent).as_posix())
 

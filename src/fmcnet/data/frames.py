@@ -25,11 +25,12 @@ _NUMBER = re.compile(r"(1[0-9]{9}\.[0-9]+|[0-9]+)")
 """A run of digits; seconds since 1970 with their fraction are one."""
 _UNFIT = re.compile(r"^\s|[\ud800-\udfff]")
 """A name that begins with a space, or (as Python shows it) is not UTF-8."""
-_DATE = re.compile(
+_TIME = re.compile(
     r"(?<![0-9])(?:19|20)[0-9]{2}([-_.]?)(?:0[1-9]|1[0-2])\1(?:0[1-9]|[12][0-9]|3[01])"
-    r"(?:[-_.T ]*(?:[01][0-9]|2[0-3])([-_.:]?)[0-5][0-9]\2[0-5][0-9](?:\.?[0-9]{3,9})?)?(?![0-9])"
+    r"(?:[-_.T ]*(?!00[0-9]{4})(?:[01][0-9]|2[0-3])([-_.:]?)[0-5][0-9]\2[0-5][0-9](?:\.?[0-9]{3,9}|-[0-9]{3})?)?"
+    r"(?![0-9])|(?<![0-9])(?:[01][0-9]|2[0-3])[-:h][0-5][0-9][-:m][0-5][0-9](?![0-9])"
 )
-"""As 20260301, 2026-03-01_22-15-56 or 20260301_221556.123."""
+"""As 20260301, 2026-03-01_22-15-56, 20260301_221556.123 or 22-15-56; 000010 behind a date is a counter."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Frames:
 
     read: Callable[[], Iterator[Frame]]  # starts the frames from the beginning
     notes: tuple[str, ...] = ()  # how their numbers were found
-    order_note: str = ""  # for users of `Frame.index`, where the names hold no counter
+    order_note: str = ""  # for users of `Frame.index`, where the names hold no counter or an uneven one
     ignored: tuple[Ignored, ...] = ()  # files of the folder that are no images
 
 
@@ -100,9 +101,14 @@ def _open_folder(folder: Path, boxes: Boxes, first: int | None, value_range: Val
     numbers = dict(zip(order, counter, strict=False))
     lowest = min(counter, default=0)
     indices = {image: numbers[image] - lowest if numbers else index for index, image in enumerate(order)}
+    reason = "the names hold no counter" if one_folder else "they lie in several folders"
     order_note = printable(
-        f"frames are counted in the order of their names, from {names[order[0]]} to {names[order[-1]]}: the names "
-        "hold no counter"
+        f"frames are counted in the order of their names, from {names[order[0]]} to {names[order[-1]]}: {reason}"
+    )
+    uneven = len({following - previous for previous, following in pairwise(counter)}) > 1
+    uneven_note = printable(
+        f"frames are numbered and timed by a counter in their names that rises unevenly, from {names[order[0]]} to "
+        f"{names[order[-1]]}: is it a time of day? then rename them in order"
     )
     keys, notes = _keys_by_name(names, boxes), list[str]()
     if any(isinstance(key, int) for key in boxes.of_frame):
@@ -143,7 +149,8 @@ def _open_folder(folder: Path, boxes: Boxes, first: int | None, value_range: Val
             decode = partial(open_rgb, image, value_range)
             yield Frame(name, keys.get(image, ""), indices[image], None, decode)
 
-    return Frames(read, tuple(notes), "" if numbers or notes else order_note, listing.ignored)
+    index_note = "" if notes else order_note if not numbers else uneven_note if uneven else ""
+    return Frames(read, tuple(notes), index_note, listing.ignored)
 
 
 def _natural_key(path: str) -> list[tuple[list[Any], str]]:
@@ -159,23 +166,26 @@ def _texts_and_numbers(name: str) -> list[Any]:
 def _read_counter(stems: Sequence[str]) -> list[int]:
     """The numbers of frames in their names; empty unless the names are a counter.
 
-    A counter is one run of digits that differs between names that are otherwise equal. It is below 10^9, as seconds
-    since 1970 are not, and no part of a date or of the time of day behind it. Of a single name it is the last run.
+    A counter is one run of digits that rises from name to name, in names that else differ only in times: runs of
+    10^9 or more, as seconds since 1970, and parts of a date or time of day. Of a single name it is the last run.
     """
     rows = [_NUMBER.split(stem) for stem in stems]
     runs = range(1, len(rows[0]), 2) if len({tuple(row[::2]) for row in rows}) == 1 else range(0)
     varying = [run for run in runs if len({row[run] for row in rows}) > 1] if len(rows) > 1 else runs[-1:]
-    if len(varying) != 1 or all(_is_date_part(row, varying[0]) for row in rows):
+    counters = [run for run in varying if not _is_clock(rows, run)]
+    if len(counters) != 1:
         return []
-    numbers = [Decimal(row[varying[0]]) for row in rows]
-    if len(set(numbers)) < len(rows) or max(numbers) >= 1e9:
-        return []
-    return [int(number) for number in numbers]
+    numbers = [int(row[counters[0]]) for row in rows]
+    return numbers if all(first < second for first, second in pairwise(numbers)) else []
 
 
-def _is_date_part(row: Sequence[str], run: int) -> bool:
+def _is_clock(rows: Sequence[Sequence[str]], run: int) -> bool:
+    return max(Decimal(row[run]) for row in rows) >= 1e9 or all(_is_time_part(row, run) for row in rows)
+
+
+def _is_time_part(row: Sequence[str], run: int) -> bool:
     start = len("".join(row[:run]))
-    return any(date.start() <= start < date.end() for date in _DATE.finditer("".join(row)))
+    return any(date.start() <= start < date.end() for date in _TIME.finditer("".join(row)))
 
 
 def _refuse_mixed_names(order: Sequence[Path], first: int | None) -> None:
