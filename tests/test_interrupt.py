@@ -15,6 +15,8 @@ from fmcnet import interrupt
 SCRIPT = str(Path(sys.executable).with_name("fmcnet"))
 MOMENTS = ["typer", "rich.console", "fmcnet.cli.console", "pydantic", "numpy", "torch.types"]
 """Modules after whose import the signal is sent: of the command line's own, then of the command."""
+ENDS = (130, -signal.SIGINT)
+"""Both are 130 for a shell. Python ends by the signal where that hit code inside an `exec`, as a dataclass has."""
 
 
 def stopped_after(module: str, program: list[str]) -> subprocess.CompletedProcess[str]:
@@ -39,13 +41,15 @@ def stopped_after(module: str, program: list[str]) -> subprocess.CompletedProces
 @pytest.mark.parametrize("module", MOMENTS)
 def test_an_early_ctrl_c_ends_with_one_line_and_130(module):
     done = stopped_after(module, ["-m", "fmcnet"])
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", "fmcnet: interrupted\n")
+    assert (done.stdout, done.stderr) == ("", "fmcnet: interrupted\n")
+    assert done.returncode in ENDS
 
 
 @pytest.mark.skipif(not Path(SCRIPT).is_file(), reason="fmcnet is not installed beside this Python")
 def test_so_does_the_installed_command():
     done = stopped_after("typer", [SCRIPT])
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", "fmcnet: interrupted\n")
+    assert (done.stdout, done.stderr) == ("", "fmcnet: interrupted\n")
+    assert done.returncode in ENDS
 
 
 def test_the_installed_command_starts_where_the_signal_is_handled():

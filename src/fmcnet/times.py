@@ -172,7 +172,10 @@ class TimePattern:
             if (time := self._parse(match.groups()[1:])) is not None
         }
         if not places:
-            raise DataError(f"its name holds no time as --time-from-name '{self._pattern}'")
+            hint = (
+                "; write %f for digits behind the seconds" if {"%S", "%f"} & {*self._used} == {"%S"} else ""
+            )
+            raise DataError(f"its name holds no time as --time-from-name '{self._pattern}'{hint}")
         if len(places) > 1:
             times = ", ".join(f"{time:%Y-%m-%d %H:%M:%S}" for time in sorted(places)[:3])
             raise DataError(

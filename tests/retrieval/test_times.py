@@ -210,3 +210,12 @@ def test_an_option_about_times_or_identities_that_no_picture_has_is_noted(tmp_pa
     assert read_sources([tmp_path], found).notes == ()
     timeless = leave_out_expired(read_sources([tmp_path], plain), expires_before("1d"), "--keep 1d")
     assert timeless.notes == ("--keep 1d: 1 of 1 pictures have no time, are indexed and never expire",)
+
+
+def test_digits_behind_the_seconds_are_hinted_at():
+    name = "PXL_20260301_221530123.jpg"
+    with pytest.raises(DataError, match=r"holds no time .*; write %f for digits behind the seconds"):
+        TimePattern("%Y%m%d_%H%M%S").find(name)
+    assert TimePattern("%Y%m%d_%H%M%S%f").find(name).microsecond == 123_000
+    with pytest.raises(DataError, match=r"as --time-from-name '%Y-%m-%d'$"):
+        TimePattern("%Y-%m-%d").find(name)
