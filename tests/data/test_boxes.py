@@ -32,7 +32,7 @@ def test_motchallenge_with_a_frame_0_counts_from_0(tmp_path):
     assert "count from 0" in boxes.notes[0]
 
 
-@pytest.mark.parametrize("separator", [",", ", ", ";", "\t", " ", "  "])
+@pytest.mark.parametrize("separator", [",", ", ", "\t,", ";", "\t;", "\t", " \t", " ", "  "])
 def test_one_separator_and_a_decimal_comma_where_it_does_not_separate(tmp_path, separator):
     row = separator.join(["1", "7", "102.25", "51.5", "50.25", "100.75", "0.5", "-1", "-1", "-1"])
     boxes = read_boxes(write(tmp_path, row if "," in separator else row.replace(".", ",")))
@@ -123,9 +123,19 @@ def test_supervision_frames_may_be_names(tmp_path):
     assert "class_id is 0, 2" in boxes.notes[0]
     boxes = read_boxes(write(tmp_path, f"{CSV},file_name\n1,2,4,8,0,,1,000003\n"))
     assert (boxes.first, list(boxes.of_frame)) == (None, ["000003"])
-    for column, frames in (("frame", ["000003"]), ("frame_index", [3])):
-        boxes = read_boxes(write(tmp_path, f"{CSV},{column}\n1,2,4,8,0,,1,000003\n"))
-        assert list(boxes.of_frame) == frames
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "frame"),
+    [
+        ("frame", "000003", "000003"), ("frame_id", "03", "03"), ("frame", "30", 30), ("frame_id", "0", 0),
+        ("frame_index", "000003", 3), ("frame_number", "03", 3),
+    ],
+)  # fmt: skip
+def test_a_frame_that_begins_with_0_is_a_name(tmp_path, column, value, frame):
+    rows = f"{CSV},{column}\n1,2,9,9,0,,1,{value}\n1,2,9,9,0,,1,12\n"
+    found = read_boxes(write(tmp_path, rows)).of_frame
+    assert list(found) == [frame, "12" if isinstance(frame, str) else 12]
 
 
 @pytest.mark.parametrize(
@@ -196,7 +206,9 @@ def test_faults_are_named(tmp_path, text, said):
         "0 0.39 0.41 0.15 0.41 7\n0 1 1 1 1 8\n",
         "0 7 0.39 0.41 0.15 0.41\n",
         "0 0.5 0.5 1 0.9 7\n",
-        "1,7,-0.01,0.2,0.7,1.02,0.9\n",
+        "0 0.500000 0.500000 1.000000 0.900000 7\n",
+        "1 7 0.5 0.5 0.2 0.9 0.9\n2 8 0.5 0.5 0.2 1.02 0.9\n",
+        '[{"image_id": 1, "bbox": [-0.001, 0.5, 0.2, 0.3]}]',
         "1,7,0,0,0.7,1,0.9,-1,-1,-1\n2,7,0.3,0.1,0.7,0.9,0.9,-1,-1,-1\n",
         '[{"image_id": 1, "bbox": [0.3, 0.2, 0.15, 0.4]}]',
         f"{CSV},frame\n0.3,0.2,0.45,1,0,0.9,7,3\n",
@@ -212,9 +224,12 @@ def test_fractions_of_the_frame_are_refused(tmp_path, text):
 def test_small_boxes_are_no_fractions(tmp_path):
     assert read_boxes(write(tmp_path, "1,1,0,0,1,1\n")).total == 1
     assert read_boxes(write(tmp_path, "1,1,0.5,0.5,0.5,0.5\n1,2,0.5,0.5,20,40\n")).total == 2
-    placeholder = "2,0.00,0.00,0.00,0.00,0.00,0.00\n"
-    assert read_boxes(write(tmp_path, f"1,7,10.00,10.00,20.00,40.00,0.90\n{placeholder}")).total == 2
-    assert read_boxes(write(tmp_path, "1\t,7\t,10,10,20,40,1\n")).total == 1
+    assert read_boxes(write(tmp_path, "1,1,0.5,0,1,1\n")).total == 1
+
+
+def test_a_row_of_zeros_is_no_fraction(tmp_path):
+    text = "1.00,7.00,10.00,10.00,20.00,40.00,0.90\n2.00,0.00,0.00,0.00,0.00,0.00,0.90\n"
+    assert read_boxes(write(tmp_path, text)).total == 2
 
 
 @pytest.mark.parametrize(

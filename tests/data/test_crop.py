@@ -111,6 +111,11 @@ def test_boxes_are_cut_clipped_and_left_out(frames, tmp_path):
         ("walk/RGB/frames", "walk/RGB/frames"),
         ("drive_0001/image_02", "drive_0001/image_02"),
         ("walk/visible", "walk/visible"),
+        ("drive_0001/image_02/data", "drive_0001/image_02/data"),
+        ("walk/Frames (1)", "walk/Frames (1)"),
+        ("walk/JPEGImages", "walk/JPEGImages"),
+        *((f"walk/{name}", f"walk/{name}") for name in ("output", "left", "right", "input", "depth")),
+        ("database", "database"),
         ("walk", "walk"),
         ("2026-03-01/cam1", "cam1"),
         ("imgur", "imgur"),
@@ -137,6 +142,7 @@ def test_a_videos_name_is_joined_likewise(video, tmp_path):
     found = boxes(tmp_path, "1,7,5,6,20,30,1")
     assert crop(tmp_path / "day1" / "Video.mkv", found, tmp_path / "out", NIGHT).recordings == ("day1/Video",)
     assert crop(video, found, tmp_path / "gate", NIGHT).recordings == ("gate",)
+    assert crop(video, boxes(tmp_path, "1,-1,5,6,20,30,1"), tmp_path / "untracked", NIGHT).recordings == ()
 
 
 def test_each_subfolder_is_a_recording(tmp_path):
@@ -267,11 +273,7 @@ CLOCK = [f"2026-03-01_22-{15 + second // 60}-{second % 60:02d}" for second in ra
         ([f"20260301_{n}" for n in range(1, 13)], True),
         ([f"2026-03-01_22-15-56_{n:04d}" for n in range(12)], True),  # a clip's start, then the frame
         ([f"{n:010d}" for n in range(12)], True),
-        ([f"cam2_20260301_{n:06d}" for n in range(1, 13)], True),
-        ([f"{1677664556203 + 33 * n}_{n:06d}" for n in range(1, 13)], True),
         (CLOCK, False),
-        ([name[11:] for name in CLOCK], False),
-        ([f"{name}-040" for name in CLOCK], False),
         ([name.replace("-", "") for name in CLOCK], False),
         ([name.replace("-", "").replace("_", "") for name in CLOCK], False),
         (
@@ -280,6 +282,13 @@ CLOCK = [f"2026-03-01_22-{15 + second // 60}-{second % 60:02d}" for second in ra
         ),
         ([f"{1305031102175 + 33 * n}" for n in range(12)], False),
         ([f"shot{n // 4}_{n % 4 + 8}" for n in range(12)], False),
+        ([f"{1677664556123 + 40 * n}_{n:06d}" for n in range(12)], True),
+        ([f"{n:06d}_{name}" for n, name in enumerate(CLOCK)], True),
+        ([f"cam_{name[11:].replace('-', '')}" for name in CLOCK], False),
+        ([f"260301_{name[11:].replace('-', '')}" for name in CLOCK], False),
+        ([f"01-03-2026_{name[11:]}" for name in CLOCK], False),
+        ([f"2026-03-01_22h15m{second}s_cam2" for second in range(20, 32)], False),
+        ([f"2026-03-01_22-15-56-{40 * n:03d}" for n in range(12)], False),
     ],
 )
 def test_frames_are_in_natural_order(tmp_path, names, is_counter, named):
@@ -294,21 +303,102 @@ def test_frames_are_in_natural_order(tmp_path, names, is_counter, named):
     assert [order_note in note for note in report.notes] == ([] if is_counter else [True])
 
 
-def test_a_counter_of_every_tenth_frame_behind_a_date_keeps_its_numbers(tmp_path):
-    folder = numbered_frames(tmp_path / "walk", [f"cam2_20260301_{n:06d}.png" for n in (10, 20, 30)])
-    report = crop(
-        folder, boxes(tmp_path, *(f"{n},7,5,6,20,30,1" for n in (10, 20, 30))), tmp_path / "out", TIMED
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize(
+    "pattern", ["cam2_20260301_{:06d}", "gate_20260301_{:06d}_cam2", "frame_{:05d}", "img_{:04d}", "{:06d}"]
+)
+@pytest.mark.parametrize(
+    ("numbers", "is_even"),
+    [
+        ((10, 20, 30, 40, 50), True),
+        ((5,), True),
+        ((1, 2, 3), True),
+        ((2, 4, 7), False),
+        ((58, 59, 100), False),
+    ],
+)
+def test_a_counter_tells_of_uneven_steps_only(tmp_path, pattern, numbers, is_even, named):
+    files = [f"{pattern.format(number)}.png" for number in numbers]
+    folder = numbered_frames(tmp_path / "walk", files)
+    found = (
+        coco(tmp_path, *files) if named else boxes(tmp_path, *(f"{n},7,5,6,20,30,1" for n in range(1, 101)))
     )
-    assert frame_and_second(tmp_path / "out") == [(1, 0), (2, 10), (3, 20)]
+    report = crop(folder, found, tmp_path / "out", TIMED)
+    start = 1 if numbers[0] == 1 else numbers[0]
+    assert frame_and_second(tmp_path / "out") == [(at, n - start) for at, n in enumerate(numbers, 1)]
+    told = (
+        f"frames are counted by the numbers in their names, from {numbers[0]} ({files[0]}) to {numbers[-1]} "
+        f"({files[-1]}): gaps in these count as frames and as time"
+    )
+    assert report.notes == (() if is_even else (told,))
+    if named:
+        assert crop(folder, found, tmp_path / "untimed", NIGHT).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("prefix", "numbers"),
+    [
+        ("gate_20260301_", range(9995, 10007)),  # from 010000 on, these are times, too
+        ("gate_", range(10000, 10012)),
+        ("", range(12300, 12360, 10)),
+        ("", range(10000, 10600, 100)),
+    ],
+)
+def test_numbers_that_are_valid_times_stay_a_counter(tmp_path, prefix, numbers):
+    files = [f"{prefix}{n:06d}.png" for n in numbers]
+    folder = numbered_frames(tmp_path / "walk", files)
+    found = boxes(tmp_path, *(f"{n},7,5,6,20,30,1" for n in range(9000, 13000)))
+    report = crop(folder, found, tmp_path / "out", TIMED)
+    assert frame_and_second(tmp_path / "out") == [(at, n - numbers[0]) for at, n in enumerate(numbers, 1)]
     assert report.notes == ()
 
 
-def test_a_counter_that_rises_unevenly_is_told_where_times_follow_it(tmp_path):
-    names = [f"cam_{clock}.png" for clock in (221558, 221559, 221600)]
-    folder = numbered_frames(tmp_path / "walk", names)
-    (note,) = crop(folder, coco(tmp_path, *names), tmp_path / "out", TIMED).notes
-    assert "that rises unevenly, from cam_221558.png to cam_221600.png: is it a time of day?" in note
-    assert crop(folder, coco(tmp_path, *names), tmp_path / "new", NIGHT).notes == ()
+@pytest.mark.parametrize("name", ["frame_000005", "cam2_20260301_000005", "1677664556203_000005"])
+def test_a_single_name_ends_with_its_number(tmp_path, name):
+    folder = numbered_frames(tmp_path / "walk", [f"{name}.png"])
+    found = boxes(tmp_path, *(f"{n},{n},5,6,20,30,1" for n in range(1, 9)))
+    crop(folder, found, tmp_path / "out", NIGHT)
+    assert [row["track"] for row in rows(tmp_path / "out")] == ["walk/5"]
+
+
+def test_times_without_seconds_are_numbers_with_a_note(tmp_path):
+    files = [f"20260301-{time}.png" for time in ("2214", "2259", "2300")]
+    folder = numbered_frames(tmp_path / "walk", files)
+    (note,) = crop(folder, coco(tmp_path, *files), tmp_path / "out", TIMED).notes
+    assert "from 2214 (20260301-2214.png) to 2300 (20260301-2300.png)" in note
+    assert frame_and_second(tmp_path / "out") == [(1, 0), (2, 45), (3, 86)]
+
+
+def test_images_counted_in_order_have_times_in_order(tmp_path):
+    folder = numbered_frames(tmp_path / "walk", ["100.png", "101.png", "103.png"])
+    report = crop(
+        folder, boxes(tmp_path, *(f"{n},7,5,6,20,30,1" for n in (1, 2, 3))), tmp_path / "out", TIMED
+    )
+    assert frame_and_second(tmp_path / "out") == [(1, 0), (2, 1), (3, 2)]
+    assert report.notes == (
+        "the images' names hold other numbers than the boxes' frames: they were counted in order",
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        (["a/frame_1.png", "b/frame_2.png"], "the images lie in several folders"),
+        (
+            ["frame_1.png", "frame_2.png", "thumb.png"],
+            "frame_1.png and thumb.png differ in more than a number",
+        ),
+        (["frame_1.png", "frame_01.png"], "frame_01.png and frame_1.png are one frame by their names"),
+        (["a.png", "b.png"], "the names hold no counter"),
+    ],
+)
+def test_why_images_are_counted_in_order(tmp_path, names, reason):
+    for name in names:
+        (tmp_path / "walk" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture(1)).save(tmp_path / "walk" / name)
+    (note,) = crop(tmp_path / "walk", coco(tmp_path, *names), tmp_path / "out", TIMED).notes
+    assert note.startswith("frames are counted in the order of their names, from ")
+    assert note.endswith(f".png: {reason}")
 
 
 def test_a_gap_in_a_counter_is_a_gap_in_time_and_numbers(tmp_path):
@@ -333,6 +423,10 @@ def test_mixed_names_of_numbered_frames_are_refused(tmp_path, odd, fault):
     found = boxes(tmp_path, *(f"{n},7,5,6,20,30,1" for n in range(1, 5)))
     with pytest.raises(DataError, match=f"{fault}: remove what is no frame, or count all .* --first-frame 1"):
         crop(folder, found, tmp_path / "out", NIGHT)
+    counted = boxes(tmp_path, f"{SUPERVISION},frame_index", "5,6,25,36,0,0.9,7,3")
+    with pytest.raises(DataError, match=f"{fault}: .* --first-frame 0"):
+        crop(folder, counted, tmp_path / "out", NIGHT)
+    found = boxes(tmp_path, *(f"{n},7,5,6,20,30,1" for n in range(1, 5)))
     report = crop(folder, found, tmp_path / "out", CropOptions(Modality.INFRARED, first=1))
     assert report.crops == 4
     assert "counted in the order of their names" in report.notes[0]
@@ -351,6 +445,10 @@ def test_the_names_of_a_videos_frames_are_read_as_those_of_images(video, tmp_pat
     told = CropOptions(Modality.INFRARED, first=1)
     crop(video, coco(tmp_path, "frame_4_cam2.png", "frame_12_cam2.png"), tmp_path / "out", told)
     assert (pixels(tmp_path / "out", "000003_00.png") == picture(4)[6:36, 5:25]).all()
+    dated = coco(tmp_path, "gate_20260301_000004.jpg", "gate_20260301_000001.jpg")
+    crop(video, dated, tmp_path / "dated", told)
+    assert (pixels(tmp_path / "dated", "000003_00.png") == picture(4)[6:36, 5:25]).all()
+    assert (pixels(tmp_path / "dated", "000000_00.png") == picture(1)[6:36, 5:25]).all()
     with pytest.raises(DataError, match=r"the names hold no counter, but .* is a video"):
         crop(video, coco(tmp_path, *(f"{name}.png" for name in CLOCK)), tmp_path / "times", told)
 
@@ -358,8 +456,9 @@ def test_the_names_of_a_videos_frames_are_read_as_those_of_images(video, tmp_pat
 SUPERVISION = "x_min,y_min,x_max,y_max,class_id,confidence,tracker_id"
 
 
-def test_digits_in_a_name_column_are_names(frames, tmp_path):
-    found = boxes(tmp_path, f"{SUPERVISION},file_name", *(f"5,6,25,36,0,0.9,7,{n:06d}" for n in (3, 4)))
+@pytest.mark.parametrize("column", ["file_name", "frame", "frame_id"])
+def test_digits_in_a_name_column_are_names(frames, tmp_path, column):
+    found = boxes(tmp_path, f"{SUPERVISION},{column}", *(f"5,6,25,36,0,0.9,7,{n:06d}" for n in (3, 4)))
     report = crop(frames, found, tmp_path / "out", NIGHT)
     assert (report.crops, report.notes, report.left_out.counts) == (2, (), {})
     for n in (3, 4):

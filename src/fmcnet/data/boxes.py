@@ -28,11 +28,11 @@ PERSON_WORDS = frozenset({"person", "people", "pedestrian", "human"})
 MOT_PERSONS = frozenset({1, 2, 7})
 """Classes of MOTChallenge's ground truth: pedestrian, person on a vehicle, static person."""
 CSV_HEADER = ("x_min", "y_min", "x_max", "y_max")
-_YOLO_LINE = re.compile(r"0?\.\d*[1-9]\d*(?: (?:0?\.\d+|1(?:\.0*)?)){3}")
-"""Behind a class: x, y, width and height as fractions; MOTChallenge has an identity in place of x."""
 _NUMBER_COLUMNS = ("frame", "frame_index", "frame_number", "frame_idx", "frame_id")
 _NAME_COLUMNS = ("file_name", "filename", "file", "image_name", "image", "image_path", "path")
 
+_YOLO = re.compile(r"0?\.(?=0*[1-9])\d+(?: (?:0?\.\d+|1(?:\.0*)?)){3}")
+"""A box as fractions of the frame: its center, of which x is not 0, width and height."""
 _FRACTIONS = "its boxes are fractions of the frame, as YOLO writes them: convert them to pixels"
 
 EXPECTED = """one of
@@ -105,7 +105,7 @@ def read_boxes(path: str | Path) -> Boxes:
       ignored. Of nine columns the eighth is the class. What follows the file's first number separates all values.
     - COCO: frames are the images' file names. Of categories with a name, those of `PERSON_WORDS` are taken.
     - supervision: frames count from 0, in a column of `_NUMBER_COLUMNS`, or are named, in one of `_NAME_COLUMNS`,
-      also where all names are digits. In `frame` and `frame_id` digits with a leading zero are names, too.
+      also where all names are digits. `frame` or `frame_id` holds names where a value begins with 0, as 000003.
 
     Args:
         path: the file.
@@ -133,8 +133,8 @@ def read_boxes(path: str | Path) -> Boxes:
         raise DataError(f"{path} is no file of boxes: line {long_line} has more than {BLOCK >> 20} MiB")
     elif all(name in first_line for name in CSV_HEADER):
         boxes = _read_csv(path, text)
-    elif separator := re.match(r"\s*[-+]?\d+(?:\.0*)?(?:\s*([,;])| *(\t)|\s)", first_line):
-        boxes = _read_mot(path, text, separator[1] or separator[2] or "")
+    elif separator := re.match(r"\s*[-+]?\d+(?:\.0*)?(\s*[,;]| *\t|\s)", first_line):
+        boxes = _read_mot(path, text, separator[1][-1].strip(" "))
     else:
         raise DataError(f"{path} is no file of boxes: give {EXPECTED}")
     if not boxes.total:
@@ -154,12 +154,12 @@ def read_boxes(path: str | Path) -> Boxes:
 
 
 def _are_fractions(boxes: Sequence[Box]) -> bool:
-    """Whether all boxes lie within about 0..1 and most values are no whole numbers, as fractions of a frame."""
+    """Whether all boxes lie within 0..1 or little beyond, and most of their values are not whole."""
     values = [
         value for box in boxes for value in (box.left, box.top, box.right - box.left, box.bottom - box.top)
     ]
-    uneven = sum(value % 1 != 0 for value in values)
-    return all(-0.1 <= value <= 1.1 for value in values) and 2 * uneven > len(values)
+    broken = sum(value % 1 > 0 for value in values)
+    return all(-0.1 <= value <= 1.1 for value in values) and 2 * broken > len(values)
 
 
 def _add_fault(path: Path, faults: list[str], where: str, fault: object) -> None:
@@ -184,7 +184,7 @@ def _read_mot(path: Path, text: str, separator: str) -> Boxes:
         if not any(cells[9:]):  # a separator may end the line
             cells = cells[:9]
         try:
-            if len(cells) > 4 and _YOLO_LINE.fullmatch(" ".join(cells[1:5])):
+            if _YOLO.fullmatch(" ".join(cells[1:5])):
                 raise DataError(f"{path}, line {line}: {_FRACTIONS}")
             if len(cells) < 6:
                 count = f"{len(cells)} value{'s' * (len(cells) > 1)} between '{separator or ' '}'"
@@ -253,11 +253,12 @@ def _read_csv(path: Path, text: str) -> Boxes:
             rows.append((frame, Box(left, top, right, bottom, track, name)))
     except csv.Error as error:
         _add_fault(path, faults, f"line {reader.line_num}", error)
-    padded = frame_column in ("frame", "frame_id") and any(
-        len(frame) > 1 and frame[0] == "0" for frame, _ in rows
+    padded = frame_column in ("frame", "frame_id") and any(re.match("0[0-9]", frame) for frame, _ in rows)
+    numbered = (
+        frame_column in _NUMBER_COLUMNS
+        and not padded
+        and all(frame.isascii() and frame.isdigit() for frame, _ in rows)
     )
-    numbered = frame_column in _NUMBER_COLUMNS and not padded
-    numbered = numbered and all(frame.isascii() and frame.isdigit() for frame, _ in rows)
     for frame, box in rows:
         frame_boxes = boxes.of_frame.setdefault(int(frame) if numbered else frame, [])
         if box is not None:

@@ -37,27 +37,14 @@ from fmcnet.types import MODALITY_WORDS, Modality
 
 TABLE = "people.csv"
 JOURNAL, LOCK = ".crops.jsonl", ".crops.lock"
-RULES = "2"
+RULES = "3"
 """Of frames' order and tracks' names: crops by other rules are not continued."""
 CLIPPED, OUTSIDE = "clipped", "outside the frame"
 DOUBTFUL = 4
 """Fewest boxes for the note that most reach beyond their frame."""
 SHARED_NAMES = frozenset(
-    {
-        "frame",
-        "frames",
-        "image",
-        "images",
-        "img",
-        "imgs",
-        "jpg",
-        "jpeg",
-        "jpegimages",
-        "png",
-        "video",
-        "videos",
-    }
-    | {"data", "input", "output", "left", "right", "depth"}
+    {"frame", "frames", "image", "images", "img", "imgs", "video", "videos"}
+    | {"data", "depth", "input", "jpeg", "jpegimages", "jpg", "left", "output", "png", "right"}
     | {word for word in MODALITY_WORDS if len(word) > 1}
 )
 """Names of folders and videos that many recordings share, also with a short number: img1, image_02, frames (1)."""
@@ -175,7 +162,7 @@ def crop(
 def _recording_name(source: Path) -> str:
     """The name of a folder or video; before one of `SHARED_NAMES` stands that of the folder above."""
     recording = top = source if source.is_dir() else source.with_suffix("")
-    while re.sub(r"[-_ ]?\(?\d{1,3}\)?$", "", top.name.lower()) in SHARED_NAMES:
+    while re.sub(r"[-_ ]?(\d{1,3}|\(\d{1,3}\))$", "", top.name.lower()) in SHARED_NAMES:
         top = top.parent
     return printable(recording.relative_to(top.parent).as_posix())
 

@@ -25,12 +25,14 @@ _NUMBER = re.compile(r"(1[0-9]{9}\.[0-9]+|[0-9]+)")
 """A run of digits; seconds since 1970 with their fraction are one."""
 _UNFIT = re.compile(r"^\s|[\ud800-\udfff]")
 """A name that begins with a space, or (as Python shows it) is not UTF-8."""
-_TIME = re.compile(
-    r"(?<![0-9])(?:19|20)[0-9]{2}([-_.]?)(?:0[1-9]|1[0-2])\1(?:0[1-9]|[12][0-9]|3[01])"
+_CLOCK = re.compile(
+    r"(?<![0-9])(?:(?:19|20)[0-9]{2}([-_.]?)(?:0[1-9]|1[0-2])\1(?:0[1-9]|[12][0-9]|3[01])"
     r"(?:[-_.T ]*(?!00[0-9]{4})(?:[01][0-9]|2[0-3])([-_.:]?)[0-5][0-9]\2[0-5][0-9](?:\.?[0-9]{3,9}|-[0-9]{3})?)?"
-    r"(?![0-9])|(?<![0-9])(?:[01][0-9]|2[0-3])[-:h][0-5][0-9][-:m][0-5][0-9](?![0-9])"
+    r"|(?:[01][0-9]|2[0-3])[-.:h][0-5][0-9][-.:m][0-5][0-9](?:\.[0-9]{3,9}|-[0-9]{3})?)(?![0-9])"
 )
-"""As 20260301, 2026-03-01_22-15-56, 20260301_221556.123 or 22-15-56; 000010 behind a date is a counter."""
+"""As 20260301, 2026-03-01_22-15-56-040, 20260301_221556.123 or 22h15m56."""
+_TIME = re.compile(r"(?!00)([01][0-9]|2[0-3])([0-5][0-9])([0-5][0-9])")
+"""As 221556."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Frames:
 
     read: Callable[[], Iterator[Frame]]  # starts the frames from the beginning
     notes: tuple[str, ...] = ()  # how their numbers were found
-    order_note: str = ""  # for users of `Frame.index`, where the names hold no counter or an uneven one
+    order_note: str = ""  # for users of `Frame.index`, where it is no even counter of the names
     ignored: tuple[Ignored, ...] = ()  # files of the folder that are no images
 
 
@@ -60,8 +62,8 @@ def open_frames(
     """Open a folder of images or a video.
 
     - Images are in natural order of their paths: frame9 comes before frame10.
-    - A gap in a counter in their names (`_read_counter`) is a gap in the frames' numbers and times. Without a
-      counter, frames are counted in order, with a note.
+    - A gap in a counter in their names (`_read_counter`) is a gap in the frames' numbers and times. A note tells so
+      where the counter's steps differ. Without a counter, frames are counted in order, with a note.
     - Numbered boxes need images whose names differ only in numbers or hold none, or `first`.
 
     Args:
@@ -101,15 +103,20 @@ def _open_folder(folder: Path, boxes: Boxes, first: int | None, value_range: Val
     numbers = dict(zip(order, counter, strict=False))
     lowest = min(counter, default=0)
     indices = {image: numbers[image] - lowest if numbers else index for index, image in enumerate(order)}
-    reason = "the names hold no counter" if one_folder else "they lie in several folders"
-    order_note = printable(
-        f"frames are counted in the order of their names, from {names[order[0]]} to {names[order[-1]]}: {reason}"
-    )
-    uneven = len({following - previous for previous, following in pairwise(counter)}) > 1
-    uneven_note = printable(
-        f"frames are numbered and timed by a counter in their names that rises unevenly, from {names[order[0]]} to "
-        f"{names[order[-1]]}: is it a time of day? then rename them in order"
-    )
+    if not numbers:
+        reason = _name_fault(order) if one_folder else "the images lie in several folders"
+        order_note = (
+            f"frames are counted in the order of their names, from {names[order[0]]} to {names[order[-1]]}: "
+            f"{reason or 'the names hold no counter'}"
+        )
+    elif len(_steps(counter)) > 1:
+        order_note = (
+            f"frames are counted by the numbers in their names, from {lowest} ({names[order[0]]}) to {counter[-1]} "
+            f"({names[order[-1]]}): gaps in these count as frames and as time"
+        )
+    else:
+        order_note = ""
+    order_note = printable(order_note)
     keys, notes = _keys_by_name(names, boxes), list[str]()
     if any(isinstance(key, int) for key in boxes.of_frame):
         if not one_folder:
@@ -117,20 +124,22 @@ def _open_folder(folder: Path, boxes: Boxes, first: int | None, value_range: Val
                 f"the boxes number their frames, but the images of {folder} lie in several folders: give the folder "
                 "of one recording"
             )
-        if not numbers and first is None:
-            _refuse_mixed_names(order, boxes.first)
+        if not numbers and first is None and (fault := _name_fault(order)):
+            raise DataError(
+                f"the boxes number their frames, but {printable(fault)}: remove what is no frame, or count all "
+                f"images in order with --first-frame {1 if boxes.first is None else boxes.first}"
+            )
         keys, notes = _keys_by_number(order, numbers, indices, boxes, first)
         if notes:
-            indices = {image: index for index, image in enumerate(order)}
+            indices, order_note = {image: index for index, image in enumerate(order)}, ""
         requested = {key for key in boxes.of_frame if isinstance(key, int)}
         shifted = numbers and any(keys[image] != numbers[image] for image in order)
-        if not numbers:
-            notes = [order_note]
-        elif shifted and not notes and first is None and requested <= set(counter):
+        if shifted and not notes and first is None and requested <= set(counter):
             notes.append(
                 f"frame {keys[order[0]]} of the boxes is taken as {names[order[0]]}, the first; where the numbers "
                 f"are those of the names: --first-frame {lowest}"
             )
+        notes, order_note = [*notes, *([order_note] if order_note else [])], ""
     elif first is not None:
         raise DataError(
             f"--first-frame {first} is of frame numbers, and the boxes name their images: leave it out"
@@ -149,8 +158,7 @@ def _open_folder(folder: Path, boxes: Boxes, first: int | None, value_range: Val
             decode = partial(open_rgb, image, value_range)
             yield Frame(name, keys.get(image, ""), indices[image], None, decode)
 
-    index_note = "" if notes else order_note if not numbers else uneven_note if uneven else ""
-    return Frames(read, tuple(notes), index_note, listing.ignored)
+    return Frames(read, tuple(notes), order_note, listing.ignored)
 
 
 def _natural_key(path: str) -> list[tuple[list[Any], str]]:
@@ -166,8 +174,16 @@ def _texts_and_numbers(name: str) -> list[Any]:
 def _read_counter(stems: Sequence[str]) -> list[int]:
     """The numbers of frames in their names; empty unless the names are a counter.
 
-    A counter is one run of digits that rises from name to name, in names that else differ only in times: runs of
-    10^9 or more, as seconds since 1970, and parts of a date or time of day. Of a single name it is the last run.
+    - A counter is the one run of digits that differs between names that are otherwise equal. It increases from each
+      name to the next. Of a single name it is the last run.
+    - What is a date or time in all names is no counter. This is seconds since 1970, year, month and day with the time
+      behind them, or a time as 22-15-56 (`_CLOCK`).
+    - Six digits without a date are a time only where their steps take fewer values as HHMMSS than as numbers:
+      221558, 221559, 221600.
+    - Six or more digits that begin with 00 are a number, also behind a date.
+
+    Args:
+        stems: the names without suffix, in natural order.
     """
     rows = [_NUMBER.split(stem) for stem in stems]
     runs = range(1, len(rows[0]), 2) if len({tuple(row[::2]) for row in rows}) == 1 else range(0)
@@ -176,20 +192,29 @@ def _read_counter(stems: Sequence[str]) -> list[int]:
     if len(counters) != 1:
         return []
     numbers = [int(row[counters[0]]) for row in rows]
-    return numbers if all(first < second for first, second in pairwise(numbers)) else []
+    return numbers if all(step > 0 for step in _steps(numbers)) else []
+
+
+def _steps(numbers: Sequence[int]) -> set[int]:
+    return {second - first for first, second in pairwise(numbers)}
 
 
 def _is_clock(rows: Sequence[Sequence[str]], run: int) -> bool:
-    return max(Decimal(row[run]) for row in rows) >= 1e9 or all(_is_time_part(row, run) for row in rows)
+    """Whether a run is part of a date or time in all names."""
+    if max(Decimal(row[run]) for row in rows) >= 1e9 or all(_is_clock_part(row, run) for row in rows):
+        return True
+    times = [_TIME.fullmatch(row[run]) for row in rows]
+    seconds = [int(time[1]) * 3600 + int(time[2]) * 60 + int(time[3]) for time in times if time]
+    return len(seconds) == len(rows) and len(_steps(seconds)) < len(_steps([int(row[run]) for row in rows]))
 
 
-def _is_time_part(row: Sequence[str], run: int) -> bool:
+def _is_clock_part(row: Sequence[str], run: int) -> bool:
     start = len("".join(row[:run]))
-    return any(date.start() <= start < date.end() for date in _TIME.finditer("".join(row)))
+    return any(clock.start() <= start < clock.end() for clock in _CLOCK.finditer("".join(row)))
 
 
-def _refuse_mixed_names(order: Sequence[Path], first: int | None) -> None:
-    """Refuse names that do not tell which frame is which: of one number, or with digits and other texts."""
+def _name_fault(order: Sequence[Path]) -> str:
+    """Two names that do not tell which frame is which: of one number, or with digits and other texts."""
     twins = [
         pair for pair in pairwise(order) if len({str(_texts_and_numbers(image.stem)) for image in pair}) == 1
     ]
@@ -198,15 +223,10 @@ def _refuse_mixed_names(order: Sequence[Path], first: int | None) -> None:
         alike[_NUMBER.sub("0", image.stem)].append(image)
     groups = sorted(alike.values(), key=len)
     if twins:
-        pair, fault = twins[0], "are one frame by their names"
-    elif len(groups) > 1 and any(_NUMBER.search(image.stem) for image in order):
-        pair, fault = (groups[-1][0], groups[0][0]), "differ in more than a number"
-    else:
-        return
-    raise DataError(
-        f"the boxes number their frames, but {printable(f'{pair[0].name} and {pair[1].name}')} {fault}: remove what "
-        f"is no frame, or count all images in order with --first-frame {1 if first is None else first}"
-    )
+        return f"{twins[0][0].name} and {twins[0][1].name} are one frame by their names"
+    if len(groups) > 1 and any(_NUMBER.search(image.stem) for image in order):
+        return f"{groups[-1][0].name} and {groups[0][0].name} differ in more than a number"
+    return ""
 
 
 def _keys_by_name(names: dict[Path, str], boxes: Boxes) -> dict[Path, FrameKey]:
@@ -249,7 +269,7 @@ def _keys_by_number(
         )
     else:
         keys = {image: indices[image] + start for image in order}
-    if start is not None and not any(key in boxes.of_frame for key in keys.values()):
+    if numbers and start is not None and not any(key in boxes.of_frame for key in keys.values()):
         keys = {image: index + start for index, image in enumerate(order)}
         return keys, [
             "the images' names hold other numbers than the boxes' frames: they were counted in order"
@@ -296,6 +316,7 @@ def _keys_by_index(path: Path, boxes: Boxes, first: int | None) -> dict[int, Fra
         for key in boxes.of_frame
         if isinstance(key, str) and (first is not None or key not in boxes.numbers)
     ]
+    named.sort(key=lambda key: _natural_key(PurePosixPath(key).stem))
     counter = _read_counter([PurePosixPath(key).stem for key in named]) if named else []
     numbers = dict(zip(named, counter, strict=False))
     keys: dict[int, FrameKey] = {}
