@@ -265,14 +265,14 @@ def test_a_run_that_fails_leaves_the_others_be(tiny_sysu, tmp_path):
 )
 def test_a_worker_that_dies_costs_its_own_run_alone(tmp_path, fault, said):
     runs = [FakeRun("bad", tmp_path, fault), FakeRun("a", tmp_path), FakeRun("b", tmp_path)]
-    told = []
+    told, before = [], {*multiprocessing.active_children()}  # other tests may have left a pool
     with pytest.raises(FmcnetError, match=rf"1 of 3 runs failed; the others are done:\n  bad: {said}"):
         complete_runs(
             runs, 2, device="cpu", progress=False, report=lambda run, done, total: told.append(done)
         )
     assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {"a", "b"}
     assert told == [1, 2]
-    assert not multiprocessing.active_children()
+    assert {*multiprocessing.active_children()} <= before
 
 
 def test_a_worker_that_cannot_start_costs_its_own_run_alone(tmp_path, monkeypatch):
