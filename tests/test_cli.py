@@ -62,6 +62,19 @@ def test_a_name_that_the_terminal_cannot_show_is_escaped(tmp_path, encoding):
         assert shown in done.stdout.decode(encoding.partition(":")[0])
 
 
+def test_ids_that_the_output_cannot_hold_are_refused_not_escaped(tmp_path):
+    with Gallery(tmp_path / "g", model="0123456789abcdef") as gallery:
+        gallery.add(np.ones((1, 4), np.float32), modality="visible", ids=["жук"])
+    words = [sys.executable, "-m", "fmcnet", "gallery", "list", str(tmp_path / "g"), "--ids"]
+    environment = os.environ | {"PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"}
+    done = subprocess.run(words, capture_output=True, env=environment, timeout=300)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert (
+        b"the ids do not fit cp1252, the encoding of the output: set PYTHONUTF8=1, or take --json"
+        in done.stderr
+    )
+
+
 def test_docs_lists_and_prints_the_pages():
     pages = as_json("docs")
     assert {"getting-started", "train", "search", "gallery", "protocols", "method", "datasets"} <= set(pages)

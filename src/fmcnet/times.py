@@ -158,6 +158,9 @@ class TimePattern:
         self._pattern, self._zone, self._doubtful, self._used = pattern, zone, doubtful, used
         self._epoch = bool({"%s", "%Q"} & set(used))
         self._regexes = [re.compile(_pattern_regex(pattern, longest)) for longest in (False, True)]
+        self._longer_regexes = [
+            re.compile(_pattern_regex(pattern, longest, digits_behind=True)) for longest in (False, True)
+        ]
 
     def find(self, name: str) -> datetime:
         """The time in a name, with its timezone.
@@ -165,19 +168,16 @@ class TimePattern:
         Raises:
             DataError: for no time, several, one before 1971, or a doubtful one that is refused.
         """
-        places = {  # * as short and as long as fits: the first and the last number that may be the time
-            time: match[1]
-            for regex in self._regexes
-            for match in regex.finditer(name)
-            if (time := self._parse(match.groups()[1:])) is not None
-        }
-        if not places:
-            hint = (
-                "; write %f for digits behind the seconds" if {"%S", "%f"} & {*self._used} == {"%S"} else ""
-            )
+        exact, longer = self._places(self._regexes, name), self._places(self._longer_regexes, name)
+        if not exact:
+            hint = "; write %f for digits behind the seconds" if longer and "%S" in self._used else ""
             raise DataError(f"its name holds no time as --time-from-name '{self._pattern}'{hint}")
+        places = exact | longer  # a counter beside a time with milliseconds is not the time
+        counters = {time for time in places if time.replace(tzinfo=timezone.utc) < CLOCKS_FROM}
+        if len(places) > len(counters):
+            places = {time: text for time, text in places.items() if time not in counters}
         if len(places) > 1:
-            times = ", ".join(f"{time:%Y-%m-%d %H:%M:%S}" for time in sorted(places)[:3])
+            times = ", ".join(time.isoformat(" ").removesuffix("+00:00") for time in sorted(places)[:3])
             raise DataError(
                 f"its name holds several times as --time-from-name '{self._pattern}' ({times}): write more of "
                 "the name into the pattern"
@@ -186,6 +186,15 @@ class TimePattern:
         if time.utcoffset() is None:
             time = localize(time, self._zone, self._doubtful)
         return check_clock(time, f"its time '{text}'")
+
+    def _places(self, regexes: list[re.Pattern[str]], name: str) -> dict[datetime, str]:
+        """* as short and as long as fits: the first and the last number that may be the time."""
+        return {
+            time: match[1]
+            for regex in regexes
+            for match in regex.finditer(name)
+            if (time := self._parse(match.groups()[1:])) is not None
+        }
 
     def _parse(self, values: tuple[str, ...]) -> datetime | None:
         """The time of these values of the directives; None for none, as of February 30."""
@@ -197,7 +206,7 @@ class TimePattern:
             return None
 
 
-def _pattern_regex(pattern: str, longest: bool) -> str:
+def _pattern_regex(pattern: str, longest: bool, digits_behind: bool = False) -> str:
     """The regular expression of a `TimePattern`, which matches before each place; its group 1 is the whole place.
 
     A directive neither begins nor ends inside a longer number, unless the pattern itself goes on with digits.
@@ -205,10 +214,17 @@ def _pattern_regex(pattern: str, longest: bool) -> str:
     Args:
         pattern: with directives.
         longest: whether * takes as many characters as fit, or as few.
+        digits_behind: whether milliseconds or microseconds may follow a time (behind %M seconds, too) that the
+            pattern does not read, and * may be empty behind a date of eight digits.
     """
     pieces = re.split(r"\*+", pattern.strip("*"))
     begins = [_APART if _BEGINS_NUMBER.match(piece) else "" for piece in pieces]
     ends = [_APART if _ENDS_NUMBER.fullmatch(piece) else "" for piece in pieces]
+    behind = ""
+    if digits_behind and pieces[-1].endswith(("%M", "%S")):
+        behind = (r"(?:[0-5]\d)?" if pieces[-1].endswith("%M") else "") + r"(?:\d{3}){0,2}"
+        if len(pieces) > 1 and begins[-1]:
+            begins[-1] = rf"(?:{_APART}|(?<=(?<!\d)\d{{8}}))"
     inner = begins[0]
     for number, piece in enumerate(pieces):
         if number:  # an empty * joins two directives
@@ -218,7 +234,7 @@ def _pattern_regex(pattern: str, longest: bool) -> str:
             digits = DIRECTIVES.get(part)
             inner += re.escape(part) if digits is None else part[1] if part == "%%" else f"({digits})"
             inner += r"\d*" * (part == "%f")  # more digits than microseconds have
-    return f"(?=({inner}{ends[-1]}))"
+    return f"(?=({inner}){behind}{ends[-1]})"
 
 
 def _since_1970(s: str | None = None, f: str | None = None, Q: str | None = None) -> datetime:

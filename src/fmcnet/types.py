@@ -105,13 +105,17 @@ def check_arrays(owner: object, names: Sequence[str]) -> None:
 
 def _whole_numbers(column: NDArray[Any], name: str, meaning: str) -> IntArray:
     """The column `name` of whole numbers as int64; raises `DataError` naming the first invalid row."""
-    if column.dtype.kind in "iu":
+    if column.dtype.kind in "iu" and (column.dtype != np.uint64 or not (column >> 63).any()):
         return column.astype(np.int64, copy=False)
+    if column.dtype.kind in "US":
+        raise DataError(
+            f"{name} holds texts ('{column.flat[0]}' in row 0): convert it, as {name}.astype(int)"
+        )
     try:
         values = column.astype(np.float64)
     except (TypeError, ValueError):
         values = np.full(column.shape, np.nan)
-    invalid = np.flatnonzero(~np.isfinite(values) | (values != np.rint(values)))
+    invalid = np.flatnonzero(~(np.abs(values) < 2.0**63) | (values != np.rint(values)))  # NaN, too
     if len(invalid) or column.dtype.kind not in "fbO":
         row = int(invalid[0]) if len(invalid) else 0
         raise DataError(f"{name} is {column.flat[row]} in row {row}: give whole numbers, {meaning}")

@@ -122,6 +122,8 @@ def test_what_is_left_out_is_the_default(tmp_path, text, expected):
         ("name: 3", "name: 3 is no name"),
         ("junk: [bobb]", "junk: no image to be evaluated shows 'bobb': did you mean 'bob'?"),
         ("junk: [1.5]", "junk: 1.5 is no identity"),
+        ("junk:", "junk: it is empty: leave the key out, or name identities"),
+        ("junk: [null]", "junk: None is no identity: write unknown"),
         ("junk: [[bob]]", "junk: ['bob'] is no identity"),
         ("junk: '1.2E+11'", "no identity: pid '1.2E+11' is a number in scientific notation"),
         ("distractors: [bob]\njunk: [bob]", "bob is a distractor and junk"),

@@ -119,6 +119,10 @@ def test_the_official_draw_needs_exactly_the_images_that_the_permutation_counts(
         with pytest.raises(ProtocolError, match=text):
             protocol.trials(wrong)
         assert len(sysu(draw="seeded").trials(wrong)) == 10
+    for masked, left in ((there & (e.index == 4), 7), (there, 0)):
+        text = f"the mask or roles leave {left} of the 8 images of identity 5, camera 2, and the official draw needs"
+        with pytest.raises(ProtocolError, match=text):
+            protocol.trials(e, gallery_mask=~masked)
     with pytest.raises(ProtocolError, match="'index' of identity 2, camera 1 is not 1 to 8"):
         protocol.trials(replace(e, index=e.index - 1))
     cells[0, 0][1, 0][3, 7] = cells[0, 0][1, 0][3, 6]
@@ -180,7 +184,7 @@ def test_regdb_image_and_identity_counts_differ_beyond_rank_1_only():
         pool([evaluate(e, regdb()), evaluate(e, regdb("t2v"))])
 
 
-def test_ones_own_data_without_cameras():
+def test_ones_own_data_without_cameras(caplog):
     generator = np.random.default_rng(0)
     pid = generator.integers(0, 6, 60)
     modality = np.arange(60) % 2
@@ -192,7 +196,10 @@ def test_ones_own_data_without_cameras():
             evaluate(e, custom(skip=rule))
     few_cameras = replace(e, camid=np.r_[1, 2, [-1] * 58])
     for rule in ("same_camera", "same_identity_and_camera"):
+        caplog.clear()
         assert evaluate(few_cameras, custom(skip=rule)).trials[0] == plain  # no camera, no camera rule
+        assert "29 of 30 query images have no camera: the skip rule does not apply to them" in caplog.text
+        assert "29 of 30 gallery images" in caplog.text
     few = custom(shots=1, trials=4, seed=7)
     assert {len(g) for _, g in few.trials(e)} == {6}
     assert len({tuple(g) for _, g in few.trials(e)}) > 1
@@ -272,6 +279,8 @@ def test_an_image_is_never_its_own_match():
         (lambda: sysu(permutation="x", trials="3"), "trials is '3': give a whole number"),
         (lambda: sysu(draw="seeded", seed=-1), "seed must be 0 or more, got -1"),
         (lambda: custom(junk=[1.5]), "junk: 1.5 is no identity"),
+        (lambda: custom(junk=""), "junk: '' is no identity: write unknown for images without an identity"),
+        (lambda: custom(distractors=["bob", None]), "distractors: None is no identity: write unknown"),
         (lambda: custom(junk=np.array([16.7])), "junk: .*16.7.* is no identity"),
         (lambda: custom(distractors=[["bob"]]), r"distractors: \['bob'\] is no identity"),
         (lambda: custom(distractors="7", junk=7), "identity 7 is a distractor and junk"),
@@ -290,6 +299,8 @@ def test_unknown_options_are_named(make, text):
 
 def test_identities_are_texts_numbers_or_pairs_one_or_several():
     for junk, expected in (
+        (None, ()),
+        (np.array(16), ((16, "16"),)),
         ("16", ((16, "16"),)),
         ("0006", ((6, "0006"),)),
         (16, ((16, "16"),)),

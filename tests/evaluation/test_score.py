@@ -295,12 +295,17 @@ def test_texts_of_every_array_are_read_as_bytes_and_as_rows_or_columns(tmp_path,
 def test_an_index_is_whole_numbers(tmp_path):
     e = benchmark([1, 3])
     for wrong, row in (
-        (e.index.astype(str), 0),
         (np.r_[1, 1.5, e.index[2:]], 1),
         (np.full(len(e), np.nan), 0),
     ):
         with pytest.raises(DataError, match=f"index is .* in row {row}: give whole numbers"):
             replace(e, index=wrong)
+    with pytest.raises(
+        DataError, match=r"index holds texts \('3' in row 0\): convert it, as index.astype\(int\)"
+    ):
+        replace(e, index=e.index.astype(str))
+    with pytest.raises(DataError, match="index is 9223372036854775815 in row 0: give whole numbers"):
+        replace(e, index=e.index.astype(np.uint64) + np.uint64(2**63 + 4))
     assert replace(e, index=e.index.astype(np.float32)).index.dtype == np.int64
 
 

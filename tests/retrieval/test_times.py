@@ -212,7 +212,32 @@ def test_an_option_about_times_or_identities_that_no_picture_has_is_noted(tmp_pa
     assert timeless.notes == ("--keep 1d: 1 of 1 pictures have no time, are indexed and never expire",)
 
 
+@pytest.mark.parametrize(
+    ("pattern", "name"),
+    [
+        ("%Y-%m-%d/*%H%M%S", "2026-11-28/cam1_221500123_000012.jpg"),
+        ("%Y-%m-%d/*%H%M%S", "2026-11-28/20261128221500_000012.jpg"),
+        ("%Y%m%d*%H%M%S", "20240101_221500123_000001.jpg"),
+        ("%Y%m%d*%H%M", "20240101_221500_0001.jpg"),
+    ],
+)
+def test_a_counter_beside_a_longer_time_is_not_taken_for_it(pattern, name):
+    with pytest.raises(DataError, match=r"several times .*22:15:00\): write more of the name"):
+        TimePattern(pattern).find(name)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name"),
+    [("%s", "1709294400_0000000012.jpg"), ("%Y%m%d_%H%M", "20240301_1200_00010101_0000.jpg")],
+)
+def test_a_counter_before_1971_is_no_second_time(pattern, name):
+    assert TimePattern(pattern).find(name) == datetime(2024, 3, 1, 12, tzinfo=timezone.utc)
+
+
 def test_digits_behind_the_seconds_are_hinted_at():
+    for name in ("frame.jpg", "120240101_120000.jpg"):
+        with pytest.raises(DataError, match=r"as --time-from-name '%Y%m%d_%H%M%S'$"):
+            TimePattern("%Y%m%d_%H%M%S").find(name)
     name = "PXL_20260301_221530123.jpg"
     with pytest.raises(DataError, match=r"holds no time .*; write %f for digits behind the seconds"):
         TimePattern("%Y%m%d_%H%M%S").find(name)

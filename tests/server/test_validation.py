@@ -117,9 +117,9 @@ def test_files_are_sent_as_files_and_texts_as_texts(serving):
 def test_a_plus_that_became_a_space_is_explained(serving):
     for until in ("2026-03-01T00:00:00+01:00", "2026-03-01 00:00+0100"):
         error = told(serving.client.get(f"/v1/entries?until={until}"))
-        assert error["what"] == (
-            "query.until: the + before its offset became a space: in an address, write + as %2B"
-        )
+        assert error["what"] == ("query.until: its offset lacks the +: in an address, write + as %2B")
+    error = told(serving.client.get("/v1/entries?until=2026-03-01T00:00:00%2B01"))
+    assert error["what"] == "query.until: write its offset with minutes, as +01:00"
     assert serving.client.get("/v1/entries?until=2026-03-01T00:00:00%2B01:00").status_code == 200
     assert "timezone" in told(serving.client.get("/v1/entries?until=2026-03-01 12:00"))["what"]
 

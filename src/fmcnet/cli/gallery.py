@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -120,6 +121,13 @@ def list_(
     more = "" if len(shown) == matching else f"; {len(shown):,} shown, --limit 0 shows all"
     total = f"{matching:,} entr{'y' if matching == 1 else 'ies'}{more}"
     if ids:
+        encoding = sys.stdout.encoding or "utf-8"
+        try:  # elsewhere such characters are escaped, but these lines are read by other commands
+            "".join(entry.id for entry in shown).encode(encoding)
+        except UnicodeEncodeError as error:
+            raise FmcnetError(
+                f"the ids do not fit {encoding}, the encoding of the output: set PYTHONUTF8=1, or take --json"
+            ) from error
         for entry in shown:
             echo(entry.id)
         echo(total, err=True)

@@ -112,7 +112,7 @@ class Draw:
         pids, cameras = {pid for pid, _, _ in groups}, {camera for _, camera, _ in groups}
         for camera, pid in sorted(table.keys() - {(camera, pid) for pid, camera, _ in groups}):
             if camera in cameras and pid in pids:  # all images of this identity and camera are missing
-                self._check_counts(pid, camera, table[camera, pid], np.empty(0, dtype=np.int64))
+                self._check_counts(pid, camera, table[camera, pid], np.empty(0, dtype=np.int64), embeddings)
         picked: list[IntArray] = []  # (trials, shots) rows for each identity and camera
         for pid, camera, rows in groups:
             permutation = table.get((camera, pid))
@@ -122,13 +122,20 @@ class Draw:
                     f"{camera}, identity {pid}, of which the embeddings hold {len(rows)} images: it belongs to "
                     "another dataset or split"
                 )
-            self._check_counts(pid, camera, permutation, embeddings.index[rows])
+            self._check_counts(pid, camera, permutation, embeddings.index[rows], embeddings)
             picked.append(rows[permutation[: self.trials, : self.shots] - 1])
         return list(np.concatenate(picked, axis=1))
 
-    def _check_counts(self, pid: int, camera: int, permutation: IntArray, index: IntArray) -> None:
+    def _check_counts(
+        self, pid: int, camera: int, permutation: IntArray, index: IntArray, embeddings: Embeddings
+    ) -> None:
         """Raise unless the permutation is of 1..n, as is the sorted `index` of the n images there."""
         n, expected = len(index), permutation.shape[1]
+        if n < expected == int(((embeddings.pid == pid) & (embeddings.camid == camera)).sum()):
+            raise ProtocolError(
+                f"the mask or roles leave {n} of the {expected} images of identity {pid}, camera {camera}, and the "
+                "official draw needs all: leave that out, or use the seeded draw"
+            )
         if n != expected:
             raise ProtocolError(
                 f"{self.permutation} counts {expected} images of identity {pid}, camera {camera}, but the embeddings "

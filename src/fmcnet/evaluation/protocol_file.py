@@ -107,6 +107,8 @@ def _parse_identities(value: Any, images: Table | Embeddings) -> tuple[Identity,
     else:
         numbers = set(images.pid.tolist())
         names = {str(number) for number in numbers}
+    if value is None:
+        raise ProtocolError("it is empty: leave the key out, or name identities")
     identities = named_identities(value if isinstance(value, list) else [value])
     for number, name in identities:
         if number not in numbers:

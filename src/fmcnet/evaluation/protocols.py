@@ -8,6 +8,7 @@ open is chosen here and listed in `Protocol.ours`.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from numbers import Integral
@@ -20,6 +21,8 @@ from fmcnet.errors import DataError, FmcnetError, ProtocolError, first_of
 from fmcnet.evaluation.draws import Draw
 from fmcnet.identities import identity_number, parse_identity
 from fmcnet.types import NO_CAMERA, NO_PID, BoolArray, Embeddings, IntArray, Modality, parse_modality
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_DIRECTIONS = {"sysu": "i2v", "regdb": "v2t", "llcm": "v2i"}
 """Each benchmark's default direction, that of its paper's first table."""
@@ -283,10 +286,19 @@ class Protocol:
         if self.skip.kind == "none":
             return
         for side, rows in (("query", query), ("gallery", gallery)):
-            if (embeddings.camid[rows] == NO_CAMERA).all():
+            without = int((embeddings.camid[rows] == NO_CAMERA).sum())
+            if without == len(rows):
                 raise ProtocolError(
                     f"{self.name}: no {side} image has a camera, so nothing would be skipped: give cameras, or a "
                     "protocol without a skip rule"
+                )
+            if without:
+                logger.warning(
+                    "%s: %d of %d %s images have no camera: the skip rule does not apply to them",
+                    self.name,
+                    without,
+                    len(rows),
+                    side,
                 )
         if self.skip.partial or not self.skip.pairs:
             return
@@ -542,6 +554,8 @@ def named_identities(entries: Iterable[object]) -> tuple[Identity, ...]:
             identities.append((int(entry[0]), str(entry[1])))
             continue
         try:
+            if entry is None or entry == "":
+                raise DataError("write unknown for images without an identity")
             name = parse_identity(entry)
         except DataError as error:
             raise ProtocolError(f"{entry!r:.60} is no identity: {error}") from error
@@ -550,7 +564,10 @@ def named_identities(entries: Iterable[object]) -> tuple[Identity, ...]:
 
 
 def _named_argument(argument: str, value: object) -> tuple[Identity, ...]:
-    """Identities of an argument that holds one or several."""
+    """Identities of an argument that holds one or several; none for None."""
+    if value is None:
+        return ()
+    value = np.atleast_1d(value).tolist() if isinstance(value, np.ndarray) else value
     entries = value if isinstance(value, Iterable) and not isinstance(value, (str, bytes)) else [value]
     try:
         return named_identities(entries)

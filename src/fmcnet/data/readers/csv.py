@@ -8,7 +8,7 @@ import re
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fmcnet.data.pixels import parse_range
 from fmcnet.data.readers.common import check_splits, number_of, read_lines
@@ -351,11 +351,10 @@ def _without_fractions(records: list[Record]) -> list[Record]:
         if {*numbers} - {*numbers.values()} and all(
             re.fullmatch("[0-9]+", number) for number in numbers.values()
         ):
-            cells = [getattr(record, column) for record in records]
-            records = [
-                record._replace(**{column: numbers.get(cell, cell)})
-                for record, cell in zip(records, cells, strict=True)
-            ]
+            whole: dict[str, Any] = {
+                value: FRACTION.sub("", value) for value in values
+            }  # unknown ones, as -1.0, too
+            records = [record._replace(**{column: whole[getattr(record, column)]}) for record in records]
     return records
 
 
