@@ -116,6 +116,10 @@ def _whole_numbers(column: NDArray[Any], name: str, meaning: str) -> IntArray:
     except (TypeError, ValueError):
         values = np.full(column.shape, np.nan)
     invalid = np.flatnonzero(~(np.abs(values) < 2.0**63) | (values != np.rint(values)))  # NaN, too
+    if column.dtype.kind in "US" and not len(invalid):
+        raise DataError(
+            f"{name} holds texts ('{column.flat[0]}' in row 0): convert it, as {name}.astype(int)"
+        )
     if len(invalid) or column.dtype.kind not in "fbO":
         row = int(invalid[0]) if len(invalid) else 0
         raise DataError(f"{name} is {column.flat[row]} in row {row}: give whole numbers, {meaning}")
