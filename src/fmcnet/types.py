@@ -107,10 +107,6 @@ def _whole_numbers(column: NDArray[Any], name: str, meaning: str) -> IntArray:
     """The column `name` of whole numbers as int64; raises `DataError` naming the first invalid row."""
     if column.dtype.kind in "iu" and (column.dtype != np.uint64 or not (column >> 63).any()):
         return column.astype(np.int64, copy=False)
-    if column.dtype.kind in "US":
-        raise DataError(
-            f"{name} holds texts ('{column.flat[0]}' in row 0): convert it, as {name}.astype(int)"
-        )
     try:
         values = column.astype(np.float64)
     except (TypeError, ValueError):
