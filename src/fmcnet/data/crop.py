@@ -147,7 +147,7 @@ def crop(
                 (out / JOURNAL).open("a", encoding="utf-8") as stream,
                 Progress("cropping", frame_boxes.total, show=progress) as bar,
             ):
-                for frame in opened_frames.read():
+                for frame in opened_frames.frames:
                     if cropped := cropper.crop_frame(frame):
                         stream.write(json.dumps(cropped) + "\n")
                         stream.flush()

@@ -183,13 +183,13 @@ def eight_bit_image(
     *,
     inverted: bool = False,
 ) -> Image.Image:
-    """An image of values (H, W) or (H, W, C) of any depth; `remarks` gets the kind of a doubtful one."""
+    """An image of values (H, W) or (H, W, C) of any depth, C not 2; `remarks` gets the kind of a doubtful one."""
     if values.dtype != np.uint8:
         values, remark = eight_bits(values, value_range)
         remarks += [remark] if remark else []
     values = 255 - values if inverted else values
     height, width = values.shape[:2]
-    return Image.frombytes("L" if values.ndim == 2 else mode, (width, height), values.tobytes())
+    return Image.frombytes("L" if values[0, 0].size == 1 else mode, (width, height), values.tobytes())
 
 
 def eight_bits_of_alpha(values: NDArray[Any]) -> NDArray[np.uint8]:
