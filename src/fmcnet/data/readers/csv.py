@@ -6,7 +6,7 @@ import csv
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,9 +95,7 @@ def read_csv(file: str | Path, *, training: bool = True, modality: Modality | No
     file = Path(file).expanduser()
     if not file.is_file():
         raise DataError(f"{file} does not exist or is no file: give a CSV like{EXPECTED}")
-    modality = None if training else modality
-    required = REQUIRED if training else ("path",) if modality else ("path", "modality")
-    rows, faults, notes = _parse_rows(file, required, modality)
+    rows, faults, notes = _parse_rows(file, training, None if training else modality)
     refuse_faults(file, faults)
     if not rows:
         raise DataError(f"{file} has no row below its header: give a CSV like{EXPECTED}")
@@ -140,52 +138,39 @@ def write_csv(table: Table, file: str | Path) -> Path:
 
 
 def _parse_rows(
-    file: Path, required: Sequence[str], modality: Modality | None
+    file: Path, training: bool, modality: Modality | None
 ) -> tuple[list[_NamedRecord], list[str], list[str]]:
     """Rows, faults ("line 7: ..."), and notes."""
-    lines = read_lines(file)
-    separator = max(",;\t", key=lines[0].count)
-    if stated := re.fullmatch(r"sep=([,;\t])", lines[0].strip(" ")):  # a line of Excel
-        lines[0], separator = "", stated[1]
-    reader = csv.reader((f"{line}\n" for line in lines), delimiter=separator, strict=True)
-    rows: list[_NamedRecord] = []
-    faults: list[str] = []
-    notes: list[str] = []
+    rows, faults, notes, columns = list[_NamedRecord](), list[str](), list[str](), list[str]()
     first_line: dict[Hashable, tuple[int, str]] = {}
-    columns: list[str] = []
     time_faults: list[str] = []  # times that an index would refuse; training does not need them
-    end = 0
     try:
-        for raw_cells in reader:
-            if len(faults) >= MOST_FAULTS:
-                return rows, faults, notes
-            line, end = end + 1, reader.line_num  # a cell in quotes may hold line breaks
-            cells = [cell.strip() for cell in raw_cells]
-            if not any(cells):
-                continue
+        for line, cells in _read_cells(file):
             if not columns:
-                header = [printable(cell.lower()) for cell in cells[: MOST_COLUMNS + 1]]
+                header = [printable(cell.strip().lower()) for cell in cells[: MOST_COLUMNS + 1]]
                 columns, notes = _canonical_columns(header)
-                if fault := _header_fault(columns, len(cells), required):
+                if fault := _header_fault(columns, len(cells), training, modality):
                     return [], [f"line {line}: {fault}"], []
                 continue
+            if len(faults) >= MOST_FAULTS:
+                return rows, faults, notes
             if len(cells) != len(columns):
                 faults.append(f"line {line}: {len(cells)} values for {len(columns)} columns")
                 continue
-            named = zip(columns, raw_cells, strict=True)
-            control_faults = [
-                control_fault(cell.strip(" \t"), name) for name, cell in named if name in COLUMNS
-            ]
-            if any(control_faults):
-                faults += [f"line {line}: {fault}" for fault in control_faults if fault]
-                continue
             values = dict(zip(columns, cells, strict=True))
-            path, image, row_faults = _find_file(values["path"], file.parent)
-            if "pid" not in required:  # to be searched: indexing leaves the row out, or refuses it
-                row_faults = [fault for fault in row_faults if not fault.startswith(MISSING)]
-            rows.append(_parse_row(values | {"path": path}, required, modality, row_faults))
-            if "pid" in required and (fault := _time_fault(rows[-1].record.time)):
-                time_faults.append(f"line {line}: {fault:.300}")
+            controls = [control_fault(values[name].strip(" \t"), name) for name in columns if name in COLUMNS]
+            if any(controls):
+                faults += [f"line {line}: {fault}" for fault in controls if fault]
+                continue
+            values = {name: cell.strip() for name, cell in values.items()}
+            values["path"], image, path_fault = _find_file(values["path"], file.parent)
+            row, row_faults = _parse_row(values, training, modality)
+            rows.append(row)
+            if path_fault and (training or not path_fault.startswith(MISSING)):
+                row_faults.insert(
+                    0, path_fault
+                )  # to be searched: indexing leaves a missing file out, or refuses it
+            path = values["path"]
             first, first_path = first_line.setdefault(image, (line, path))
             if first != line and path == first_path:
                 row_faults.append(f"path '{path}' stands in line {first} already")
@@ -194,19 +179,38 @@ def _parse_rows(
                     f"path '{path}' is the image '{first_path}' of line {first}: name an image once"
                 )
             faults += [f"line {line}: {fault:.500}" for fault in row_faults]
+            if training and (fault := _time_fault(row.record.time)):
+                time_faults.append(f"line {line}: {fault:.300}")
     except csv.Error as error:
-        faults.append(f"line {end + 1}: {error}")  # where the row begins, as an open quote may span lines
+        faults.append(str(error))
     if time_faults:
         notes.append(
             f"fmcnet index will refuse the time of {len(time_faults)} row{'s' * (len(time_faults) > 1)}, "
             f"the first in {time_faults[0]}"
         )
     without_split = [record.path for _, record in rows if not record.split]
-    if "pid" in required and 0 < len(without_split) < len(rows):
+    if training and 0 < len(without_split) < len(rows):
         faults.append(
             f"{len(without_split)} rows have no split, the first is {without_split[0]}: give all or none"
         )
     return rows, faults, notes
+
+
+def _read_cells(file: Path) -> Iterator[tuple[int, list[str]]]:
+    """The line and the cells of each row that is not blank; the error of a broken row names its line."""
+    lines = read_lines(file)
+    separator = max(",;\t", key=lines[0].count)
+    if stated := re.fullmatch(r"sep=([,;\t])", lines[0].strip(" ")):  # a line of Excel
+        lines[0], separator = "", stated[1]
+    reader = csv.reader((f"{line}\n" for line in lines), delimiter=separator, strict=True)
+    end = 0
+    try:
+        for cells in reader:
+            line, end = end + 1, reader.line_num  # a cell in quotes may hold line breaks
+            if any(cell.strip() for cell in cells):
+                yield line, cells
+    except csv.Error as error:
+        raise csv.Error(f"line {end + 1}: {error}") from error
 
 
 def _canonical_columns(columns: list[str]) -> tuple[list[str], list[str]]:
@@ -231,12 +235,13 @@ def _canonical_columns(columns: list[str]) -> tuple[list[str], list[str]]:
     return names, notes
 
 
-def _header_fault(columns: list[str], count: int, required: Sequence[str]) -> str:
+def _header_fault(columns: list[str], count: int, training: bool, modality: Modality | None) -> str:
     if count > MOST_COLUMNS:
         return f"{count:,} columns, more than {MOST_COLUMNS}"
+    required = REQUIRED if training else ("path",) if modality else ("path", "modality")
     missing = [name for name in required if name not in columns]
     header = f"{', '.join(columns):.400}"
-    if missing == ["modality"] and "pid" not in required:
+    if missing == ["modality"] and not training:
         return f"no column modality in the header ({header}): add it, or say --modality visible or infrared"
     if missing:
         return f"no column {', '.join(missing)} in the header ({header}); expected{EXPECTED.rstrip()}"
@@ -244,10 +249,10 @@ def _header_fault(columns: list[str], count: int, required: Sequence[str]) -> st
     return f"the column {', '.join(repeated)} stands twice in the header" if repeated else ""
 
 
-def _find_file(path: str, base: Path) -> tuple[str, Hashable, list[str]]:
-    """The path in POSIX form, relative where possible; a key that all its spellings share; and faults."""
+def _find_file(path: str, base: Path) -> tuple[str, Hashable, str]:
+    """The path in POSIX form, relative where possible; a key that all its spellings share; and a fault or ""."""
     if not path:
-        return "", "", ["path is empty"]
+        return "", "", "path is empty"
     for spelling in (path, path.replace("\\", "/")):
         try:
             status = (base / spelling).stat()
@@ -256,24 +261,23 @@ def _find_file(path: str, base: Path) -> tuple[str, Hashable, list[str]]:
         image_path = Path(spelling)
         if image_path.is_absolute() and image_path.is_relative_to(base):
             image_path = image_path.relative_to(base)
-        return image_path.as_posix(), (status.st_dev, status.st_ino), []
-    return Path(path).as_posix(), path, [f"{MISSING} '{path}' (looked for {base / path})"]
+        return image_path.as_posix(), (status.st_dev, status.st_ino), ""
+    return Path(path).as_posix(), path, f"{MISSING} '{path}' (looked for {base / path})"
 
 
 def _parse_row(
-    cells: dict[str, str], required: Sequence[str], default: Modality | None, faults: list[str]
-) -> _NamedRecord:
-    """One row; its faults are added to `faults`."""
-    pid, camid = cells.get("pid", ""), cells.get("camid", "")
+    cells: dict[str, str], training: bool, default: Modality | None
+) -> tuple[_NamedRecord, list[str]]:
+    """One row and its faults."""
+    pid, camid, identity, faults = cells.get("pid", ""), cells.get("camid", ""), None, list[str]()
     try:
-        is_known = parse_identity(pid) is not None
-        if not is_known and "pid" in required:
+        identity = parse_identity(pid)
+        if identity is None and training:
             message = (
                 f"pid '{pid}' is nobody known: training and evaluation need an identity; take the row out"
             )
             faults.append(message if pid else "pid is empty")
     except DataError as error:
-        is_known = False
         faults.append(str(error))
     modality_text = cells.get("modality", "")
     modality = MODALITY_WORDS.get(FRACTION.sub("", modality_text.lower())) if modality_text else default
@@ -310,7 +314,7 @@ def _parse_row(
         time=_joined_time(cells.get("date", ""), cells.get("time", "")),
         **{name: cells.get(name, "") for name in Table.TEXTS},
     )
-    return _NamedRecord(pid if is_known else "", record)
+    return _NamedRecord("" if identity is None else pid, record), faults
 
 
 def _unify_spellings(rows: list[_NamedRecord], notes: list[str]) -> list[_NamedRecord]:
@@ -319,8 +323,10 @@ def _unify_spellings(rows: list[_NamedRecord], notes: list[str]) -> list[_NamedR
     for name in sorted({row.name for row in rows if row.name}):
         spellings[parse_identity(name) or ""].append(name)
     groups = [names for names in spellings.values() if len(names) > 1]
-    for names in groups[:MOST_NOTES]:
-        notes.append(f"the identities {', '.join(map(repr, names))} are read as one person")
+    notes += [
+        f"the identities {', '.join(map(repr, names))} are read as one person"
+        for names in groups[:MOST_NOTES]
+    ]
     notes += near_identities(spellings)
     unified = {name: names[0] for names in groups for name in names}
     return [_NamedRecord(unified.get(name, name), record) for name, record in rows]
@@ -346,14 +352,13 @@ def _time_fault(time: str) -> str:
 def _without_fractions(records: list[Record]) -> list[Record]:
     """Write cameras and tracks without fractions where all of the column are whole: pandas writes 1.0 for 1."""
     for column in ("camera", "track"):
-        values = {getattr(record, column) for record in records}
-        numbers = {value: FRACTION.sub("", value) for value in values if not is_unknown(value)}
-        if {*numbers} - {*numbers.values()} and all(
-            re.fullmatch("[0-9]+", number) for number in numbers.values()
+        whole: dict[str, Any] = {
+            value: FRACTION.sub("", value) for value in {getattr(r, column) for r in records}
+        }
+        known = [value for value in whole if not is_unknown(value)]
+        if any(whole[value] != value for value in known) and all(
+            re.fullmatch("[0-9]+", whole[value]) for value in known
         ):
-            whole: dict[str, Any] = {
-                value: FRACTION.sub("", value) for value in values
-            }  # unknown ones, as -1.0, too
             records = [record._replace(**{column: whole[getattr(record, column)]}) for record in records]
     return records
 
