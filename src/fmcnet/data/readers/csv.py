@@ -6,9 +6,9 @@ import csv
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from fmcnet.data.pixels import parse_range
 from fmcnet.data.readers.common import check_splits, number_of, read_lines
@@ -57,13 +57,6 @@ EXPECTED = """
 """
 
 
-class _NamedRecord(NamedTuple):
-    """A row before identities are numbered: the identity as written, "" where unknown; the record without `pid`."""
-
-    name: str
-    record: Record
-
-
 def read_csv(file: str | Path, *, training: bool = True, modality: Modality | None = None) -> Table:
     """Read a CSV file with the columns path, pid, modality and, if wanted, `OPTIONAL` and `Table.TEXTS`.
 
@@ -95,15 +88,24 @@ def read_csv(file: str | Path, *, training: bool = True, modality: Modality | No
     file = Path(file).expanduser()
     if not file.is_file():
         raise DataError(f"{file} does not exist or is no file: give a CSV like{EXPECTED}")
-    rows, faults, notes = _parse_rows(file, training, None if training else modality)
+    identities, records, faults, notes = _parse_rows(file, training, None if training else modality)
     refuse_faults(file, faults)
-    if not rows:
+    if not records:
         raise DataError(f"{file} has no row below its header: give a CSV like{EXPECTED}")
-    rows = _unify_spellings(rows, notes)
-    if not any(record.split for _, record in rows):
-        rows = _hold_out(rows, notes)
-    names, numbers = _number_identities({row.name for row in rows if row.name})
-    records = [record._replace(pid=numbers[name]) for name, record in rows]
+    identities = _unify_spellings(identities, notes)
+    if not any(record.split for record in records):
+        test, note = _choose_test(identities, records)
+        records = [
+            record._replace(split="test" if identity in test else "train")
+            for identity, record in zip(identities, records, strict=True)
+        ]
+        notes.append(f"{HELD_OUT}: {note}")
+    names = sorted({*identities} - {""})
+    are_numbers = all(str(number_of(name)) == name for name in names)
+    numbers = {name: int(name) if are_numbers else position for position, name in enumerate(names)} | {
+        "": NO_PID
+    }
+    records = [r._replace(pid=numbers[identity]) for identity, r in zip(identities, records, strict=True)]
     records = _number_cameras(_without_fractions(records))
     notes += near_cameras({record.camera for record in records if record.camera})
     if training:
@@ -114,7 +116,8 @@ def read_csv(file: str | Path, *, training: bool = True, modality: Modality | No
         names_by_number = {number: name for name, number in numbers.items()}
         records, split_notes = check_splits(records, str(file), names_by_number.__getitem__, required=())
         notes += split_notes
-    return Table.from_records("csv", file.parent, records, pid_names=names, notes=notes)
+    pid_names = () if are_numbers else names
+    return Table.from_records("csv", file.parent, records, pid_names=pid_names, notes=notes)
 
 
 def write_csv(table: Table, file: str | Path) -> Path:
@@ -139,9 +142,10 @@ def write_csv(table: Table, file: str | Path) -> Path:
 
 def _parse_rows(
     file: Path, training: bool, modality: Modality | None
-) -> tuple[list[_NamedRecord], list[str], list[str]]:
-    """Rows, faults ("line 7: ..."), and notes."""
-    rows, faults, notes, columns = list[_NamedRecord](), list[str](), list[str](), list[str]()
+) -> tuple[list[str], list[Record], list[str], list[str]]:
+    """Identities ("" where unknown), records without them, faults ("line 7: ..."), and notes."""
+    identities, records, faults, notes = list[str](), list[Record](), list[str](), list[str]()
+    columns: list[str] = []
     first_line: dict[Hashable, tuple[int, str]] = {}
     time_faults: list[str] = []  # times that an index would refuse; training does not need them
     try:
@@ -150,10 +154,10 @@ def _parse_rows(
                 header = [printable(cell.strip().lower()) for cell in cells[: MOST_COLUMNS + 1]]
                 columns, notes = _canonical_columns(header)
                 if fault := _header_fault(columns, len(cells), training, modality):
-                    return [], [f"line {line}: {fault}"], []
+                    return [], [], [f"line {line}: {fault}"], []
                 continue
             if len(faults) >= MOST_FAULTS:
-                return rows, faults, notes
+                return identities, records, faults, notes
             if len(cells) != len(columns):
                 faults.append(f"line {line}: {len(cells)} values for {len(columns)} columns")
                 continue
@@ -164,8 +168,9 @@ def _parse_rows(
                 continue
             values = {name: cell.strip() for name, cell in values.items()}
             values["path"], image, path_fault = _find_file(values["path"], file.parent)
-            row, row_faults = _parse_row(values, training, modality)
-            rows.append(row)
+            identity, record, row_faults = _parse_row(values, training, modality)
+            identities.append(identity)
+            records.append(record)
             if path_fault and (training or not path_fault.startswith(MISSING)):
                 row_faults.insert(
                     0, path_fault
@@ -179,7 +184,7 @@ def _parse_rows(
                     f"path '{path}' is the image '{first_path}' of line {first}: name an image once"
                 )
             faults += [f"line {line}: {fault:.500}" for fault in row_faults]
-            if training and (fault := _time_fault(row.record.time)):
+            if training and (fault := _time_fault(record.time)):
                 time_faults.append(f"line {line}: {fault:.300}")
     except csv.Error as error:
         faults.append(str(error))
@@ -188,12 +193,12 @@ def _parse_rows(
             f"fmcnet index will refuse the time of {len(time_faults)} row{'s' * (len(time_faults) > 1)}, "
             f"the first in {time_faults[0]}"
         )
-    without_split = [record.path for _, record in rows if not record.split]
-    if training and 0 < len(without_split) < len(rows):
+    without_split = [record.path for record in records if not record.split]
+    if training and 0 < len(without_split) < len(records):
         faults.append(
             f"{len(without_split)} rows have no split, the first is {without_split[0]}: give all or none"
         )
-    return rows, faults, notes
+    return identities, records, faults, notes
 
 
 def _read_cells(file: Path) -> Iterator[tuple[int, list[str]]]:
@@ -267,8 +272,8 @@ def _find_file(path: str, base: Path) -> tuple[str, Hashable, str]:
 
 def _parse_row(
     cells: dict[str, str], training: bool, default: Modality | None
-) -> tuple[_NamedRecord, list[str]]:
-    """One row and its faults."""
+) -> tuple[str, Record, list[str]]:
+    """The identity as written, "" where unknown; the record without it; faults."""
     pid, camid, identity, faults = cells.get("pid", ""), cells.get("camid", ""), None, list[str]()
     try:
         identity = parse_identity(pid)
@@ -314,13 +319,13 @@ def _parse_row(
         time=_joined_time(cells.get("date", ""), cells.get("time", "")),
         **{name: cells.get(name, "") for name in Table.TEXTS},
     )
-    return _NamedRecord("" if identity is None else pid, record), faults
+    return "" if identity is None else pid, record, faults
 
 
-def _unify_spellings(rows: list[_NamedRecord], notes: list[str]) -> list[_NamedRecord]:
+def _unify_spellings(identities: list[str], notes: list[str]) -> list[str]:
     """Give each identity its first spelling in sorted order; `notes` name equal and similar spellings."""
     spellings = defaultdict[str, list[str]](list)
-    for name in sorted({row.name for row in rows if row.name}):
+    for name in sorted({*identities} - {""}):
         spellings[parse_identity(name) or ""].append(name)
     groups = [names for names in spellings.values() if len(names) > 1]
     notes += [
@@ -329,7 +334,7 @@ def _unify_spellings(rows: list[_NamedRecord], notes: list[str]) -> list[_NamedR
     ]
     notes += near_identities(spellings)
     unified = {name: names[0] for names in groups for name in names}
-    return [_NamedRecord(unified.get(name, name), record) for name, record in rows]
+    return [unified.get(name, name) for name in identities]
 
 
 def _joined_time(date: str, time: str) -> str:
@@ -374,30 +379,18 @@ def _number_cameras(records: list[Record]) -> list[Record]:
     return [record._replace(camid=numbers.get(record.camera, NO_CAMERA)) for record in records]
 
 
-def _number_identities(names: set[str]) -> tuple[Sequence[str], dict[str, int]]:
-    """Names by number (empty where the names are numbers already), and number by name; "" is `NO_PID`."""
-    if all(str(number_of(name)) == name for name in names):
-        return (), {"": NO_PID, **{name: int(name) for name in names}}
-    order = sorted(names)
-    return order, {"": NO_PID, **{name: number for number, name in enumerate(order)}}
-
-
-def _hold_out(rows: list[_NamedRecord], notes: list[str]) -> list[_NamedRecord]:
-    """Give every row a split, a share of the identities going to test, with a note."""
+def _choose_test(identities: list[str], records: list[Record]) -> tuple[set[str], str]:
+    """The identities that go to test in a table without splits, and a note."""
     modalities = defaultdict[str, set[Modality]](set)
-    for name, record in rows:
-        if name:
-            modalities[name].add(record.modality)
-    complete = [name for name, seen_modalities in modalities.items() if len(seen_modalities) == 2]
-    order = sorted(complete, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
-    count = min(max(1, round(TEST_SHARE * len(order))), len(order) - 1) if order else 0
-    test_names = set(order[:count])
-    note = (
+    for identity, record in zip(identities, records, strict=True):
+        if identity:
+            modalities[identity].add(record.modality)
+    complete = [identity for identity, seen in modalities.items() if len(seen) == 2]
+    if not complete:
+        return {*identities}, "all images are for test, because no identity has both modalities to learn from"
+    order = sorted(complete, key=lambda identity: hashlib.sha256(identity.encode()).hexdigest())
+    count = min(max(1, round(TEST_SHARE * len(order))), len(order) - 1)
+    return set(order[:count]), (
         f"{count} of {len(modalities)} identities are held out for test (by the hash of their name; they stay the "
         "same while the identities do: before you add some, write a column split)"
     )
-    if not complete:
-        test_names = {name for name, _ in rows}
-        note = "all images are for test, because no identity has both modalities to learn from"
-    notes.append(f"{HELD_OUT}: {note}")
-    return [_NamedRecord(n, r._replace(split="test" if n in test_names else "train")) for n, r in rows]
