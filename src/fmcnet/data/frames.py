@@ -93,6 +93,7 @@ def open_frames(
 
 
 def _open_folder(folder: Path, boxes: Boxes, first: int | None, value_range: ValueRange | None) -> Frames:
+    """Index the images by the counter in their names, else in order; give each its number or name in the boxes."""
     listing = list_folder(folder)
     names = _sorted_names(folder, listing.images)
     images = list(names)

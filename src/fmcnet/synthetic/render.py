@@ -7,6 +7,7 @@ but a contrast of its own in each.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, floor, sqrt
 from typing import Any
@@ -21,6 +22,7 @@ from fmcnet.synthetic.identity import BAG, DARK, HAIR, INNER, SHOE, UPPER, Ident
 EMPTY = 255
 """Slot of a pixel without a body."""
 
+Array = NDArray[Any]
 Float = NDArray[np.float32]
 Point = tuple[float, float]
 
@@ -43,14 +45,7 @@ class GBuffer:
         planes = np.zeros((5, height, width), dtype=np.float32)
         return GBuffer(depth, planes, np.full((height, width), EMPTY, dtype=np.uint8), scale)
 
-    def store(
-        self,
-        rows: NDArray[np.intp],
-        cols: NDArray[np.intp],
-        depth: NDArray[Any],
-        planes: tuple[NDArray[Any], ...],
-        slot: NDArray[np.uint8],
-    ) -> None:
+    def store(self, rows: Array, cols: Array, depth: Array, planes: tuple[Array, ...], slot: Array) -> None:
         """Write the pixels at these rows and columns."""
         flat = rows * self.depth.shape[1] + cols  # faster than two indices
         self.depth.reshape(-1)[flat] = depth
@@ -246,36 +241,28 @@ class Surface:
     low: Float  # (M,) float32 in [0, 1], 0 at the waist and above, 1 at the feet (limbs cool)
 
 
-def _pattern_weight(material: Material, s: Float, t: Float) -> Float:
-    """Weight of the second tone at texture coordinates in metres: (M,) float32 in [0, 1]."""
+def _pattern_weight(material: Material, s: Float, t: Float) -> Array:
+    """Weight of the second tone at texture coordinates in metres: (M,) in [0, 1]."""
     period, duty, phase = material.period, material.duty, material.phase
     if material.pattern == "hstripes":
-        return _band(t / period + phase, duty)
+        return (t / period + phase) % 1.0 < duty
     if material.pattern == "vstripes":
-        return _band(s / (0.8 * period) + 0.5 * duty, duty)
+        return (s / (0.8 * period) + 0.5 * duty) % 1.0 < duty
     if material.pattern == "checks":
-        return np.asarray(
-            0.5 * _band(s / period + phase, 0.5) + 0.5 * _band(t / period + phase, 0.5), dtype=np.float32
-        )
+        return 0.5 * ((s / period + phase) % 1.0 < 0.5) + 0.5 * ((t / period + phase) % 1.0 < 0.5)
     if material.pattern == "dots":
         a = (s / period) % 1.0 - 0.5
         b = (t / period + phase) % 1.0 - 0.5
-        return (a * a + b * b < 0.25 * duty).astype(np.float32)
+        return a * a + b * b < 0.25 * duty
     if material.pattern == "block":
-        return (t < 0.98 + 0.30 * phase).astype(np.float32)
-    if material.pattern == "print":
-        around = (s + 0.22) % 0.44 - 0.22  # front and back: half a turn of a torso is 0.44 m of texture
-        x, y = around / (0.075 + 0.10 * duty), (t - 1.22) / (0.07 + 0.5 * period)
-        wave = 1.0 + 0.25 * np.sin(3.0 * np.arctan2(y, x) + 6.28 * phase) if phase > 0.5 else 1.0
-        ring = x * x + y * y
-        return np.asarray(
-            (np.abs(s) < 1.0) & (ring < wave) & (ring > (0.30 if phase < 0.3 else 0.0)), dtype=np.float32
-        )
-    return np.zeros_like(s)
-
-
-def _band(x: Float, duty: float) -> Float:
-    return np.asarray((x % 1.0) < duty, dtype=np.float32)
+        return t < 0.98 + 0.30 * phase
+    around = (
+        s + 0.22
+    ) % 0.44 - 0.22  # a print on front and back: half a turn of a torso is 0.44 m of texture
+    x, y = around / (0.075 + 0.10 * duty), (t - 1.22) / (0.07 + 0.5 * period)
+    wave = 1.0 + 0.25 * np.sin(3.0 * np.arctan2(y, x) + 6.28 * phase) if phase > 0.5 else 1.0
+    ring = x * x + y * y
+    return (np.abs(s) < 1.0) & (ring < wave) & (ring > (0.30 if phase < 0.3 else 0.0))
 
 
 def surface_of(buffer: GBuffer, who: Identity) -> Surface:
@@ -302,7 +289,7 @@ def surface_of(buffer: GBuffer, who: Identity) -> Surface:
     return Surface(flat, slot, mix, normal, open_sky, fold, low)
 
 
-def _float_array(values: list[Any]) -> Float:
+def _float_array(values: Sequence[Any]) -> Float:
     return np.asarray(values, dtype=np.float32)
 
 
@@ -312,19 +299,12 @@ def shade_visible(surface: Surface, who: Identity, light: Light) -> Float:
     step = _float_array([m.visible[1] for m in who.materials]) - low
     albedo = low[surface.slot] + step[surface.slot] * surface.mix[:, None]
     x, y, z = light.direction
-    cosine = np.maximum(
-        (surface.normal[0] * x + surface.normal[1] * y + surface.normal[2] * z + 0.15) / 1.15, 0.0
-    )
+    cosine = surface.normal[0] * x + surface.normal[1] * y + surface.normal[2] * z
+    cosine = np.maximum((cosine + 0.15) / 1.15, 0.0)
     key = cosine * (0.35 + 0.65 * surface.open_sky) * (1.0 + 0.11 * surface.fold)
     ambient = surface.open_sky * (0.75 + 0.25 * surface.normal[1])
-    return np.asarray(
-        albedo
-        * (
-            key[:, None] * _float_array(list(light.key))
-            + ambient[:, None] * _float_array(list(light.ambient))
-        ),
-        np.float32,
-    )
+    radiance = key[:, None] * _float_array(light.key) + ambient[:, None] * _float_array(light.ambient)
+    return np.asarray(albedo * radiance, np.float32)
 
 
 def shade_nir(surface: Surface, who: Identity, power: float, ambient: float) -> Float:

@@ -84,11 +84,12 @@ class DatasetFolder:
         folder, is_folder = "", True
         for part in PurePosixPath(relative.replace("\\", "/").lstrip("/")).parts:
             names = self.entries(folder) if is_folder else {}
-            matches = [part] if part in names else [name for name in names if name.lower() == part.lower()]
-            if not matches:
-                return None
-            name = self._choose(folder, part, matches)
-            folder, is_folder = f"{folder}/{name}".lstrip("/"), names[name]
+            if part not in names:
+                matches = [name for name in names if name.lower() == part.lower()]
+                if not matches:
+                    return None
+                part = self._choose(folder, part, matches)
+            folder, is_folder = f"{folder}/{part}".lstrip("/"), names[part]
         return folder
 
     def find_folder(self, relative: str) -> str | None:
