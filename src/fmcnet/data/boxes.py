@@ -213,10 +213,9 @@ def _add_mot_row(path: Path, boxes: Boxes, line: int, row: str, separator: str) 
     frame, track = _whole_number(cells[0], "frame"), _track_id(cells[1], "id")
     if frame < 0:
         raise ValueError(f"frame {frame} is negative")
-    # An empty value behind the box is not given, as -1 is.
-    left, top, width, height, *others = (
-        _finite_number(cell) for cell in (*cells[2:6], *(cell or "-1" for cell in cells[6:]))
-    )
+    # An empty value behind the box stands for -1, which is none.
+    left, top, width, height = map(_finite_number, cells[2:6])
+    others = [_finite_number(cell or "-1") for cell in cells[6:]]
     name = f"frame {frame}, line {line}"
     if others and others[0] == 0:
         boxes.leave_out(frame, "of confidence 0, which marks a box as ignored", name)
@@ -367,9 +366,10 @@ def _read_coco_images(
 
 def _person_category_ids(boxes: Boxes, categories: Any) -> set[Any] | None:
     """Ids of the categories that are persons; None: all are taken."""
-    categories = [category for category in categories if isinstance(category, dict)]
     named = [
-        (category.get("id"), name) for category in categories if isinstance(name := category.get("name"), str)
+        (category.get("id"), name)
+        for category in categories
+        if isinstance(category, dict) and isinstance(name := category.get("name"), str)
     ]
     person_ids = {number for number, name in named if name.strip().lower() in PERSON_WORDS}
     if named and not person_ids:

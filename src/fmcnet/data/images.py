@@ -266,9 +266,8 @@ def _tiff_values(path: Path) -> tuple[NDArray[Any], Any]:
         tags.load(stream)
         samples = int(tags.get(tiff.SAMPLESPERPIXEL, 1))
         bits = tuple(tags.get(tiff.BITSPERSAMPLE, (1,)))
-        type_letter, type_name = _TIFF_KINDS.get(
-            next(iter(tags.get(tiff.SAMPLEFORMAT, (1,)))), ("", "unknown")
-        )
+        kind = next(iter(tags.get(tiff.SAMPLEFORMAT, (1,))))
+        type_letter, type_name = _TIFF_KINDS.get(kind, ("", "unknown"))
         description = f"a TIFF of {samples} channels of {bits[0]}-bit {type_name} values"
         advice = "save it as 8- or 16-bit, uncompressed"
         dtype = f"{type_letter}{bits[0] // 8}"

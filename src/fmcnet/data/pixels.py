@@ -225,10 +225,8 @@ def colours_doubtful(pixels: Pixels, modality: Modality) -> BoolArray:
         (N,): infrared images with colours, visible ones without.
     """
     count, height, width, _ = pixels.shape
-    rows, columns = (
-        min(4, height),
-        min(4, width),
-    )  # of a block: a sensor's colour noise does not count as colour
+    # Sums over blocks, so that a sensor's colour noise does not count as colour.
+    rows, columns = min(4, height), min(4, width)
     height, width = height - height % rows, width - width % columns
     block_sums = np.zeros((count, height // rows, width // columns, 3), np.uint16)
     for row, column in itertools.product(range(rows), range(columns)):

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
 
-from fmcnet.synthetic.body import RULE_CHEST, RULE_HAIR, RULE_HAT, RULE_HEAD, Limb, Quadric
+from fmcnet.synthetic.body import Limb, Quadric
 from fmcnet.synthetic.identity import BAG, DARK, HAIR, INNER, SHOE, UPPER, Identity, Material
 
 EMPTY = 255
@@ -74,10 +74,8 @@ def _window(
 def _draw_limb(buffer: GBuffer, limb: Limb, origin: Point) -> None:
     (ax, ay, az), (bx, by, bz) = limb.a, limb.b
     largest = max(limb.ra, limb.rb)
-    x_range, y_range = (
-        (min(ax, bx) - largest, max(ax, bx) + largest),
-        (min(ay, by) - largest, max(ay, by) + largest),
-    )
+    x_range = min(ax, bx) - largest, max(ax, bx) + largest
+    y_range = min(ay, by) - largest, max(ay, by) + largest
     window = _window(buffer, origin, x_range, y_range)
     if window is None:
         return
@@ -131,7 +129,7 @@ def _draw_quadric(buffer: GBuffer, q: Quadric, origin: Point, who: Identity) -> 
     rows, cols = np.nonzero(hit & (t + cz > depth))
     t = t[rows, cols]
     points = [first[rows, cols] + t * change for first, change in zip(start, step, strict=True)]
-    if q.rule in (RULE_HAIR, RULE_HAT):
+    if q.rule in ("hair", "hat"):
         keep = _is_covered(q.rule, who, *points)
         rows, cols, t, *points = (values[keep] for values in (rows, cols, t, *points))
     x, y, z = points
@@ -177,9 +175,9 @@ def _intersect(q: Quadric, start: list[Float], step: list[float]) -> tuple[Float
     return t, hit
 
 
-def _is_covered(rule: int, who: Identity, x: Float, y: Float, z: Float) -> NDArray[np.bool_]:
+def _is_covered(rule: str, who: Identity, x: Float, y: Float, z: Float) -> NDArray[np.bool_]:
     """Which points of a head's ellipsoid its hair or hat covers."""
-    if rule == RULE_HAT:
+    if rule == "hat":
         return y > 0.30 + 0.12 * z
     if who.hair == "short":
         return y > 0.35 + 0.75 * z
@@ -189,13 +187,13 @@ def _is_covered(rule: int, who: Identity, x: Float, y: Float, z: Float) -> NDArr
 def _slots(q: Quadric, who: Identity, x: Float, y: Float, z: Float) -> NDArray[np.uint8]:
     """The material slot of each point of a quadric."""
     slot = np.full(x.shape, q.slot, dtype=np.uint8)
-    if q.rule == RULE_HEAD:
+    if q.rule == "head":
         face = (z > 0.5) & (np.abs(y - 0.10) < 0.075) & (np.abs(np.abs(x) - 0.38) < 0.15)
         mouth = (z > 0.5) & (np.abs(y + 0.45) < 0.05) & (np.abs(x) < 0.22)
         slot[face | mouth] = DARK
         if who.hair != "bald":
             slot[y > 0.55 + 0.55 * z] = HAIR
-    elif q.rule == RULE_CHEST:
+    elif q.rule == "chest":
         if who.open_front > 0.0:
             slot[np.abs(np.arctan2(x, z)) < who.open_front] = INNER
         height = q.tex + y * q.tex_scale
@@ -256,9 +254,8 @@ def _pattern_weight(material: Material, s: Float, t: Float) -> Array:
         return a * a + b * b < 0.25 * duty
     if material.pattern == "block":
         return t < 0.98 + 0.30 * phase
-    around = (
-        s + 0.22
-    ) % 0.44 - 0.22  # a print on front and back: half a turn of a torso is 0.44 m of texture
+    # A print on front and back: half a turn of a torso is 0.44 m of texture.
+    around = (s + 0.22) % 0.44 - 0.22
     x, y = around / (0.075 + 0.10 * duty), (t - 1.22) / (0.07 + 0.5 * period)
     wave = 1.0 + 0.25 * np.sin(3.0 * np.arctan2(y, x) + 6.28 * phase) if phase > 0.5 else 1.0
     ring = x * x + y * y

@@ -102,9 +102,7 @@ def read_csv(file: str | Path, *, training: bool = True, modality: Modality | No
         notes.append(f"{HELD_OUT}: {note}")
     names = sorted({*identities} - {""})
     are_numbers = all(str(number_of(name)) == name for name in names)
-    numbers = {name: int(name) if are_numbers else position for position, name in enumerate(names)} | {
-        "": NO_PID
-    }
+    numbers = {"": NO_PID} | {name: int(name) if are_numbers else row for row, name in enumerate(names)}
     records = [r._replace(pid=numbers[identity]) for identity, r in zip(identities, records, strict=True)]
     records = _number_cameras(_without_fractions(records))
     notes += near_cameras({record.camera for record in records if record.camera})
@@ -171,10 +169,9 @@ def _parse_rows(
             identity, record, row_faults = _parse_row(values, training, modality)
             identities.append(identity)
             records.append(record)
+            # To be searched: indexing leaves a missing file out, or refuses it.
             if path_fault and (training or not path_fault.startswith(MISSING)):
-                row_faults.insert(
-                    0, path_fault
-                )  # to be searched: indexing leaves a missing file out, or refuses it
+                row_faults.insert(0, path_fault)
             path = values["path"]
             first, first_path = first_line.setdefault(image, (line, path))
             if first != line and path == first_path:
@@ -357,13 +354,11 @@ def _time_fault(time: str) -> str:
 def _without_fractions(records: list[Record]) -> list[Record]:
     """Write cameras and tracks without fractions where all of the column are whole: pandas writes 1.0 for 1."""
     for column in ("camera", "track"):
-        whole: dict[str, Any] = {
-            value: FRACTION.sub("", value) for value in {getattr(r, column) for r in records}
-        }
-        known = [value for value in whole if not is_unknown(value)]
-        if any(whole[value] != value for value in known) and all(
-            re.fullmatch("[0-9]+", whole[value]) for value in known
-        ):
+        values = {getattr(record, column) for record in records}
+        whole: dict[str, Any] = {value: FRACTION.sub("", value) for value in values}
+        known = [value for value in values if not is_unknown(value)]
+        has_fraction = any(whole[value] != value for value in known)
+        if has_fraction and all(re.fullmatch("[0-9]+", whole[value]) for value in known):
             records = [record._replace(**{column: whole[getattr(record, column)]}) for record in records]
     return records
 
