@@ -59,19 +59,19 @@ def resolve_preset(layout: str, name: str, overrides: dict[str, int] | None = No
     Raises:
         ConfigError: an unknown layout, preset or field, or a number out of range; all faults are listed.
     """
-    faults = []
+    overrides, faults = overrides or {}, list[str]()
     if layout not in LAYOUTS:
         faults.append(f"layout '{layout}' is not one of {', '.join(LAYOUTS)}")
     if name not in PRESET_NAMES:
         faults.append(f"preset '{name}' is not one of {', '.join(PRESET_NAMES)}")
     known = [field.name for field in fields(Preset)]
-    for key, value in (overrides or {}).items():
+    for key, value in overrides.items():
         if key not in known:
             faults.append(f"'{key}' is no number of a preset; known: {', '.join(known)}")
         elif type(value) is not int:
             faults.append(f"{key} must be a whole number, got {value!r}")
     if not faults:
-        chosen = replace(_PRESETS[layout, name], **(overrides or {}))
+        chosen = replace(_PRESETS[layout, name], **overrides)
         faults = _preset_faults(layout, chosen)
     if faults:
         raise ConfigError("; ".join(faults))

@@ -222,9 +222,8 @@ def read_mat_ids(path: Path) -> list[int]:
         ids = np.asarray(read_mat(path, "id")).ravel()
     except ValueError as error:
         raise DataError(f"{path}: {error}") from error
-    if (len(ids) and ids.dtype.kind not in "iuf") or not all(
-        0 <= x < 2**63 and x == int(x) for x in ids.tolist()
-    ):
+    are_ids = ids.dtype.kind in "iuf" and all(0 <= x < 2**63 and x == int(x) for x in ids.tolist())
+    if len(ids) and not are_ids:
         raise DataError(f"{path}: 'id' should hold whole numbers from 0 to {2**63 - 1}")
     return _sorted_ids(path, ids)
 
