@@ -6,12 +6,13 @@ https://supervision.roboflow.com (`CSVSink`).
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -24,6 +25,7 @@ FrameKey: TypeAlias = int | str
 """A frame's number, or the name of its image."""
 
 MAX_NAMED = 20
+NO_PERSON = "no person by its class"
 PERSON_WORDS = frozenset({"person", "people", "pedestrian", "human"})
 MOT_PERSONS = frozenset({1, 2, 7})
 """Classes of MOTChallenge's ground truth: pedestrian, person on a vehicle, static person."""
@@ -97,6 +99,17 @@ class Boxes:
     left_out: LeftOut = field(default_factory=LeftOut)  # boxes that are no person's
     notes: list[str] = field(default_factory=list)  # a sentence each
 
+    def add(self, frame: FrameKey, box: Box) -> None:
+        """Add the box of a person."""
+        self.total += 1
+        self.of_frame.setdefault(frame, []).append(box)
+
+    def leave_out(self, frame: FrameKey, reason: str, name: str) -> None:
+        """Count a box that is no person's, by its place in the file."""
+        self.total += 1
+        self.of_frame.setdefault(frame, [])
+        self.left_out.add(reason, name)
+
 
 def read_boxes(path: str | Path) -> Boxes:
     """Read boxes; the content decides the format.
@@ -123,29 +136,25 @@ def read_boxes(path: str | Path) -> Boxes:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
         raise DataError(f"{path} is no file of boxes: {error}; give {EXPECTED}") from error
-    head = text.lstrip()[:1]
-    first_line = next((line for line in text.split("\n") if line.strip()), "")
-    if head and head in "[{":
+    lines = text.split("\n")
+    first_line = next((line for line in lines if line.strip()), "")
+    if text.lstrip().startswith(("[", "{")):
         boxes = _read_coco(path, text)
-    elif long_line := next(
-        (number for number, line in enumerate(text.split("\n"), 1) if len(line) > BLOCK), 0
-    ):
+    elif long_line := next((number for number, line in enumerate(lines, 1) if len(line) > BLOCK), 0):
         raise DataError(f"{path} is no file of boxes: line {long_line} has more than {BLOCK >> 20} MiB")
     elif all(name in first_line for name in CSV_HEADER):
-        boxes = _read_csv(path, text)
+        boxes = _read_csv(path, text, max(",;\t", key=first_line.count))
     elif separator := re.match(r"\s*[-+]?\d+(?:\.0*)?(\s*[,;]| *\t|\s)", first_line):
-        boxes = _read_mot(path, text, separator[1][-1].strip(" "))
+        boxes = _read_mot(path, lines, separator[1][-1].strip(" "))
     else:
         raise DataError(f"{path} is no file of boxes: give {EXPECTED}")
     if not boxes.total:
         raise DataError(f"{path} holds no box: give {EXPECTED}")
-    found = [box for frame_boxes in boxes.of_frame.values() for box in frame_boxes]
-    if _are_fractions(found):
+    found = [(key, box) for key, frame_boxes in boxes.of_frame.items() for box in frame_boxes]
+    if _are_fractions([box for _, box in found]):
         raise DataError(f"{path}: {_FRACTIONS}")
-    tracks = [
-        (key, box.track) for key, frame_boxes in boxes.of_frame.items() for box in frame_boxes if box.track
-    ]
-    if repeated := [track for track, count in Counter(tracks).items() if count > 1]:
+    tracks = Counter((key, box.track) for key, box in found if box.track)
+    if repeated := [track for track, count in tracks.items() if count > 1]:
         boxes.notes.append(
             f"{len(repeated)} times a track has several boxes in one frame, the first track {repeated[0][1]} in "
             f"frame {repeated[0][0]}: is the file of one recording?"
@@ -156,10 +165,9 @@ def read_boxes(path: str | Path) -> Boxes:
 def _are_fractions(boxes: Sequence[Box]) -> bool:
     """Whether all boxes lie within 0..1 or little beyond, and most of their values are not whole."""
     values = [
-        value for box in boxes for value in (box.left, box.top, box.right - box.left, box.bottom - box.top)
+        side for box in boxes for side in (box.left, box.top, box.right - box.left, box.bottom - box.top)
     ]
-    broken = sum(value % 1 > 0 for value in values)
-    return all(-0.1 <= value <= 1.1 for value in values) and 2 * broken > len(values)
+    return all(-0.1 <= v <= 1.1 for v in values) and 2 * sum(v % 1 > 0 for v in values) > len(values)
 
 
 def _add_fault(path: Path, faults: list[str], where: str, fault: object) -> None:
@@ -168,43 +176,22 @@ def _add_fault(path: Path, faults: list[str], where: str, fault: object) -> None
         refuse_faults(path, faults)
 
 
-def _read_mot(path: Path, text: str, separator: str) -> Boxes:
-    """Read lines whose values stand between `separator`s; "" is white space.
+@contextlib.contextmanager
+def _faults_added(path: Path, faults: list[str], where: str) -> Iterator[None]:
+    """Add what is wrong with one box to the faults."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        _add_fault(path, faults, where, error)
 
-    A comma is a decimal comma where it does not separate. A box without an id has no track. An empty value behind
-    the box is not given, as -1 is.
-    """
+
+def _read_mot(path: Path, lines: Sequence[str], separator: str) -> Boxes:
+    """Read lines whose values stand between `separator`s; "" is white space."""
     boxes, faults = Boxes("MOTChallenge", first=1), list[str]()
-    for line, row in enumerate(text.split("\n"), 1):
-        if not row.strip():
-            continue
-        cells = [cell.strip() for cell in row.split(separator or None)]
-        if separator != ",":
-            cells = [cell.replace(",", ".") for cell in cells]
-        if not any(cells[9:]):  # a separator may end the line
-            cells = cells[:9]
-        try:
-            if _YOLO.fullmatch(" ".join(cells[1:5])):
-                raise DataError(f"{path}, line {line}: {_FRACTIONS}")
-            if len(cells) < 6:
-                count = f"{len(cells)} value{'s' * (len(cells) > 1)} between '{separator or ' '}'"
-                raise ValueError(f"{count}, but a box has frame,id,left,top,width,height")
-            frame, track = _whole_number(cells[0], "frame"), _track_id(cells[1], "id")
-            if frame < 0:
-                raise ValueError(f"frame {frame} is negative")
-            values = [_finite_number(cell) for cell in (*cells[2:6], *(cell or "-1" for cell in cells[6:]))]
-        except ValueError as error:
-            _add_fault(path, faults, f"line {line}", error)
-            continue
-        boxes.total += 1
-        name = f"frame {frame}, line {line}"
-        if len(values) > 4 and values[4] == 0:
-            boxes.left_out.add("of confidence 0, which marks a box as ignored", name)
-        elif len(cells) == 9 and values[5] >= 0 and values[5] not in MOT_PERSONS:
-            boxes.left_out.add("no person by its class", name)
-        else:
-            _add_box(boxes, frame, values[:4], track, name)
-        boxes.of_frame.setdefault(frame, [])
+    for line, row in enumerate(lines, 1):
+        if row.strip():
+            with _faults_added(path, faults, f"line {line}"):
+                _add_mot_row(path, boxes, line, row, separator)
     refuse_faults(path, faults)
     if 0 in boxes.of_frame:
         boxes.first = 0
@@ -212,67 +199,88 @@ def _read_mot(path: Path, text: str, separator: str) -> Boxes:
     return boxes
 
 
-def _read_csv(path: Path, text: str) -> Boxes:
+def _add_mot_row(path: Path, boxes: Boxes, line: int, row: str, separator: str) -> None:
+    cells = [cell.strip() for cell in row.split(separator or None)]
+    if separator != ",":  # a comma is a decimal one
+        cells = [cell.replace(",", ".") for cell in cells]
+    if not any(cells[9:]):  # a separator may end the line
+        cells = cells[:9]
+    if _YOLO.fullmatch(" ".join(cells[1:5])):
+        raise DataError(f"{path}, line {line}: {_FRACTIONS}")
+    if len(cells) < 6:
+        count = f"{len(cells)} value{'s' * (len(cells) > 1)} between '{separator or ' '}'"
+        raise ValueError(f"{count}, but a box has frame,id,left,top,width,height")
+    frame, track = _whole_number(cells[0], "frame"), _track_id(cells[1], "id")
+    if frame < 0:
+        raise ValueError(f"frame {frame} is negative")
+    # An empty value behind the box stands for -1, which is none.
+    left, top, width, height = map(_finite_number, cells[2:6])
+    others = [_finite_number(cell or "-1") for cell in cells[6:]]
+    name = f"frame {frame}, line {line}"
+    if others and others[0] == 0:
+        boxes.leave_out(frame, "of confidence 0, which marks a box as ignored", name)
+    elif len(cells) == 9 and others[1] >= 0 and others[1] not in MOT_PERSONS:
+        boxes.leave_out(frame, NO_PERSON, name)
+    else:
+        boxes.add(frame, Box(left, top, left + width, top + height, track, name))
+
+
+def _read_csv(path: Path, text: str, separator: str) -> Boxes:
     boxes, faults = Boxes("supervision", first=0), list[str]()
-    first_line = next(line for line in text.split("\n") if line.strip())
-    reader = csv.DictReader(io.StringIO(text), delimiter=max(",;\t", key=first_line.count))
-    columns = [name.strip() for name in reader.fieldnames or ()]
-    reader.fieldnames = columns
+    reader = csv.DictReader(io.StringIO(text), delimiter=separator)
+    reader.fieldnames = columns = [name.strip() for name in reader.fieldnames or ()]
     frame_column = next((name for name in (*_NUMBER_COLUMNS, *_NAME_COLUMNS) if name in columns), None)
     if frame_column is None:
         raise DataError(
             f"{path} has no column of the frame ({', '.join(columns):.400}): write one by "
             "sink.append(detections, custom_data={'frame_index': index}), or 'file_name' for images"
         )
-    rows: list[tuple[str, Box | None]] = []
+    rows: list[tuple[str, str, Box]] = []
     classes: set[str] = set()
     try:
         for cells in reader:
-            try:
+            with _faults_added(path, faults, f"line {reader.line_num}"):
                 if None in cells or None in cells.values():
                     raise ValueError(f"not {len(columns)} values, as there are columns")
-                for name in (frame_column, "class_name", "class_id"):
-                    if fault := control_fault(cells.get(name, "").strip(" \t"), name):
-                        raise ValueError(fault)
-                frame = cells[frame_column].strip()
-                if not frame:
-                    raise ValueError(f"{frame_column} is empty")
-                left, top, right, bottom = (_finite_number(cells[name]) for name in CSV_HEADER)
-                track = _track_id(cells.get("tracker_id", ""), "tracker_id")
-            except ValueError as error:
-                _add_fault(path, faults, f"line {reader.line_num}", error)
-                continue
-            boxes.total += 1
-            name = f"frame {frame}, line {reader.line_num}"
-            class_name = cells.get("class_name", "").strip().lower()
-            if class_name and class_name not in PERSON_WORDS:
-                boxes.left_out.add("no person by its class", name)
-                rows.append((frame, None))
-                continue
-            classes |= set() if class_name else {cells.get("class_id", "").strip()}
-            rows.append((frame, Box(left, top, right, bottom, track, name)))
+                frame, box = _parse_csv_row(cells, frame_column, reader.line_num)
+                class_name = cells.get("class_name", "").strip().lower()
+                classes |= set() if class_name else {cells.get("class_id", "").strip()}
+                rows.append((frame, class_name, box))
     except csv.Error as error:
         _add_fault(path, faults, f"line {reader.line_num}", error)
-    padded = frame_column in ("frame", "frame_id") and any(re.match("0[0-9]", frame) for frame, _ in rows)
-    numbered = (
-        frame_column in _NUMBER_COLUMNS
-        and not padded
-        and all(frame.isascii() and frame.isdigit() for frame, _ in rows)
-    )
-    for frame, box in rows:
-        frame_boxes = boxes.of_frame.setdefault(int(frame) if numbered else frame, [])
-        if box is not None:
-            frame_boxes.append(box)
     refuse_faults(path, faults)
+    frames = [frame for frame, _, _ in rows]
+    # `frame` and `frame_id` may hold names, as 000003.
+    padded = frame_column in ("frame", "frame_id") and any(re.match("0[0-9]", frame) for frame in frames)
+    are_digits = all(frame.isascii() and frame.isdigit() for frame in frames)
+    numbered = frame_column in _NUMBER_COLUMNS and are_digits and not padded
+    for frame, class_name, box in rows:
+        key = int(frame) if numbered else frame
+        if class_name and class_name not in PERSON_WORDS:
+            boxes.leave_out(key, NO_PERSON, box.name)
+        else:
+            boxes.add(key, box)
     if not numbered:
         boxes.first = None
-    elif frame_column != "frame_index" and min(map(int, boxes.of_frame), default=0) == 1:
+    elif frame_column != "frame_index" and min(map(int, frames), default=0) == 1:
         boxes.first = 1
         boxes.notes.append(
             f"{frame_column} begins with 1: frames count from 1; --first-frame 0 says otherwise"
         )
     _note_classes(boxes, "class_id", classes, {"", "0"})
     return boxes
+
+
+def _parse_csv_row(cells: dict[str, str], frame_column: str, line: int) -> tuple[str, Box]:
+    for name in (frame_column, "class_name", "class_id"):
+        if fault := control_fault(cells.get(name, "").strip(" \t"), name):
+            raise ValueError(fault)
+    frame = cells[frame_column].strip()
+    if not frame:
+        raise ValueError(f"{frame_column} is empty")
+    left, top, right, bottom = (_finite_number(cells[name]) for name in CSV_HEADER)
+    track = _track_id(cells.get("tracker_id", ""), "tracker_id")
+    return frame, Box(left, top, right, bottom, track, f"frame {frame}, line {line}")
 
 
 def _note_classes(boxes: Boxes, column: str, classes: set[str], usual: set[str]) -> None:
@@ -297,38 +305,39 @@ def _read_coco(path: Path, text: str) -> Boxes:
     person_ids, classes = _person_category_ids(boxes, document.get("categories") or []), set[str]()
     for index, annotation in enumerate(annotations):
         where = f"annotation {index + 1}"
-        try:
-            if not isinstance(annotation, dict) or "image_id" not in annotation:
-                raise ValueError("no image_id")
-            image_id = annotation["image_id"]
-            if results and (
-                isinstance(image_id, bool) or not isinstance(image_id, (int, str)) or image_id == ""
-            ):
-                raise ValueError(f"image_id {image_id!r} is neither a number nor a name")
-            key = image_id if results else frame_keys.get(image_id)
-            if key is None:
-                raise ValueError(f"image_id {image_id} is that of no image")
-            bbox = annotation.get("bbox")
-            if not isinstance(bbox, list) or len(bbox) != 4:
-                raise ValueError("bbox is not [left, top, width, height]")
-            values = [_finite_number(value) for value in bbox]
-        except (ValueError, TypeError) as error:
-            _add_fault(path, faults, where, error)
-            continue
-        boxes.total += 1
-        name = f"{key if isinstance(key, str) else f'frame {key}'}, {where}"
-        boxes.of_frame.setdefault(key, [])
-        if annotation.get("iscrowd") or annotation.get("ignore"):
-            boxes.left_out.add("a crowd, or marked as ignored", name)
-        elif person_ids is not None and annotation.get("category_id") not in person_ids:
-            boxes.left_out.add("no person by its class", name)
-        else:
-            classes.add(str(annotation.get("category_id", "")))
-            _add_box(boxes, key, values, _coco_track(annotation), name)
+        with _faults_added(path, faults, where):
+            key, (left, top, width, height) = _parse_annotation(annotation, None if results else frame_keys)
+            name = f"{key if isinstance(key, str) else f'frame {key}'}, {where}"
+            if annotation.get("iscrowd") or annotation.get("ignore"):
+                boxes.leave_out(key, "a crowd, or marked as ignored", name)
+            elif person_ids is not None and annotation.get("category_id") not in person_ids:
+                boxes.leave_out(key, NO_PERSON, name)
+            else:
+                classes.add(str(annotation.get("category_id", "")))
+                boxes.add(key, Box(left, top, left + width, top + height, _coco_track(annotation), name))
     refuse_faults(path, faults)
     if person_ids is None and not boxes.notes:
         _note_classes(boxes, "category_id", classes, {"", "0", "1"})
     return boxes
+
+
+def _parse_annotation(
+    annotation: Any, frame_keys: dict[Any, FrameKey] | None
+) -> tuple[FrameKey, list[float]]:
+    """The frame and the four values of a box; without `frame_keys` the image's id is the frame."""
+    if not isinstance(annotation, dict) or "image_id" not in annotation:
+        raise ValueError("no image_id")
+    key = image_id = annotation["image_id"]
+    if frame_keys is not None:
+        key = frame_keys.get(image_id)
+        if key is None:
+            raise ValueError(f"image_id {image_id} is that of no image")
+    elif isinstance(image_id, bool) or not isinstance(image_id, (int, str)) or image_id == "":
+        raise ValueError(f"image_id {image_id!r} is neither a number nor a name")
+    bbox = annotation.get("bbox")
+    if not isinstance(bbox, list) or len(bbox) != 4:
+        raise ValueError("bbox is not [left, top, width, height]")
+    return key, [_finite_number(value) for value in bbox]
 
 
 def _read_coco_images(
@@ -336,19 +345,19 @@ def _read_coco_images(
 ) -> dict[Any, FrameKey]:
     """Frames by image id."""
     keys: dict[Any, FrameKey] = {}
-    for index, image in enumerate(images):
+    for number, image in enumerate(images, 1):
         name = image.get("file_name") if isinstance(image, dict) else None
         if not isinstance(name, str) or not name or not isinstance(image.get("id"), (int, str)):
-            _add_fault(path, faults, f"image {index + 1}", "no id or file_name")
+            _add_fault(path, faults, f"image {number}", "no id or file_name")
             continue
         if name in boxes.of_frame or image["id"] in keys:
-            _add_fault(path, faults, f"image {index + 1}", f"its id or file_name '{name}' stands there twice")
+            _add_fault(path, faults, f"image {number}", f"its id or file_name '{name}' stands there twice")
             continue
         keys[image["id"]] = name
         boxes.of_frame[name] = []
-        number = image.get("frame_id", image.get("frame_index"))
-        if isinstance(number, int) and number >= 0:
-            boxes.numbers[name] = number
+        frame = image.get("frame_id", image.get("frame_index"))
+        if isinstance(frame, int) and frame >= 0:
+            boxes.numbers[name] = frame
         size = image.get("width"), image.get("height")
         if all(isinstance(side, int) and side > 0 for side in size):
             boxes.sizes[name] = size
@@ -358,17 +367,15 @@ def _read_coco_images(
 def _person_category_ids(boxes: Boxes, categories: Any) -> set[Any] | None:
     """Ids of the categories that are persons; None: all are taken."""
     named = [
-        category
+        (category.get("id"), name)
         for category in categories
-        if isinstance(category, dict) and isinstance(category.get("name"), str)
+        if isinstance(category, dict) and isinstance(name := category.get("name"), str)
     ]
-    person_ids = {
-        category.get("id") for category in named if category["name"].strip().lower() in PERSON_WORDS
-    }
+    person_ids = {number for number, name in named if name.strip().lower() in PERSON_WORDS}
     if named and not person_ids:
         boxes.notes.append(
-            f"no category is called person ({', '.join(category['name'] for category in named[:6])}): every box "
-            "is taken as a person's"
+            f"no category is called person ({', '.join(name for _, name in named[:6])}): every box is taken as a "
+            "person's"
         )
     return person_ids or None
 
@@ -380,11 +387,6 @@ def _coco_track(annotation: Mapping[str, Any]) -> str:
             if isinstance(value, (int, str)) and not isinstance(value, bool) and str(value) not in ("", "-1"):
                 return printable(str(value))
     return ""
-
-
-def _add_box(boxes: Boxes, frame: FrameKey, values: Sequence[float], track: str, name: str) -> None:
-    left, top, width, height = values
-    boxes.of_frame.setdefault(frame, []).append(Box(left, top, left + width, top + height, track, name))
 
 
 def _finite_number(value: Any) -> float:

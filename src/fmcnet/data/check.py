@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -157,24 +157,19 @@ def check(
         exists = DatasetFolder(root, "").exists
         parts = _layout_parts(exists, layout)
         if layout == "regdb":
-            numbers = range(1, TRIALS + 1)
-            existing = [
-                number for number in numbers if any(exists(f"{name}_{number}.txt") for name in _REGDB_LISTS)
-            ]
-            trials = existing or [1]
-            absent = [str(trial) for trial in numbers if trial not in trials]
+            trials = _existing_trials(exists)
+            absent = [str(trial) for trial in range(1, TRIALS + 1) if trial not in trials]
             if absent and exists("idx"):
                 notes.append(f"idx/ has no files of the splits {', '.join(absent)}: they cannot be used")
     for trial in trials:
         try:
-            table = read_dataset(root, layout=layout, trial=trial)
+            tables.append(read_dataset(root, layout=layout, trial=trial))
         except DataError as error:
-            problems += [str(error)] if str(error) not in problems else []
-        else:
-            tables.append(table)
-            notes += [note for note in table.notes if note not in notes]
+            problems.append(str(error))
+    problems = list(dict.fromkeys(problems))
     # Only the last problem keeps the expected layout.
-    problems = [problem.partition("\nExpected:\n")[0] for problem in problems[:-1]] + problems[-1:]
+    problems[:-1] = [problem.partition("\nExpected:\n")[0] for problem in problems[:-1]]
+    notes = list(dict.fromkeys([*notes, *(note for table in tables for note in table.notes)]))
     unreadable: list[tuple[str, str]] = []
     if images and tables:
         by_path = {record.path: record for table in tables for record in table.records()}
@@ -214,6 +209,12 @@ def copy_notes(table: Table) -> Iterator[str]:
     )
 
 
+def _existing_trials(exists: Callable[[str], bool]) -> list[int]:
+    """The splits of RegDB that have a list file; the first where none has."""
+    trials = range(1, TRIALS + 1)
+    return [n for n in trials if any(exists(f"{name}_{n}.txt") for name in _REGDB_LISTS)] or [1]
+
+
 def _layout_parts(exists: Callable[[str], bool], layout: str) -> list[LayoutPart]:
     """The folders and files of a layout."""
     names = []
@@ -239,16 +240,15 @@ def _layout_parts(exists: Callable[[str], bool], layout: str) -> list[LayoutPart
 
 def _published_counts(table: Table) -> tuple[PublishedCount, ...]:
     """The found and the published counts; for RegDB of the first split that could be read."""
-    counts: dict[str, int] = {}
+    counts = Counter[str]()
     for split in SPLITS:
         part = table.select(split=split)
         counts[f"{split} identities"] = len(np.unique(part.pid[part.pid != NO_PID]))
         for modality in Modality:
-            counts[f"{split} {modality} images"] = int((part.modality == modality.code).sum())
-    for modality in Modality:
-        counts[f"train + val {modality} images"] = (
-            counts[f"train {modality} images"] + counts[f"val {modality} images"]
-        )
+            images = len(part.select(modality=modality))
+            counts[f"{split} {modality} images"] = images
+            if split != "test":
+                counts[f"train + val {modality} images"] += images
     counts["test visible images (gallery candidates)"] = counts["test visible images"]
     counts["test infrared images (queries)"] = counts["test infrared images"]
     cameras = table.select(split="test").camid
@@ -307,9 +307,8 @@ def summary(table: Table) -> Summary:
             part = table.select(split=split, modality=modality)
             if not len(part):
                 continue
-            counts = np.unique(part.pid[part.pid != NO_PID], return_counts=True)[1]
+            counts = np.unique(part.pid[part.pid != NO_PID], return_counts=True)[1].tolist()
             cameras = tuple(np.unique(part.camid[part.camid != NO_CAMERA]).tolist())
-            counts_or_zero = counts if len(counts) else np.zeros(1, int)
-            spread = int(counts_or_zero.min()), float(np.median(counts_or_zero)), int(counts_or_zero.max())
+            spread = min(counts, default=0), float(np.median(counts or [0])), max(counts, default=0)
             groups.append(SplitSummary(split, str(modality), len(counts), len(part), cameras, *spread))
     return Summary(table.name, str(table.root), len(table), tuple(groups), table.notes)

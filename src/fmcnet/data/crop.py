@@ -10,7 +10,6 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-import numpy as np
 from filelock import Timeout
 from PIL import Image
 
@@ -142,13 +141,13 @@ def crop(
             for folder in (out, *(path for path in out.rglob("*") if path.is_dir())):
                 remove_left(folder)
             finished = _read_journal(out, signature)
-            cropper = _Cropper(out, options, frame_boxes, finished, _recording_name(frames.resolve()))
+            cropper = _Cropper(out, options, frame_boxes, _recording_name(frames.resolve()))
             with (
                 (out / JOURNAL).open("a", encoding="utf-8") as stream,
                 Progress("cropping", frame_boxes.total, show=progress) as bar,
             ):
-                for frame in opened_frames.read():
-                    if cropped := cropper.crop_frame(frame):
+                for frame in opened_frames.frames:
+                    if cropped := cropper.crop_frame(frame, finished.get(frame.name)):
                         stream.write(json.dumps(cropped) + "\n")
                         stream.flush()
                     bar.advance(count=len(frame_boxes.of_frame.get(frame.key, ())))
@@ -170,24 +169,15 @@ def _recording_name(source: Path) -> str:
 class _Cropper:
     """Crops frame after frame, and counts."""
 
-    def __init__(
-        self,
-        out: Path,
-        options: CropOptions,
-        boxes: Boxes,
-        finished: dict[str, _CroppedFrame],
-        recording: str,
-    ):
-        self.out, self.options, self.boxes, self.finished = out, options, boxes, finished
+    def __init__(self, out: Path, options: CropOptions, boxes: Boxes, recording: str) -> None:
+        self.out, self.options, self.boxes = out, options, boxes
         self.prefix = f"{options.camera}/{recording}" if options.camera else recording
-        self.recordings = dict[str, None]()  # of tracks, in order
         self.report = CropReport(out / TABLE, boxes.format, boxes.total, boxes.left_out)
-        self.remarks = Remarks()
-        self.rows: list[list[str]] = []
+        self.cropped: list[_CroppedFrame] = []
         self.seen: set[FrameKey] = set()
 
-    def crop_frame(self, frame: Frame) -> _CroppedFrame | None:
-        """Crop one frame; a line for the journal, None where there is nothing new."""
+    def crop_frame(self, frame: Frame, earlier: _CroppedFrame | None) -> _CroppedFrame | None:
+        """Crop one frame, unless an earlier run did; a line for the journal, None where there is nothing new."""
         self.report.frames += 1
         boxes = self.boxes.of_frame.get(frame.key, [])
         self.seen.add(frame.key)
@@ -197,9 +187,8 @@ class _Cropper:
         if not boxes:
             self.report.frames_without_boxes += 1
             return None
-        earlier = self.finished.get(frame.name)
         if earlier is not None and all(_is_complete_png(self.out / row[0]) for row in earlier.rows):
-            self._count(earlier)
+            self.cropped.append(earlier)
             return None
         try:
             image = frame.open()
@@ -211,9 +200,8 @@ class _Cropper:
         except DataError as error:
             self.report.left_out.add(f"in a frame that cannot be used: {error}", frame.name, len(boxes))
             return None
-        cropped = self._write_crops(frame, image, boxes)
-        self._count(cropped)
-        return cropped
+        self.cropped.append(self._write_crops(frame, image, boxes))
+        return self.cropped[-1]
 
     def _write_crops(self, frame: Frame, image: Image.Image, boxes: list[Box]) -> _CroppedFrame:
         rows, clipped, left_out = list[list[str]](), 0, list[list[str]]()
@@ -247,42 +235,36 @@ class _Cropper:
         start = options.start.astimezone(timezone.utc)  # local time would count a change of clocks as footage
         return (start + timedelta(seconds=seconds)).isoformat(timespec="milliseconds")
 
-    def _count(self, cropped: _CroppedFrame) -> None:
-        self.rows += cropped.rows
-        if any(row[-1] for row in cropped.rows):
-            self.recordings[self._recording_of(cropped.frame)] = None
-        self.report.clipped += cropped.clipped
-        for reason, name in cropped.left_out:
-            self.report.left_out.add(reason, name)
-        for kind in cropped.remarks:
-            self.remarks.add(kind, cropped.frame)
-
     def finish(self, notes: tuple[str, ...], ignored: tuple[Ignored, ...]) -> CropReport:
-        """Write the table."""
+        """Write the table, and count."""
+        report, remarks = self.report, Remarks()
+        rows = [row for cropped in self.cropped for row in cropped.rows]
+        tracked = [cropped for cropped in self.cropped if any(row[-1] for row in cropped.rows)]
+        for cropped in self.cropped:
+            for reason, name in cropped.left_out:
+                report.left_out.add(reason, name)
+            for kind in cropped.remarks:
+                remarks.add(kind, cropped.frame)
         for key, boxes in self.boxes.of_frame.items():
             if key not in self.seen and boxes:
-                self.report.left_out.add("no frame of this name or number", str(key), len(boxes))
-        if not self.rows:
-            reasons = "; ".join(self.report.left_out.lines()) or "no box lies in a chosen frame"
+                report.left_out.add("no frame of this name or number", str(key), len(boxes))
+        if not rows:
+            reasons = "; ".join(report.left_out.lines()) or "no box lies in a chosen frame"
             raise DataError(f"no crop was made of {self.boxes.total} boxes: {reasons}")
-        used_columns = [column for column in range(len(COLUMNS)) if any(row[column] for row in self.rows)]
-        rows = ([row[column] for column in used_columns] for row in (COLUMNS, *self.rows))
-        write_rows(self.report.table, rows, private_mode(self.out))
-        self.report.crops, self.report.ignored = len(self.rows), ignored
-        self.report.recordings = tuple(self.recordings)
-        self.report.notes = (*self.boxes.notes, *notes, *self._beyond_frame_notes(), *self.remarks.lines())
-        return self.report
-
-    def _beyond_frame_notes(self) -> list[str]:
-        """A note if most boxes reach beyond their frame, as corners read as widths and heights do."""
-        outside = self.report.left_out.counts.get(OUTSIDE, 0)
-        beyond, boxes = self.report.clipped + outside, len(self.rows) + outside
-        if boxes < DOUBTFUL or 2 * beyond <= boxes:
-            return []
-        return [
-            f"{beyond} of {boxes} boxes reach beyond their frame: are they corners (x1, y1, x2, y2) where widths and "
-            "heights are read, or of frames of another size?"
-        ]
+        used_columns = [column for column in range(len(COLUMNS)) if any(row[column] for row in rows)]
+        table = ([row[column] for column in used_columns] for row in (COLUMNS, *rows))
+        write_rows(report.table, table, private_mode(self.out))
+        report.crops, report.clipped = len(rows), sum(cropped.clipped for cropped in self.cropped)
+        report.recordings = tuple(dict.fromkeys(self._recording_of(cropped.frame) for cropped in tracked))
+        outside = report.left_out.counts.get(OUTSIDE, 0)
+        beyond, count = report.clipped + outside, report.crops + outside
+        if count >= DOUBTFUL and 2 * beyond > count:
+            notes += (
+                f"{beyond} of {count} boxes reach beyond their frame: are they corners (x1, y1, x2, y2) where widths "
+                "and heights are read, or of frames of another size?",
+            )
+        report.notes, report.ignored = (*self.boxes.notes, *notes, *remarks.lines()), ignored
+        return report
 
 
 def _save(image: Image.Image, target: Path) -> None:
@@ -309,8 +291,7 @@ def _clip_box(box: Box, size: tuple[int, int], min_size: int) -> tuple[tuple[int
     width, height = size
     if box.right <= box.left or box.bottom <= box.top:
         return None, "empty boxes"
-    corners = np.rint(np.clip([box.left, box.top, box.right, box.bottom], -1e9, 1e9)).astype(int)
-    left, top, right, bottom = map(int, corners)
+    left, top, right, bottom = (round(max(-1e9, min(side, 1e9))) for side in box[:4])
     inner = max(0, left), max(0, top), min(width, right), min(height, bottom)
     if inner[0] >= inner[2] or inner[1] >= inner[3]:
         beyond = left >= width or top >= height or right <= 0 or bottom <= 0

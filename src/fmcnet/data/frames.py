@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
@@ -21,14 +21,21 @@ from fmcnet.data.pixels import ValueRange, eight_bit_image
 from fmcnet.errors import DataError, first_of, require
 from fmcnet.names import control_fault, printable
 
-_NUMBER = re.compile(r"(1[0-9]{9}\.[0-9]+|[0-9]+)")
-"""A run of digits; seconds since 1970 with their fraction are one."""
 _UNFIT = re.compile(r"^\s|[\ud800-\udfff]")
 """A name that begins with a space, or (as Python shows it) is not UTF-8."""
+_NUMBER = re.compile(r"(1[0-9]{9}\.[0-9]+|[0-9]+)")
+"""A run of digits; seconds since 1970 with their fraction are one."""
 _CLOCK = re.compile(
-    r"(?<![0-9])(?:(?:19|20)[0-9]{2}([-_.]?)(?:0[1-9]|1[0-2])\1(?:0[1-9]|[12][0-9]|3[01])"
-    r"(?:[-_.T ]*(?!00[0-9]{4})(?:[01][0-9]|2[0-3])([-_.:]?)[0-5][0-9]\2[0-5][0-9](?:\.?[0-9]{3,9}|-[0-9]{3})?)?"
-    r"|(?:[01][0-9]|2[0-3])[-.:h][0-5][0-9][-.:m][0-5][0-9](?:\.[0-9]{3,9}|-[0-9]{3})?)(?![0-9])"
+    r"""(?<![0-9])(?:
+    (?:19|20)[0-9]{2} ([-_.]?) (?:0[1-9]|1[0-2]) \1 (?:0[1-9]|[12][0-9]|3[01])              # 2026-03-01,
+    (?:
+        [-_.T ]* (?!00[0-9]{4}) (?:[01][0-9]|2[0-3]) ([-_.:]?) [0-5][0-9] \2 [0-5][0-9]     # 22-15-56 behind it,
+        (?:\.?[0-9]{3,9}|-[0-9]{3})?                                                       # .040 behind that
+    )?
+    |
+    (?:[01][0-9]|2[0-3]) [-.:h] [0-5][0-9] [-.:m] [0-5][0-9] (?:\.[0-9]{3,9}|-[0-9]{3})?    # 22h15m56 alone
+    )(?![0-9])""",
+    re.VERBOSE,
 )
 """As 20260301, 2026-03-01_22-15-56-040, 20260301_221556.123 or 22h15m56."""
 _TIME = re.compile(r"(?!00)([01][0-9]|2[0-3])([0-5][0-9])([0-5][0-9])")
@@ -50,7 +57,7 @@ class Frame:
 class Frames:
     """Frames in order."""
 
-    read: Callable[[], Iterator[Frame]]  # starts the frames from the beginning
+    frames: Iterable[Frame]  # of a video it can be read once
     notes: tuple[str, ...] = ()  # how their numbers were found
     order_note: str = ""  # for users of `Frame.index`, where it is no even counter of the names
     ignored: tuple[Ignored, ...] = ()  # files of the folder that are no images
@@ -86,37 +93,15 @@ def open_frames(
 
 
 def _open_folder(folder: Path, boxes: Boxes, first: int | None, value_range: ValueRange | None) -> Frames:
+    """Index the images by the counter in their names, else in order; give each its number or name in the boxes."""
     listing = list_folder(folder)
-    if not listing.images:
-        raise DataError(f"{folder} holds no images")
-    names = {image: image.relative_to(folder).as_posix() for image in listing.images}
-    unfit = [f"'{name}'" for name in names.values() if _UNFIT.search(name) or control_fault(name, "name")]
-    if unfit:
-        raise DataError(
-            f"{folder}: rename {printable(first_of(unfit, 3))}: a table holds no name that begins with a space, "
-            "has a control character or is not UTF-8"
-        )
-    stems = {image: name.removesuffix(PurePosixPath(name).suffix) for image, name in names.items()}
-    order = sorted(names, key=lambda image: (_natural_key(stems[image]), names[image]))
-    one_folder = len({image.parent for image in names}) == 1
-    counter = _read_counter([image.stem for image in order]) if one_folder else []
-    numbers = dict(zip(order, counter, strict=False))
-    lowest = min(counter, default=0)
-    indices = {image: numbers[image] - lowest if numbers else index for index, image in enumerate(order)}
-    if not numbers:
-        reason = _name_fault(order) if one_folder else "the images lie in several folders"
-        order_note = (
-            f"frames are counted in the order of their names, from {names[order[0]]} to {names[order[-1]]}: "
-            f"{reason or 'the names hold no counter'}"
-        )
-    elif len(_steps(counter)) > 1:
-        order_note = (
-            f"frames are counted by the numbers in their names, from {lowest} ({names[order[0]]}) to {counter[-1]} "
-            f"({names[order[-1]]}): gaps in these count as frames and as time"
-        )
-    else:
-        order_note = ""
-    order_note = printable(order_note)
+    names = _sorted_names(folder, listing.images)
+    images = list(names)
+    one_folder = len({image.parent for image in images}) == 1
+    counter = _read_counter([image.stem for image in images]) if one_folder else []
+    fault = _name_fault(images) if one_folder else "the images lie in several folders"
+    indices = [number - counter[0] for number in counter] or list(range(len(images)))
+    order_note = _order_note(list(names.values()), counter, fault)
     keys, notes = _keys_by_name(names, boxes), list[str]()
     if any(isinstance(key, int) for key in boxes.of_frame):
         if not one_folder:
@@ -124,22 +109,13 @@ def _open_folder(folder: Path, boxes: Boxes, first: int | None, value_range: Val
                 f"the boxes number their frames, but the images of {folder} lie in several folders: give the folder "
                 "of one recording"
             )
-        if not numbers and first is None and (fault := _name_fault(order)):
+        if not counter and first is None and fault:
             raise DataError(
                 f"the boxes number their frames, but {printable(fault)}: remove what is no frame, or count all "
                 f"images in order with --first-frame {1 if boxes.first is None else boxes.first}"
             )
-        keys, notes = _keys_by_number(order, numbers, indices, boxes, first)
-        if notes:
-            indices, order_note = {image: index for index, image in enumerate(order)}, ""
-        requested = {key for key in boxes.of_frame if isinstance(key, int)}
-        shifted = numbers and any(keys[image] != numbers[image] for image in order)
-        if shifted and not notes and first is None and requested <= set(counter):
-            notes.append(
-                f"frame {keys[order[0]]} of the boxes is taken as {names[order[0]]}, the first; where the numbers "
-                f"are those of the names: --first-frame {lowest}"
-            )
-        notes, order_note = [*notes, *([order_note] if order_note else [])], ""
+        numbers, indices, notes = _number_frames(names[images[0]], counter, indices, boxes, first, order_note)
+        keys, order_note = dict(zip(images, numbers, strict=True)), ""
     elif first is not None:
         raise DataError(
             f"--first-frame {first} is of frame numbers, and the boxes name their images: leave it out"
@@ -149,16 +125,101 @@ def _open_folder(folder: Path, boxes: Boxes, first: int | None, value_range: Val
         is_number = boxes.format == "supervision" and key.isdigit()
         hint = ": numbers of frames belong in a column frame_index" if is_number else ""
         raise DataError(f"the boxes name their frames, as '{key}', and {folder} holds none of them{hint}")
-    counts = Counter(stems.values())
+    paths = {image: PurePosixPath(name) for image, name in names.items()}
+    counts = Counter(path.with_suffix("") for path in paths.values())
+    frames = []
+    for image, index in zip(images, indices, strict=True):
+        path = paths[image].with_suffix("")
+        if counts[path] > 1:  # a.jpg and a.png
+            path = path.with_name(image.name.replace(".", "_"))
+        frames.append(
+            Frame(path.as_posix(), keys.get(image, ""), index, None, partial(open_rgb, image, value_range))
+        )
+    return Frames(frames, tuple(notes), order_note, listing.ignored)
 
-    def read() -> Iterator[Frame]:
-        for image in order:
-            file_name = image.stem if counts[stems[image]] == 1 else image.name.replace(".", "_")
-            name = PurePosixPath(names[image]).with_name(file_name).as_posix()
-            decode = partial(open_rgb, image, value_range)
-            yield Frame(name, keys.get(image, ""), indices[image], None, decode)
 
-    return Frames(read, tuple(notes), order_note, listing.ignored)
+def _sorted_names(folder: Path, images: Sequence[Path]) -> dict[Path, str]:
+    """The images' paths below the folder, in natural order; DataError: none, or names that no table holds."""
+    if not images:
+        raise DataError(f"{folder} holds no images")
+    names = {image: image.relative_to(folder).as_posix() for image in images}
+    unfit = [f"'{name}'" for name in names.values() if _UNFIT.search(name) or control_fault(name, "name")]
+    if unfit:
+        raise DataError(
+            f"{folder}: rename {printable(first_of(unfit, 3))}: a table holds no name that begins with a space, "
+            "has a control character or is not UTF-8"
+        )
+
+    def key(item: tuple[Path, str]) -> Any:
+        return _natural_key(PurePosixPath(item[1]).with_suffix("").as_posix()), item[1]
+
+    return dict(sorted(names.items(), key=key))
+
+
+def _order_note(names: Sequence[str], counter: Sequence[int], fault: str) -> str:
+    """How frames without an even counter in their names are counted."""
+    if not counter:
+        return printable(
+            f"frames are counted in the order of their names, from {names[0]} to {names[-1]}: "
+            f"{fault or 'the names hold no counter'}"
+        )
+    if len(_steps(counter)) > 1:
+        return printable(
+            f"frames are counted by the numbers in their names, from {counter[0]} ({names[0]}) to {counter[-1]} "
+            f"({names[-1]}): gaps in these count as frames and as time"
+        )
+    return ""
+
+
+def _number_frames(
+    first_name: str, counter: list[int], indices: list[int], boxes: Boxes, first: int | None, order_note: str
+) -> tuple[list[int], list[int], list[str]]:
+    """The images' frame numbers in the boxes, their indices, and notes.
+
+    - Names numbered from 0 or 1 count from the boxes' first frame; other numbers are frame numbers.
+    - If none of these is a frame of the boxes, the images are counted in order.
+    """
+    start = boxes.first if first is None else first
+    if counter and (start is None or (counter[0] > 1 and first is None)):
+        numbers = counter
+    elif start is not None:
+        numbers = [index + start for index in indices]
+    else:
+        raise DataError(
+            "the boxes number their frames, but the images' names hold no number each: say --first-frame 0 or 1"
+        )
+    if counter and start is not None and boxes.of_frame.keys().isdisjoint(numbers):
+        in_order = list(range(len(counter)))
+        note = "the images' names hold other numbers than the boxes' frames: they were counted in order"
+        return [index + start for index in in_order], in_order, [note]
+    notes = [order_note] if order_note else []
+    requested = {key for key in boxes.of_frame if isinstance(key, int)}
+    if counter and numbers != counter and first is None and requested <= set(counter):
+        notes.insert(
+            0,
+            f"frame {numbers[0]} of the boxes is taken as {first_name}, the first; where the numbers are those of "
+            f"the names: --first-frame {counter[0]}",
+        )
+    return numbers, indices, notes
+
+
+def _keys_by_name(names: dict[Path, str], boxes: Boxes) -> dict[Path, FrameKey]:
+    """By the path below the folder; else by the file's name or stem, where only one image has it."""
+    by_name: dict[str, Path] = {}
+    for part in ("stem", "name"):
+        spellings = {image: str(getattr(PurePosixPath(name), part)) for image, name in names.items()}
+        counts = Counter(spellings.values())
+        by_name |= {name: image for image, name in spellings.items() if counts[name] == 1}
+    by_name |= {name: image for image, name in names.items()}
+    keys: dict[Path, FrameKey] = {}
+    for key in (key for key in boxes.of_frame if isinstance(key, str)):
+        path = PurePosixPath(key.replace("\\", "/"))
+        image = next((by_name[s] for s in (path.as_posix(), path.name, path.stem) if s in by_name), None)
+        if image in keys:
+            raise DataError(f"the boxes call the image {names[image]} both '{keys[image]}' and '{key}'")
+        if image is not None:
+            keys[image] = key
+    return keys
 
 
 def _natural_key(path: str) -> list[tuple[list[Any], str]]:
@@ -203,9 +264,9 @@ def _is_clock(rows: Sequence[Sequence[str]], run: int) -> bool:
     """Whether a run is part of a date or time in all names."""
     if max(Decimal(row[run]) for row in rows) >= 1e9 or all(_is_clock_part(row, run) for row in rows):
         return True
-    times = [_TIME.fullmatch(row[run]) for row in rows]
-    seconds = [int(time[1]) * 3600 + int(time[2]) * 60 + int(time[3]) for time in times if time]
-    return len(seconds) == len(rows) and len(_steps(seconds)) < len(_steps([int(row[run]) for row in rows]))
+    times = [match for row in rows if (match := _TIME.fullmatch(row[run]))]
+    seconds = [3600 * int(time[1]) + 60 * int(time[2]) + int(time[3]) for time in times]
+    return len(times) == len(rows) and len(_steps(seconds)) < len(_steps([int(row[run]) for row in rows]))
 
 
 def _is_clock_part(row: Sequence[str], run: int) -> bool:
@@ -229,101 +290,49 @@ def _name_fault(order: Sequence[Path]) -> str:
     return ""
 
 
-def _keys_by_name(names: dict[Path, str], boxes: Boxes) -> dict[Path, FrameKey]:
-    """By the path below the folder; else by the file's name or stem, where only one image has it."""
-    by_name: dict[str, Path] = {}
-    for part in ("stem", "name"):
-        spellings = {image: str(getattr(PurePosixPath(name), part)) for image, name in names.items()}
-        counts = Counter(spellings.values())
-        by_name |= {name: image for image, name in spellings.items() if counts[name] == 1}
-    by_name |= {name: image for image, name in names.items()}
-    keys: dict[Path, FrameKey] = {}
-    for key in boxes.of_frame:
-        if isinstance(key, str):
-            path = PurePosixPath(key.replace("\\", "/"))
-            image = next((by_name[s] for s in (path.as_posix(), path.name, path.stem) if s in by_name), None)
-            if image is not None:
-                if image in keys:
-                    raise DataError(
-                        f"the boxes call the image {names[image]} both '{keys[image]}' and '{key}'"
-                    )
-                keys[image] = key
-    return keys
-
-
-def _keys_by_number(
-    order: list[Path], numbers: dict[Path, int], indices: dict[Path, int], boxes: Boxes, first: int | None
-) -> tuple[dict[Path, FrameKey], list[str]]:
-    """Names numbered from 0 or 1 count from the boxes' first frame; other numbers are frame numbers.
-
-    If none of these is a frame of the boxes, the images are counted in order, with a note.
-    """
-    start = boxes.first if first is None else first
-    lowest = min(numbers.values(), default=0)
-    keys: dict[Path, FrameKey]
-    if numbers and (start is None or (lowest > 1 and first is None)):
-        keys = {image: numbers[image] for image in order}
-    elif start is None:
-        raise DataError(
-            "the boxes number their frames, but the images' names hold no number each: say --first-frame 0 or 1"
-        )
-    else:
-        keys = {image: indices[image] + start for image in order}
-    if numbers and start is not None and not any(key in boxes.of_frame for key in keys.values()):
-        keys = {image: index + start for index, image in enumerate(order)}
-        return keys, [
-            "the images' names hold other numbers than the boxes' frames: they were counted in order"
-        ]
-    return keys, []
-
-
 def _open_video(path: Path, boxes: Boxes, first: int | None, value_range: ValueRange | None) -> Frames:
-    av = require("av", "video")
-    keys = _keys_by_index(path, boxes, first)
+    require("av", "video")
+    return Frames(_decode_video(path, _keys_by_index(path, boxes, first), value_range))
 
-    def read() -> Iterator[Frame]:
-        index, start = -1, None
-        try:
-            with av.open(str(path)) as container:
-                if not container.streams.video:
-                    raise DataError(f"{path} holds no video")
-                stream = container.streams.video[0]
-                stream.thread_type = "AUTO"
-                for index, decoded in enumerate(container.decode(stream)):
-                    seconds = None if decoded.time is None else float(decoded.time)
-                    start = seconds if start is None else start
-                    elapsed = None if seconds is None or start is None else seconds - start
-                    key = keys.get(index, "")
-                    name = f"{key if isinstance(key, int) else index:06d}"
-                    yield Frame(name, key, index, elapsed, partial(_convert_frame, decoded, value_range))
-        except (av.error.FFmpegError, OSError) as error:
-            reason = getattr(error, "strerror", error)
-            if index < 0:
-                raise DataError(f"cannot read the video {path}: {reason}") from error
-            raise DataError(
-                f"{path} cannot be decoded after frame {index}: {reason}. The crops before it are kept; write the "
-                "video anew"
-            ) from error
 
-    return Frames(read)
+def _decode_video(path: Path, keys: dict[int, FrameKey], value_range: ValueRange | None) -> Iterator[Frame]:
+    import av
+
+    index, start = -1, None
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise DataError(f"{path} holds no video")
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            for index, decoded in enumerate(container.decode(stream)):
+                seconds = None if decoded.time is None else float(decoded.time)
+                start = seconds if start is None else start
+                elapsed = None if seconds is None or start is None else seconds - start
+                key = keys.get(index, "")
+                name = f"{key if isinstance(key, int) else index:06d}"
+                yield Frame(name, key, index, elapsed, partial(_convert_frame, decoded, value_range))
+    except (av.error.FFmpegError, OSError) as error:
+        reason = getattr(error, "strerror", error)
+        if index < 0:
+            raise DataError(f"cannot read the video {path}: {reason}") from error
+        raise DataError(
+            f"{path} cannot be decoded after frame {index}: {reason}. The crops before it are kept; write the "
+            "video anew"
+        ) from error
 
 
 def _keys_by_index(path: Path, boxes: Boxes, first: int | None) -> dict[int, FrameKey]:
     """The frames of the boxes, by their index in the video."""
     start = boxes.first if first is None else first
-    named = [
-        key
-        for key in boxes.of_frame
-        if isinstance(key, str) and (first is not None or key not in boxes.numbers)
-    ]
+    named = [] if first is None else [key for key in boxes.of_frame if isinstance(key, str)]
     named.sort(key=lambda key: _natural_key(PurePosixPath(key).stem))
-    counter = _read_counter([PurePosixPath(key).stem for key in named]) if named else []
-    numbers = dict(zip(named, counter, strict=False))
+    numbers = dict(zip(named, _read_counter([PurePosixPath(key).stem for key in named]), strict=False))
     keys: dict[int, FrameKey] = {}
     for key in boxes.of_frame:
         if isinstance(key, int) and start is not None:
             index = key - start
-        elif key in boxes.numbers and first is None:
+        elif first is None and key in boxes.numbers:
             index = boxes.numbers[key]
         elif first is None:
             raise DataError(

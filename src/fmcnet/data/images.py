@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import os
 import re
 import struct
@@ -120,42 +121,32 @@ def resize(image: Image.Image, height: int, width: int) -> NDArray[np.uint8]:
 
 
 def _to_rgb(image: Image.Image, value_range: ValueRange | None) -> Image.Image:
+    """Separate alpha, map values deeper than 8 bits, and draw the image on black."""
     remarks = [PAGES] if _has_pages(image) else []
-    ppm_values, lower_image = _read_deep_ppm(image), _lower_bytes(image)
-    grey_alpha = _raw_mode(image).startswith("LA;16")
-    image.load()
-    tags: Any = getattr(image, "tag_v2", None) or {}
+    values = _deep_values(image)
     upright = ImageOps.exif_transpose(image)
-    mode = upright.mode
+    mode, tags = upright.mode, _tiff_tags(image)
     fourth_is_no_alpha = mode == "RGBA" and bool(tags) and tiff.EXTRASAMPLES not in tags
     if fourth_is_no_alpha:
         remarks.append(DROPPED)
     alpha: NDArray[np.uint8] | None = None
-    if ppm_values is not None:
-        upright = eight_bit_image(ppm_values, value_range, remarks)
-    elif lower_image is not None:
-        lower_values = np.asarray(ImageOps.exif_transpose(lower_image))
-        values = np.asarray(upright).astype(np.uint16) << 8
-        if grey_alpha:  # Pillow's mode is LA or RGBA
-            values, lower_values = values[..., [0, -1]], lower_values[..., [1, 3]]
-        values |= lower_values
-        if grey_alpha or mode == "RGBA":
+    if values is not None:
+        if mode == "RGBA" or values.shape[2:] == (2,):
             alpha = None if fourth_is_no_alpha else _require_visible((values[..., -1] >> 8).astype(np.uint8))
-            values = values[..., 0] if grey_alpha else values[..., :-1]
-        upright = eight_bit_image(values, value_range, remarks, "CMYK" if mode == "CMYK" else "RGB")
-    elif mode in _DEEP_MODES:
-        values = np.asarray(upright)
-        unsigned = tags.get(tiff.SAMPLEFORMAT, (1,))[0] == 1
-        if mode == "I" and tags.get(tiff.BITSPERSAMPLE) == (32,) and unsigned:
-            values = values.view(np.uint32)
+            values = values[..., :-1]
         inverted = tags.get(tiff.PHOTOMETRIC_INTERPRETATION) == 0
-        upright = eight_bit_image(values, value_range, remarks, inverted=inverted)
+        colours = "CMYK" if mode == "CMYK" else "RGB"
+        upright = eight_bit_image(values, value_range, remarks, colours, inverted=inverted)
     elif not fourth_is_no_alpha and (
         mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in upright.info
     ):
         upright = (upright.convert("LA") if mode == "La" else upright).convert("RGBA")
         alpha = _require_visible(np.asarray(upright.getchannel("A")))
     return _composite_on_black(upright, alpha, remarks)
+
+
+def _tiff_tags(image: Image.Image) -> Any:
+    return getattr(image, "tag_v2", None) or {}
 
 
 def _require_visible(alpha: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -195,70 +186,73 @@ def _from_tiff(path: Path, value_range: ValueRange | None) -> Image.Image:
     alpha = None
     if values.shape[2] in (2, 4) and tuple(tags.get(tiff.EXTRASAMPLES, ()))[:1] in ((1,), (2,)):
         alpha, values = _require_visible(eight_bits_of_alpha(values[..., -1])), values[..., :-1]
-    is_colour = values.shape[2] >= 3
-    remarks = [DROPPED] if values.shape[2] > (3 if is_colour else 1) else []
-    values = values[..., :3] if is_colour else values[..., 0]
+    channels = 3 if values.shape[2] >= 3 else 1
+    remarks = [DROPPED] if values.shape[2] > channels else []
     inverted = tags.get(tiff.PHOTOMETRIC_INTERPRETATION) == 0
-    rgb = _composite_on_black(
-        eight_bit_image(values, value_range, remarks, inverted=inverted), alpha, remarks
-    )
+    image = eight_bit_image(values[..., :channels], value_range, remarks, inverted=inverted)
+    rgb = _composite_on_black(image, alpha, remarks)
     rgb.getexif()[ExifTags.Base.Orientation] = int(tags.get(ExifTags.Base.Orientation, 1))
     return ImageOps.exif_transpose(rgb)
 
 
-def _raw_mode(image: Image.Image) -> str:
-    """Pillow's raw mode of the file's pixels; "" if unknown."""
-    tiles: Any = getattr(image, "tile", None) or []
-    if not tiles:
-        return ""
-    args = tiles[0][3]
-    return str(args[0] if isinstance(args, tuple) and args else args)
-
-
-def _lower_bytes(image: Image.Image) -> Image.Image | None:
-    """The lower bytes of an image of several 16-bit channels, where Pillow keeps the upper ones; else None.
-
-    Decoding the same file in the other byte order gives them.
-    """
+def _deep_values(image: Image.Image) -> NDArray[Any] | None:
+    """Load an image; the values, (H, W) or (H, W, C) and upright, of one deeper than 8 bits, None of others."""
+    values: NDArray[Any] | None = None
     stream: Any = getattr(image, "fp", None)
-    match = _WIDE_RAW_MODE.fullmatch(_raw_mode(image))
-    if match is None or stream is None:
+    tiles: Any = getattr(image, "tile", None)
+    if stream is not None and tiles:  # a file that is not decoded yet
+        if image.format == "PPM" and tiles[0][0] in ("raw", "ppm"):
+            values = _deep_ppm_values(stream, tiles[0][2], image.size)
+        else:
+            args = tiles[0][3]
+            values = _wide_values(image, stream, str(args[0] if isinstance(args, tuple) and args else args))
+    image.load()
+    if values is None and image.mode in _DEEP_MODES:
+        values, tags = np.asarray(ImageOps.exif_transpose(image)), _tiff_tags(image)
+        is_unsigned = tags.get(tiff.SAMPLEFORMAT, (1,))[0] == 1
+        if image.mode == "I" and is_unsigned and tags.get(tiff.BITSPERSAMPLE) == (32,):
+            values = values.view(np.uint32)
+    return values
+
+
+def _wide_values(image: Image.Image, stream: IO[bytes], raw_mode: str) -> NDArray[Any] | None:
+    """The values (H, W, C) of several 16-bit channels, of which Pillow keeps the upper bytes; None for others.
+
+    Decoding the same file in the other byte order gives the lower bytes.
+    """
+    match = _WIDE_RAW_MODE.fullmatch(raw_mode)
+    if match is None:
         return None
     position = stream.tell()
     stream.seek(0)
-    swapped_image = Image.open(io.BytesIO(stream.read()), formats=[str(image.format)])
+    again = Image.open(io.BytesIO(stream.read()), formats=[str(image.format)])
     stream.seek(position)
-    if match[1] == "LA":  # 32 bits a pixel: grey, its lower byte, alpha, its lower byte
-        swapped_image._mode = "RGBA"
-        raw_mode = "RGBA"
+    if match[1] == "LA":
+        again._mode = raw_mode = "RGBA"  # grey, its lower byte, alpha, its lower byte
     else:
-        byte_order = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}[match[2]]
-        raw_mode = f"{match[1]};16{byte_order}"
-    tile_args = [
-        (raw_mode, *tile.args[1:]) if isinstance(tile.args, tuple) else raw_mode
-        for tile in swapped_image.tile
+        is_little = match[2] == "L" or (match[2] == "N" and sys.byteorder == "little")
+        raw_mode = f"{match[1]};16{'B' if is_little else 'L'}"
+    again.tile = [
+        tile._replace(args=(raw_mode, *tile.args[1:]) if isinstance(tile.args, tuple) else raw_mode)
+        for tile in again.tile
     ]
-    swapped_image.tile = [
-        tile._replace(args=args) for tile, args in zip(swapped_image.tile, tile_args, strict=True)
-    ]
-    swapped_image.load()
-    return swapped_image
+    again.load()
+    lower = np.asarray(ImageOps.exif_transpose(again)).astype(np.uint16)
+    if match[1] == "LA":
+        return lower[..., ::2] << 8 | lower[..., 1::2]
+    image.load()
+    return np.asarray(ImageOps.exif_transpose(image)).astype(np.uint16) << 8 | lower
 
 
-def _read_deep_ppm(image: Image.Image) -> NDArray[np.uint16] | None:
+def _deep_ppm_values(stream: IO[bytes], header_size: int, size: tuple[int, int]) -> NDArray[np.uint16] | None:
     """The values of a binary PGM or PPM deeper than 8 bits, which Pillow scales or cuts; None for all others."""
-    stream: Any = getattr(image, "fp", None)
-    tiles: Any = getattr(image, "tile", None) or []
-    if image.format != "PPM" or stream is None or not tiles or tiles[0][0] not in ("raw", "ppm"):
-        return None
     stream.seek(0)
-    header = re.sub(rb"#.*", b"", stream.read(tiles[0][2])).split()
+    header = re.sub(rb"#.*", b"", stream.read(header_size)).split()
     if header[0] not in (b"P5", b"P6") or int(header[3]) < 256:
         return None
-    width, height = image.size
-    shape = (height, width, 3) if header[0] == b"P6" else (height, width)
-    data = stream.read(2 * int(np.prod(shape)))
-    if len(data) < 2 * int(np.prod(shape)):
+    shape = (size[1], size[0], 3) if header[0] == b"P6" else (size[1], size[0])
+    data = stream.read(2 * math.prod(shape))
+    if len(data) < 2 * math.prod(shape):
         raise OSError(_TRUNCATED)
     return np.frombuffer(data, dtype=">u2").reshape(shape).astype(np.uint16)
 
@@ -272,9 +266,8 @@ def _tiff_values(path: Path) -> tuple[NDArray[Any], Any]:
         tags.load(stream)
         samples = int(tags.get(tiff.SAMPLESPERPIXEL, 1))
         bits = tuple(tags.get(tiff.BITSPERSAMPLE, (1,)))
-        type_letter, type_name = _TIFF_KINDS.get(
-            next(iter(tags.get(tiff.SAMPLEFORMAT, (1,)))), ("", "unknown")
-        )
+        kind = next(iter(tags.get(tiff.SAMPLEFORMAT, (1,))))
+        type_letter, type_name = _TIFF_KINDS.get(kind, ("", "unknown"))
         description = f"a TIFF of {samples} channels of {bits[0]}-bit {type_name} values"
         advice = "save it as 8- or 16-bit, uncompressed"
         dtype = f"{type_letter}{bits[0] // 8}"

@@ -158,9 +158,8 @@ class IdentityModalitySampler(Sampler[list[ImageIndex]]):
         halves = []
         for rows in self._rows:
             streams = [_ShuffledStream(identity_rows, rng) for identity_rows in rows]
-            halves.append(
-                np.array([[streams[identity].take(self.images) for identity in step] for step in drawn])
-            )
+            half = [[streams[identity].take(self.images) for identity in step] for step in drawn]
+            halves.append(np.array(half))
         return halves[0], halves[1]
 
     def _notes(self, rows: Sequence[dict[int, IntArray]]) -> tuple[str, ...]:
@@ -168,9 +167,9 @@ class IdentityModalitySampler(Sampler[list[ImageIndex]]):
         if left_out := len(set(rows[0]) ^ set(rows[1])):
             notes.append(f"{left_out} identities lack a modality and are left out of the batches")
         for by_pid, modality in zip(rows, Modality, strict=True):
-            if num_repeated := sum(len(by_pid[pid]) < self.images for pid in self.pids):
+            if repeated := sum(len(by_pid[pid]) < self.images for pid in self.pids):
                 notes.append(
-                    f"{num_repeated} of {len(self.pids)} identities have fewer than {self.images} {modality} images: "
+                    f"{repeated} of {len(self.pids)} identities have fewer than {self.images} {modality} images: "
                     "theirs are repeated within a batch"
                 )
         return tuple(notes)
@@ -189,10 +188,7 @@ class _ShuffledStream:
             if not self._remaining:
                 shuffled = self._items[self._rng.permutation(len(self._items))].tolist()
                 # In a draw over two passes, items it has already go to the end of the second pass.
-                drawn = set(taken)
-                self._remaining = [i for i in shuffled if i not in drawn] + [
-                    i for i in shuffled if i in drawn
-                ]
+                self._remaining = sorted(shuffled, key=set(taken).__contains__)
             missing = count - len(taken)
             taken += self._remaining[:missing]
             self._remaining = self._remaining[missing:]

@@ -8,9 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
+from scipy.cluster.hierarchy import DisjointSet
 
 from fmcnet.data.images import load_image
 from fmcnet.data.listing import Ignored, ignored_facts, ignored_line, list_folder
@@ -63,6 +61,7 @@ class _Side:
     modality: Modality
     root: Path
     crops: list[_Crop] = field(default_factory=list)
+    by_name: dict[str, _Crop] = field(default_factory=dict)  # by the name that the crops of a pair share
     missing: list[str] = field(default_factory=list)
     notes: tuple[str, ...] = ()
     ignored: tuple[Ignored, ...] = ()
@@ -98,61 +97,52 @@ def make_pairs(
         for modality, source in ((Modality.VISIBLE, visible), (Modality.INFRARED, infrared))
     ]
     _refuse_duplicates(sides)
-    visible_crops, infrared_crops = _crops_by_name(sides)
-    if not visible_crops.keys() & infrared_crops.keys():
+    pairs = _name_crops(sides)
+    if not pairs:
         for side in sides:
             if not side.source.is_dir():  # a CSV written by hand next to the folder of its crops
                 side.root = Path(os.path.commonpath([crop.path.parent for crop in side.crops]))
-        visible_crops, infrared_crops = _crops_by_name(sides)
-    names = sorted(visible_crops.keys() & infrared_crops.keys())
-    identities = _identities([(visible_crops[name], infrared_crops[name]) for name in names], sides, folders)
+        pairs = _name_crops(sides)
+    identities = _identities(pairs, sides, folders)
     if len(set(identities)) < 2:
         examples = [first_of([str(crop.path) for crop in side.crops], 2) for side in sides]
-        example_words = [
-            "/".join(
-                word for word, meaning in MODALITY_WORDS.items() if meaning is modality and word.isalpha()
-            )
-            for modality in Modality
+        words = [
+            "/".join(word for word, meaning in MODALITY_WORDS.items() if meaning is kind and word.isalpha())
+            for kind in Modality
         ]
         raise DataError(
             f"{visible} and {infrared} have {len(set(identities))} identities in common, training needs 2: crops of "
-            f"one moment must have one name in both, but for a word as {' and '.join(example_words)}. "
+            f"one moment must have one name in both, but for a word as {' and '.join(words)}. "
             f"There are {' and '.join(examples)}"
         )
     base = out.resolve().parent
     rows: list[tuple[object, ...]] = [COLUMNS]
-    for name, identity in zip(names, identities, strict=True):
-        for camera, (side, crop) in enumerate(
-            zip(sides, (visible_crops[name], infrared_crops[name]), strict=True), start=1
-        ):
+    for pair, identity in zip(pairs, identities, strict=True):
+        for camera, (side, crop) in enumerate(zip(sides, pair, strict=True), start=1):
             path = crop.path.resolve()
             path = path.relative_to(base) if path.is_relative_to(base) else path
             rows.append((path.as_posix(), identity, side.modality, camera, "train"))
     out.parent.mkdir(parents=True, exist_ok=True)
     write_rows(out, rows, private_mode(out.parent))
-    alone = {
-        Modality.VISIBLE: tuple(
-            str(visible_crops[name].path) for name in sorted(visible_crops.keys() - infrared_crops.keys())
-        ),
-        Modality.INFRARED: tuple(
-            str(infrared_crops[name].path) for name in sorted(infrared_crops.keys() - visible_crops.keys())
-        ),
-    }
-    crops = [*visible_crops.values(), *infrared_crops.values()]
-    codes = [Modality.VISIBLE.code] * len(visible_crops) + [Modality.INFRARED.code] * len(infrared_crops)
-    visible_side, infrared_side = sides
+    day, night = sides
+    crops = [(side.modality.code, crop.path) for side in sides for crop in side.by_name.values()]
     return PairReport(
         table=out,
-        pairs=len(names),
+        pairs=len(pairs),
         identities=len(set(identities)),
-        alone=alone,
-        missing=(*visible_side.missing, *infrared_side.missing),
+        alone={
+            side.modality: tuple(
+                str(side.by_name[name].path) for name in sorted(side.by_name.keys() - other.by_name.keys())
+            )
+            for side, other in ((day, night), (night, day))
+        },
+        missing=(*day.missing, *night.missing),
         notes=(
-            *visible_side.notes,
-            *infrared_side.notes,
-            *colour_notes(codes, lambda row: load_image(crops[row].path)),
+            *day.notes,
+            *night.notes,
+            *colour_notes([code for code, _ in crops], lambda row: load_image(crops[row][1])),
         ),
-        ignored=(*visible_side.ignored, *infrared_side.ignored),
+        ignored=(*day.ignored, *night.ignored),
     )
 
 
@@ -172,13 +162,12 @@ def _read_side(source: Path, modality: Modality) -> _Side:
             )
         side.notes = table.notes
         for path, pid, track in zip(table.full_paths(), table.pid.tolist(), table.track, strict=True):
-            labels = {f"pid {table.identity(pid)}": pid != NO_PID, f"{modality} track {track}": bool(track)}
-            if path.is_file():
-                side.crops.append(
-                    _Crop(path.absolute(), tuple(label for label, present in labels.items() if present))
-                )
-            else:
+            if not path.is_file():
                 side.missing.append(str(path))
+                continue
+            person = [f"pid {table.identity(pid)}"] if pid != NO_PID else []
+            person += [f"{modality} track {track}"] if track else []
+            side.crops.append(_Crop(path.absolute(), tuple(person)))
     if not side.crops:
         reason = f" ({ignored_line(side.ignored)})" if side.ignored else ""
         reason += f" ({len(side.missing)} files are gone)" if side.missing else ""
@@ -198,25 +187,24 @@ def _refuse_duplicates(sides: list[_Side]) -> None:
             raise DataError(f"{first} and {path} are one image: give each image once")
 
 
-def _crops_by_name(sides: list[_Side]) -> list[dict[str, _Crop]]:
-    """Each side's crops by the name that a pair shares: without the word for the modality, unless both have it."""
-    full_names = [
-        # relpath: a CSV may name crops elsewhere
-        {c.path: Path(os.path.relpath(c.path, side.root)).with_suffix("").as_posix() for c in side.crops}
+def _name_crops(sides: list[_Side]) -> list[list[_Crop]]:
+    """Name each side's crops, without the word for the modality unless both have it; the pairs, sorted by name."""
+    full_names = [  # relpath: a CSV may name crops elsewhere
+        [Path(os.path.relpath(crop.path, side.root)).with_suffix("").as_posix() for crop in side.crops]
         for side in sides
     ]
-    shared = set(full_names[0].values()) & set(full_names[1].values())
-    crops_by_name: list[dict[str, _Crop]] = [{}, {}]
-    for side, names, side_crops in zip(sides, full_names, crops_by_name, strict=True):
-        for crop in side.crops:
-            name = names[crop.path]
+    shared = set(full_names[0]).intersection(full_names[1])
+    for side, names in zip(sides, full_names, strict=True):
+        side.by_name = {}
+        for name, crop in zip(names, side.crops, strict=True):
             name = name if name in shared else _without_modality(name, side.modality)
-            first = side_crops.setdefault(name, crop)
+            first = side.by_name.setdefault(name, crop)
             if first is not crop:
                 raise DataError(
                     f"{first.path} and {crop.path} have one name: which is the pair's? Remove one"
                 )
-    return crops_by_name
+    day, night = (side.by_name for side in sides)
+    return [[day[name], night[name]] for name in sorted(day.keys() & night.keys())]
 
 
 def _without_modality(name: str, modality: Modality) -> str:
@@ -229,14 +217,14 @@ def _without_modality(name: str, modality: Modality) -> str:
     return folder + slash + stem
 
 
-def _identities(pairs: list[tuple[_Crop, _Crop]], sides: list[_Side], folders: bool) -> list[str]:
+def _identities(pairs: list[list[_Crop]], sides: list[_Side], folders: bool) -> list[str]:
     """The identity of each pair: one for all pairs that a pid, a track or a folder joins."""
     if folders and all(crop.path.parent == side.root for side in sides for crop in side.crops):
         raise DataError(
             "--folders: no crop lies in a folder of its own: leave it out, or give the folder above"
         )
-    nodes: dict[str, int] = {}
-    edges: list[tuple[int, int]] = []
+    groups = DisjointSet(range(len(pairs)))
+    first: dict[str, int] = {}  # pair of each label
     for index, pair in enumerate(pairs):
         pids = {label for crop in pair for label in crop.person if label.startswith("pid ")}
         if len(pids) > 1:
@@ -248,14 +236,7 @@ def _identities(pairs: list[tuple[_Crop, _Crop]], sides: list[_Side], folders: b
             person = crop.person
             if folders and crop.path.parent != side.root:
                 person += (f"folder {os.path.relpath(crop.path.parent, side.root)}",)
-            edges += [(index, len(pairs) + nodes.setdefault(label, len(nodes))) for label in person]
-    size = len(pairs) + len(nodes)
-    pair_nodes, person_nodes = np.array(edges, dtype=np.int64).reshape(-1, 2).T
-    _, components = connected_components(
-        coo_array((np.ones(len(pair_nodes)), (pair_nodes, person_nodes)), (size, size)), directed=False
-    )
-    numbers: dict[int, str] = {}
-    return [
-        numbers.setdefault(component, f"person-{len(numbers) + 1}")
-        for component in components[: len(pairs)].tolist()
-    ]
+            for label in person:
+                groups.merge(first.setdefault(label, index), index)
+    names: dict[int, str] = {}
+    return [names.setdefault(groups[index], f"person-{len(names) + 1}") for index in range(len(pairs))]

@@ -183,13 +183,13 @@ def eight_bit_image(
     *,
     inverted: bool = False,
 ) -> Image.Image:
-    """An image of values (H, W) or (H, W, C) of any depth; `remarks` gets the kind of a doubtful one."""
+    """An image of values (H, W) or (H, W, C) of any depth, C not 2; `remarks` gets the kind of a doubtful one."""
     if values.dtype != np.uint8:
         values, remark = eight_bits(values, value_range)
         remarks += [remark] if remark else []
     values = 255 - values if inverted else values
     height, width = values.shape[:2]
-    return Image.frombytes("L" if values.ndim == 2 else mode, (width, height), values.tobytes())
+    return Image.frombytes("L" if values[0, 0].size == 1 else mode, (width, height), values.tobytes())
 
 
 def eight_bits_of_alpha(values: NDArray[Any]) -> NDArray[np.uint8]:
@@ -224,16 +224,14 @@ def colours_doubtful(pixels: Pixels, modality: Modality) -> BoolArray:
     Returns:
         (N,): infrared images with colours, visible ones without.
     """
-    block_height, block_width = min(4, pixels.shape[1]), min(4, pixels.shape[2])
-    height, width = (
-        pixels.shape[1] // block_height * block_height,
-        pixels.shape[2] // block_width * block_width,
-    )
-    block_sums = np.zeros((len(pixels), height // block_height, width // block_width, 3), np.uint16)
+    count, height, width, _ = pixels.shape
     # Sums over blocks, so that a sensor's colour noise does not count as colour.
-    for row, column in itertools.product(range(block_height), range(block_width)):
-        block_sums += pixels[:, row:height:block_height, column:width:block_width]
-    values = block_sums.reshape(len(pixels), -1, 3).astype(np.float32) / (block_height * block_width)
+    rows, columns = min(4, height), min(4, width)
+    height, width = height - height % rows, width - width % columns
+    block_sums = np.zeros((count, height // rows, width // columns, 3), np.uint16)
+    for row, column in itertools.product(range(rows), range(columns)):
+        block_sums += pixels[:, row:height:rows, column:width:columns]
+    values = block_sums.reshape(count, -1, 3).astype(np.float32) / (rows * columns)
     light = values.mean(2) - values.mean((1, 2))[:, None]
     light_variance = (light**2).mean(1)
     colour_variance = np.zeros(len(pixels), dtype=np.float32)
@@ -269,24 +267,24 @@ def colour_notes(
         camera: (N,) numbers; None: one camera a modality.
     """
     codes = np.asarray(modality)
-    cameras = np.full(len(codes), NO_CAMERA) if camera is None else np.asarray(camera)
+    cameras = np.full(len(codes), NO_CAMERA) if camera is None else np.array(camera)
     for kind in Modality:
-        selected = codes == kind.code
-        contradictions: dict[int, tuple[int, int]] = {}  # doubtful and all, by camera
-        camera_numbers = np.unique(cameras[selected]).tolist()
-        for number in camera_numbers if len(camera_numbers) <= MOST_CAMERAS else [NO_CAMERA]:
-            rows = np.flatnonzero(selected & ((cameras == number) | (len(camera_numbers) > MOST_CAMERAS)))
-            sample = rows[np.unique(np.linspace(0, len(rows) - 1, min(LOOKED_AT, len(rows))).astype(int))]
+        rows = np.flatnonzero(codes == kind.code)
+        if len(np.unique(cameras[rows])) > MOST_CAMERAS:
+            cameras[rows] = NO_CAMERA
+        count, looked_at, named = 0, 0, list[str]()  # of the cameras that contradict
+        for camera_number in np.unique(cameras[rows]).tolist():
+            of_camera = rows[cameras[rows] == camera_number]
+            spread = np.linspace(0, len(of_camera) - 1, min(LOOKED_AT, len(of_camera))).astype(int)
             doubtful: list[bool] = []
-            for row in sample.tolist():  # one at a time: it may be a large frame
+            for row in of_camera[np.unique(spread)].tolist():  # one at a time: it may be a large frame
                 with contextlib.suppress(DataError):
                     doubtful.append(bool(colours_doubtful(load(row)[None], kind)[0]))
             if 2 * sum(doubtful) > len(doubtful):
-                contradictions[number] = sum(doubtful), len(doubtful)
-        if contradictions:
-            count, looked_at = (sum(counts) for counts in zip(*contradictions.values(), strict=True))
+                count, looked_at = count + sum(doubtful), looked_at + len(doubtful)
+                named += [str(camera_number)] if camera_number != NO_CAMERA else []
+        if count:
             finding = "have colours" if kind is Modality.INFRARED else "have no colour"
-            named = [str(number) for number in contradictions if number != NO_CAMERA]
             where = f" by camera {', '.join(named)}" if named else ""
             yield (
                 f"{count} of {looked_at} images looked at that are given as {kind}{where} {finding}: are they "

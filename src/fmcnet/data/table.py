@@ -118,15 +118,13 @@ class Table:
             DataError: for a value that a table cannot hold, or an image twice in a split; names the record.
         """
         records = _checked(root, records, len(pid_names))
-        notes = [*notes]
         without_split = sum(not record.split for record in records)
         if 0 < without_split < len(records):
-            notes.append(f"images without a split, neither trained on nor evaluated: {without_split}")
+            notes = [*notes, f"images without a split, neither trained on nor evaluated: {without_split}"]
         dtypes = {"pid": np.int64, "camid": np.int64}
         columns: dict[str, Any] = {
             column: np.array([getattr(record, column) for record in records], dtypes.get(column, np.str_))
             for column in Record._fields
-            if column != "modality"
         }
         columns["modality"] = np.array([record.modality.code for record in records], np.uint8)
         return cls(name=name, root=Path(root), pid_names=tuple(pid_names), notes=tuple(notes), **columns)
@@ -135,9 +133,8 @@ class Table:
         return len(self.path)
 
     def __repr__(self) -> str:
-        splits = ", ".join(
-            f"{count} {split}" for split in SPLITS if (count := int((self.split == split).sum()))
-        )
+        counts = {split: int((self.split == split).sum()) for split in SPLITS}
+        splits = ", ".join(f"{count} {split}" for split, count in counts.items() if count)
         infrared = int((self.modality == Modality.INFRARED.code).sum())
         people = len(np.unique(self.pid[self.pid != NO_PID]))
         cameras = len(np.unique(self.camid[self.camid != NO_CAMERA]))
@@ -282,8 +279,7 @@ def _checked(root: Path, records: Sequence[Record], num_names: int) -> list[Reco
                     f"role '{record.role}' is neither query nor gallery (leave it empty for both)"
                 )
             path = os.path.normpath(os.path.join(root, record.path))  # noqa: PTH118
-            first = first_row.setdefault((path, split), row)
-            if first != row:
+            if (first := first_row.setdefault((path, split), row)) != row:
                 raise DataError(
                     f"record {first} is the same image: give an image once; with role '' it is both"
                 )
@@ -318,11 +314,8 @@ def fingerprint(table: Table, *columns: NDArray[np.str_]) -> str:
         columns: further columns (N,) to include, as the split.
     """
     names = [str(pid) if pid == NO_PID else table.pid_name(pid) for pid in table.pid.tolist()]
-    lines = sorted(
-        "\t".join(row)
-        for row in zip(table.path.tolist(), names, *(column.tolist() for column in columns), strict=True)
-    )
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+    rows = zip(table.path.tolist(), names, *(column.tolist() for column in columns), strict=True)
+    return hashlib.sha256("\n".join(sorted(map("\t".join, rows))).encode()).hexdigest()[:16]
 
 
 def sample_pictures(table: Table) -> tuple[str, ...]:
@@ -344,10 +337,8 @@ def seen_identities(samples: tuple[str, ...], table: Table) -> IntArray:
     sizes = {sample.partition("-")[0] for sample in samples}
     paths = table.full_paths() if samples else []
     rows = [row for row, path in enumerate(paths) if str(file_size(path)) in sizes]
-    owner_by_content = _owner_by_content(table, rows)
-    return np.array(
-        sorted({owner_by_content[sample] for sample in samples if sample in owner_by_content}), dtype=np.int64
-    )
+    owners = _owner_by_content(table, rows)
+    return np.array(sorted({owners[sample] for sample in samples if sample in owners}), dtype=np.int64)
 
 
 def _owner_by_content(table: Table, rows: Iterable[int]) -> dict[str, int]:

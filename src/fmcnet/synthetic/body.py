@@ -15,9 +15,6 @@ from numpy.typing import NDArray
 
 from fmcnet.synthetic.identity import BAG, HAIR, HAT, LOWER, SHOE, SKIN, UPPER, Identity
 
-RULE_PLAIN, RULE_HEAD, RULE_HAIR, RULE_HAT, RULE_CHEST = range(5)
-"""How a quadric assigns material slots to its points; see `render`."""
-
 Matrix = NDArray[np.float64]
 Vector = tuple[float, float, float]
 
@@ -64,7 +61,7 @@ class Quadric:
     shape: str  # "ellipsoid", "frustum" or "box"
     k: float  # growth of the frustum's radius from y = 0 to y = 1
     slot: int  # material slot
-    rule: int  # one of the RULE_ constants
+    rule: str  # for the slots of its points: "head", "hair", "hat", "chest" or "" (all `slot`); see `render`
     tex: float  # texture height in metres at local y = 0
     tex_scale: float  # metres of texture height per local y
     width: float  # metres of texture per radian around
@@ -104,7 +101,7 @@ class _Builder:
         *,
         shape: str = "ellipsoid",
         k: float = 0.0,
-        rule: int = RULE_PLAIN,
+        rule: str = "",
         tilt: Matrix | None = None,
         tex: float = 0.0,
         width: float = 0.14,
@@ -211,11 +208,11 @@ def _head(build: _Builder, who: Identity, pose: Pose, neck: Matrix) -> None:
     a, b, c = 0.047 * h * size, 0.069 * h * size, 0.056 * h * size
     centre = neck + np.array([0.0, 0.062 * h * size + 0.01, 0.012 * h])
     build.limb(neck - np.array([0.0, 0.03 * h, 0.012]), centre, 0.034 * h, 0.031 * h, (SKIN, SKIN, 1.0), 0.0)
-    build.quadric(centre, (a, b, c), SKIN, rule=RULE_HEAD, tilt=turn)
+    build.quadric(centre, (a, b, c), SKIN, rule="head", tilt=turn)
     if who.hair != "bald":
         grow = 1.10 if who.hair == "short" else 1.20
         back = turn @ np.array([0.0, 0.006, -0.010])
-        build.quadric(centre + back, (a * grow, b * grow * 0.99, c * grow), HAIR, rule=RULE_HAIR, tilt=turn)
+        build.quadric(centre + back, (a * grow, b * grow * 0.99, c * grow), HAIR, rule="hair", tilt=turn)
     if who.hair == "long":
         top = centre + turn @ np.array([0.0, 0.01, -0.7 * c])
         end = neck + np.array([0.0, -0.085 * h, -0.062 * h])
@@ -226,7 +223,7 @@ def _head(build: _Builder, who: Identity, pose: Pose, neck: Matrix) -> None:
     if who.hat != "none":
         grow = 1.24 if who.hat == "beanie" else 1.20
         lift = np.array([0.0, 0.018, -0.004])
-        build.quadric(centre + turn @ lift, (a * grow, b * grow, c * grow), HAT, rule=RULE_HAT, tilt=turn)
+        build.quadric(centre + turn @ lift, (a * grow, b * grow, c * grow), HAT, rule="hat", tilt=turn)
         if who.hat == "cap":
             brim = turn @ np.array([0.0, 0.42 * b, 1.25 * c])
             build.quadric(centre + brim, (a * 0.95, 0.010, c * 0.85), HAT, tilt=turn)
@@ -244,10 +241,10 @@ def _torso(build: _Builder, who: Identity, lean: Matrix, hips: Matrix, chest: fl
     waist = hips + np.array([0.0, waist_y - pelvis_y, 0.0])
     length = chest - 0.012 * h - waist_y
     k = top_w / waist_w - 1.0
-    build.frustum(waist, (waist_w, length, waist_d), UPPER, k, waist_y, rule=RULE_CHEST, tilt=lean)
+    build.frustum(waist, (waist_w, length, waist_d), UPPER, k, waist_y, rule="chest", tilt=lean)
     yoke = waist + lean @ np.array([0.0, length, 0.0])
     depth = min(waist_d * (1.0 + k) * 1.01, 0.115 * h)
-    build.quadric(yoke, (top_w * 1.02, 0.050 * h, depth), UPPER, rule=RULE_CHEST, tilt=lean, tex=chest)
+    build.quadric(yoke, (top_w * 1.02, 0.050 * h, depth), UPPER, rule="chest", tilt=lean, tex=chest)
     hip_w, hip_d = body.hip * 1.06, deep * 1.10
     slack = 0.5 + 0.5 * who.loose if who.bottom in ("trousers", "shorts") else 1.0
     seat = hips - np.array([0.0, 0.01 * h, 0.0])
@@ -268,7 +265,7 @@ def _torso(build: _Builder, who: Identity, lean: Matrix, hips: Matrix, chest: fl
         wide, deep = max(wide, 1.05 * under), max(deep, 1.0 * under)
     top = max(waist_w * 1.03 / wide, waist_d * 1.04 / deep)
     hem = hips + np.array([0.0, hem_y - pelvis_y, 0.0])
-    build.frustum(hem, (wide, waist_y + 0.03 - hem_y, deep), UPPER, top - 1.0, hem_y, rule=RULE_CHEST)
+    build.frustum(hem, (wide, waist_y + 0.03 - hem_y, deep), UPPER, top - 1.0, hem_y, rule="chest")
 
 
 def _bag(build: _Builder, who: Identity, lean: Matrix, hips: Matrix, chest: float) -> None:

@@ -183,9 +183,8 @@ def _apply_lighting(radiance: Float, cam: Camera, rng: np.random.Generator) -> F
     y, x = np.arange(h, dtype=np.float32)[:, None] / h, np.arange(w, dtype=np.float32)[None, :] / w
     if cam.shade > 0.0:
         angle, offset = rng.uniform(0.0, 2.0 * np.pi), rng.uniform(-0.25, 0.25)
-        edge_distance = (np.cos(angle) * (x - 0.5) + np.sin(angle) * (y - 0.5) - offset) / rng.uniform(
-            0.01, 0.2
-        )
+        softness = rng.uniform(0.01, 0.2)
+        edge_distance = (np.cos(angle) * (x - 0.5) + np.sin(angle) * (y - 0.5) - offset) / softness
         dark = 1.0 - cam.shade / (1.0 + np.exp(-np.clip(edge_distance, -30.0, 30.0)))
         radiance = radiance * (dark if radiance.ndim == 2 else dark[..., None])
     if cam.glare > 0.0:

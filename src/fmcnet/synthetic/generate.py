@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
@@ -21,6 +21,7 @@ from typing import Any
 from filelock import Timeout
 from PIL import Image
 
+from fmcnet.data.listing import has_image_head
 from fmcnet.data.readers.common import MANIFEST
 from fmcnet.errors import DataError
 from fmcnet.files import lock_file, named
@@ -46,35 +47,21 @@ _SINGLE_PROCESS_BELOW = 300
 
 @dataclass(frozen=True)
 class GeneratedSummary:
-    """What `generate` did.
+    """What `generate` did."""
 
-    Attributes:
-        out: the dataset's root.
-        layout: "sysu", "regdb", "llcm" or "wild".
-        preset: "tiny", "small" or "full".
-        seed: seed of the world.
-        identities: how many.
-        images: images in the dataset.
-        written: images rendered by this call.
-        reused: images that earlier calls rendered.
-        seconds: wall time of this call.
-        images_per_second: written / seconds, 0 when none was written.
-        workers: processes used.
-        digest: 64 hex digits that identify the world: SHA-256 over all paths and the pixels of eight of the images,
-            rendered anew (independent of JPEG, of workers and of what was reused).
-    """
-
-    out: Path
-    layout: str
-    preset: str
-    seed: int
-    identities: int
-    images: int
-    written: int
-    reused: int
-    seconds: float
-    images_per_second: float
-    workers: int
+    out: Path  # the dataset's root
+    layout: str  # "sysu", "regdb", "llcm" or "wild"
+    preset: str  # "tiny", "small" or "full"
+    seed: int  # of the world
+    identities: int  # how many
+    images: int  # in the dataset
+    written: int  # images rendered by this call
+    reused: int  # images that earlier calls rendered
+    seconds: float  # wall time of this call
+    images_per_second: float  # written / seconds, 0 when none was written
+    workers: int  # processes used
+    # 64 hex digits that identify the world: SHA-256 over all paths and the pixels of eight of the images, rendered
+    # anew (independent of JPEG, of workers and of what was reused)
     digest: str
 
     def to_dict(self) -> dict[str, Any]:
@@ -118,7 +105,7 @@ def generate(
     if workers is not None and workers < 1:
         raise DataError(f"workers must be 1 or more, got {workers}")
     root = Path(out)
-    world = {"layout": layout, "preset": preset, "seed": seed}
+    world: dict[str, Any] = {"layout": layout, "preset": preset, "seed": seed}
     arguments = {"version": VERSION, **world, "amounts": asdict(amounts)}
     with _claim_folder(root, arguments):
         plan = make_plan(layout, amounts, seed)
@@ -126,7 +113,7 @@ def generate(
             if not (root / path).is_file():
                 _write_atomic(root, path, content)
         total = len(plan.images)
-        missing = _missing_images(root, plan.images.items())
+        missing = _missing_images(root, list(plan.images.items()))
         if missing:
             _write_manifest(root, {**arguments, "complete": False})
         with Progress("generating", total, total - len(missing), show=None if progress else False) as bar:
@@ -135,10 +122,8 @@ def generate(
         _write_manifest(root, {**arguments, "complete": True, "images": total, "digest": digest})
     seconds = time.perf_counter() - started
     return GeneratedSummary(
-        root,
-        layout,
-        preset,
-        seed,
+        out=root,
+        **world,
         identities=len(plan.pids),
         images=total,
         written=len(missing),
@@ -185,17 +170,9 @@ def _world_digest(plan: BenchmarkPlan, amounts: Preset) -> str:
     return sha.hexdigest()
 
 
-def _missing_images(root: Path, images: Iterable[tuple[str, ImageKey]]) -> list[tuple[str, ImageKey]]:
-    return [(path, key) for path, key in images if not _is_image(root / path)]
-
-
-def _is_image(path: Path) -> bool:
-    """Whether a file begins like a JPEG or a bitmap, the formats written here."""
-    try:
-        with path.open("rb") as file:
-            return file.read(2) in (b"\xff\xd8", b"BM")
-    except OSError:
-        return False
+def _missing_images(root: Path, images: Sequence[tuple[str, ImageKey]]) -> list[tuple[str, ImageKey]]:
+    """The images without a file that begins like an image."""
+    return [(path, key) for path, key in images if not has_image_head(root / path)]
 
 
 def _process_count(workers: int | None, images: int) -> int:
@@ -266,26 +243,26 @@ def _check_folder(root: Path, arguments: dict[str, Any]) -> None:
     manifest = root / MANIFEST
     if root.exists() and not root.is_dir():
         raise DataError(f"{root} is a file: give a folder to write the generated benchmark to")
-    if manifest.is_file():
-        try:
-            existing = read_json(manifest)
-            differing = [key for key in arguments if existing.get(key) != arguments[key]]
-        except (OSError, ValueError, AttributeError) as error:
-            raise DataError(
-                f"{manifest} is not readable ({error}): delete {root} or choose another folder"
-            ) from error
-        if differing:
-            existing_values = ", ".join(f"{key} {existing.get(key)}" for key in differing)
-            requested_values = ", ".join(f"{key} {arguments[key]}" for key in differing)
-            raise DataError(
-                f"{root} holds a generated benchmark with {existing_values}; asked for {requested_values}. "
-                "Choose another folder, or delete this one to generate anew"
-            )
-    elif root.is_dir():
-        names = sorted(entry.name for entry in root.iterdir() if entry.name not in (SCRATCH, LOCK))
-        if names:
+    if not manifest.is_file():
+        entries = root.iterdir() if root.is_dir() else ()
+        if names := sorted(entry.name for entry in entries if entry.name not in (SCRATCH, LOCK)):
             shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
             raise DataError(
                 f"{root} is not empty and was not written by fmcnet (no {MANIFEST}; it holds {shown}): "
                 "choose a new or empty folder"
             )
+        return
+    try:
+        existing = read_json(manifest)
+        differing = [key for key in arguments if existing.get(key) != arguments[key]]
+    except (OSError, ValueError, AttributeError) as error:
+        raise DataError(
+            f"{manifest} is not readable ({error}): delete {root} or choose another folder"
+        ) from error
+    if differing:
+        existing_values = ", ".join(f"{key} {existing.get(key)}" for key in differing)
+        requested_values = ", ".join(f"{key} {arguments[key]}" for key in differing)
+        raise DataError(
+            f"{root} holds a generated benchmark with {existing_values}; asked for {requested_values}. "
+            "Choose another folder, or delete this one to generate anew"
+        )

@@ -112,10 +112,8 @@ def _draw_garment(
             break
         second, second_nir = _draw_dye(rng)
     fibre, _, wool = _FABRICS[_weighted_index(rng, [w for _, w, _ in _FABRICS])]
-    nir_first, nir_second = (
-        _nir_reflectance(rng, first, first_nir, fibre),
-        _nir_reflectance(rng, second, second_nir, fibre),
-    )
+    nir_first = _nir_reflectance(rng, first, first_nir, fibre)
+    nir_second = _nir_reflectance(rng, second, second_nir, fibre)
     if rng.random() < 0.22:  # dyed alike for the near infrared: the pattern vanishes there
         nir_second = float(np.clip(nir_first + rng.normal(0.0, 0.02), 0.05, 0.95))
     pattern = "plain"
@@ -148,12 +146,6 @@ def _draw_skin(rng: np.random.Generator) -> Material:
     return Material.plain((r, g, b), nir, 33.8 + float(np.clip(rng.normal(0.0, 0.4), -1.2, 1.2)))
 
 
-def _eyes_and_mouth(skin: Material) -> Material:
-    """Eyes and mouth: darker skin."""
-    rgb = _scaled(skin.visible[0], 0.3)
-    return Material.plain(rgb, 0.5 * skin.nir[0], skin.temperature - 0.2)
-
-
 def _draw_hair(rng: np.random.Generator) -> Material:
     """Hair from black to blond or grey; melanin lets near-infrared light through, so it is brighter there."""
     tones: tuple[tuple[RGB, float], ...] = (
@@ -164,18 +156,15 @@ def _draw_hair(rng: np.random.Generator) -> Material:
         ((0.36, 0.35, 0.34), 0.50),
     )
     rgb, nir = tones[_weighted_index(rng, [0.38, 0.26, 0.14, 0.12, 0.10])]
-    return Material.plain(
-        rgb, float(np.clip(nir + rng.normal(0.0, 0.05), 0.06, 0.8)), 28.5 + rng.normal(0.0, 0.6)
-    )
+    nir = float(np.clip(nir + rng.normal(0.0, 0.05), 0.06, 0.8))
+    return Material.plain(rgb, nir, 28.5 + rng.normal(0.0, 0.6))
 
 
 def _draw_shoes(rng: np.random.Generator) -> Material:
     """Shoes: dark, brown or light, two tones (upper and sole)."""
-    garment = _draw_garment(rng, warm=2.6, plain=1.0)
-    sole = (0.75, 0.75, 0.73) if rng.random() < 0.4 else (0.05, 0.05, 0.05)
-    return replace(
-        garment, visible=(garment.visible[0], sole), nir=(garment.nir[0], 0.6 if sole[0] > 0.5 else 0.12)
-    )
+    upper = _draw_garment(rng, warm=2.6, plain=1.0)
+    sole, sole_nir = ((0.75, 0.75, 0.73), 0.6) if rng.random() < 0.4 else ((0.05, 0.05, 0.05), 0.12)
+    return replace(upper, visible=(upper.visible[0], sole), nir=(upper.nir[0], sole_nir))
 
 
 SKIN, HAIR, UPPER, LOWER, SHOE, BAG, HAT, DARK, INNER = range(9)
@@ -272,7 +261,7 @@ def draw_identity(seed: int, pid: int) -> Identity:
         _draw_shoes(rng),
         _draw_garment(rng, warm=3.0, plain=0.84, offset=-3.5),
         _draw_garment(rng, warm=1.2, plain=0.75),
-        _eyes_and_mouth(skin),
+        Material.plain(_scaled(skin.visible[0], 0.3), 0.5 * skin.nir[0], skin.temperature - 0.2),
         _draw_garment(rng, warm=0.0, plain=0.70),
     )
     return Identity(

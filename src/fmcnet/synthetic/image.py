@@ -68,10 +68,9 @@ def _draw_pose(rng: np.random.Generator) -> Pose:
 def _draw_light(cam: Camera, rng: np.random.Generator) -> Light:
     azimuth = cam.light[0] + rng.normal(0.0, 0.35)
     elevation = float(np.clip(cam.light[1] + rng.normal(0.0, 0.12), 0.2, 1.45))
-    horizontal = cos(elevation)
+    direction = (cos(elevation) * sin(azimuth), sin(elevation), cos(elevation) * cos(azimuth))
     gain = float(np.exp(rng.normal(0.0, 0.10)))
-    key = (cam.key[0] * gain, cam.key[1] * gain, cam.key[2] * gain)
-    return Light((horizontal * sin(azimuth), sin(elevation), horizontal * cos(azimuth)), key, cam.ambient)
+    return Light(direction, (cam.key[0] * gain, cam.key[1] * gain, cam.key[2] * gain), cam.ambient)
 
 
 def _background(scene: Scene, cam: Camera, height: int, width: int, rng: np.random.Generator) -> Float:
@@ -182,12 +181,11 @@ def render_pair(
     """
     day, night = (camera("regdb", seed, camid, camid == 2) for camid in (1, 2))
     night = replace(night, pitch=day.pitch, distance=day.distance, light=day.light)
-
-    def render(cam: Camera) -> NDArray[np.uint8]:
+    images = []
+    for cam in (day, night):
         key = ImageKey(seed, "regdb", pid, cam.camid, cam is night, index)
-        return _render(key, cam, np.random.default_rng([7302, seed, pid, index]), height, width)
-
-    return render(day), render(night)
+        images.append(_render(key, cam, np.random.default_rng([7302, seed, pid, index]), height, width))
+    return images[0], images[1]
 
 
 def _render(

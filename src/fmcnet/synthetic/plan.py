@@ -59,8 +59,7 @@ def resolve_preset(layout: str, name: str, overrides: dict[str, int] | None = No
     Raises:
         ConfigError: an unknown layout, preset or field, or a number out of range; all faults are listed.
     """
-    overrides = overrides or {}
-    faults = []
+    overrides, faults = overrides or {}, list[str]()
     if layout not in LAYOUTS:
         faults.append(f"layout '{layout}' is not one of {', '.join(LAYOUTS)}")
     if name not in PRESET_NAMES:
@@ -174,13 +173,12 @@ def _identities_by_camera(order: list[int], counts: dict[int, int]) -> dict[int,
 def _sysu_real(rng: np.random.Generator, ids: tuple[int, ...], test: bool) -> Counts:
     order = [ids[int(i)] for i in rng.permutation(len(ids))]
     present = _identities_by_camera(order, _SYSU_TEST_IDS if test else _SYSU_TRAIN_IDS)
-    counts: Counts = {}
+    groups: list[tuple[tuple[int, ...], int]] = [(_SYSU_VISIBLE, 22258), (_SYSU_INFRARED, 11909)]
     if test:
-        for cam, total in _SYSU_TEST_IMAGES.items():
-            counts |= _share_images(rng, [(pid, cam) for pid in present[cam]], total)
-    else:
-        for cams, total in ((_SYSU_VISIBLE, 22258), (_SYSU_INFRARED, 11909)):
-            counts |= _share_images(rng, [(pid, cam) for cam in cams for pid in present[cam]], total)
+        groups = [((cam,), total) for cam, total in _SYSU_TEST_IMAGES.items()]
+    counts: Counts = {}
+    for cams, total in groups:
+        counts |= _share_images(rng, [(pid, cam) for cam in cams for pid in present[cam]], total)
     return counts
 
 
@@ -241,11 +239,10 @@ def _plan_llcm(amounts: Preset, seed: int) -> BenchmarkPlan:
             else:
                 counts = dict.fromkeys(keys, amount)
             for pid, cam in keys:
-                folder = (
-                    f"{spectrum}/{pid:04d}" if split == "train" else f"test_{spectrum}/cam{cam}/{pid:04d}"
-                )
+                folder = spectrum if split == "train" else f"test_{spectrum}/cam{cam}"
                 for i in range(1, counts[pid, cam] + 1):
-                    path = f"{folder}/{pid:04d}_c{cam:02d}_s{200000 + pid}_f{40 * i}_{spectrum}.jpg"
+                    name = f"{pid:04d}_c{cam:02d}_s{200000 + pid}_f{40 * i}_{spectrum}.jpg"
+                    path = f"{folder}/{pid:04d}/{name}"
                     images[path] = ImageKey(seed, "llcm", pid, cam, infrared, i)
     return BenchmarkPlan("llcm", images, train, (), test)
 
@@ -305,15 +302,13 @@ def _sysu_files(plan: BenchmarkPlan, seed: int) -> dict[str, bytes]:
 
 def _regdb_files(plan: BenchmarkPlan, seed: int) -> dict[str, bytes]:
     files = {}
-    pids = plan.pids
-    paths: defaultdict[tuple[int, bool], list[str]] = defaultdict(list)
+    paths = defaultdict[tuple[int, bool], list[str]](list)
     for path, key in plan.images.items():
         paths[key.pid, key.infrared].append(path)
+    half = len(plan.pids) // 2
     for trial in range(1, 11):
-        order = np.random.default_rng([7502, seed, trial]).permutation(len(pids))
-        half = len(pids) // 2
-        for split, indices in (("train", order[:half]), ("test", order[half:])):
-            ids = sorted(pids[int(i)] for i in indices)
+        order = np.random.default_rng([7502, seed, trial]).permutation(plan.pids).tolist()
+        for split, ids in (("train", sorted(order[:half])), ("test", sorted(order[half:]))):
             for infrared, spectrum in ((False, "visible"), (True, "thermal")):
                 lines = [
                     f"{path} {label}\n" for label, pid in enumerate(ids) for path in paths[pid, infrared]
@@ -322,7 +317,7 @@ def _regdb_files(plan: BenchmarkPlan, seed: int) -> dict[str, bytes]:
     return files
 
 
-def _llcm_files(plan: BenchmarkPlan) -> dict[str, bytes]:
+def _llcm_files(plan: BenchmarkPlan, seed: int) -> dict[str, bytes]:
     label = {pid: i for i, pid in enumerate(plan.train)}
     files = {"idx/test_id.txt": _id_line(plan.test)}
     for infrared, spectrum in ((False, "vis"), (True, "nir")):
@@ -336,7 +331,7 @@ def _llcm_files(plan: BenchmarkPlan) -> dict[str, bytes]:
     return files
 
 
-def _wild_files(plan: BenchmarkPlan) -> dict[str, bytes]:
+def _wild_files(plan: BenchmarkPlan, seed: int) -> dict[str, bytes]:
     split = {pid: name for name in ("train", "val", "test") for pid in getattr(plan, name)}
     rows = [
         f"{path},{key.pid},{'infrared' if key.infrared else 'visible'},{key.camid},{split[key.pid]}\n"
@@ -347,11 +342,5 @@ def _wild_files(plan: BenchmarkPlan) -> dict[str, bytes]:
 
 def side_files(plan: BenchmarkPlan, seed: int) -> dict[str, bytes]:
     """All files of a layout that are not images: relative path -> content."""
-    if plan.layout == "sysu":
-        return _sysu_files(plan, seed)
-    if plan.layout == "regdb":
-        return _regdb_files(plan, seed)
-    if plan.layout == "llcm":
-        return _llcm_files(plan)
-    assert plan.layout == "wild"
-    return _wild_files(plan)
+    files = {"sysu": _sysu_files, "regdb": _regdb_files, "llcm": _llcm_files, "wild": _wild_files}
+    return files[plan.layout](plan, seed)

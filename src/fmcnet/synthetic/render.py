@@ -7,6 +7,7 @@ but a contrast of its own in each.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, floor, sqrt
 from typing import Any
@@ -15,26 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
 
-from fmcnet.synthetic.body import (
-    RULE_CHEST,
-    RULE_HAIR,
-    RULE_HAT,
-    RULE_HEAD,
-    RULE_PLAIN,
-    Limb,
-    Quadric,
-    Vector,
-)
+from fmcnet.synthetic.body import Limb, Quadric
 from fmcnet.synthetic.identity import BAG, DARK, HAIR, INNER, SHOE, UPPER, Identity, Material
 
 EMPTY = 255
 """Slot of a pixel without a body."""
 
+Array = NDArray[Any]
 Float = NDArray[np.float32]
 Point = tuple[float, float]
-Bool = NDArray[np.bool_]
-Pixels = NDArray[np.intp]
-Slots = NDArray[np.uint8] | int
 
 
 @dataclass
@@ -55,9 +45,7 @@ class GBuffer:
         planes = np.zeros((5, height, width), dtype=np.float32)
         return GBuffer(depth, planes, np.full((height, width), EMPTY, dtype=np.uint8), scale)
 
-    def store(
-        self, rows: Pixels, cols: Pixels, depth: NDArray[Any], planes: tuple[NDArray[Any], ...], slot: Slots
-    ) -> None:
+    def store(self, rows: Array, cols: Array, depth: Array, planes: tuple[Array, ...], slot: Array) -> None:
         """Write the pixels at these rows and columns."""
         flat = rows * self.depth.shape[1] + cols  # faster than two indices
         self.depth.reshape(-1)[flat] = depth
@@ -67,35 +55,31 @@ class GBuffer:
 
 
 def _window(
-    buffer: GBuffer, origin: Point, x_low: float, x_high: float, y_low: float, y_high: float
-) -> tuple[int, int, Float, Float] | None:
-    """First row and column of a part of the view, and its x (1, w) and y (h, 1) in metres; None if outside."""
+    buffer: GBuffer, origin: Point, x_range: Point, y_range: Point
+) -> tuple[int, int, Float, Float, Float] | None:
+    """First row and column of a part of the view, its x (1, w) and y (h, 1) in metres, its depth; None if outside."""
     height, width = buffer.depth.shape
     scale = buffer.scale
-    x0, x1 = max(0, floor(origin[0] + x_low * scale)), min(width, ceil(origin[0] + x_high * scale) + 1)
-    y0, y1 = max(0, floor(origin[1] - y_high * scale)), min(height, ceil(origin[1] - y_low * scale) + 1)
+    x0, x1 = floor(origin[0] + x_range[0] * scale), ceil(origin[0] + x_range[1] * scale) + 1
+    y0, y1 = floor(origin[1] - y_range[1] * scale), ceil(origin[1] - y_range[0] * scale) + 1
+    x0, x1, y0, y1 = max(0, x0), min(width, x1), max(0, y0), min(height, y1)
     if x0 >= x1 or y0 >= y1:
         return None
     x: Float = np.arange(x0, x1, dtype=np.float32)
     y: Float = np.arange(y0, y1, dtype=np.float32)
     x, y = (x + 0.5 - origin[0]) / scale, (origin[1] - y - 0.5) / scale
-    return y0, x0, x[None, :], y[:, None]
+    return y0, x0, x[None, :], y[:, None], buffer.depth[y0:y1, x0:x1]
 
 
 def _draw_limb(buffer: GBuffer, limb: Limb, origin: Point) -> None:
     (ax, ay, az), (bx, by, bz) = limb.a, limb.b
-    largest_radius = max(limb.ra, limb.rb)
-    window = _window(
-        buffer,
-        origin,
-        min(ax, bx) - largest_radius,
-        max(ax, bx) + largest_radius,
-        min(ay, by) - largest_radius,
-        max(ay, by) + largest_radius,
-    )
+    largest = max(limb.ra, limb.rb)
+    x_range = min(ax, bx) - largest, max(ax, bx) + largest
+    y_range = min(ay, by) - largest, max(ay, by) + largest
+    window = _window(buffer, origin, x_range, y_range)
     if window is None:
         return
-    y0, x0, px, py = window
+    y0, x0, px, py, depth = window
     px, py = px - ax, py - ay
     dx, dy, dz = bx - ax, by - ay, bz - az
     length_squared = dx * dx + dy * dy + 1e-6
@@ -104,149 +88,121 @@ def _draw_limb(buffer: GBuffer, limb: Limb, origin: Point) -> None:
     radius = limb.ra + (limb.rb - limb.ra) * along
     inside = radius * radius - ex * ex - ey * ey
     front = np.sqrt(np.maximum(inside, 0.0)) + (az + along * dz)
-    rows, cols = np.nonzero((inside > 0.0) & (front > buffer.depth[y0 : y0 + len(py), x0 : x0 + px.shape[1]]))
-    if not len(rows):
-        return
-    r, u, ex, ey = radius[rows, cols], along[rows, cols], ex[rows, cols], ey[rows, cols]
-    bulge = np.sqrt(inside[rows, cols])
+    at = np.nonzero((inside > 0.0) & (front > depth))
+    r, u, ex, ey, bulge = radius[at], along[at], ex[at], ey[at], np.sqrt(inside[at])
     length = sqrt(length_squared)
     angle = np.arctan2(ex * (-dy / length) + ey * (dx / length), bulge)
-    around, height_on = (angle + limb.around) * float(largest_radius) + 50.0, limb.tex - u * limb.length
-    planes = (ex / r, ey / r, bulge / r, around, height_on)
-    slot: Slots = limb.slot_a
-    if limb.slot_a != limb.slot_b:
-        slot = np.where(u < limb.cut, np.uint8(limb.slot_a), np.uint8(limb.slot_b))
-    buffer.store(rows + y0, cols + x0, front[rows, cols], planes, slot)
+    around, height_on = (angle + limb.around) * float(largest) + 50.0, limb.tex - u * limb.length
+    slot = np.where(u < limb.cut, np.uint8(limb.slot_a), np.uint8(limb.slot_b))
+    buffer.store(at[0] + y0, at[1] + x0, front[at], (ex / r, ey / r, bulge / r, around, height_on), slot)
 
 
-def _quadric_extent(q: Quadric) -> tuple[float, float, float, float]:
-    """x low, x high, y low, y high of a quadric around its centre, in metres."""
-    axes = np.linalg.inv(q.matrix)
-    if q.shape in ("box", "ellipsoid"):
-        ex, ey = (float(np.linalg.norm(axis, 1 if q.shape == "box" else 2)) for axis in axes[:2])
-        return -ex, ex, -ey, ey
-    lows, highs = [], []
-    for row in (0, 1):
-        ring = float(np.hypot(axes[row, 0], axes[row, 2]))
-        ends = (-ring, ring, axes[row, 1] - ring * (1 + q.k), axes[row, 1] + ring * (1 + q.k))
-        lows.append(float(min(ends)))
-        highs.append(float(max(ends)))
-    return lows[0], highs[0], lows[1], highs[1]
+def _quadric_extent(q: Quadric) -> tuple[Point, Point]:
+    """The x range and the y range of a quadric, in metres."""
+    ranges = []
+    for centre, axis in zip(q.centre, np.linalg.inv(q.matrix)[:2], strict=False):
+        if q.shape == "frustum":
+            ring = float(np.hypot(axis[0], axis[2]))
+            ends = (-ring, ring, axis[1] - ring * (1 + q.k), axis[1] + ring * (1 + q.k))
+            low, high = float(min(ends)), float(max(ends))
+        else:
+            high = float(np.linalg.norm(axis, 1 if q.shape == "box" else 2))
+            low = -high
+        ranges.append((centre + low, centre + high))
+    return ranges[0], ranges[1]
 
 
 def _draw_quadric(buffer: GBuffer, q: Quadric, origin: Point, who: Identity) -> None:
-    cx, cy, cz = q.centre
-    left, right, low, high = _quadric_extent(q)
-    window = _window(buffer, origin, cx + left, cx + right, cy + low, cy + high)
+    window = _window(buffer, origin, *_quadric_extent(q))
     if window is None:
         return
-    y0, x0, px, py = window
+    y0, x0, px, py, depth = window
+    cx, cy, cz = q.centre
     px, py = px - cx, py - cy
-    m = [[float(c) for c in row] for row in q.matrix]
-    (d0, d1, d2), k = (m[0][2], m[1][2], m[2][2]), q.k
-    o0, o1, o2 = (m[i][0] * px + m[i][1] * py for i in range(3))
-    intersection = (
-        _intersect_box(o0, o1, o2, (d0, d1, d2))
-        if q.shape == "box"
-        else _intersect_quadric(q, o0, o1, o2, (d0, d1, d2))
-    )
+    # In the quadric's own coordinates, the ray of a pixel is `start + t * step` at `t` metres before the centre.
+    matrix = q.matrix.tolist()
+    start, step = [row[0] * px + row[1] * py for row in matrix], [row[2] for row in matrix]
+    intersection = _intersect(q, start, step)
     if intersection is None:
         return
-    ray, hit = intersection
-    front = ray + cz
-    hit &= front > buffer.depth[y0 : y0 + len(py), x0 : x0 + px.shape[1]]
-    rows, cols = np.nonzero(hit)
-    if not len(rows):
-        return
-    ray = ray[rows, cols]
-    qx, qy, qz = o0[rows, cols] + ray * d0, o1[rows, cols] + ray * d1, o2[rows, cols] + ray * d2
-    slot: Slots = q.slot
-    if q.rule != RULE_PLAIN:
-        slot, keep = _slots_by_rule(q, who, qx, qy, qz)
-        if keep is not None:
-            rows, cols, ray = rows[keep], cols[keep], ray[keep]
-            qx, qy, qz = qx[keep], qy[keep], qz[keep]
-            if not len(rows):
-                return
+    t, hit = intersection
+    rows, cols = np.nonzero(hit & (t + cz > depth))
+    t = t[rows, cols]
+    points = [first[rows, cols] + t * change for first, change in zip(start, step, strict=True)]
+    if q.rule in ("hair", "hat"):
+        keep = _is_covered(q.rule, who, *points)
+        rows, cols, t, *points = (values[keep] for values in (rows, cols, t, *points))
+    x, y, z = points
     if q.shape == "box":  # a high power: flat faces, soft edges
-        gx, gy, gz = qx**5, qy**5, qz**5
+        gradient = (x**5, y**5, z**5)
     else:
-        gx, gy, gz = qx, -k * (1.0 + k * qy) if q.shape == "frustum" else qy, qz
-    nx = m[0][0] * gx + m[1][0] * gy + m[2][0] * gz
-    ny = m[0][1] * gx + m[1][1] * gy + m[2][1] * gz
-    nz = m[0][2] * gx + m[1][2] * gy + m[2][2] * gz
+        gradient = (x, -q.k * (1.0 + q.k * y) if q.shape == "frustum" else y, z)
+    nx, ny, nz = (
+        sum(row[axis] * part for row, part in zip(matrix, gradient, strict=True)) for axis in range(3)
+    )
     size = 1.0 / np.sqrt(nx * nx + ny * ny + nz * nz + 1e-12)
-    planes = (nx * size, ny * size, nz * size, np.arctan2(qx, qz) * q.width, q.tex + qy * q.tex_scale)
-    buffer.store(rows + y0, cols + x0, ray + cz, planes, slot)
+    planes = (nx * size, ny * size, nz * size, np.arctan2(x, z) * q.width, q.tex + y * q.tex_scale)
+    buffer.store(rows + y0, cols + x0, t + cz, planes, _slots(q, who, x, y, z))
 
 
-def _intersect_quadric(q: Quadric, o0: Float, o1: Float, o2: Float, d: Vector) -> tuple[Float, Bool] | None:
-    """Nearest hits along z of an ellipsoid or frustum: (ray parameter, hit), or None if the ray is parallel to it."""
-    k = q.k
+def _intersect(q: Quadric, start: list[Float], step: list[float]) -> tuple[Float, NDArray[np.bool_]] | None:
+    """Where each ray leaves the quadric towards the camera, and whether it does; None: all are parallel to it."""
+    (o0, o1, o2), (d0, d1, d2), k = start, step, q.k
     if q.shape == "frustum":
         rim = 1.0 + k * o1
-        a = d[0] * d[0] + d[2] * d[2] - k * k * d[1] * d[1]
-        b = o0 * d[0] + o2 * d[2] - (k * d[1]) * rim
+        a = d0 * d0 + d2 * d2 - k * k * d1 * d1
+        b = o0 * d0 + o2 * d2 - (k * d1) * rim
         c = o0 * o0 + o2 * o2 - rim * rim
-    else:
-        a = d[0] * d[0] + d[1] * d[1] + d[2] * d[2]
-        b = o0 * d[0] + o1 * d[1] + o2 * d[2]
-        c = o0 * o0 + o1 * o1 + o2 * o2 - 1.0
+    else:  # of a box [-1, 1]^3 rounded by a ball of radius 1.36: the ball
+        a = d0 * d0 + d1 * d1 + d2 * d2
+        b = o0 * d0 + o1 * d1 + o2 * d2
+        c = o0 * o0 + o1 * o1 + o2 * o2 - (1.36 * 1.36 if q.shape == "box" else 1.0)
     if a < 1e-6:
         return None
     inside = b * b - a * c
-    ray = (np.sqrt(np.maximum(inside, 0.0)) - b) / a
-    hit = inside > 0.0
-    if q.shape == "frustum":
-        level = o1 + ray * d[1]
-        hit &= (level >= 0.0) & (level <= 1.0)
-    return ray, hit
-
-
-def _intersect_box(o0: Float, o1: Float, o2: Float, d: Vector) -> tuple[Float, Bool]:
-    """Nearest hits along z of a box [-1, 1]^3 rounded by a ball of radius 1.36."""
-    a = d[0] * d[0] + d[1] * d[1] + d[2] * d[2]
-    b = o0 * d[0] + o1 * d[1] + o2 * d[2]
-    inside = b * b - a * (o0 * o0 + o1 * o1 + o2 * o2 - 1.36 * 1.36)
     root = np.sqrt(np.maximum(inside, 0.0))
-    leave, enter = (root - b) / a, (-root - b) / a
-    for o, step in zip((o0, o1, o2), d, strict=True):
-        step = step if abs(step) > 1e-4 else 1e-4
-        edge, middle = abs(1.0 / step), o * (-1.0 / step)
-        leave = np.minimum(leave, middle + edge)
-        enter = np.maximum(enter, middle - edge)
-    return leave, (inside > 0.0) & (leave > enter)
+    t, hit = (root - b) / a, inside > 0.0
+    if q.shape == "frustum":
+        level = o1 + t * d1
+        hit &= (level >= 0.0) & (level <= 1.0)
+    elif q.shape == "box":
+        leave = (-root - b) / a
+        for first, change in zip(start, step, strict=True):
+            change = change if abs(change) > 1e-4 else 1e-4
+            edge, middle = abs(1.0 / change), first * (-1.0 / change)
+            t, leave = np.minimum(t, middle + edge), np.maximum(leave, middle - edge)
+        hit &= t > leave
+    return t, hit
 
 
-def _slots_by_rule(q: Quadric, who: Identity, qx: Float, qy: Float, qz: Float) -> tuple[Slots, Bool | None]:
-    """Material slots of the hit points of a quadric with a rule, and a mask of the points to keep (None: all)."""
-    if q.rule == RULE_HEAD:
-        slot = np.full(qx.shape, q.slot, dtype=np.uint8)
-        face = (qz > 0.5) & (np.abs(qy - 0.10) < 0.075) & (np.abs(np.abs(qx) - 0.38) < 0.15)
-        mouth = (qz > 0.5) & (np.abs(qy + 0.45) < 0.05) & (np.abs(qx) < 0.22)
+def _is_covered(rule: str, who: Identity, x: Float, y: Float, z: Float) -> NDArray[np.bool_]:
+    """Which points of a head's ellipsoid its hair or hat covers."""
+    if rule == "hat":
+        return y > 0.30 + 0.12 * z
+    if who.hair == "short":
+        return y > 0.35 + 0.75 * z
+    return (y > 0.48 + 0.2 * z) | (z < -0.05)
+
+
+def _slots(q: Quadric, who: Identity, x: Float, y: Float, z: Float) -> NDArray[np.uint8]:
+    """The material slot of each point of a quadric."""
+    slot = np.full(x.shape, q.slot, dtype=np.uint8)
+    if q.rule == "head":
+        face = (z > 0.5) & (np.abs(y - 0.10) < 0.075) & (np.abs(np.abs(x) - 0.38) < 0.15)
+        mouth = (z > 0.5) & (np.abs(y + 0.45) < 0.05) & (np.abs(x) < 0.22)
         slot[face | mouth] = DARK
         if who.hair != "bald":
-            slot[qy > 0.55 + 0.55 * qz] = HAIR
-        return slot, None
-    if q.rule == RULE_HAIR:
-        if who.hair == "short":
-            return q.slot, qy > 0.35 + 0.75 * qz
-        return q.slot, (qy > 0.48 + 0.2 * qz) | (qz < -0.05)
-    if q.rule == RULE_HAT:
-        return q.slot, qy > 0.30 + 0.12 * qz
-    slot = np.full(qx.shape, q.slot, dtype=np.uint8)
-    if q.rule == RULE_CHEST:
-        angle = np.arctan2(qx, qz)
+            slot[y > 0.55 + 0.55 * z] = HAIR
+    elif q.rule == "chest":
         if who.open_front > 0.0:
-            slot[np.abs(angle) < who.open_front] = INNER
-        height = q.tex + qy * q.tex_scale
+            slot[np.abs(np.arctan2(x, z)) < who.open_front] = INNER
+        height = q.tex + y * q.tex_scale
         if who.bag == "backpack":
-            strap = (qz > 0) & (np.abs(np.abs(qx) - 0.55) < 0.11) & (height > 0.68 * who.body.height)
-            slot[strap] = BAG
+            slot[(z > 0) & (np.abs(np.abs(x) - 0.55) < 0.11) & (height > 0.68 * who.body.height)] = BAG
         elif who.bag == "shoulder":
             level = (height / who.body.height - 0.70) / 0.15
-            slot[np.abs(qx * who.bag_side + level) < 0.13] = BAG
-    return slot, None
+            slot[np.abs(x * who.bag_side + level) < 0.13] = BAG
+    return slot
 
 
 def rasterise(buffer: GBuffer, parts: list[Limb | Quadric], who: Identity, origin: Point) -> None:
@@ -283,36 +239,27 @@ class Surface:
     low: Float  # (M,) float32 in [0, 1], 0 at the waist and above, 1 at the feet (limbs cool)
 
 
-def _pattern_weight(material: Material, s: Float, t: Float) -> Float:
-    """Weight of the second tone at texture coordinates in metres: (M,) float32 in [0, 1]."""
+def _pattern_weight(material: Material, s: Float, t: Float) -> Array:
+    """Weight of the second tone at texture coordinates in metres: (M,) in [0, 1]."""
     period, duty, phase = material.period, material.duty, material.phase
     if material.pattern == "hstripes":
-        return _band(t / period + phase, duty)
+        return (t / period + phase) % 1.0 < duty
     if material.pattern == "vstripes":
-        return _band(s / (0.8 * period) + 0.5 * duty, duty)
+        return (s / (0.8 * period) + 0.5 * duty) % 1.0 < duty
     if material.pattern == "checks":
-        return np.asarray(
-            0.5 * _band(s / period + phase, 0.5) + 0.5 * _band(t / period + phase, 0.5), dtype=np.float32
-        )
+        return 0.5 * ((s / period + phase) % 1.0 < 0.5) + 0.5 * ((t / period + phase) % 1.0 < 0.5)
     if material.pattern == "dots":
         a = (s / period) % 1.0 - 0.5
         b = (t / period + phase) % 1.0 - 0.5
-        return (a * a + b * b < 0.25 * duty).astype(np.float32)
+        return a * a + b * b < 0.25 * duty
     if material.pattern == "block":
-        return (t < 0.98 + 0.30 * phase).astype(np.float32)
-    if material.pattern == "print":
-        around = (s + 0.22) % 0.44 - 0.22  # front and back: half a turn of a torso is 0.44 m of texture
-        x, y = around / (0.075 + 0.10 * duty), (t - 1.22) / (0.07 + 0.5 * period)
-        wave = 1.0 + 0.25 * np.sin(3.0 * np.arctan2(y, x) + 6.28 * phase) if phase > 0.5 else 1.0
-        ring = x * x + y * y
-        return np.asarray(
-            (np.abs(s) < 1.0) & (ring < wave) & (ring > (0.30 if phase < 0.3 else 0.0)), dtype=np.float32
-        )
-    return np.zeros_like(s)
-
-
-def _band(x: Float, duty: float) -> Float:
-    return np.asarray((x % 1.0) < duty, dtype=np.float32)
+        return t < 0.98 + 0.30 * phase
+    # A print on front and back: half a turn of a torso is 0.44 m of texture.
+    around = (s + 0.22) % 0.44 - 0.22
+    x, y = around / (0.075 + 0.10 * duty), (t - 1.22) / (0.07 + 0.5 * period)
+    wave = 1.0 + 0.25 * np.sin(3.0 * np.arctan2(y, x) + 6.28 * phase) if phase > 0.5 else 1.0
+    ring = x * x + y * y
+    return (np.abs(s) < 1.0) & (ring < wave) & (ring > (0.30 if phase < 0.3 else 0.0))
 
 
 def surface_of(buffer: GBuffer, who: Identity) -> Surface:
@@ -339,7 +286,7 @@ def surface_of(buffer: GBuffer, who: Identity) -> Surface:
     return Surface(flat, slot, mix, normal, open_sky, fold, low)
 
 
-def _float_array(values: list[Any]) -> Float:
+def _float_array(values: Sequence[Any]) -> Float:
     return np.asarray(values, dtype=np.float32)
 
 
@@ -349,19 +296,12 @@ def shade_visible(surface: Surface, who: Identity, light: Light) -> Float:
     step = _float_array([m.visible[1] for m in who.materials]) - low
     albedo = low[surface.slot] + step[surface.slot] * surface.mix[:, None]
     x, y, z = light.direction
-    cosine = np.maximum(
-        (surface.normal[0] * x + surface.normal[1] * y + surface.normal[2] * z + 0.15) / 1.15, 0.0
-    )
+    cosine = surface.normal[0] * x + surface.normal[1] * y + surface.normal[2] * z
+    cosine = np.maximum((cosine + 0.15) / 1.15, 0.0)
     key = cosine * (0.35 + 0.65 * surface.open_sky) * (1.0 + 0.11 * surface.fold)
     ambient = surface.open_sky * (0.75 + 0.25 * surface.normal[1])
-    return np.asarray(
-        albedo
-        * (
-            key[:, None] * _float_array(list(light.key))
-            + ambient[:, None] * _float_array(list(light.ambient))
-        ),
-        np.float32,
-    )
+    radiance = key[:, None] * _float_array(light.key) + ambient[:, None] * _float_array(light.ambient)
+    return np.asarray(albedo * radiance, np.float32)
 
 
 def shade_nir(surface: Surface, who: Identity, power: float, ambient: float) -> Float:

@@ -23,9 +23,8 @@ class Layout(NamedTuple):
 
     read: Callable[..., Table]  # takes the dataset's path, and `options`
     options: tuple[str, ...]  # keywords of `read`: some of "trial", "training" and "modality"
-    markers: tuple[
-        str, ...
-    ] = ()  # names at the top of the folder; two, in any letter case, identify the layout
+    # Names at the top of the folder; two, in any letter case, identify the layout.
+    markers: tuple[str, ...] = ()
     infrared: tuple[str, ...] = ()  # those of them that are folders of infrared images
     lists: tuple[str, ...] = ()  # those that hold no images
 
@@ -137,7 +136,7 @@ def detect_layout(path: str | Path) -> str:
     if len(_csv_files(path)) == 1:
         return "csv"
     children = sorted(path.iterdir())
-    tried = "; ".join(f"{name}: {', '.join(markers)}" for name, markers in _markers_by_layout().items())
+    tried = "; ".join(f"{name}: {', '.join(found.markers)}" for name, found in _marked_layouts().items())
     inside = next((child for child in children if child.is_dir() and _layout_by_markers(child)), None)
     hint = f"\nDid you mean {inside}?" if inside else ""
     contents = ", ".join(child.name for child in children[:12]) + (", ..." if len(children) > 12 else "")
@@ -186,16 +185,15 @@ def _reader_options(read: Callable[..., Table]) -> tuple[str, ...]:
     return ("training",) if "training" in parameters else ()
 
 
-def _markers_by_layout() -> dict[str, tuple[str, ...]]:
-    """The markers of all layouts that have any."""
-    layouts_by_name = LAYOUTS | _READERS
-    return {name: layout.markers for name, layout in layouts_by_name.items() if layout.markers}
+def _marked_layouts() -> dict[str, Layout]:
+    """All layouts that have markers."""
+    return {name: layout for name, layout in (LAYOUTS | _READERS).items() if layout.markers}
 
 
 def benchmark_layout(folder: Path) -> str | None:
     """The benchmark whose layout, with its list files, a folder has; None for others, such as only cam1 and cam2."""
     try:
-        lists = {"exp", "idx", "thermal"} & (_lower_names(folder) if folder.is_dir() else set())
+        lists = {"exp", "idx", "thermal"} & _lower_names(folder)
         layout = _layout_by_markers(folder) if lists else None
     except OSError:
         return None
@@ -217,14 +215,12 @@ def _lower_names(folder: Path) -> set[str]:
 
 def _layout_by_markers(folder: Path) -> str | None:
     """The layout with the most markers at the top of a folder, two at least."""
-    names, markers_by_layout = _lower_names(folder), _markers_by_layout()
-    scores = {
-        layout: sum(m.lower() in names for m in markers) for layout, markers in markers_by_layout.items()
-    }
-    candidates = [
-        layout for layout, markers in markers_by_layout.items() if scores[layout] >= min(2, len(markers))
-    ]
-    return max(candidates, key=lambda layout: scores[layout], default=None)
+    names, scores = _lower_names(folder), dict[str, int]()
+    for name, layout in _marked_layouts().items():
+        score = sum(marker.lower() in names for marker in layout.markers)
+        if score >= min(2, len(layout.markers)):
+            scores[name] = score
+    return max(scores, key=scores.__getitem__, default=None)
 
 
 def _csv_files(folder: Path) -> list[Path]:

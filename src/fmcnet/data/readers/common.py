@@ -8,7 +8,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import combinations
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +21,7 @@ from fmcnet.parsing import read_text
 from fmcnet.types import Modality
 
 _CAMERA_FOLDER = re.compile(r"cam(\d+)", re.IGNORECASE)
+_IDENTITY_FOLDER = re.compile(r"(\d+)")
 
 MANIFEST = "generated.json"
 """In the folder of a generated dataset."""
@@ -80,19 +81,15 @@ class DatasetFolder:
 
     def find(self, relative: str) -> str | None:
         """The path as written on disk: exact, or the only one (DataError: several) in other letter case; or None."""
-        parts = [part for part in relative.replace("\\", "/").split("/") if part not in ("", ".")]
-        folder = ""
-        for depth, part in enumerate(parts):
-            is_last = depth == len(parts) - 1
-            names = self.entries(folder)
+        folder, is_folder = "", True
+        for part in PurePosixPath(relative.replace("\\", "/").lstrip("/")).parts:
+            names = self.entries(folder) if is_folder else {}
             if part not in names:
                 matches = [name for name in names if name.lower() == part.lower()]
                 if not matches:
                     return None
                 part = self._choose(folder, part, matches)
-            folder = f"{folder}/{part}" if folder else part
-            if not is_last and not names[part]:
-                return None
+            folder, is_folder = f"{folder}/{part}".lstrip("/"), names[part]
         return folder
 
     def find_folder(self, relative: str) -> str | None:
@@ -117,42 +114,42 @@ class DatasetFolder:
             self._corrected[f"{folder}/{expected}".lstrip("/")] = chosen
         return chosen
 
-    def camera_folders(self, top: str) -> dict[int, str]:
-        """Camera -> its folder, for `cam1`, `cam2`... inside `top`, sorted; DataError: `Cam1` and `CAM1`."""
-        spellings = defaultdict[int, list[str]](list)
-        for name, is_folder in self.entries(top).items():
-            match = _CAMERA_FOLDER.fullmatch(name) if is_folder else None
-            number = number_of(match[1]) if match else None
-            if number is None:
-                self._ignored[f"{top}/{name}"] = name
-            else:
-                spellings[number].append(name)
-        return {
-            number: f"{top}/{self._choose(top, f'cam{number}', names)}"
-            for number, names in sorted(spellings.items())
-        }
-
-    def note_cameras(self, top: str, published: Iterable[int], found: Iterable[int]) -> None:
-        """Note cameras of the published dataset without an image in `top` ("" for the root), and others with some."""
-        found = set(found)
-        if extra := sorted(found - set(published)):
-            folders = first_of([f"{top}/cam{number}".lstrip("/") for number in extra])
-            self.note(
-                f"the published dataset has no image in {folders}: are visible and infrared folders swapped?"
-            )
-        if absent := sorted(set(published) - found):
-            folders = first_of([f"{top}/cam{number}".lstrip("/") for number in absent])
-            self.note(
-                f"no image was read from {folders}, where the published dataset has some: unpack it again, or "
-                "correct the folder's name or the lists"
-            )
-
     def exists(self, relative: str) -> bool:
         """Whether a path exists, in any letter case."""
         try:
             return self.find(relative) is not None
         except DataError:  # two names that differ in case only
             return True
+
+    def camera_folders(self, top: str) -> dict[int, str]:
+        """Camera -> its folder, for `cam1`, `cam2`... inside `top`, sorted; DataError: `Cam1` and `CAM1`."""
+        return {
+            number: f"{top}/{self._choose(top, f'cam{number}', names)}"
+            for number, names in sorted(self._numbered_folders(top, _CAMERA_FOLDER).items())
+        }
+
+    def identity_folders(self, folder: str) -> dict[int, str]:
+        """Identity -> its folder, for the numbered folders inside `folder`; DataError: `7` and `0007`."""
+        numbered = self._numbered_folders(folder, _IDENTITY_FOLDER)
+        for pid, names in numbered.items():
+            if len(names) > 1:
+                raise DataError(
+                    f"{self.root / folder} holds two folders for identity {pid}: '{names[0]}' and '{names[1]}': "
+                    "merge or remove one"
+                )
+        return {pid: f"{folder}/{names[0]}" for pid, names in numbered.items()}
+
+    def _numbered_folders(self, top: str, pattern: re.Pattern[str]) -> dict[int, list[str]]:
+        """The folders inside `top` by their number, which is the pattern's group; all else is ignored."""
+        folders = defaultdict[int, list[str]](list)
+        for name, is_folder in self.entries(top).items():
+            match = pattern.fullmatch(name) if is_folder else None
+            number = number_of(match[1]) if match else None
+            if number is None:
+                self._ignored[f"{top}/{name}"] = name
+            else:
+                folders[number].append(name)
+        return folders
 
     def identity_images(self, folder: str, pids: Iterable[int]) -> Iterator[tuple[int, str]]:
         """(identity, path) of each image in the numbered folders of these identities inside a folder, sorted."""
@@ -165,21 +162,21 @@ class DatasetFolder:
                 else:
                     self._ignored[path] = name
 
-    def identity_folders(self, folder: str) -> dict[int, str]:
-        """Identity -> its folder, for the numbered folders inside `folder`; DataError: `7` and `0007`."""
-        folders: dict[int, str] = {}
-        for name, is_folder in self.entries(folder).items():
-            pid = number_of(name)
-            if not is_folder or pid is None:
-                self._ignored[f"{folder}/{name}"] = name
-                continue
-            if pid in folders:
-                raise DataError(
-                    f"{self.root / folder} holds two folders for identity {pid}: "
-                    f"'{folders[pid].rpartition('/')[2]}' and '{name}': merge or remove one"
-                )
-            folders[pid] = f"{folder}/{name}"
-        return folders
+    def note_cameras(self, top: str, published: Iterable[int], found: Iterable[int]) -> None:
+        """Note cameras of the published dataset without an image in `top` ("" for the root), and others with some."""
+
+        def named(cameras: set[int]) -> str:
+            return first_of([f"{top}/cam{number}".lstrip("/") for number in sorted(cameras)])
+
+        if extra := set(found) - set(published):
+            self.note(
+                f"the published dataset has no image in {named(extra)}: are visible and infrared folders swapped?"
+            )
+        if absent := set(published) - set(found):
+            self.note(
+                f"no image was read from {named(absent)}, where the published dataset has some: unpack it again, or "
+                "correct the folder's name or the lists"
+            )
 
     def note(self, sentence: str) -> None:
         """Add a sentence to `notes`."""
@@ -189,9 +186,7 @@ class DatasetFolder:
         """What was corrected, left out or ignored so far, a sentence each."""
         notes = [*self._notes]
         if self._corrected:
-            pairs = [
-                f"'{on_disk}' read as '{expected}'" for expected, on_disk in sorted(self._corrected.items())
-            ]
+            pairs = [f"'{found}' read as '{expected}'" for expected, found in sorted(self._corrected.items())]
             notes.append(f"names differ from the published layout: {first_of(pairs, 6)}")
         if self._ignored:
             counts = Counter("._*" if name.startswith("._") else name for name in self._ignored.values())
@@ -227,9 +222,8 @@ def read_mat_ids(path: Path) -> list[int]:
         ids = np.asarray(read_mat(path, "id")).ravel()
     except ValueError as error:
         raise DataError(f"{path}: {error}") from error
-    if (len(ids) and ids.dtype.kind not in "iuf") or not all(
-        0 <= x < 2**63 and x == int(x) for x in ids.tolist()
-    ):
+    are_ids = ids.dtype.kind in "iuf" and all(0 <= x < 2**63 and x == int(x) for x in ids.tolist())
+    if len(ids) and not are_ids:
         raise DataError(f"{path}: 'id' should hold whole numbers from 0 to {2**63 - 1}")
     return _sorted_ids(path, ids)
 
@@ -242,10 +236,10 @@ def _sorted_ids(path: Path, ids: Iterable[Any]) -> list[int]:
 
 def number_of(text: str) -> int | None:
     """A whole number of ASCII digits that fits 64 bits (0 to 9223372036854775807); None for any other text."""
-    if not (text.isascii() and text.isdigit()) or len(text.lstrip("0")) > 19:
+    digits = text.lstrip("0") or "0"
+    if not (text.isascii() and text.isdigit()) or len(digits) > 19:
         return None
-    value = int(text.lstrip("0") or "0")
-    return value if value < 2**63 else None
+    return int(digits) if int(digits) < 2**63 else None
 
 
 class ListedImage(NamedTuple):
@@ -271,10 +265,8 @@ def read_idx(folder: DatasetFolder, relative: str, top: str) -> list[ListedImage
         DataError: the file is missing or empty, lines are malformed, images are absent (all counted, the first ten
             shown) or outside `top`, or an image lies in a folder that is not a number.
     """
-    path_on_disk = folder.find(relative)
-    if path_on_disk is None:
-        raise folder.error(f"{folder.root} lacks {relative}")
-    file = folder.root / path_on_disk
+    folder.require((), (relative,))
+    file = folder.root / (folder.find(relative) or "")
     listed, malformed, absent = [], [], []
     for number, line in enumerate(read_lines(file), start=1):
         if not line.strip():
@@ -302,21 +294,18 @@ def read_idx(folder: DatasetFolder, relative: str, top: str) -> list[ListedImage
         raise DataError(f"{file} lists no image: the split would be empty; restore the file")
     if misplaced := [image for image in listed if image.path.split("/")[0].lower() != top.lower()]:
         raise DataError(
-            f"{file}: {_counted(len(misplaced), 'line')} with an image outside {top}/, the first is line "
-            f"{misplaced[0].line}: {misplaced[0].path}; correct the list"
+            f"{file}: {len(misplaced)} line{'s' * (len(misplaced) > 1)} with an image outside {top}/, the first is "
+            f"line {misplaced[0].line}: {misplaced[0].path}; correct the list"
         )
-    unique = {(image.path, image.label): image for image in reversed(listed)}
-    if len(unique) < len(listed):
-        kept = {image.line for image in unique.values()}
-        repeats = [f"{image.path} (line {image.line})" for image in listed if image.line not in kept]
-        folder.note(
-            f"{relative} repeats {_counted(len(repeats), 'image')}, counted once: {first_of(repeats, 5)}"
-        )
+    unique: dict[tuple[str, int], ListedImage] = {}
+    repeats = []
+    for image in listed:
+        if unique.setdefault((image.path, image.label), image) is not image:
+            repeats.append(f"{image.path} (line {image.line})")
+    if repeats:
+        images = "1 image" if len(repeats) == 1 else f"{len(repeats)} images"
+        folder.note(f"{relative} repeats {images}, counted once: {first_of(repeats, 5)}")
     return sorted(unique.values())
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'s' * (count > 1)}"
 
 
 def check_labels(images: Iterable[ListedImage], where: str) -> None:
@@ -367,20 +356,20 @@ def check_splits(
         if not by_split[split]:
             raise DataError(f"{where}: the {split} split is empty: no image belongs to it")
     notes = []
-    single = {
-        s: sorted(pid for pid, modalities in by_split[s].items() if len(modalities) == 1) for s in SPLITS
-    }
-    for split, pids in single.items():
+    dropped: list[int] = []
+    for split, modalities in by_split.items():
+        pids = sorted(pid for pid in modalities if len(modalities[pid]) == 1)
+        fate = "kept: a query of it has no match in the other modality"
+        if split == "train":
+            dropped, fate = pids, "dropped from training"
         if pids:
             subject = "1 identity" if len(pids) == 1 else f"{len(pids)} identities"
-            kept = "kept: a query of it has no match in the other modality"
-            fate = "dropped from training" if split == "train" else kept
             names = first_of([name(pid) for pid in pids])
             notes.append(f"{split}: {subject} seen in one modality only, {fate}: {names}")
-    dropped = set(single["train"])
     if dropped and len(dropped) == len(by_split["train"]):
         raise DataError(
             f"{where}: no training identity has both visible and infrared images, so there is nothing to "
             f"learn from ({len(dropped)} identities with one modality only); check the modality of each image"
         )
-    return [r for r in records if r.split != "train" or r.pid not in dropped], notes
+    left_out = set(dropped)
+    return [r for r in records if r.split != "train" or r.pid not in left_out], notes

@@ -6,9 +6,9 @@ import csv
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from fmcnet.data.pixels import parse_range
 from fmcnet.data.readers.common import check_splits, number_of, read_lines
@@ -57,13 +57,6 @@ EXPECTED = """
 """
 
 
-class _NamedRecord(NamedTuple):
-    """A row before identities are numbered: the identity as written, "" where unknown; the record without `pid`."""
-
-    name: str
-    record: Record
-
-
 def read_csv(file: str | Path, *, training: bool = True, modality: Modality | None = None) -> Table:
     """Read a CSV file with the columns path, pid, modality and, if wanted, `OPTIONAL` and `Table.TEXTS`.
 
@@ -95,17 +88,22 @@ def read_csv(file: str | Path, *, training: bool = True, modality: Modality | No
     file = Path(file).expanduser()
     if not file.is_file():
         raise DataError(f"{file} does not exist or is no file: give a CSV like{EXPECTED}")
-    modality = None if training else modality
-    required = REQUIRED if training else ("path",) if modality else ("path", "modality")
-    rows, faults, notes = _parse_rows(file, required, modality)
+    identities, records, faults, notes = _parse_rows(file, training, None if training else modality)
     refuse_faults(file, faults)
-    if not rows:
+    if not records:
         raise DataError(f"{file} has no row below its header: give a CSV like{EXPECTED}")
-    rows = _unify_spellings(rows, notes)
-    if not any(record.split for _, record in rows):
-        rows = _hold_out(rows, notes)
-    names, numbers = _number_identities({row.name for row in rows if row.name})
-    records = [record._replace(pid=numbers[name]) for name, record in rows]
+    identities = _unify_spellings(identities, notes)
+    if not any(record.split for record in records):
+        test, note = _choose_test(identities, records)
+        records = [
+            record._replace(split="test" if identity in test else "train")
+            for identity, record in zip(identities, records, strict=True)
+        ]
+        notes.append(f"{HELD_OUT}: {note}")
+    names = sorted({*identities} - {""})
+    are_numbers = all(str(number_of(name)) == name for name in names)
+    numbers = {"": NO_PID} | {name: int(name) if are_numbers else row for row, name in enumerate(names)}
+    records = [r._replace(pid=numbers[identity]) for identity, r in zip(identities, records, strict=True)]
     records = _number_cameras(_without_fractions(records))
     notes += near_cameras({record.camera for record in records if record.camera})
     if training:
@@ -116,7 +114,8 @@ def read_csv(file: str | Path, *, training: bool = True, modality: Modality | No
         names_by_number = {number: name for name, number in numbers.items()}
         records, split_notes = check_splits(records, str(file), names_by_number.__getitem__, required=())
         notes += split_notes
-    return Table.from_records("csv", file.parent, records, pid_names=names, notes=notes)
+    pid_names = () if are_numbers else names
+    return Table.from_records("csv", file.parent, records, pid_names=pid_names, notes=notes)
 
 
 def write_csv(table: Table, file: str | Path) -> Path:
@@ -140,52 +139,40 @@ def write_csv(table: Table, file: str | Path) -> Path:
 
 
 def _parse_rows(
-    file: Path, required: Sequence[str], modality: Modality | None
-) -> tuple[list[_NamedRecord], list[str], list[str]]:
-    """Rows, faults ("line 7: ..."), and notes."""
-    lines = read_lines(file)
-    separator = max(",;\t", key=lines[0].count)
-    if stated := re.fullmatch(r"sep=([,;\t])", lines[0].strip(" ")):  # a line of Excel
-        lines[0], separator = "", stated[1]
-    reader = csv.reader((f"{line}\n" for line in lines), delimiter=separator, strict=True)
-    rows: list[_NamedRecord] = []
-    faults: list[str] = []
-    notes: list[str] = []
-    first_line: dict[Hashable, tuple[int, str]] = {}
+    file: Path, training: bool, modality: Modality | None
+) -> tuple[list[str], list[Record], list[str], list[str]]:
+    """Identities ("" where unknown), records without them, faults ("line 7: ..."), and notes."""
+    identities, records, faults, notes = list[str](), list[Record](), list[str](), list[str]()
     columns: list[str] = []
+    first_line: dict[Hashable, tuple[int, str]] = {}
     time_faults: list[str] = []  # times that an index would refuse; training does not need them
-    end = 0
     try:
-        for raw_cells in reader:
-            if len(faults) >= MOST_FAULTS:
-                return rows, faults, notes
-            line, end = end + 1, reader.line_num  # a cell in quotes may hold line breaks
-            cells = [cell.strip() for cell in raw_cells]
-            if not any(cells):
-                continue
+        for line, cells in _read_cells(file):
             if not columns:
-                header = [printable(cell.lower()) for cell in cells[: MOST_COLUMNS + 1]]
+                header = [printable(cell.strip().lower()) for cell in cells[: MOST_COLUMNS + 1]]
                 columns, notes = _canonical_columns(header)
-                if fault := _header_fault(columns, len(cells), required):
-                    return [], [f"line {line}: {fault}"], []
+                if fault := _header_fault(columns, len(cells), training, modality):
+                    return [], [], [f"line {line}: {fault}"], []
                 continue
+            if len(faults) >= MOST_FAULTS:
+                return identities, records, faults, notes
             if len(cells) != len(columns):
                 faults.append(f"line {line}: {len(cells)} values for {len(columns)} columns")
                 continue
-            named = zip(columns, raw_cells, strict=True)
-            control_faults = [
-                control_fault(cell.strip(" \t"), name) for name, cell in named if name in COLUMNS
-            ]
-            if any(control_faults):
-                faults += [f"line {line}: {fault}" for fault in control_faults if fault]
-                continue
             values = dict(zip(columns, cells, strict=True))
-            path, image, row_faults = _find_file(values["path"], file.parent)
-            if "pid" not in required:  # to be searched: indexing leaves the row out, or refuses it
-                row_faults = [fault for fault in row_faults if not fault.startswith(MISSING)]
-            rows.append(_parse_row(values | {"path": path}, required, modality, row_faults))
-            if "pid" in required and (fault := _time_fault(rows[-1].record.time)):
-                time_faults.append(f"line {line}: {fault:.300}")
+            controls = [control_fault(values[name].strip(" \t"), name) for name in columns if name in COLUMNS]
+            if any(controls):
+                faults += [f"line {line}: {fault}" for fault in controls if fault]
+                continue
+            values = {name: cell.strip() for name, cell in values.items()}
+            values["path"], image, path_fault = _find_file(values["path"], file.parent)
+            identity, record, row_faults = _parse_row(values, training, modality)
+            identities.append(identity)
+            records.append(record)
+            # To be searched: indexing leaves a missing file out, or refuses it.
+            if path_fault and (training or not path_fault.startswith(MISSING)):
+                row_faults.insert(0, path_fault)
+            path = values["path"]
             first, first_path = first_line.setdefault(image, (line, path))
             if first != line and path == first_path:
                 row_faults.append(f"path '{path}' stands in line {first} already")
@@ -194,19 +181,38 @@ def _parse_rows(
                     f"path '{path}' is the image '{first_path}' of line {first}: name an image once"
                 )
             faults += [f"line {line}: {fault:.500}" for fault in row_faults]
+            if training and (fault := _time_fault(record.time)):
+                time_faults.append(f"line {line}: {fault:.300}")
     except csv.Error as error:
-        faults.append(f"line {end + 1}: {error}")  # where the row begins, as an open quote may span lines
+        faults.append(str(error))
     if time_faults:
         notes.append(
             f"fmcnet index will refuse the time of {len(time_faults)} row{'s' * (len(time_faults) > 1)}, "
             f"the first in {time_faults[0]}"
         )
-    without_split = [record.path for _, record in rows if not record.split]
-    if "pid" in required and 0 < len(without_split) < len(rows):
+    without_split = [record.path for record in records if not record.split]
+    if training and 0 < len(without_split) < len(records):
         faults.append(
             f"{len(without_split)} rows have no split, the first is {without_split[0]}: give all or none"
         )
-    return rows, faults, notes
+    return identities, records, faults, notes
+
+
+def _read_cells(file: Path) -> Iterator[tuple[int, list[str]]]:
+    """The line and the cells of each row that is not blank; the error of a broken row names its line."""
+    lines = read_lines(file)
+    separator = max(",;\t", key=lines[0].count)
+    if stated := re.fullmatch(r"sep=([,;\t])", lines[0].strip(" ")):  # a line of Excel
+        lines[0], separator = "", stated[1]
+    reader = csv.reader((f"{line}\n" for line in lines), delimiter=separator, strict=True)
+    end = 0
+    try:
+        for cells in reader:
+            line, end = end + 1, reader.line_num  # a cell in quotes may hold line breaks
+            if any(cell.strip() for cell in cells):
+                yield line, cells
+    except csv.Error as error:
+        raise csv.Error(f"line {end + 1}: {error}") from error
 
 
 def _canonical_columns(columns: list[str]) -> tuple[list[str], list[str]]:
@@ -231,12 +237,13 @@ def _canonical_columns(columns: list[str]) -> tuple[list[str], list[str]]:
     return names, notes
 
 
-def _header_fault(columns: list[str], count: int, required: Sequence[str]) -> str:
+def _header_fault(columns: list[str], count: int, training: bool, modality: Modality | None) -> str:
     if count > MOST_COLUMNS:
         return f"{count:,} columns, more than {MOST_COLUMNS}"
+    required = REQUIRED if training else ("path",) if modality else ("path", "modality")
     missing = [name for name in required if name not in columns]
     header = f"{', '.join(columns):.400}"
-    if missing == ["modality"] and "pid" not in required:
+    if missing == ["modality"] and not training:
         return f"no column modality in the header ({header}): add it, or say --modality visible or infrared"
     if missing:
         return f"no column {', '.join(missing)} in the header ({header}); expected{EXPECTED.rstrip()}"
@@ -244,10 +251,10 @@ def _header_fault(columns: list[str], count: int, required: Sequence[str]) -> st
     return f"the column {', '.join(repeated)} stands twice in the header" if repeated else ""
 
 
-def _find_file(path: str, base: Path) -> tuple[str, Hashable, list[str]]:
-    """The path in POSIX form, relative where possible; a key that all its spellings share; and faults."""
+def _find_file(path: str, base: Path) -> tuple[str, Hashable, str]:
+    """The path in POSIX form, relative where possible; a key that all its spellings share; and a fault or ""."""
     if not path:
-        return "", "", ["path is empty"]
+        return "", "", "path is empty"
     for spelling in (path, path.replace("\\", "/")):
         try:
             status = (base / spelling).stat()
@@ -256,24 +263,23 @@ def _find_file(path: str, base: Path) -> tuple[str, Hashable, list[str]]:
         image_path = Path(spelling)
         if image_path.is_absolute() and image_path.is_relative_to(base):
             image_path = image_path.relative_to(base)
-        return image_path.as_posix(), (status.st_dev, status.st_ino), []
-    return Path(path).as_posix(), path, [f"{MISSING} '{path}' (looked for {base / path})"]
+        return image_path.as_posix(), (status.st_dev, status.st_ino), ""
+    return Path(path).as_posix(), path, f"{MISSING} '{path}' (looked for {base / path})"
 
 
 def _parse_row(
-    cells: dict[str, str], required: Sequence[str], default: Modality | None, faults: list[str]
-) -> _NamedRecord:
-    """One row; its faults are added to `faults`."""
-    pid, camid = cells.get("pid", ""), cells.get("camid", "")
+    cells: dict[str, str], training: bool, default: Modality | None
+) -> tuple[str, Record, list[str]]:
+    """The identity as written, "" where unknown; the record without it; faults."""
+    pid, camid, identity, faults = cells.get("pid", ""), cells.get("camid", ""), None, list[str]()
     try:
-        is_known = parse_identity(pid) is not None
-        if not is_known and "pid" in required:
+        identity = parse_identity(pid)
+        if identity is None and training:
             message = (
                 f"pid '{pid}' is nobody known: training and evaluation need an identity; take the row out"
             )
             faults.append(message if pid else "pid is empty")
     except DataError as error:
-        is_known = False
         faults.append(str(error))
     modality_text = cells.get("modality", "")
     modality = MODALITY_WORDS.get(FRACTION.sub("", modality_text.lower())) if modality_text else default
@@ -310,20 +316,22 @@ def _parse_row(
         time=_joined_time(cells.get("date", ""), cells.get("time", "")),
         **{name: cells.get(name, "") for name in Table.TEXTS},
     )
-    return _NamedRecord(pid if is_known else "", record)
+    return "" if identity is None else pid, record, faults
 
 
-def _unify_spellings(rows: list[_NamedRecord], notes: list[str]) -> list[_NamedRecord]:
+def _unify_spellings(identities: list[str], notes: list[str]) -> list[str]:
     """Give each identity its first spelling in sorted order; `notes` name equal and similar spellings."""
     spellings = defaultdict[str, list[str]](list)
-    for name in sorted({row.name for row in rows if row.name}):
+    for name in sorted({*identities} - {""}):
         spellings[parse_identity(name) or ""].append(name)
     groups = [names for names in spellings.values() if len(names) > 1]
-    for names in groups[:MOST_NOTES]:
-        notes.append(f"the identities {', '.join(map(repr, names))} are read as one person")
+    notes += [
+        f"the identities {', '.join(map(repr, names))} are read as one person"
+        for names in groups[:MOST_NOTES]
+    ]
     notes += near_identities(spellings)
     unified = {name: names[0] for names in groups for name in names}
-    return [_NamedRecord(unified.get(name, name), record) for name, record in rows]
+    return [unified.get(name, name) for name in identities]
 
 
 def _joined_time(date: str, time: str) -> str:
@@ -347,13 +355,10 @@ def _without_fractions(records: list[Record]) -> list[Record]:
     """Write cameras and tracks without fractions where all of the column are whole: pandas writes 1.0 for 1."""
     for column in ("camera", "track"):
         values = {getattr(record, column) for record in records}
-        numbers = {value: FRACTION.sub("", value) for value in values if not is_unknown(value)}
-        if {*numbers} - {*numbers.values()} and all(
-            re.fullmatch("[0-9]+", number) for number in numbers.values()
-        ):
-            whole: dict[str, Any] = {
-                value: FRACTION.sub("", value) for value in values
-            }  # unknown ones, as -1.0, too
+        whole: dict[str, Any] = {value: FRACTION.sub("", value) for value in values}
+        known = [value for value in values if not is_unknown(value)]
+        has_fraction = any(whole[value] != value for value in known)
+        if has_fraction and all(re.fullmatch("[0-9]+", whole[value]) for value in known):
             records = [record._replace(**{column: whole[getattr(record, column)]}) for record in records]
     return records
 
@@ -369,30 +374,18 @@ def _number_cameras(records: list[Record]) -> list[Record]:
     return [record._replace(camid=numbers.get(record.camera, NO_CAMERA)) for record in records]
 
 
-def _number_identities(names: set[str]) -> tuple[Sequence[str], dict[str, int]]:
-    """Names by number (empty where the names are numbers already), and number by name; "" is `NO_PID`."""
-    if all(str(number_of(name)) == name for name in names):
-        return (), {"": NO_PID, **{name: int(name) for name in names}}
-    order = sorted(names)
-    return order, {"": NO_PID, **{name: number for number, name in enumerate(order)}}
-
-
-def _hold_out(rows: list[_NamedRecord], notes: list[str]) -> list[_NamedRecord]:
-    """Give every row a split, a share of the identities going to test, with a note."""
+def _choose_test(identities: list[str], records: list[Record]) -> tuple[set[str], str]:
+    """The identities that go to test in a table without splits, and a note."""
     modalities = defaultdict[str, set[Modality]](set)
-    for name, record in rows:
-        if name:
-            modalities[name].add(record.modality)
-    complete = [name for name, seen_modalities in modalities.items() if len(seen_modalities) == 2]
-    order = sorted(complete, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
-    count = min(max(1, round(TEST_SHARE * len(order))), len(order) - 1) if order else 0
-    test_names = set(order[:count])
-    note = (
+    for identity, record in zip(identities, records, strict=True):
+        if identity:
+            modalities[identity].add(record.modality)
+    complete = [identity for identity, seen in modalities.items() if len(seen) == 2]
+    if not complete:
+        return {*identities}, "all images are for test, because no identity has both modalities to learn from"
+    order = sorted(complete, key=lambda identity: hashlib.sha256(identity.encode()).hexdigest())
+    count = min(max(1, round(TEST_SHARE * len(order))), len(order) - 1)
+    return set(order[:count]), (
         f"{count} of {len(modalities)} identities are held out for test (by the hash of their name; they stay the "
         "same while the identities do: before you add some, write a column split)"
     )
-    if not complete:
-        test_names = {name for name, _ in rows}
-        note = "all images are for test, because no identity has both modalities to learn from"
-    notes.append(f"{HELD_OUT}: {note}")
-    return [_NamedRecord(n, r._replace(split="test" if n in test_names else "train")) for n, r in rows]
