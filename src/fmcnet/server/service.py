@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.process_collector import ProcessCollector
+from starlette.types import Receive
 
 from fmcnet.data.pixels import RANGE_FIELD, RANGE_UNUSED, Remarks, note_colours
 from fmcnet.errors import FmcnetError, GalleryError, GalleryReplacedError
@@ -40,12 +41,12 @@ class Caller(NamedTuple):
 
     Attributes:
         name: its key or address; callers take turns.
-        gone: set when the connection closes.
+        receive: ASGI's; after the body, it waits until the connection closes.
         facts: of the request, for the audit log.
     """
 
     name: str
-    gone: asyncio.Event
+    receive: Receive
     facts: dict[str, Any]
 
 
@@ -320,7 +321,12 @@ class Service:
 
 async def _unless_gone(work: Coroutine[Any, Any, _Result], caller: Caller) -> _Result:
     """The result of `work`. It is cancelled when its caller leaves; the audit log notes the 400."""
-    task, disconnected = asyncio.ensure_future(work), asyncio.ensure_future(caller.gone.wait())
+
+    async def disconnect() -> None:
+        while (await caller.receive())["type"] != "http.disconnect":
+            pass
+
+    task, disconnected = asyncio.ensure_future(work), asyncio.ensure_future(disconnect())
     try:
         await asyncio.wait({task, disconnected}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():

@@ -199,7 +199,7 @@ def caller_of(request: Request) -> Caller:
     state = request.scope["state"]
     client = request.client.host if request.client is not None else None
     facts = {"request": state["request"], "key": state["key"], "client": client}
-    return Caller(state["caller"], state["gone"], facts)
+    return Caller(state["caller"], request.receive, facts)
 
 
 Running = Annotated[Service, Depends(running_service)]

@@ -151,7 +151,7 @@ async def add(
     n = len(images)
     facts = {**sender.facts, "images": n, "modality": modality[:2], "on_duplicate": on_duplicate}
     with service.audit.watch("add", **facts) as log:
-        if on_duplicate == "replace" and not request.scope["state"]["may"]("admin"):
+        if on_duplicate == "replace" and "admin" not in request.scope["state"]["scopes"]:
             what = "replacing removes, which needs the scope admin"
             raise ApiError(403, what, "on_duplicate", "use another key, or skip")
         fields: dict[str, list[Any]] = {

@@ -11,7 +11,6 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 
 from fmcnet.server.errors import ANYWHERE, ApiError, error_schema
-from fmcnet.server.keys import SCOPES
 from fmcnet.server.schemas import GalleryBody, StateBody
 from fmcnet.server.service import Service
 from fmcnet.server.validation import Running, only_known
@@ -142,7 +141,7 @@ async def gallery(service: Running, request: Request) -> GalleryBody:
         pictures=service.pictures.any,
         keeps_images=service.pictures.kept is not None,
         cameras=await service.work(lambda: service.gallery.cameras()),
-        may=[scope for scope in SCOPES if state["may"](scope)],
+        may=state["scopes"],
         key=state["key"],
         images_at_once=service.limits.images,
         top_at_most=service.limits.top,
