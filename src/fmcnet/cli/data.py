@@ -9,6 +9,7 @@ import typer
 from typer import Argument, Option
 
 from fmcnet.cli.console import (
+    DoubtfulTimes,
     Json,
     Layout,
     Range,
@@ -145,13 +146,7 @@ def crop(
     ] = None,
     fps: Annotated[float | None, Option(help="Frames a second; default: the video's own clock.")] = None,
     timezone: Zone = "UTC",
-    doubtful_times: Annotated[
-        str,
-        Option(
-            help="Local times that come twice, or never, when clocks change: refuse, or take the earlier or "
-            "later."
-        ),
-    ] = "refuse",
+    doubtful_times: DoubtfulTimes = "refuse",
     min_size: Annotated[int, Option(help="Leave out boxes less wide or high, in pixels.", min=1)] = 8,
     every: Annotated[int, Option(help="Take each Nth frame only.", min=1)] = 1,
     first_frame: Annotated[

@@ -78,14 +78,11 @@ def api_error_of(error: BaseException) -> ApiError:
     if isinstance(error, ApiError):
         return error
     if isinstance(error, RequestValidationError):
-        faults = [
-            (".".join(map(str, fault["loc"])), fault["msg"].removeprefix("Value error, "))
-            for fault in error.errors()[:10]
-        ]
-        what = "; ".join(f"{location}: {message}" for location, message in faults)
-        return ApiError(
-            422, what, ", ".join(dict.fromkeys(location for location, _ in faults)), "see /openapi.json"
-        )
+        faults = error.errors()[:10]
+        places = [".".join(map(str, fault["loc"])) for fault in faults]
+        reasons = [fault["msg"].removeprefix("Value error, ") for fault in faults]
+        what = "; ".join(map(": ".join, zip(places, reasons, strict=True)))
+        return ApiError(422, what, ", ".join(dict.fromkeys(places)), "see /openapi.json")
     if isinstance(error, HTTPException):
         if error.status_code not in UNKNOWN:
             return ApiError(error.status_code, str(error.detail), "body", "correct it and send it again")

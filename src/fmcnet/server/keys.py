@@ -137,7 +137,8 @@ def read_keys(path: Path | None, environment: Mapping[str, str] = os.environ) ->
         FmcnetError: for a file that is missing or damaged, or a key that is none. No message holds a secret.
     """
     keys: list[Key] = []
-    for index, part in enumerate(filter(None, (p.strip() for p in environment.get(VARIABLE, "").split(";")))):
+    parts = filter(None, map(str.strip, environment.get(VARIABLE, "").split(";")))
+    for index, part in enumerate(parts):
         pieces = part.split(":", 2)
         if len(pieces) != 3:
             raise FmcnetError(f"${VARIABLE}, key {index + 1}: write NAME:SCOPE,SCOPE:SECRET")

@@ -258,7 +258,6 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen()  # two programs can bind a port, but only one can listen; early callers wait for the model
-        listener.set_inheritable(False)
     except OSError as error:
         raise FmcnetError(
             f"cannot listen at {host} port {port}: {error.strerror or error}; choose another --port or --host"

@@ -52,14 +52,7 @@ class DecodeRules(NamedTuple):
 
 
 class DecodedUpload(NamedTuple):
-    """An upload's image.
-
-    Attributes:
-        pixels: (H, W, 3) uint8 of the model's input size.
-        picture: a JPEG to keep.
-        source_pixels: how many pixels the upload had.
-        remarks: kinds of `fmcnet.data.pixels` that a person should see.
-    """
+    """Pixels (H, W, 3) of the model's input, a JPEG to keep, how many pixels the upload had, kinds of remarks."""
 
     pixels: NDArray[np.uint8]
     picture: bytes | None
@@ -76,11 +69,7 @@ class UploadError(Exception):
 
 
 def _allowed_formats(data: bytes) -> tuple[str, ...]:
-    """Pillow's decoders for these bytes.
-
-    Raises:
-        ValueError: for HEIC or AVIF, where a package is missing.
-    """
+    """Pillow's decoders for these bytes; ValueError for HEIC or AVIF where a package is missing."""
     if data[4:8] != b"ftyp":
         return FORMATS
     if data[8:12] in AVIF_BRANDS and features.check("avif"):
@@ -103,11 +92,7 @@ def decode_cost(data: bytes) -> int:
 
 
 def decode_upload(data: bytes, name: str, rules: DecodeRules) -> DecodedUpload:
-    """What the service needs of one uploaded file.
-
-    Raises:
-        UploadError: as `decode`.
-    """
+    """What the service needs of one uploaded file; raises as `decode`."""
     image = decode(data, name, rules.pixels, rules.value_range)
     remarks = Remarks()
     pixels = read_pixels(image, rules.height, rules.width, remarks=remarks, name=name)
@@ -120,13 +105,7 @@ def decode_upload(data: bytes, name: str, rules: DecodeRules) -> DecodedUpload:
 
 
 def decode(data: bytes, name: str, most_pixels: int, value_range: ValueRange | None = None) -> Image.Image:
-    """One image, mode RGB, upright, with nothing of its file's metadata.
-
-    Args:
-        data: the file.
-        name: for messages.
-        most_pixels: of width times height, as the header gives them.
-        value_range: as `fmcnet.data.images.load_image`.
+    """One image, mode RGB, upright, with nothing of its file's metadata; `most_pixels` by its header.
 
     Raises:
         UploadError: 413 for too many pixels, 422 for what is no image of `FORMATS`, is truncated or tiny.

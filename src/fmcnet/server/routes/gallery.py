@@ -106,15 +106,8 @@ async def search(
     with service.audit.watch("search", **facts) as log:
         if top > service.limits.top:
             raise ApiError(422, f"top={top} is more than {service.limits.top}", "top", "ask for fewer")
-        where = filter_of(
-            cameras=camera,
-            tracks=track,
-            tags=tag,
-            pids=pid,
-            modality=entry_modality,
-            since=since,
-            until=until,
-        )
+        names = {"cameras": camera, "tracks": track, "tags": tag, "pids": pid}
+        where = filter_of(**names, modality=entry_modality, since=since, until=until)
         log["where"] = logged(where)
         query, _, remarks = await service.embed(await read_uploads(images, value_range), modality, sender)
         limits: dict[str, Any] = {"min_probability": min_probability, "fmr": fmr, "prior": prior}
@@ -168,24 +161,20 @@ async def add(
         async with service.changing:  # nobody adds or removes one of these before their crops are kept
             existing: set[str] = set()
             if on_duplicate == "skip" and service.pictures.kept is not None:
-                existing = await service.work(
-                    lambda: {entry_id for entry_id in id if entry_id in service.gallery}
-                )
+                existing = await service.work(lambda: {given for given in id if given in service.gallery})
+            columns |= {"ids": id or None, "tags": [tag] * n}
             added = await service.work(
-                lambda: service.searcher.add_embeddings(
-                    embeddings, on_duplicate=on_duplicate, ids=id or None, tags=[tag] * n, **columns
-                )
+                lambda: service.searcher.add_embeddings(embeddings, on_duplicate=on_duplicate, **columns)
             )
             counts = {"added": added.added, "replaced": added.replaced, "skipped": added.skipped}
             log.update(ids=list(added.ids), **counts, camera=sorted(set(camera)))
             kept = [pair for pair in zip(added.ids, pictures, strict=True) if pair[0] not in existing]
-            notes = await service.work(
-                lambda: [*_store_pictures(service, kept), *_doubtful_notes(service, camera, pid, time)]
-            )
-    return {"ids": list(added.ids), **counts, "notes": [*remarks, *notes]}
+            notes = [*remarks, *await service.work(lambda: _store_pictures(service, kept))]
+            notes += await service.work(lambda: _doubtful_notes(service, camera, pid, time))
+    return {"ids": list(added.ids), **counts, "notes": notes}
 
 
-@router.get("/entries", response_model=schemas.EntriesBody, summary="List entries, as those of a track")
+@router.get("/entries", summary="List entries, as those of a track")
 async def entries(
     service: Running,
     where: Conditions,
@@ -204,7 +193,7 @@ async def entries(
     return schemas.EntriesBody(total=total, entries=bodies, notes=list(notes))
 
 
-@router.get("/days", response_model=schemas.DaysBody, summary="How many entries each camera has on each day")
+@router.get("/days", summary="How many entries each camera has on each day")
 async def days(
     service: Running,
     where: Conditions,
@@ -220,7 +209,7 @@ async def days(
     return schemas.DaysBody(total=total, days=shown, left_out=total - sum(count.entries for count in shown))
 
 
-@router.get("/entries/{entry_id:path}", response_model=schemas.EntryBody, summary="One entry")
+@router.get("/entries/{entry_id:path}", summary="One entry")
 async def entry(service: Running, entry_id: str) -> schemas.EntryBody:
     """Without its embedding."""
     return schemas.EntryBody.of(await _get_entry(service, entry_id))
@@ -244,11 +233,8 @@ async def image(service: Running, sender: Sender, entry_id: str) -> Response:
 
 async def _get_entry(service: Service, entry_id: str) -> Entry:
     _check_id(entry_id)
-
-    def fetch() -> list[Entry]:
-        return [entry for entry, _ in service.gallery.scan(Where(ids=[entry_id]), chunk=1)]
-
-    entries = await service.work(fetch)
+    where = Where(ids=[entry_id])
+    entries = await service.work(lambda: [entry for entry, _ in service.gallery.scan(where, chunk=1)])
     if not entries:
         raise _not_found(entry_id)
     return entries[0]
@@ -296,9 +282,7 @@ def _store_pictures(service: Service, pictures: list[tuple[str, bytes | None]]) 
     return []
 
 
-@router.delete(
-    "/entries", response_model=schemas.RemovedManyBody, summary="Remove all entries that match, provably"
-)
+@router.delete("/entries", summary="Remove all entries that match, provably")
 async def remove_many(
     service: Running,
     sender: Sender,
@@ -347,9 +331,7 @@ def _remove_entries(service: Service, where: Where, expect: int | None, log: dic
     return ids
 
 
-@router.delete(
-    "/entries/{entry_id:path}", response_model=schemas.RemovedBody, summary="Remove an entry, provably"
-)
+@router.delete("/entries/{entry_id:path}", summary="Remove an entry, provably")
 async def remove(service: Running, sender: Sender, entry_id: str) -> schemas.RemovedBody:
     """When it answers, no file of the gallery holds the embedding, and the kept crop is gone."""
     with service.audit.watch("remove", **sender.facts, ids=[entry_id[:256]]) as log:
