@@ -54,9 +54,7 @@ def info(gallery: GalleryPath, json_: Json = False) -> None:
 
     with retrieval.Gallery(gallery, read_only=True) as opened:
         summary, times = opened.info(), opened.times()
-        by_modality = {
-            str(modality): opened.count(retrieval.Where(modality=modality)) for modality in Modality
-        }
+        by_modality = {str(one): opened.count(retrieval.Where(modality=one)) for one in Modality}
         cameras = {name: opened.count(retrieval.Where(cameras=[name])) for name in opened.cameras()}
         timed = opened.count(retrieval.Where(since=EARLIEST))
     settings = summary.settings
@@ -112,10 +110,7 @@ def list_(
         matching = opened.count(where)
         shown = [entry for entry, _ in islice(opened.scan(where, chunk=limit or 4096), limit or None)]
     if json_:
-        entries = [
-            {**vars(entry), "modality": str(entry.modality), "time": entry.time and entry.time.isoformat()}
-            for entry in shown
-        ]
+        entries = [{**vars(entry), "time": entry.time and entry.time.isoformat()} for entry in shown]
         print_json({"gallery": gallery, "matching": matching, "entries": entries, **notes})
         return
     more = "" if len(shown) == matching else f"; {len(shown):,} shown, --limit 0 shows all"
@@ -188,8 +183,8 @@ def remove(
                 echo(f"there is no entry '{entry_id}'", err=True)
         if not dry_run:
             count = opened.remove(where)
-        facts: dict[str, Any] = {"would_remove" if dry_run else "removed": count, "entries": len(opened)}
-    _print_facts(facts | (notes if json_ else {}), json_, gallery)
+        facts = {"would_remove" if dry_run else "removed": count, "entries": len(opened)}
+    _print_facts({**facts, **notes}, json_, gallery)
 
 
 def _check_answers(json_: bool, yes: bool, all_: bool, dry_run: bool) -> None:
@@ -323,7 +318,7 @@ def export(
     with retrieval.Gallery(gallery, read_only=True) as opened:
         notes = _print_notes(opened, where)
         count = opened.export(out, None if where.unconditional else where)
-    _print_facts({"exported": count, "out": str(out), **(notes if json_ else {})}, json_, gallery)
+    _print_facts({"exported": count, "out": str(out), **notes}, json_, gallery)
 
 
 @app.command("copy")
@@ -404,7 +399,7 @@ def recover(
 
 
 def _print_notes(opened: retrieval.Gallery, where: retrieval.Where) -> dict[str, Any]:
-    """Print notes on a filter, and return them as a fact for JSON, where there are any."""
+    """Print notes on a filter, and return them as the fact "notes", where there are any."""
     from fmcnet.retrieval.answer import filter_notes
 
     notes = filter_notes(opened, where)
@@ -417,5 +412,6 @@ def _print_facts(facts: dict[str, Any], json_: bool, title: str) -> None:
     if json_:
         print_json(facts)
         return
-    paths: dict[str, str] = {name: facts.pop(name) for name in PATHS if name in facts}
-    show(title, {name.replace("_", " "): value for name, value in facts.items()}, paths)
+    paths = {name: facts[name] for name in PATHS if name in facts}
+    shown = {name.replace("_", " "): facts[name] for name in facts if name not in (*PATHS, "notes")}
+    show(title, shown, paths)

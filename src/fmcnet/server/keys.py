@@ -198,11 +198,10 @@ def revoke_key(path: Path, name: str) -> None:
     """
     with _file_lock(path):
         keys = list_keys(path)
-        remaining = [key for key in keys if key.name != name]
-        if len(remaining) == len(keys):
-            names = ", ".join(key.name for key in keys) or "none"
-            raise FmcnetError(f"{path} has no key '{name}'; its keys: {names}")
-        _write_keys(path, remaining)
+        names = [key.name for key in keys]
+        if name not in names:
+            raise FmcnetError(f"{path} has no key '{name}'; its keys: {', '.join(names) or 'none'}")
+        _write_keys(path, [key for key in keys if key.name != name])
 
 
 @contextlib.contextmanager

@@ -54,28 +54,20 @@ CHANGES_NOTHING = {"x-scope": "read"}
 
 def reading_paths(routes: Iterable[BaseRoute]) -> frozenset[str]:
     """Paths of the POST routes that are declared with `CHANGES_NOTHING`."""
-    declared = [
-        route
-        for route in routes
-        if isinstance(route, APIRoute)
-        and "POST" in (route.methods or ())
-        and route.openapi_extra == CHANGES_NOTHING
-    ]
-    if parts := [route.path for route in declared if "{" in route.path]:
+    posts = [route for route in routes if isinstance(route, APIRoute) and "POST" in (route.methods or ())]
+    paths = frozenset(route.path for route in posts if route.openapi_extra == CHANGES_NOTHING)
+    if parts := [path for path in paths if "{" in path]:
         raise ValueError(f"{parts[0]}: CHANGES_NOTHING is for paths without parameters")
-    return frozenset(route.path for route in declared)
+    return paths
 
 
 def scope_of(method: str, path: str, reading: Container[str]) -> str | None:
-    """The scope that a request needs.
+    """The scope that a request needs: one of `SCOPES`; "write" for paths without a route; None: everybody may.
 
     Args:
         method: in capital letters.
         path: of the request, or of a route.
         reading: as `reading_paths`.
-
-    Returns:
-        One of `fmcnet.server.keys.SCOPES`; "write" for paths without a route. None: everybody may.
     """
     if method in ("GET", "HEAD", "OPTIONS"):
         return "read" if path in ("/metrics", "/v1") or path.startswith("/v1/") else None
@@ -95,13 +87,9 @@ def is_loopback(host: str) -> bool:
 
 
 class SecurityMiddleware:
-    """ASGI middleware.
+    """ASGI middleware around a service's app; `reading` as of `reading_paths`.
 
-    Args:
-        app: what it protects.
-        reading: as `reading_paths`.
-        keys: without keys, Host must name this machine.
-        service: its limits, metrics and audit log are used. If it is read-only, only the scope read is served.
+    Without keys, Host must name this machine. A read-only service serves the scope read only.
     """
 
     def __init__(self, app: ASGIApp, *, reading: Container[str], keys: Keys, service: Service) -> None:

@@ -288,11 +288,9 @@ class Service:
         decoded = await _unless_gone(self._decoders.decode(uploads, caller.name), caller)
         pixels = np.stack([image.pixels for image in decoded])
         raw = await _unless_gone(self._batcher.embed(pixels, modalities), caller)
-        embeddings = Embeddings.unlabelled(
-            l2_normalize(raw),
-            np.array([image_modality.code for image_modality in modalities], dtype=np.uint8),
-            np.array([upload.name for upload in uploads], dtype=np.str_),
-        )
+        codes = np.array([image_modality.code for image_modality in modalities], dtype=np.uint8)
+        names = np.array([upload.name for upload in uploads], dtype=np.str_)
+        embeddings = Embeddings.unlabelled(l2_normalize(raw), codes, names)
         remarks = Remarks()
         for upload, image, image_modality in zip(uploads, decoded, modalities, strict=True):
             name = printable(upload.name)
