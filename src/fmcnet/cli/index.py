@@ -11,22 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 from typer import Argument, Option
 
 from fmcnet import retrieval
-from fmcnet.cli.console import (
-    Batch,
-    Device,
-    DoubtfulTimes,
-    GalleryModel,
-    GalleryPath,
-    Json,
-    Range,
-    Zone,
-    check_can_ask,
-    check_choice,
-    confirm,
-    echo,
-    print_json,
-    show,
-)
+from fmcnet.cli import console
 from fmcnet.errors import FmcnetError
 from fmcnet.names import printable
 
@@ -55,9 +40,9 @@ def _no_empty_gallery(gallery: str) -> Iterator[None]:
 
 
 def index(
-    gallery: GalleryPath,
+    gallery: console.GalleryPath,
     source: Annotated[list[Path], Argument(help="Pictures, folders of pictures, or one CSV or dataset.")],
-    model: GalleryModel = None,
+    model: console.GalleryModel = None,
     modality: Annotated[
         str | None,
         Option(
@@ -85,12 +70,12 @@ def index(
     pid_prefix: Annotated[
         str, Option(metavar="TEXT", help="Put before every identity, as 'regdb-': keeps datasets apart.")
     ] = "",
-    timezone: Zone = "UTC",
-    doubtful_times: DoubtfulTimes = "refuse",
+    timezone: console.Zone = "UTC",
+    doubtful_times: console.DoubtfulTimes = "refuse",
     layout: Annotated[
         str, Option(help="auto, sysu, regdb, llcm, csv, or images: a folder of pictures all the same.")
     ] = "auto",
-    range_: Range = None,
+    range_: console.Range = None,
     split: Annotated[str, Option(help="Of a dataset: all, train, val or test.")] = "all",
     on_error: Annotated[
         str, Option(help="raise: stop at a broken picture; skip: leave it out and name it.")
@@ -137,9 +122,9 @@ def index(
             "entries. Stays with the gallery; default auto.",
         ),
     ] = None,
-    batch: Batch = 64,
-    device: Device = "auto",
-    json_: Json = False,
+    batch: console.Batch = 64,
+    device: console.Device = "auto",
+    json_: console.Json = False,
 ) -> None:
     """Add images of people to a gallery; images that it holds are skipped.
 
@@ -159,18 +144,18 @@ def index(
         from fmcnet.times import Doubtful, TimePattern, parse_timezone
         from fmcnet.types import parse_modality
 
-        on_fault = check_choice("--on-error", on_error, ("raise", "skip"))
-        on_existing = check_choice("--existing", existing, get_args(Existing))
-        new_dtype = check_choice("--dtype", dtype or "float32", get_args(Dtype))
-        index_choice = check_choice("--index", kind, get_args(IndexChoice))
-        doubtful = check_choice("--doubtful-times", doubtful_times, get_args(Doubtful))
+        on_fault = console.check_choice("--on-error", on_error, ("raise", "skip"))
+        on_existing = console.check_choice("--existing", existing, get_args(Existing))
+        new_dtype = console.check_choice("--dtype", dtype or "float32", get_args(Dtype))
+        index_choice = console.check_choice("--index", kind, get_args(IndexChoice))
+        doubtful = console.check_choice("--doubtful-times", doubtful_times, get_args(Doubtful))
         value_range = range_of(gallery, range_)
         zone = parse_timezone(timezone)
 
         if not prune and (prune_roots or yes or dry_run):
             raise FmcnetError("--prune-roots, --yes and --dry-run go with --prune")
         if prune:
-            check_can_ask(json_, yes or dry_run)
+            console.check_can_ask(json_, yes or dry_run)
         pruned = _prune(gallery, prune_roots, yes, dry_run, json_) if prune else {}
         if dry_run:
             return
@@ -224,11 +209,11 @@ def index(
         if range_ is not None and report.added + report.replaced and not report.ranged:
             report.notes.append(RANGE_UNUSED)
         if json_:
-            print_json({"gallery": gallery, **pruned, **report.to_dict()})
+            console.print_json({"gallery": gallery, **pruned, **report.to_dict()})
             return
-        show(f"indexed into {gallery}", _counts(report))
+        console.show(f"indexed into {gallery}", _counts(report))
         for line in _remark_lines(report, gallery):
-            echo(printable(line), err=True)
+            console.echo(printable(line), err=True)
 
 
 def _counts(report: IndexReport) -> dict[str, int]:
@@ -297,15 +282,15 @@ def _prune(gallery: str, roots: bool, yes: bool, dry_run: bool, json_: bool) -> 
             first = (
                 f"{len(folder.ids)} of {folder.entries} files are gone, the first {printable(folder.first)}"
             )
-            echo(f"{printable(folder.root)}: {first}", err=True)
+            console.echo(f"{printable(folder.root)}: {first}", err=True)
         for folder in kept:
-            echo(
+            console.echo(
                 f"{printable(folder.root)}: none of its {folder.entries} files is there. Is its disk mounted? Its "
                 "entries stay; --prune-roots removes them",
                 err=True,
             )
         if count and not (yes or dry_run):
-            confirm("Remove", count, len(opened))
+            console.confirm("Remove", count, len(opened))
         if not dry_run:
             count = remove_gone(opened, removable)
     facts = {
@@ -314,7 +299,7 @@ def _prune(gallery: str, roots: bool, yes: bool, dry_run: bool, json_: bool) -> 
         "gone_kept": [folder.to_dict() for folder in kept],
     }
     if dry_run and json_:
-        print_json({"gallery": gallery, **facts})
+        console.print_json({"gallery": gallery, **facts})
     elif not json_:
-        echo(f"{count} entries would be removed" if dry_run else f"removed {count} entries")
+        console.echo(f"{count} entries would be removed" if dry_run else f"removed {count} entries")
     return facts
