@@ -140,25 +140,21 @@ def serve(settings: ServeOptions) -> None:
             message = "is served read-only: it can be searched, and nothing added or removed"
             logger.warning("%s %s", settings.gallery, message)
         note = _new_gallery_note(settings.gallery)
-        gallery = Gallery(settings.gallery, read_only=read_only)
-        if note:
-            logger.warning(note)
-        try:
+        with Gallery(settings.gallery, read_only=read_only) as gallery:
+            if note:
+                logger.warning(note)
             searcher = Searcher(encoder, gallery)
             location = gallery.location  # of a cluster: without its password
             location = location if "://" in location else str(Path(location).absolute())
-            keep_images, show_sources = settings.keep_images, settings.show_sources
+            kept, sources = settings.keep_images, settings.show_sources
             pictures = Pictures(
-                None if keep_images is None else KeptImages(keep_images, location),
-                None if show_sources is None else SourceImages(show_sources),
+                None if kept is None else KeptImages(kept, location),
+                None if sources is None else SourceImages(sources),
             )
             audit = AuditLog(settings.audit or audit_path(settings.gallery))
             service = Service(searcher, audit, settings.limits, pictures, read_only)
             service.warm()
-        except BaseException:
-            gallery.close()
-            raise
-        _run(settings, keys, service, listener)
+            _run(settings, keys, service, listener)
 
 
 class _Server(uvicorn.Server):
