@@ -27,14 +27,10 @@ TIMEOUT = timedelta(hours=2)
 
 @dataclass(frozen=True)
 class DistributedContext:
-    """The device of a process, and its position among the processes of a job.
+    """The device of a process, and its rank among the `world` processes of a job.
 
-    Attributes:
-        device: of this process.
-        rank: 0..world-1.
-        world: number of processes.
-        control: a gloo group of all processes, for flags and errors: it does not wait for a GPU's queue; None for
-            one process.
+    `control` is a gloo group of all processes, for flags and errors: it does not wait for a GPU's queue. One process
+    has none.
     """
 
     device: torch.device

@@ -29,15 +29,7 @@ WIDTH = 24
 
 @dataclass(frozen=True)
 class Finding:
-    """One checked item.
-
-    Attributes:
-        part: "system", "packages", "extras", "plugins", "model", "gallery" or "calibration".
-        name: of the item.
-        ok: False: it must be fixed; None: a plain fact.
-        found: the result.
-        advice: what to do, "" for nothing.
-    """
+    """One checked item of a part, such as "system"; `ok`: False: it must be fixed, None: a plain fact."""
 
     part: str
     name: str
@@ -84,16 +76,13 @@ def diagnose(
 ) -> Diagnosis:
     """Check the installation and, if given, whether a model, a gallery and a calibration fit together.
 
-    An unreadable file is a finding, not an error. Nothing is written.
+    An unreadable file is a finding, not an error; only a device that this machine lacks raises. Nothing is written.
 
     Args:
         model: a run folder, an exported model or a shipped model's name; None: the one recorded in the gallery.
         gallery: a folder or milvus://host:port/name.
         calibration: a file of `fmcnet calibrate`; None: the one in the model's folder.
         device: where the model runs.
-
-    Raises:
-        FmcnetError: for a device that this machine lacks.
     """
     findings = [*_system(device), *_packages(), *_plugins()]
     encoder: Encoder | None = None

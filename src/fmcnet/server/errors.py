@@ -35,14 +35,9 @@ DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 
 
 class ApiError(Exception):
-    """A request that is not served.
+    """A request that is not served: HTTP's status and the `TEXTS`.
 
-    Attributes:
-        status: HTTP's, 400 to 599.
-        what: what was wrong.
-        where: the part of the request.
-        do: what helps.
-        retry_after: seconds after which the same request may succeed; None: it will not.
+    `retry_after` are seconds after which the same request may succeed; None: it will not.
     """
 
     def __init__(self, status: int, what: str, where: str, do: str, retry_after: int | None = None) -> None:

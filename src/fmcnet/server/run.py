@@ -22,7 +22,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from fmcnet.errors import FmcnetError
 from fmcnet.inference.encoder import Encoder
-from fmcnet.interrupt import ignored_broken_pipes
+from fmcnet.interrupt import ignored
 from fmcnet.names import nearest
 from fmcnet.retrieval import Gallery, Searcher
 from fmcnet.retrieval.searcher import choose_model
@@ -204,7 +204,7 @@ def _run(settings: ServeOptions, keys: Keys, service: Service, listener: socket.
     arguments = (server.stop, ended, settings.limits.stop_seconds)
     threading.Thread(target=_exit_after_timeout, args=arguments, name="stop", daemon=True).start()
     try:
-        with ignored_broken_pipes():  # of callers and decoders that left
+        with ignored("SIGPIPE"):  # of callers and decoders that left
             server.run(sockets=[listener])
     finally:
         ended.set()

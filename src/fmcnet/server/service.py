@@ -38,13 +38,7 @@ SWEEP_SECONDS = 3600.0
 
 
 class Caller(NamedTuple):
-    """Who sent a request.
-
-    Attributes:
-        name: its key or address; callers take turns.
-        receive: ASGI's; after the body, it waits until the connection closes.
-        facts: of the request, for the audit log.
-    """
+    """Who sent a request: key or address, ASGI's `receive` of the request, and facts for the audit log."""
 
     name: str
     receive: Receive
@@ -52,15 +46,7 @@ class Caller(NamedTuple):
 
 
 class Metrics:
-    """Counters of one service.
-
-    Args:
-        entries: gives the number of entries of the gallery.
-        waiting: gives the number of images in the queue.
-
-    Attributes:
-        cut_off: requests that a stop did not wait for.
-    """
+    """Counters of one service; `cut_off` are requests that a stop did not wait for."""
 
     def __init__(self, entries: Callable[[], float], waiting: Callable[[], float]) -> None:
         self.cut_off = 0
@@ -99,7 +85,7 @@ class Service:
         searcher: its encoder and gallery are used; the gallery is closed when the service stops.
         audit: the audit log, closed when the service stops.
         limits: its bounds.
-        pictures: what the page may show; the gallery's own pictures are shown, too.
+        pictures: what the page may show, beside the gallery's own pictures.
         read_only: the gallery was opened read-only.
 
     Attributes:
@@ -306,7 +292,7 @@ class Service:
 async def _unless_gone(work: Coroutine[Any, Any, _Result], caller: Caller) -> _Result:
     """The result of `work`. It is cancelled when its caller leaves; the audit log notes the 400."""
 
-    async def disconnect() -> None:
+    async def disconnect() -> None:  # the body was read, so nothing else comes
         while (await caller.receive())["type"] != "http.disconnect":
             pass
 

@@ -34,15 +34,7 @@ _FRAME = re.compile(rb"\xff[\xc0-\xc3\xc5-\xc7\xc9-\xcb\xcd-\xcf]..[\x08\x0c](..
 
 
 class DecodeRules(NamedTuple):
-    """What an upload must be, and what becomes of it.
-
-    Attributes:
-        pixels: most of one image, width times height, by its header.
-        height: of the model's input, in pixels.
-        width: of the model's input, in pixels.
-        value_range: as `fmcnet.data.images.load_image`.
-        keep: make a picture to keep.
-    """
+    """Most pixels of an upload, by its header; the model's input; a range of values; whether to keep a picture."""
 
     pixels: int
     height: int
