@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import itertools
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -444,9 +443,9 @@ def load_config(
             f"{source_name} must hold sections (data, model, losses, ...), not a {type(tree).__name__}"
         )
     tree = {key: dict(value) if isinstance(value, dict) else value for key, value in tree.items()}
-    override_faults = {item: [fault] for item in overrides if (fault := _apply_override(tree, item))}
-    not_applied = set(override_faults)
-    file_faults: list[str] = []
+    unusable = {item: fault for item in overrides if (fault := _apply_override(tree, item))}
+    applied = [item for item in overrides if item not in unusable]
+    faults = [(fault, [item]) for item, fault in unusable.items()]
     for key, (neutral, _) in REMOVED.items():
         section, name = key.split(".")
         values = tree.get(section)
@@ -459,20 +458,24 @@ def load_config(
     except ValidationError as error:
         for entry in error.errors():
             fault = _describe_fault(entry)
-            items = [item for item in overrides if item not in not_applied and _is_about(item, entry, fault)]
-            for item in items:
-                override_faults.setdefault(item, [])
-            (override_faults[items[-1]] if items else file_faults).append(fault)
-    if faults := [*itertools.chain(*override_faults.values()), *file_faults]:
-        more = [f"and {len(faults) - MOST_FAULTS} more"] if len(faults) > MOST_FAULTS else []
-        listed = "\n".join(f"  {fault:.500}" for fault in [*faults[:MOST_FAULTS], *more])
-        places = [source_name] if file_faults else []
-        if override_faults:
-            places.append(f"the override{'s' * (len(override_faults) > 1)} {' '.join(override_faults):.200}")
-        raise ConfigError(
-            f"{len(faults)} fault{'s' * (len(faults) > 1)} in {' and '.join(places)}:\n{listed}"
-        )
+            faults.append((fault, [item for item in applied if _is_about(item, entry, fault)]))
+    if faults:
+        raise ConfigError(_fault_message(source_name, faults))
     return config
+
+
+def _fault_message(source_name: str, faults: list[tuple[str, list[str]]]) -> str:
+    """List faults, each given with the overrides that it is about: those of overrides first, then the source's."""
+    named = list(dict.fromkeys(item for _, items in faults for item in items))
+    ordered = sorted(faults, key=lambda fault: named.index(fault[1][-1]) if fault[1] else len(named))
+    lines = [fault for fault, _ in ordered[:MOST_FAULTS]]
+    if len(faults) > MOST_FAULTS:
+        lines.append(f"and {len(faults) - MOST_FAULTS} more")
+    places = [] if all(items for _, items in faults) else [source_name]
+    if named:
+        places.append(f"the override{'s' * (len(named) > 1)} {' '.join(named):.200}")
+    head = f"{len(faults)} fault{'s' * (len(faults) > 1)} in {' and '.join(places)}"
+    return "\n".join([f"{head}:", *(f"  {line:.500}" for line in lines)])
 
 
 def shipped() -> dict[str, Path]:

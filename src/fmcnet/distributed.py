@@ -27,14 +27,10 @@ TIMEOUT = timedelta(hours=2)
 
 @dataclass(frozen=True)
 class DistributedContext:
-    """The device of a process, and its position among the processes of a job.
+    """The device of a process, and its rank among the `world` processes of a job.
 
-    Attributes:
-        device: of this process.
-        rank: 0..world-1.
-        world: number of processes.
-        control: a gloo group of all processes, for flags and errors: it does not wait for a GPU's queue; None for
-            one process.
+    `control` is a gloo group of all processes, for flags and errors: it does not wait for a GPU's queue. One process
+    has none.
     """
 
     device: torch.device
@@ -82,15 +78,12 @@ def pick_device(name: str = "auto") -> torch.device:
 def distributed_context(device: str = "auto") -> Iterator[DistributedContext]:
     """Join the process group when started by `torchrun`, and leave it at the end.
 
-    An error that leaves the block has `FmcnetError.agreed` set: whether all processes raise it.
-
-    Args:
-        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
+    An error that leaves the block has `FmcnetError.printer` set: whether all processes raise it.
     """
     try:
         torch_device = pick_device(device)
     except FmcnetError as error:
-        error.agreed = False
+        error.printer = ""
         raise
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         yield DistributedContext(torch_device)
@@ -110,12 +103,11 @@ def distributed_context(device: str = "auto") -> Iterator[DistributedContext]:
         yield DistributedContext(torch_device, dist.get_rank(), dist.get_world_size(), control)
         dist.barrier()  # without it a rank sometimes aborts at exit (seen with gloo)
     except (FmcnetError, OSError, Interrupted) as error:
-        agreed = isinstance(error, Interrupted) or bool(getattr(error, "agreed", None))
-        if not isinstance(error, Interrupted):
-            error.agreed = agreed  # type: ignore[union-attr]
-        if agreed:  # the other processes are about to exit as well
+        if getattr(error, "printer", "") == "RANK":  # the other processes are about to exit as well
             with contextlib.suppress(RuntimeError):
                 dist.barrier()
+        else:
+            error.printer = ""  # type: ignore[union-attr]
         raise
     finally:
         dist.destroy_process_group()
@@ -175,25 +167,24 @@ def agree_on_errors(ctx: DistributedContext) -> Iterator[None]:
     Otherwise the others would wait in their next exchange for the failed process. Every process must enter the
     block. An exchange inside it must come before anything that can fail.
     """
+    if ctx.world < 2:
+        yield
+        return
     own_error: FmcnetError | OSError | None = None
     try:
         yield
     except (FmcnetError, OSError) as error:
-        if ctx.world < 2:
-            raise
         own_error = error
-    if ctx.world < 2:
-        return
     errors: list[Any] = [None] * ctx.world
     dist.all_gather_object(errors, own_error, group=ctx.control)
-    first = next((error for error in errors if error is not None), None)
-    if first is not None:
-        raise mark_agreed(own_error if own_error is not None and errors[ctx.rank] is first else first)
+    rank = next((rank for rank, error in enumerate(errors) if error is not None), None)
+    if rank is not None:
+        raise mark_agreed(own_error if own_error is not None and rank == ctx.rank else errors[rank])
 
 
 def mark_agreed(error: _Error) -> _Error:
     """Mark an error as raised by every process of the job: rank 0 alone prints it."""
-    error.agreed = True  # type: ignore[union-attr]
+    error.printer = "RANK"  # type: ignore[union-attr]
     return error
 
 

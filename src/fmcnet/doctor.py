@@ -29,15 +29,7 @@ WIDTH = 24
 
 @dataclass(frozen=True)
 class Finding:
-    """One checked item.
-
-    Attributes:
-        part: "system", "packages", "extras", "plugins", "model", "gallery" or "calibration".
-        name: of the item.
-        ok: False: it must be fixed; None: a plain fact.
-        found: the result.
-        advice: what to do, "" for nothing.
-    """
+    """One checked item of a part, such as "system"; `ok`: False: it must be fixed, None: a plain fact."""
 
     part: str
     name: str
@@ -70,10 +62,8 @@ class Diagnosis:
             lines += [finding.part] if finding.part != part else []
             part = finding.part
             mark = {True: "ok  ", False: "FAIL", None: "    "}[finding.ok]
-            lines.append(
-                f"  {mark} {finding.name:{width}}  {finding.found}"
-                + (f" -> {finding.advice}" if finding.advice else "")
-            )
+            advice = f" -> {finding.advice}" if finding.advice else ""
+            lines.append(f"  {mark} {finding.name:{width}}  {finding.found}{advice}")
         faults = sum(finding.ok is False for finding in self.findings)
         return [*lines, f"{faults} to mend" if faults else "all is well"]
 
@@ -86,16 +76,13 @@ def diagnose(
 ) -> Diagnosis:
     """Check the installation and, if given, whether a model, a gallery and a calibration fit together.
 
-    An unreadable file is a finding, not an error. Nothing is written.
+    An unreadable file is a finding, not an error; only a device that this machine lacks raises. Nothing is written.
 
     Args:
         model: a run folder, an exported model or a shipped model's name; None: the one recorded in the gallery.
         gallery: a folder or milvus://host:port/name.
         calibration: a file of `fmcnet calibrate`; None: the one in the model's folder.
         device: where the model runs.
-
-    Raises:
-        FmcnetError: for a device that this machine lacks.
     """
     findings = [*_system(device), *_packages(), *_plugins()]
     encoder: Encoder | None = None
@@ -115,34 +102,34 @@ def diagnose(
 
 def _system(device: str) -> Iterator[Finding]:
     """Versions, devices and threads; raises `FmcnetError` for a device that this machine lacks."""
-    yield Finding("system", "fmcnet", None, f"{fmcnet.__version__} at {Path(fmcnet.__file__).parent}")
-    yield Finding("system", "Python", None, f"{platform.python_version()} at {sys.executable}")
-    yield Finding("system", "machine", None, f"{platform.platform()}, {platform.machine()}")
+
+    def fact(name: str, found: str, advice: str = "") -> Finding:
+        return Finding("system", name, None, found, advice)
+
+    yield fact("fmcnet", f"{fmcnet.__version__} at {Path(fmcnet.__file__).parent}")
+    yield fact("Python", f"{platform.python_version()} at {sys.executable}")
+    yield fact("machine", f"{platform.platform()}, {platform.machine()}")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = os.environ.get("OMP_NUM_THREADS")
     threads_note = f", OMP_NUM_THREADS={threads}" if threads else ""
     try:
         import torch
     except Exception as error:
-        yield Finding("system", "CPU", None, f"{cores} cores{threads_note}")
+        yield fact("CPU", f"{cores} cores{threads_note}")
         advice = "only exported models run without it: pip install torch"
-        yield Finding("system", "PyTorch", None, f"cannot be imported ({_one_line(error)})", advice)
+        yield fact("PyTorch", f"cannot be imported ({_one_line(error)})", advice)
         return
-    yield Finding(
-        "system", "CPU", None, f"{cores} cores, PyTorch uses {torch.get_num_threads()} threads{threads_note}"
-    )
-    yield Finding("system", "PyTorch", None, torch.__version__)
     from fmcnet.distributed import pick_device
 
-    yield Finding("system", "device", None, f"{pick_device(device)} for --device {device}")
+    yield fact("CPU", f"{cores} cores, PyTorch uses {torch.get_num_threads()} threads{threads_note}")
+    yield fact("PyTorch", torch.__version__)
+    yield fact("device", f"{pick_device(device)} for --device {device}")
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        properties = torch.cuda.get_device_properties(index)
-        memory = f"{properties.total_memory / 2**30:.0f} GiB"
-        yield Finding(
-            "system", f"cuda:{index}", None, f"{properties.name}, {memory}, CUDA {torch.version.cuda}"
-        )
+        gpu = torch.cuda.get_device_properties(index)
+        memory = f"{gpu.total_memory / 2**30:.0f} GiB"
+        yield fact(f"cuda:{index}", f"{gpu.name}, {memory}, CUDA {torch.version.cuda}")
     if torch.backends.mps.is_available():
-        yield Finding("system", "mps", None, "available")
+        yield fact("mps", "available")
 
 
 def _packages() -> Iterator[Finding]:
@@ -167,23 +154,16 @@ def _packages() -> Iterator[Finding]:
         yield Finding("extras", extra, None if missing else True, status, advice)
 
 
-def _extra_requirements(extra: str, needs: list[str]) -> list[str]:
+def _extra_requirements(extra: str, needs: list[str]) -> Iterator[str]:
     """The requirements of an extra, including those of extras that it refers to."""
-    requirements = [
-        requirement
-        for requirement in needs
-        if re.search(rf"""extra == ['"]{re.escape(extra)}['"]""", requirement)
-    ]
-    result: list[str] = []
-    for requirement in requirements:
-        inner = re.match(r"fmcnet\[([^\]]+)\]", requirement)
-        parts = (
-            [_extra_requirements(name.strip(), needs) for name in inner[1].split(",")]
-            if inner
-            else [[requirement]]
-        )
-        result += [requirement for part in parts for requirement in part]
-    return result
+    for requirement in needs:
+        if not re.search(rf"""extra == ['"]{re.escape(extra)}['"]""", requirement):
+            continue
+        if inner := re.match(r"fmcnet\[([^\]]+)\]", requirement):
+            for name in inner[1].split(","):
+                yield from _extra_requirements(name.strip(), needs)
+        else:
+            yield requirement
 
 
 def _installed(requirement: str) -> tuple[str, str, str]:
@@ -231,11 +211,10 @@ def _model(
     from fmcnet.types import Modality
 
     try:
-        encoder = (
-            Encoder.from_pretrained(model, device=device)
-            if model is not None
-            else open_model(str(gallery), None, device)
-        )
+        if model is not None:
+            encoder = Encoder.from_pretrained(model, device=device)
+        else:
+            encoder = open_model(str(gallery), None, device)
         # A uniform image, or a visible one without colours, would log a warning.
         size = (encoder.height, encoder.width, 3)
         coloured = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
@@ -248,12 +227,11 @@ def _model(
     except Exception as error:
         return None, [Finding("model", str(model or "noted"), False, _one_line(error))]
     card = encoder.card
-    settings = card.config.model
-    facts = f"{settings.variant}, {settings.arch}, trained on {card.dataset}, digest {encoder.digest}"
+    facts = f"{card.config.model.variant}, {card.config.model.arch}, trained on {card.dataset}"
     finite = bool(np.isfinite(features).all())
     trial = f"{features.shape[1]} values, {milliseconds:.0f} ms for one image on {encoder.device}"
     return encoder, [
-        Finding("model", str(encoder.folder or model), True, facts),
+        Finding("model", str(encoder.folder or model), True, f"{facts}, digest {encoder.digest}"),
         Finding("model", "encodes", finite, trial, "" if finite else "its weights are damaged"),
     ]
 
@@ -269,9 +247,8 @@ def _gallery(location: str, digest: str | None) -> tuple[str | None, list[Findin
         return None, [Finding("gallery", location, False, _one_line(error))]
     facts = f"{info.entries:,} entries, index {info.index}, {info.bytes / 2**20:,.1f} MiB"
     if settings is None:
-        return None, [
-            Finding("gallery", info.location, True, f"{facts}: no model yet, the first add fixes it")
-        ]
+        facts += ": no model yet, the first add fixes it"
+        return None, [Finding("gallery", info.location, True, facts)]
     facts += f", {settings.dimension} values, {settings.dtype}, model {settings.model}"
     findings = [Finding("gallery", info.location, True, facts)]
     if digest is not None:
@@ -286,13 +263,12 @@ def _calibration(path: str | Path | None, encoder: Encoder | None, digest: str |
     """The calibration, and whether it belongs to the model (or, without one, to the gallery's model)."""
     from fmcnet.inference.calibration import CALIBRATION, Calibration, direction
 
-    model_calibration = (
-        encoder.folder / CALIBRATION if encoder is not None and encoder.folder is not None else None
-    )
-    if path is None and (model_calibration is None or not model_calibration.is_file()):
+    file = path
+    if file is None and encoder is not None and encoder.folder is not None:
+        file = encoder.folder / CALIBRATION
+    if file is None or (path is None and not Path(file).is_file()):
         advice = "fmcnet calibrate RUN --data TABLE makes one; without it there are no probabilities"
         return [Finding("calibration", "none", None, "the model has none", advice)]
-    file = path if path is not None else model_calibration
     try:
         loaded = Calibration.load(str(file), model=digest)
     except Exception as error:

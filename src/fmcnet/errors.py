@@ -17,11 +17,11 @@ class FmcnetError(Exception):
     """A mistake in the input (data, configuration, checkpoint, arguments), not a bug in fmcnet.
 
     Attributes:
-        agreed: for several processes: True, every process raises it (rank 0 prints it); False, only this one does;
-            None, it was raised before they connected, by every process of the machine.
+        printer: of several processes, those print it in which this variable is 0: LOCAL_RANK (raised before they
+            connected: one of each machine) or RANK (all raise it: one of all). "": each that raises it.
     """
 
-    agreed: bool | None = None
+    printer = "LOCAL_RANK"
 
 
 class DataError(FmcnetError):
@@ -74,6 +74,8 @@ class Interrupted(KeyboardInterrupt):
     Attributes:
         code: exit code of the process: 130 after Ctrl-C, 143 after SIGTERM.
     """
+
+    printer = "RANK"
 
     def __init__(self, message: str, code: int = 130) -> None:
         super().__init__(message)

@@ -8,7 +8,6 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 
 
 def end_with_parent() -> None:
@@ -41,23 +40,14 @@ def end_early(on: bool) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def ignored_broken_pipes() -> AbstractContextManager[None]:
-    """Let a broken pipe or socket raise an error in its writer, instead of ending the process.
-
-    By default, a command ends silently when nobody reads its output, as in `fmcnet info RUN | head`. A command that
-    talks to other processes needs the opposite.
-    """
-    return _ignored("SIGPIPE")
-
-
-def ignored_ctrl_c() -> AbstractContextManager[None]:
-    """Ignore Ctrl-C. Processes started meanwhile ignore it until they end: their parent ends them."""
-    return _ignored("SIGINT")
-
-
 @contextlib.contextmanager
-def _ignored(name: str) -> Iterator[None]:
-    """Ignore a signal, if the system has it and this is the main thread."""
+def ignored(name: str) -> Iterator[None]:
+    """Ignore a signal, if the system has it and this is the main thread.
+
+    SIGPIPE: by default a command ends silently when nobody reads its output, as in `fmcnet info RUN | head`. One that
+    talks to other processes ignores it: a broken pipe or socket then raises an error in its writer.
+    SIGINT: processes started meanwhile ignore Ctrl-C until they end; their parent ends them.
+    """
     number = getattr(signal, name, None)
     if number is None or threading.current_thread() is not threading.main_thread():
         yield

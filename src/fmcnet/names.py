@@ -48,20 +48,12 @@ def hidden_character(text: str) -> str:
 
 
 def control_fault(text: str, what: str) -> str:
-    """The fault of a text that holds a line break or another control character; "" if there is none.
-
-    Args:
-        text: a cell of a table, as written.
-        what: its column, for the message.
-    """
-    controls = (
-        ()
-        if text.isprintable()
-        else [character for character in text if unicodedata.category(character) in CONTROL]
-    )
-    if not controls:
+    """The fault of a cell that holds a line break or another control character, "" for none; `what`: its column."""
+    if text.isprintable():
         return ""
-    control = controls[0]
+    control = next((character for character in text if unicodedata.category(character) in CONTROL), "")
+    if not control:
+        return ""
     kind = "line break" if control in LINE_BREAKS else "control character"
     return f"{what} '{printable(text[:80])}' holds the {kind} U+{ord(control):04X}: remove it"
 

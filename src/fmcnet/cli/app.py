@@ -76,12 +76,10 @@ app.add_typer(keys_app, name="keys")
 
 def _fail(message: str, code: int, error: BaseException) -> NoReturn:
     """Print the message and exit. Of several processes (torchrun) with the same message, one prints it."""
-    agreed = True if isinstance(error, KeyboardInterrupt) else getattr(error, "agreed", None)
-    silent = int(os.environ.get("RANK" if agreed else "LOCAL_RANK", "0")) > 0 and agreed is not False
-    if silent:
-        sys.exit(code)
-    text = escape(printable(message, keep="\n\t"))
-    Console(stderr=True, soft_wrap=True).print(f"[bold red]fmcnet:[/] {text}", highlight=False)
+    default = "RANK" if isinstance(error, KeyboardInterrupt) else FmcnetError.printer
+    if int(os.environ.get(getattr(error, "printer", default), "0")) == 0:
+        text = escape(printable(message, keep="\n\t"))
+        Console(stderr=True, soft_wrap=True).print(f"[bold red]fmcnet:[/] {text}", highlight=False)
     sys.exit(code)
 
 

@@ -56,6 +56,12 @@ Zone = Annotated[str, Option(help="Timezone of times without one: UTC, Europe/Be
 ShownZone = Annotated[
     str, Option(help="Timezone of shown times, and of times without one: UTC, Europe/Berlin...")
 ]
+DoubtfulTimes = Annotated[
+    str,
+    Option(
+        help="Local times that come twice, or never, when clocks change: refuse, or take the earlier or later."
+    ),
+]
 Cameras = Annotated[list[str] | None, Option("--camera", help="Only entries of this camera; repeatable.")]
 Since = Annotated[str | None, Option(help="Only entries seen since 2026-03-01, or 2026-03-01T22:15:00.")]
 Until = Annotated[str | None, Option(help="Only entries seen before this time.")]

@@ -8,18 +8,7 @@ from typing import Annotated, get_args
 import typer
 from typer import Argument, Option
 
-from fmcnet.cli.console import (
-    Json,
-    Layout,
-    Range,
-    Zone,
-    check_choice,
-    echo,
-    explain_resume,
-    print_json,
-    print_report,
-    show,
-)
+from fmcnet.cli import console
 from fmcnet.errors import FmcnetError, first_of
 
 app = typer.Typer(help="Generate, check and summarise datasets.", no_args_is_help=True)
@@ -32,34 +21,34 @@ def generate(
     preset: Annotated[str, Option(help="tiny (seconds), small (the demo), full (the real sizes).")] = "small",
     seed: Annotated[int, Option(help="Same seed, same pixels.", min=0)] = 0,
     workers: Annotated[int, Option(help="Processes; 0: one a core.", min=0)] = 0,
-    json_: Json = False,
+    json_: console.Json = False,
 ) -> None:
     """Write the generated two-modality benchmark in the layout of SYSU-MM01, RegDB or LLCM, or a CSV (wild)."""
     from fmcnet.synthetic import generate
 
-    with explain_resume():
+    with console.explain_resume():
         summary = generate(layout, preset, seed, out, workers=workers or None, progress=not json_)
     facts = summary.to_dict()
     if json_:
-        print_json(facts)
+        console.print_json(facts)
         return
     facts["seconds"] = f"{summary.seconds:.1f}"
     facts["images_per_second"] = f"{summary.images_per_second:.0f}"
-    show("generated", facts, {"out": facts.pop("out")})
+    console.show("generated", facts, {"out": facts.pop("out")})
 
 
 @app.command()
 def check(
     root: Annotated[Path, Argument(help="The dataset's folder or CSV.")],
-    layout: Layout = "auto",
+    layout: console.Layout = "auto",
     images: Annotated[bool, Option(help="Decode every image, too.")] = True,
-    json_: Json = False,
+    json_: console.Json = False,
 ) -> None:
     """Report what a dataset has, what it lacks and where to get it; exit code 1 if something is wrong."""
     from fmcnet.data.check import check
 
     report = check(root, layout, images=images, progress=False if json_ else None)
-    print_report(report, json_)
+    console.print_report(report, json_)
     if not report.ok:
         raise typer.Exit(1)
 
@@ -67,9 +56,9 @@ def check(
 @app.command()
 def summary(
     root: Annotated[Path, Argument(help="The dataset's folder or CSV.")],
-    layout: Layout = "auto",
+    layout: console.Layout = "auto",
     split: Annotated[int | None, Option(help="RegDB: one of ten splits; default 1.", min=1, max=10)] = None,
-    json_: Json = False,
+    json_: console.Json = False,
 ) -> None:
     """Identities, images and cameras by split and modality."""
     from fmcnet.data.check import summary
@@ -78,7 +67,7 @@ def summary(
     table = read_dataset(root, layout=layout, trial=split or 1)
     if split not in (None, 1) and table.name != "regdb":
         raise FmcnetError(f"--split is for RegDB; {root} is {table.name}, which has one split: leave it out")
-    print_report(summary(table), json_)
+    console.print_report(summary(table), json_)
 
 
 @app.command()
@@ -89,7 +78,7 @@ def pairs(
     folders: Annotated[
         bool, Option("--folders", help="Crops in one folder show one person, as a tracker writes them.")
     ] = False,
-    json_: Json = False,
+    json_: console.Json = False,
 ) -> None:
     """Pair the crops that two cameras side by side took at one moment: a training table without labels.
 
@@ -102,17 +91,17 @@ def pairs(
 
     report = make_pairs(visible, infrared, out, folders=folders)
     if json_:
-        print_json(report.to_dict())
+        console.print_json(report.to_dict())
         return
-    show("paired", {"pairs": report.pairs, "identities": report.identities}, {"table": report.table})
+    console.show("paired", {"pairs": report.pairs, "identities": report.identities}, {"table": report.table})
     left_out = {f"{modality} crops without a partner": names for modality, names in report.alone.items()}
     for label, names in (left_out | {"rows without a file": report.missing}).items():
         if names:
-            echo(f"{len(names)} {label} left out: {first_of(names, 3)}")
+            console.echo(f"{len(names)} {label} left out: {first_of(names, 3)}")
     for note in report.notes:
-        echo(note)
+        console.echo(note)
     if report.ignored:
-        echo(ignored_line(report.ignored))
+        console.echo(ignored_line(report.ignored))
 
 
 @app.command()
@@ -121,7 +110,7 @@ def cache(
     prune: Annotated[
         str | None, Option(metavar="AGE", help="Remove caches unused for 30d, 12h...; 0d: all.")
     ] = None,
-    json_: Json = False,
+    json_: console.Json = False,
 ) -> None:
     """List the caches of decoded images, and remove unused ones; they can always be built again."""
     from fmcnet.data.cache import default_folder
@@ -130,7 +119,7 @@ def cache(
 
     folder = folder or default_folder()
     report = list_caches(folder) if prune is None else prune_caches(folder, parse_duration(prune))
-    print_report(report, json_)
+    console.print_report(report, json_)
 
 
 def crop(
@@ -144,22 +133,16 @@ def crop(
         Option(help="Time of the first frame, as 2026-03-01T22:15:00; without it crops have no time."),
     ] = None,
     fps: Annotated[float | None, Option(help="Frames a second; default: the video's own clock.")] = None,
-    timezone: Zone = "UTC",
-    doubtful_times: Annotated[
-        str,
-        Option(
-            help="Local times that come twice, or never, when clocks change: refuse, or take the earlier or "
-            "later."
-        ),
-    ] = "refuse",
+    timezone: console.Zone = "UTC",
+    doubtful_times: console.DoubtfulTimes = "refuse",
     min_size: Annotated[int, Option(help="Leave out boxes less wide or high, in pixels.", min=1)] = 8,
     every: Annotated[int, Option(help="Take each Nth frame only.", min=1)] = 1,
     first_frame: Annotated[
         int | None,
         Option(help="First frame's number in BOXES; default 1 (MOTChallenge) or 0 (supervision).", min=0),
     ] = None,
-    range_: Range = None,
-    json_: Json = False,
+    range_: console.Range = None,
+    json_: console.Json = False,
 ) -> None:
     """Crop persons from frames by a detector's or tracker's boxes, for fmcnet index.
 
@@ -180,7 +163,7 @@ def crop(
         raise FmcnetError(f"--fps {fps:g}: give frames a second, above 0")
     if start_time is None and (timezone, doubtful_times) != ("UTC", "refuse"):
         raise FmcnetError("--timezone and --doubtful-times are of --start-time: give it, or leave them out")
-    doubtful = check_choice("--doubtful-times", doubtful_times, get_args(Doubtful))
+    doubtful = console.check_choice("--doubtful-times", doubtful_times, get_args(Doubtful))
     zone = parse_timezone(timezone)
     options = CropOptions(
         modality=parse_modality(modality),
@@ -192,10 +175,10 @@ def crop(
         first=first_frame,
         value_range=None if range_ is None else parse_range(range_),
     )
-    with explain_resume():
+    with console.explain_resume():
         report = crop_boxes(frames, boxes, out, options, progress=False if json_ else None)
     if json_:
-        print_json(report.to_dict())
+        console.print_json(report.to_dict())
         return
     facts: dict[str, int | str] = {
         "frames": report.frames,
@@ -208,7 +191,9 @@ def crop(
     tracks = [f"{recording}/ID" for recording in report.recordings]
     facts |= {"tracks": first_of(tracks, 3)} if tracks else {}
     left_out = sum(report.left_out.counts.values())
-    show(f"cropped by {report.format} boxes", {**facts, "left out": left_out}, {"table": report.table})
+    console.show(
+        f"cropped by {report.format} boxes", {**facts, "left out": left_out}, {"table": report.table}
+    )
     notes = [f"note: {note}" for note in report.notes]
     for line in filter(None, (*report.left_out.lines(), *notes, ignored_line(report.ignored))):
-        echo(line, err=True)
+        console.echo(line, err=True)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from fmcnet.cli.console import Data, Device, Json, Model, echo, explain_resume, print_json
+from fmcnet.cli import console
 from fmcnet.errors import FmcnetError
 
 
@@ -16,7 +16,7 @@ def demo(
     out: Annotated[Path, Option(help="Folder for data, runs and report.")] = Path("demo"),
     preset: Annotated[str, Option(help="Generated benchmark: tiny (seconds) or small.")] = "small",
     seed: Annotated[int, Option(help="Seed of data and training.", min=0)] = 0,
-    json_: Json = False,
+    json_: console.Json = False,
 ) -> None:
     """Generate a benchmark, train Base and FMCNet on it, evaluate both on unseen identities, write a report.
 
@@ -24,15 +24,15 @@ def demo(
     """
     from fmcnet.experiments.demo import run_demo
 
-    with explain_resume():
+    with console.explain_resume():
         result = run_demo(out, preset=preset, seed=seed, quiet=json_)
     if json_:
-        print_json(result)
+        console.print_json(result)
 
 
 def evaluate(
-    run: Model,
-    data: Data,
+    run: console.Model,
+    data: console.Data,
     overrides: Annotated[
         list[str] | None, Argument(metavar="[KEY=VALUE]...", help="Settings: mode=indoor shots=10.")
     ] = None,
@@ -52,8 +52,8 @@ def evaluate(
     ] = False,
     out: Annotated[Path | None, Option(help="Folder of the report; default RUN/report.")] = None,
     report: Annotated[bool, Option(help="Write the report folder.")] = True,
-    device: Device = "auto",
-    json_: Json = False,
+    device: console.Device = "auto",
+    json_: console.Json = False,
 ) -> None:
     """Evaluate a run on a dataset's test identities, by its benchmark's protocol.
 
@@ -80,38 +80,38 @@ def evaluate(
     if int(os.environ.get("RANK", "0")):
         return
     if json_:
-        print_json(result.to_dict())
+        console.print_json(result.to_dict())
         return
     for evaluation in result.evaluations:
-        echo(evaluation.result.summary())
+        console.echo(evaluation.result.summary())
         ratio = evaluation.result.mean["rank1"] / max(evaluation.chance, 1e-12)
-        echo(f"  chance Rank-1 {100 * evaluation.chance:.2f}: {ratio:.1f} x")
+        console.echo(f"  chance Rank-1 {100 * evaluation.chance:.2f}: {ratio:.1f} x")
     if result.stamp:
-        echo(result.stamp)
+        console.echo(result.stamp)
     for note in result.notes:
-        echo(f"note: {note}", err=True)
+        console.echo(f"note: {note}", err=True)
     if result.report:
-        echo(f"report: {result.report}")
+        console.echo(f"report: {result.report}")
     elif report:
         source = "came with the package or the hub, which is not written to"
-        echo(f"no report: {run} {source}; --out FOLDER writes one")
+        console.echo(f"no report: {run} {source}; --out FOLDER writes one")
 
 
 def compare(
     runs: Annotated[list[Path], Argument(help="Runs that fmcnet evaluate reported on or its --out folders.")],
     out: Annotated[Path, Option(help="Folder for comparison.md, .tex and .csv.")] = Path("comparison"),
-    json_: Json = False,
+    json_: console.Json = False,
 ) -> None:
     """Set runs beside published results, flagging unequal protocols."""
     from fmcnet.experiments.compare import compare
 
     result = compare(runs, out)
     if json_:
-        print_json(result.to_dict())
+        console.print_json(result.to_dict())
         return
-    echo(result.markdown)
+    console.echo(result.markdown)
     for path in result.paths:
-        echo(f"wrote {path}")
+        console.echo(f"wrote {path}")
 
 
 def study(
@@ -143,7 +143,7 @@ def study(
     report: Annotated[
         Path | None, Option(help="Where results.md, results.json and figures/ go; default OUT/report.")
     ] = None,
-    json_: Json = False,
+    json_: console.Json = False,
 ) -> None:
     """Re-run the paper's tables and figures and the comparison with baselines, and write one report.
 
@@ -173,17 +173,17 @@ def study(
         device=device,
         report=report,
     )
-    with explain_resume():
+    with console.explain_resume():
         facts = run_study(options, quiet=json_)
     if json_:
-        print_json(facts)
+        console.print_json(facts)
         return
     for table in facts["studies"]:
         for line in table["order"]:
-            echo(f"orders otherwise than in the paper: {line}")
+            console.echo(f"orders otherwise than in the paper: {line}")
     if few := too_few(len(facts["seeds"])):
-        echo(few)
-    echo(f"report: {facts['report']}")
+        console.echo(few)
+    console.echo(f"report: {facts['report']}")
 
 
 def score(
@@ -202,7 +202,7 @@ def score(
     reading: Annotated[str | None, Option(help="LLCM: a (default), b or c.")] = None,
     cmc: Annotated[str | None, Option(help="RegDB: image (default) or identity.")] = None,
     distance: Annotated[str, Option(help="cosine or euclidean.")] = "cosine",
-    json_: Json = False,
+    json_: console.Json = False,
 ) -> None:
     """Score embeddings made by any code with a named protocol.
 
@@ -226,6 +226,6 @@ def score(
         strict=True,
     )
     if json_:
-        print_json(result.to_dict())
+        console.print_json(result.to_dict())
     else:
-        echo(result.summary())
+        console.echo(result.summary())

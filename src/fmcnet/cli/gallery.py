@@ -12,24 +12,7 @@ import typer
 from typer import Argument, Option
 
 from fmcnet import retrieval
-from fmcnet.cli.console import (
-    Cameras,
-    GalleryPath,
-    Json,
-    ShownZone,
-    Since,
-    Until,
-    Zone,
-    check_can_ask,
-    check_choice,
-    confirm,
-    echo,
-    explain_resume,
-    make_filter,
-    print_json,
-    show,
-    show_rows,
-)
+from fmcnet.cli import console
 from fmcnet.errors import FmcnetError
 
 app = typer.Typer(help="Show, copy, export and mend galleries; remove entries.", no_args_is_help=True)
@@ -47,16 +30,14 @@ PATHS = ("gallery", "from", "to", "out")
 
 
 @app.command()
-def info(gallery: GalleryPath, json_: Json = False) -> None:
+def info(gallery: console.GalleryPath, json_: console.Json = False) -> None:
     """Show what a gallery holds: entries, model, index, size."""
     from fmcnet.retrieval.records import EARLIEST
     from fmcnet.types import Modality
 
     with retrieval.Gallery(gallery, read_only=True) as opened:
         summary, times = opened.info(), opened.times()
-        by_modality = {
-            str(modality): opened.count(retrieval.Where(modality=modality)) for modality in Modality
-        }
+        by_modality = {str(one): opened.count(retrieval.Where(modality=one)) for one in Modality}
         cameras = {name: opened.count(retrieval.Where(cameras=[name])) for name in opened.cameras()}
         timed = opened.count(retrieval.Where(since=EARLIEST))
     settings = summary.settings
@@ -82,21 +63,21 @@ def info(gallery: GalleryPath, json_: Json = False) -> None:
 
 @app.command("list")
 def list_(
-    gallery: GalleryPath,
+    gallery: console.GalleryPath,
     id_: Ids = None,
     pid: Pids = None,
-    camera: Cameras = None,
+    camera: console.Cameras = None,
     track: Tracks = None,
-    since: Since = None,
-    until: Until = None,
+    since: console.Since = None,
+    until: console.Until = None,
     modality: Kind = None,
     tag: Tags = None,
-    timezone: ShownZone = "UTC",
+    timezone: console.ShownZone = "UTC",
     limit: Annotated[int, Option(help="Entries to show; 0: all.", min=0)] = 50,
     ids: Annotated[
         bool, Option("--ids", help="Print only ids, one a line, as gallery remove --id takes them.")
     ] = False,
-    json_: Json = False,
+    json_: console.Json = False,
 ) -> None:
     """List entries, in the order of their adding: all, or those that match all options.
 
@@ -104,7 +85,7 @@ def list_(
     """
     from fmcnet.times import parse_timezone, shown_time
 
-    where = make_filter(
+    where = console.make_filter(
         camera, since, until, timezone, modality=modality, ids=id_, pids=pid, tracks=track, tags=tag
     )
     with retrieval.Gallery(gallery, read_only=True) as opened:
@@ -112,65 +93,65 @@ def list_(
         matching = opened.count(where)
         shown = [entry for entry, _ in islice(opened.scan(where, chunk=limit or 4096), limit or None)]
     if json_:
-        entries = [
-            {**vars(entry), "modality": str(entry.modality), "time": entry.time and entry.time.isoformat()}
-            for entry in shown
-        ]
-        print_json({"gallery": gallery, "matching": matching, "entries": entries, **notes})
+        entries = [{**vars(entry), "time": entry.time and entry.time.isoformat()} for entry in shown]
+        console.print_json({"gallery": gallery, "matching": matching, "entries": entries, **notes})
         return
-    more = "" if len(shown) == matching else f"; {len(shown):,} shown, --limit 0 shows all"
-    total = f"{matching:,} entr{'y' if matching == 1 else 'ies'}{more}"
     if ids:
-        encoding = sys.stdout.encoding or "utf-8"
-        try:  # elsewhere such characters are escaped, but these lines are read by other commands
-            "".join(entry.id for entry in shown).encode(encoding)
-        except UnicodeEncodeError as error:
-            raise FmcnetError(
-                f"the ids do not fit {encoding}, the encoding of the output: set PYTHONUTF8=1, or take --json"
-            ) from error
-        for entry in shown:
-            echo(entry.id)
-        echo(total, err=True)
-        return
-    zone = parse_timezone(timezone)
-    rows = [
-        {
-            "modality": entry.modality,
-            "camera": entry.camera,
-            "time": shown_time(entry.time, zone),
-            "track": entry.track,
-            "pid": entry.pid,
-            "tags": ", ".join(entry.tags) or None,
-            "source": entry.source or entry.id,
-        }
-        for entry in shown
-    ]
-    show_rows(rows)
-    echo(total)
+        _print_ids([entry.id for entry in shown])
+    else:
+        zone = parse_timezone(timezone)
+        console.show_rows(
+            [
+                {
+                    "modality": entry.modality,
+                    "camera": entry.camera,
+                    "time": shown_time(entry.time, zone),
+                    "track": entry.track,
+                    "pid": entry.pid,
+                    "tags": ", ".join(entry.tags) or None,
+                    "source": entry.source or entry.id,
+                }
+                for entry in shown
+            ]
+        )
+    more = "" if len(shown) == matching else f"; {len(shown):,} shown, --limit 0 shows all"
+    console.echo(f"{matching:,} entr{'y' if matching == 1 else 'ies'}{more}", err=ids)
+
+
+def _print_ids(ids: list[str]) -> None:
+    encoding = sys.stdout.encoding or "utf-8"
+    try:  # elsewhere such characters are escaped, but these lines are read by other commands
+        "".join(ids).encode(encoding)
+    except UnicodeEncodeError as error:
+        raise FmcnetError(
+            f"the ids do not fit {encoding}, the encoding of the output: set PYTHONUTF8=1, or take --json"
+        ) from error
+    for entry_id in ids:
+        console.echo(entry_id)
 
 
 @app.command()
 def remove(
-    gallery: GalleryPath,
+    gallery: console.GalleryPath,
     id_: Ids = None,
     pid: Pids = None,
-    camera: Cameras = None,
+    camera: console.Cameras = None,
     track: Tracks = None,
-    since: Since = None,
-    until: Until = None,
+    since: console.Since = None,
+    until: console.Until = None,
     modality: Kind = None,
     tag: Tags = None,
-    timezone: Zone = "UTC",
+    timezone: console.Zone = "UTC",
     yes: Yes = False,
     all_: All = False,
     dry_run: DryRun = False,
-    json_: Json = False,
+    json_: console.Json = False,
 ) -> None:
     """Remove the entries that match ALL options, provably (fmcnet docs gallery).
 
     fmcnet gallery remove people.gallery --pid 17 --yes
     """
-    where = make_filter(
+    where = console.make_filter(
         camera, since, until, timezone, modality=modality, ids=id_, pids=pid, tracks=track, tags=tag
     )
     if where.unconditional:
@@ -185,18 +166,18 @@ def remove(
             _confirm_removal(opened, count, "match", yes, all_)
         for entry_id in id_ or ():
             if entry_id not in opened:
-                echo(f"there is no entry '{entry_id}'", err=True)
+                console.echo(f"there is no entry '{entry_id}'", err=True)
         if not dry_run:
             count = opened.remove(where)
-        facts: dict[str, Any] = {"would_remove" if dry_run else "removed": count, "entries": len(opened)}
-    _print_facts(facts | (notes if json_ else {}), json_, gallery)
+        facts = {"would_remove" if dry_run else "removed": count, "entries": len(opened)}
+    _print_facts({**facts, **notes}, json_, gallery)
 
 
 def _check_answers(json_: bool, yes: bool, all_: bool, dry_run: bool) -> None:
     """Refuse --all without --yes, and --json without an answer."""
     if all_ and not (yes or dry_run):
         raise FmcnetError("--all goes with --yes; without --yes the command asks")
-    check_can_ask(json_, yes or dry_run)
+    console.check_can_ask(json_, yes or dry_run)
 
 
 def _confirm_removal(opened: retrieval.Gallery, count: int, reason: str, yes: bool, all_: bool) -> None:
@@ -205,7 +186,7 @@ def _confirm_removal(opened: retrieval.Gallery, count: int, reason: str, yes: bo
     if not count:
         return
     if not yes:
-        confirm("Remove", count, entries)
+        console.confirm("Remove", count, entries)
     elif count == entries and not all_:
         raise FmcnetError(
             f"all {entries:,} entries of {opened.location} {reason}, and nothing was removed: "
@@ -215,12 +196,12 @@ def _confirm_removal(opened: retrieval.Gallery, count: int, reason: str, yes: bo
 
 @app.command()
 def expire(
-    gallery: GalleryPath,
+    gallery: console.GalleryPath,
     keep: Annotated[str, Option(help="How long entries are kept after they were seen: 30d, 12h, 4w.")],
     yes: Yes = False,
     all_: All = False,
     dry_run: DryRun = False,
-    json_: Json = False,
+    json_: console.Json = False,
 ) -> None:
     """Remove entries seen longer ago than --keep; those without a time stay.
 
@@ -248,9 +229,9 @@ def expire(
     facts = {"would_remove" if dry_run else "removed": count, "entries": entries}
     _print_facts({**facts, "without_a_time": timeless, "before_1970": early}, json_, gallery)
     if timeless:
-        echo(f"{timeless} entries have no time, and so never expire", err=True)
+        console.echo(f"{timeless} entries have no time, and so never expire", err=True)
     if early:
-        echo(
+        console.echo(
             f"{early} entries have a time before 1970, which was read wrongly, and were not removed: "
             "fmcnet index --existing update mends it, fmcnet gallery remove --until 1970-01-01 removes them",
             err=True,
@@ -259,7 +240,7 @@ def expire(
 
 @app.command()
 def relocate(
-    gallery: GalleryPath,
+    gallery: console.GalleryPath,
     old: Annotated[str, Argument(help="The file or folder that sources lie in now.")],
     new: Annotated[str, Argument(help="Where it was moved to.")],
     missing_ok: Annotated[
@@ -267,7 +248,7 @@ def relocate(
     ] = False,
     yes: Yes = False,
     dry_run: DryRun = False,
-    json_: Json = False,
+    json_: console.Json = False,
 ) -> None:
     """Update the paths of moved images, so that indexing adds none of them twice.
 
@@ -275,7 +256,7 @@ def relocate(
     """
     from fmcnet.retrieval.freshness import relocate as move
 
-    check_can_ask(json_, yes or dry_run)
+    console.check_can_ask(json_, yes or dry_run)
     with retrieval.Gallery(gallery, create=False, read_only=dry_run) as opened:
         moved = move(opened, old, new, dry_run=True)
         if moved.missing == moved.matched and not (missing_ok or dry_run):
@@ -284,18 +265,18 @@ def relocate(
                 "give --missing-ok"
             )
         if moved.missing:
-            echo(f"note: {moved.missing} of {moved.matched} files are not at the new place", err=True)
+            console.echo(f"note: {moved.missing} of {moved.matched} files are not at the new place", err=True)
         if not (yes or dry_run):
-            confirm("Relocate", moved.matched, len(opened))
+            console.confirm("Relocate", moved.matched, len(opened))
         if not dry_run:
             moved = move(opened, old, new)
-        facts = {"would_relocate" if dry_run else "relocated": moved.matched, "files_missing": moved.missing}
-        facts["entries"] = len(opened)
-    _print_facts(facts, json_, gallery)
+        entries = len(opened)
+    facts = {"would_relocate" if dry_run else "relocated": moved.matched, "files_missing": moved.missing}
+    _print_facts({**facts, "entries": entries}, json_, gallery)
 
 
 @app.command()
-def compact(gallery: GalleryPath, json_: Json = False) -> None:
+def compact(gallery: console.GalleryPath, json_: console.Json = False) -> None:
     """Return the space of removed entries and update the index."""
     with retrieval.Gallery(gallery, create=False) as opened:
         before = opened.info().bytes
@@ -306,24 +287,26 @@ def compact(gallery: GalleryPath, json_: Json = False) -> None:
 
 @app.command()
 def export(
-    gallery: GalleryPath,
+    gallery: console.GalleryPath,
     out: Annotated[Path, Argument(metavar="FILE", help="A .parquet or .npz file to write.")],
     pid: Pids = None,
-    camera: Cameras = None,
+    camera: console.Cameras = None,
     track: Tracks = None,
-    since: Since = None,
-    until: Until = None,
+    since: console.Since = None,
+    until: console.Until = None,
     modality: Kind = None,
     tag: Tags = None,
-    timezone: Zone = "UTC",
-    json_: Json = False,
+    timezone: console.Zone = "UTC",
+    json_: console.Json = False,
 ) -> None:
     """Write entries and embeddings to a file: all, or those that match all options."""
-    where = make_filter(camera, since, until, timezone, modality=modality, pids=pid, tracks=track, tags=tag)
+    where = console.make_filter(
+        camera, since, until, timezone, modality=modality, pids=pid, tracks=track, tags=tag
+    )
     with retrieval.Gallery(gallery, read_only=True) as opened:
         notes = _print_notes(opened, where)
         count = opened.export(out, None if where.unconditional else where)
-    _print_facts({"exported": count, "out": str(out), **(notes if json_ else {})}, json_, gallery)
+    _print_facts({"exported": count, "out": str(out), **notes}, json_, gallery)
 
 
 @app.command("copy")
@@ -331,7 +314,7 @@ def copy_(
     source: Annotated[str, Argument(metavar="FROM", help="A folder, or milvus://host:port/name.")],
     target: Annotated[str, Argument(metavar="TO", help="A new one, or one that a stopped copy began.")],
     index: Annotated[str | None, Option(help="Of a new TO: exact, hnsw, or auto (a folder).")] = None,
-    json_: Json = False,
+    json_: console.Json = False,
 ) -> None:
     """Copy a gallery into another folder or a Milvus collection, either way.
 
@@ -341,15 +324,17 @@ def copy_(
     """
     from fmcnet.retrieval.copy import copy_gallery
 
-    index_choice = check_choice("--index", index, ("auto", "exact", "hnsw"))
-    with explain_resume():
+    index_choice = console.check_choice("--index", index, ("auto", "exact", "hnsw"))
+    with console.explain_resume():
         copied = asdict(copy_gallery(source, target, index=index_choice, progress=False if json_ else None))
     _print_facts({"from": copied.pop("source"), "to": copied.pop("target"), **copied}, json_, "copied")
 
 
 @app.command()
 def backup(
-    gallery: GalleryPath, out: Annotated[Path, Argument(help="The new folder.")], json_: Json = False
+    gallery: console.GalleryPath,
+    out: Annotated[Path, Argument(help="The new folder.")],
+    json_: console.Json = False,
 ) -> None:
     """Copy a gallery into a new folder, also while it is in use.
 
@@ -367,7 +352,7 @@ def restore(
     copy: Annotated[Path, Argument(metavar="BACKUP", help="A folder that fmcnet gallery backup made.")],
     gallery: Annotated[Path, Argument(help="The gallery's folder.")],
     replace: Annotated[bool, Option("--replace", help="Replace a gallery; end its service first.")] = False,
-    json_: Json = False,
+    json_: console.Json = False,
 ) -> None:
     """Make a gallery from a backup.
 
@@ -386,7 +371,7 @@ def recover(
     gallery: Annotated[Path, Argument(help="The folder of a gallery whose database was lost or damaged.")],
     out: Annotated[Path, Argument(help="The new gallery's folder.")],
     model: Annotated[str, Option(help="The model that the gallery was indexed with.")],
-    json_: Json = False,
+    json_: console.Json = False,
 ) -> None:
     """Make a new gallery of what a damaged one still holds.
 
@@ -404,18 +389,19 @@ def recover(
 
 
 def _print_notes(opened: retrieval.Gallery, where: retrieval.Where) -> dict[str, Any]:
-    """Print notes on a filter, and return them as a fact for JSON, where there are any."""
+    """Print notes on a filter, and return them as the fact "notes", where there are any."""
     from fmcnet.retrieval.answer import filter_notes
 
     notes = filter_notes(opened, where)
     for note in notes:
-        echo(f"note: {note}", err=True)
+        console.echo(f"note: {note}", err=True)
     return {"notes": list(notes)} if notes else {}
 
 
 def _print_facts(facts: dict[str, Any], json_: bool, title: str) -> None:
     if json_:
-        print_json(facts)
+        console.print_json(facts)
         return
-    paths: dict[str, str] = {name: facts.pop(name) for name in PATHS if name in facts}
-    show(title, {name.replace("_", " "): value for name, value in facts.items()}, paths)
+    paths = {name: facts[name] for name in PATHS if name in facts}
+    shown = {name.replace("_", " "): facts[name] for name in facts if name not in (*PATHS, "notes")}
+    console.show(title, shown, paths)

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from fmcnet.cli.console import Device, Json, echo, print_json, print_report
+from fmcnet.cli import console
 from fmcnet.errors import FmcnetError
 from fmcnet.names import nearest
 
@@ -34,7 +34,7 @@ def docs(
         ),
     ] = None,
     where: Annotated[bool, Option("--path", help="Print the page's file name instead.")] = False,
-    json_: Json = False,
+    json_: console.Json = False,
 ) -> None:
     """Show a page of the documentation, or an example script.
 
@@ -44,31 +44,31 @@ def docs(
     if page is None:
         titles = {name: _read_title(path) for name, path in pages.items()}
         if json_:
-            print_json({name: {"title": titles[name], "path": str(pages[name])} for name in pages})
+            console.print_json({name: {"title": titles[name], "path": str(pages[name])} for name in pages})
             return
         for name, title in titles.items():
-            echo(f"{name}: {pages[name] if where else title}")
-        echo("fmcnet docs NAME shows one, --path where it lies")
+            console.echo(f"{name}: {pages[name] if where else title}")
+        console.echo("fmcnet docs NAME shows one, --path where it lies")
         return
     if page not in pages:
         similar = nearest(page, pages)
         suggestion = f", did you mean '{similar}'?" if similar else ":"
         raise FmcnetError(f"there is no page '{page}'{suggestion} choose of {', '.join(pages)}")
     if json_:
-        print_json({"title": _read_title(pages[page]), "path": str(pages[page])})
+        console.print_json({"title": _read_title(pages[page]), "path": str(pages[page])})
     elif where:
-        echo(str(pages[page]))
+        console.echo(str(pages[page]))
     elif pages[page].suffix == ".ipynb":
-        echo(f"a notebook, for Jupyter: {pages[page]}")
+        console.echo(f"a notebook, for Jupyter: {pages[page]}")
     elif pages[page].suffix == ".md" and sys.stdout.isatty():
         from rich.console import Console
         from rich.markdown import Markdown
 
-        console = Console()
-        with console.pager(styles=True):
-            console.print(Markdown(pages[page].read_text(encoding="utf-8")))
+        terminal = Console()
+        with terminal.pager(styles=True):
+            terminal.print(Markdown(pages[page].read_text(encoding="utf-8")))
     else:
-        echo(pages[page].read_text(encoding="utf-8"), nl=False)
+        console.echo(pages[page].read_text(encoding="utf-8"), nl=False)
 
 
 def _pages() -> dict[str, Path]:
@@ -98,8 +98,8 @@ def doctor(
         str | None, Option(help="A gallery: does it fit the model? A folder or milvus://host:port/name.")
     ] = None,
     calibration: Annotated[Path | None, Option(help="A calibration; default: that of the model.")] = None,
-    device: Device = "auto",
-    json_: Json = False,
+    device: console.Device = "auto",
+    json_: console.Json = False,
 ) -> None:
     """Report versions, devices, threads and extras; exit code 1 if something must be mended.
 
@@ -110,6 +110,6 @@ def doctor(
     from fmcnet.doctor import diagnose
 
     report = diagnose(model, gallery, calibration, device)
-    print_report(report, json_)
+    console.print_report(report, json_)
     if not report.ok:
         raise typer.Exit(1)

@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 from typer import Argument, Option
 
 from fmcnet import retrieval
-from fmcnet.cli.console import (
-    Batch,
-    Device,
-    GalleryModel,
-    GalleryPath,
-    Json,
-    Range,
-    Zone,
-    check_can_ask,
-    check_choice,
-    confirm,
-    echo,
-    print_json,
-    show,
-)
+from fmcnet.cli import console
 from fmcnet.errors import FmcnetError
 from fmcnet.names import printable
 
@@ -33,35 +19,30 @@ if TYPE_CHECKING:
     from fmcnet.retrieval.indexing import IndexReport
 
 
-def _remove_if_empty(command: Callable[..., None]) -> Callable[..., None]:
-    """Remove a gallery that the command made and that got no entry; say what an early Ctrl-C left."""
+@contextlib.contextmanager
+def _no_empty_gallery(gallery: str) -> Iterator[None]:
+    """Remove a gallery that the block makes and that gets no entry; say what an early Ctrl-C left."""
+    from fmcnet.retrieval.sqlite_connection import NAME
 
-    @functools.wraps(command)
-    def run(gallery: str, **options: Any) -> None:
-        from fmcnet.retrieval.sqlite_connection import NAME
+    folder = Path(gallery)
+    new_gallery, new_folder = not (folder / NAME).exists(), not folder.exists()
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        if interrupt.args:  # of the indexing, which says what was added
+            raise
+        raise KeyboardInterrupt("nothing was added; the same command starts again") from None
+    finally:
+        if new_gallery and (folder / NAME).exists():
+            from fmcnet.retrieval.backup import remove_empty
 
-        folder = Path(gallery)
-        new_gallery, new_folder = not (folder / NAME).exists(), not folder.exists()
-        try:
-            command(gallery, **options)
-        except KeyboardInterrupt as interrupt:
-            if interrupt.args:
-                raise
-            raise KeyboardInterrupt("nothing was added; the same command starts again") from None
-        finally:
-            if new_gallery and (folder / NAME).exists():
-                from fmcnet.retrieval.backup import remove_empty
-
-                remove_empty(folder, whole=new_folder)
-
-    return run
+            remove_empty(folder, whole=new_folder)
 
 
-@_remove_if_empty
 def index(
-    gallery: GalleryPath,
+    gallery: console.GalleryPath,
     source: Annotated[list[Path], Argument(help="Pictures, folders of pictures, or one CSV or dataset.")],
-    model: GalleryModel = None,
+    model: console.GalleryModel = None,
     modality: Annotated[
         str | None,
         Option(
@@ -89,18 +70,12 @@ def index(
     pid_prefix: Annotated[
         str, Option(metavar="TEXT", help="Put before every identity, as 'regdb-': keeps datasets apart.")
     ] = "",
-    timezone: Zone = "UTC",
-    doubtful_times: Annotated[
-        str,
-        Option(
-            help="Local times that come twice, or never, when clocks change: refuse, or take the earlier or "
-            "later."
-        ),
-    ] = "refuse",
+    timezone: console.Zone = "UTC",
+    doubtful_times: console.DoubtfulTimes = "refuse",
     layout: Annotated[
         str, Option(help="auto, sysu, regdb, llcm, csv, or images: a folder of pictures all the same.")
     ] = "auto",
-    range_: Range = None,
+    range_: console.Range = None,
     split: Annotated[str, Option(help="Of a dataset: all, train, val or test.")] = "all",
     on_error: Annotated[
         str, Option(help="raise: stop at a broken picture; skip: leave it out and name it.")
@@ -147,9 +122,9 @@ def index(
             "entries. Stays with the gallery; default auto.",
         ),
     ] = None,
-    batch: Batch = 64,
-    device: Device = "auto",
-    json_: Json = False,
+    batch: console.Batch = 64,
+    device: console.Device = "auto",
+    json_: console.Json = False,
 ) -> None:
     """Add images of people to a gallery; images that it holds are skipped.
 
@@ -158,84 +133,87 @@ def index(
     The gallery stores embeddings and metadata; small pictures only with --keep-images. Ctrl-C or a kill loses no
     added picture: the same command continues.
     """
-    from fmcnet.data.pixels import RANGE_UNUSED
-    from fmcnet.retrieval.indexing import Existing, check_faults, leave_out_expired
-    from fmcnet.retrieval.indexing import index as add_new
-    from fmcnet.retrieval.inputs import expires_before
-    from fmcnet.retrieval.records import Dtype, IndexChoice
-    from fmcnet.retrieval.searcher import open_model, range_of, remember
-    from fmcnet.retrieval.sources import NamePattern, Rules, read_sources
-    from fmcnet.times import Doubtful, TimePattern, parse_timezone
-    from fmcnet.types import parse_modality
+    with _no_empty_gallery(gallery):
+        from fmcnet.data.pixels import RANGE_UNUSED
+        from fmcnet.retrieval.indexing import Existing, check_faults, leave_out_expired
+        from fmcnet.retrieval.indexing import index as add_new
+        from fmcnet.retrieval.inputs import expires_before
+        from fmcnet.retrieval.records import Dtype, IndexChoice
+        from fmcnet.retrieval.searcher import open_model, range_of, remember
+        from fmcnet.retrieval.sources import NamePattern, Rules, read_sources
+        from fmcnet.times import Doubtful, TimePattern, parse_timezone
+        from fmcnet.types import parse_modality
 
-    on_fault = check_choice("--on-error", on_error, ("raise", "skip"))
-    on_existing = check_choice("--existing", existing, get_args(Existing))
-    new_dtype = check_choice("--dtype", dtype or "float32", get_args(Dtype))
-    index_choice = check_choice("--index", kind, get_args(IndexChoice))
-    doubtful = check_choice("--doubtful-times", doubtful_times, get_args(Doubtful))
-    value_range = range_of(gallery, range_)
-    zone = parse_timezone(timezone)
+        on_fault = console.check_choice("--on-error", on_error, ("raise", "skip"))
+        on_existing = console.check_choice("--existing", existing, get_args(Existing))
+        new_dtype = console.check_choice("--dtype", dtype or "float32", get_args(Dtype))
+        index_choice = console.check_choice("--index", kind, get_args(IndexChoice))
+        doubtful = console.check_choice("--doubtful-times", doubtful_times, get_args(Doubtful))
+        value_range = range_of(gallery, range_)
+        zone = parse_timezone(timezone)
 
-    if not prune and (prune_roots or yes or dry_run):
-        raise FmcnetError("--prune-roots, --yes and --dry-run go with --prune")
-    if prune:
-        check_can_ask(json_, yes or dry_run)
-    pruned = _prune(gallery, prune_roots, yes, dry_run, json_) if prune else {}
-    if dry_run:
-        return
+        if not prune and (prune_roots or yes or dry_run):
+            raise FmcnetError("--prune-roots, --yes and --dry-run go with --prune")
+        if prune:
+            console.check_can_ask(json_, yes or dry_run)
+        pruned = _prune(gallery, prune_roots, yes, dry_run, json_) if prune else {}
+        if dry_run:
+            return
 
-    def pattern(option: str, text: str | None) -> NamePattern | None:
-        return None if text is None else NamePattern(text, option)
+        def pattern(option: str, text: str | None) -> NamePattern | None:
+            return None if text is None else NamePattern(text, option)
 
-    rules = Rules(
-        modality=None if modality is None else parse_modality(modality),
-        camera=camera,
-        cameras=pattern("--camera-from-name", camera_from_name),
-        times=None if time_from_name is None else TimePattern(time_from_name, zone, doubtful),
-        tracks=pattern("--track-from-name", track_from_name),
-        pids=pattern("--pid-from-name", pid_from_name),
-        pid_prefix=pid_prefix,
-        layout=layout,
-        split=split,
-        zone=zone,
-        doubtful=doubtful,
-    )
-    until = None if keep is None else expires_before(keep)
-    sources = read_sources(source, rules)
-    if until is not None:
-        sources = leave_out_expired(sources, until, f"--keep {keep}")
-    if on_error == "raise":
-        check_faults(sources, missing_ok=prune)  # before a gallery is made
-    encoder = open_model(gallery, model, device)
-    with retrieval.Gallery(gallery, dtype=new_dtype, index=index_choice) as opened:
-        searcher = retrieval.Searcher(encoder, opened)
-        settings = opened.settings
-        if dtype is not None and settings is not None and settings.dtype != dtype:
-            raise FmcnetError(
-                f"--dtype {dtype}: {gallery} keeps {settings.dtype} since its first entry; index into another gallery"
-            )
-        for bounds in dict.fromkeys((value_range, *(picture.value_range for picture in sources.pictures))):
-            remember(gallery, model or encoder.folder, bounds)
-        report = add_new(
-            searcher,
-            sources,
-            on_error=on_fault,
-            existing=on_existing,
-            keep_images=keep_images,
-            batch_size=batch,
-            progress=False if json_ else None,
-            value_range=value_range,
-            include_removed=include_removed,
-            missing_ok=prune,
+        rules = Rules(
+            modality=None if modality is None else parse_modality(modality),
+            camera=camera,
+            cameras=pattern("--camera-from-name", camera_from_name),
+            times=None if time_from_name is None else TimePattern(time_from_name, zone, doubtful),
+            tracks=pattern("--track-from-name", track_from_name),
+            pids=pattern("--pid-from-name", pid_from_name),
+            pid_prefix=pid_prefix,
+            layout=layout,
+            split=split,
+            zone=zone,
+            doubtful=doubtful,
         )
-    if range_ is not None and report.added + report.replaced and not report.ranged:
-        report.notes.append(RANGE_UNUSED)
-    if json_:
-        print_json({"gallery": gallery, **pruned, **report.to_dict()})
-        return
-    show(f"indexed into {gallery}", _counts(report))
-    for line in _remark_lines(report, gallery):
-        echo(printable(line), err=True)
+        until = None if keep is None else expires_before(keep)
+        sources = read_sources(source, rules)
+        if until is not None:
+            sources = leave_out_expired(sources, until, f"--keep {keep}")
+        if on_error == "raise":
+            check_faults(sources, missing_ok=prune)  # before a gallery is made
+        encoder = open_model(gallery, model, device)
+        with retrieval.Gallery(gallery, dtype=new_dtype, index=index_choice) as opened:
+            searcher = retrieval.Searcher(encoder, opened)
+            settings = opened.settings
+            if dtype is not None and settings is not None and settings.dtype != dtype:
+                raise FmcnetError(
+                    f"--dtype {dtype}: {gallery} keeps {settings.dtype} since its first entry; "
+                    "index into another gallery"
+                )
+            ranges = (value_range, *(picture.value_range for picture in sources.pictures))
+            for bounds in dict.fromkeys(ranges):
+                remember(gallery, model or encoder.folder, bounds)
+            report = add_new(
+                searcher,
+                sources,
+                on_error=on_fault,
+                existing=on_existing,
+                keep_images=keep_images,
+                batch_size=batch,
+                progress=False if json_ else None,
+                value_range=value_range,
+                include_removed=include_removed,
+                missing_ok=prune,
+            )
+        if range_ is not None and report.added + report.replaced and not report.ranged:
+            report.notes.append(RANGE_UNUSED)
+        if json_:
+            console.print_json({"gallery": gallery, **pruned, **report.to_dict()})
+            return
+        console.show(f"indexed into {gallery}", _counts(report))
+        for line in _remark_lines(report, gallery):
+            console.echo(printable(line), err=True)
 
 
 def _counts(report: IndexReport) -> dict[str, int]:
@@ -304,15 +282,15 @@ def _prune(gallery: str, roots: bool, yes: bool, dry_run: bool, json_: bool) -> 
             first = (
                 f"{len(folder.ids)} of {folder.entries} files are gone, the first {printable(folder.first)}"
             )
-            echo(f"{printable(folder.root)}: {first}", err=True)
+            console.echo(f"{printable(folder.root)}: {first}", err=True)
         for folder in kept:
-            echo(
+            console.echo(
                 f"{printable(folder.root)}: none of its {folder.entries} files is there. Is its disk mounted? Its "
                 "entries stay; --prune-roots removes them",
                 err=True,
             )
         if count and not (yes or dry_run):
-            confirm("Remove", count, len(opened))
+            console.confirm("Remove", count, len(opened))
         if not dry_run:
             count = remove_gone(opened, removable)
     facts = {
@@ -321,7 +299,7 @@ def _prune(gallery: str, roots: bool, yes: bool, dry_run: bool, json_: bool) -> 
         "gone_kept": [folder.to_dict() for folder in kept],
     }
     if dry_run and json_:
-        print_json({"gallery": gallery, **facts})
+        console.print_json({"gallery": gallery, **facts})
     elif not json_:
-        echo(f"{count} entries would be removed" if dry_run else f"removed {count} entries")
+        console.echo(f"{count} entries would be removed" if dry_run else f"removed {count} entries")
     return facts

@@ -8,29 +8,29 @@ from typing import Annotated, Any
 
 from typer import Argument, Option
 
-from fmcnet.cli.console import Batch, Device, Json, Model, Range, check_choice, echo, print_json, show
+from fmcnet.cli import console
 from fmcnet.errors import FmcnetError
 
 Overwrite = Annotated[bool, Option("--overwrite", help="Replace the model that is in the folder.")]
 
 
-def info(run: Model, json_: Json = False) -> None:
+def info(run: console.Model, json_: console.Json = False) -> None:
     """Show what a run is: model, data, settings, versions."""
     from fmcnet.inference.info import model_info
 
     facts = model_info(run)
     if json_:
-        print_json(facts)
+        console.print_json(facts)
         return
     config = facts.pop("config")
     sections = {"versions": facts.pop("versions"), **config}
     texts = {name: ", ".join(f"{k} {v}" for k, v in section.items()) for name, section in sections.items()}
     paths: dict[str, str] = {key: facts.pop(key) for key in ("weights", "made_from") if key in facts}
-    show(facts.pop("run"), {**facts, **texts}, paths)
+    console.show(facts.pop("run"), {**facts, **texts}, paths)
 
 
 def embed(
-    run: Model,
+    run: console.Model,
     out: Annotated[Path, Option(help="The .npz to write, which fmcnet score reads.")],
     images: Annotated[list[Path] | None, Argument(help="Images or folders, with --modality.")] = None,
     modality: Annotated[
@@ -42,7 +42,7 @@ def embed(
         Option(help="Instead of images: a dataset or CSV, with identities, cameras and modalities."),
     ] = None,
     split: Annotated[str | None, Option(help="Part of --data: train, val, test (default) or all.")] = None,
-    batch: Batch = 64,
+    batch: console.Batch = 64,
     on_error: Annotated[
         str | None,
         Option(
@@ -52,10 +52,10 @@ def embed(
     skip_unreadable: Annotated[
         bool, Option("--skip-unreadable", help="The old name of --on-error skip.", hidden=True)
     ] = False,
-    range_: Range = None,
+    range_: console.Range = None,
     raw: Annotated[bool, Option("--raw", help="Do not bring embeddings to unit length.")] = False,
-    device: Device = "auto",
-    json_: Json = False,
+    device: console.Device = "auto",
+    json_: console.Json = False,
 ) -> None:
     """Turn images into embeddings; a dot product of two is their cosine similarity.
 
@@ -68,7 +68,7 @@ def embed(
     from fmcnet.data.pixels import RANGE_UNUSED, Remarks, parse_range
     from fmcnet.inference.embed import embed_dataset, embed_files
 
-    skip = check_choice("--on-error", on_error, ("raise", "skip")) == "skip" or skip_unreadable
+    skip = console.check_choice("--on-error", on_error, ("raise", "skip")) == "skip" or skip_unreadable
     for_images = {"images": images, "--modality": modality, "--on-error": on_error or skip, "--range": range_}
     used = [name for name, value in for_images.items() if value]
     facts: dict[str, Any] = {}
@@ -105,15 +105,15 @@ def embed(
         facts = {"modality": modality, "ignored": ignored_facts(tuple(ignored)), "notes": notes}
         lines = [ignored_line(tuple(ignored)), *notes]
     if json_:
-        print_json({"out": str(out), "images": count, "dim": dim, **facts})
+        console.print_json({"out": str(out), "images": count, "dim": dim, **facts})
         return
-    echo(f"{count} embeddings of length {dim}: {out}")
+    console.echo(f"{count} embeddings of length {dim}: {out}")
     for line in filter(None, lines):
-        echo(line, err=True)
+        console.echo(line, err=True)
 
 
 def calibrate(
-    run: Model,
+    run: console.Model,
     data: Annotated[Path, Option("--data", help="A labelled dataset, folder or CSV: fmcnet docs datasets.")],
     fmr: Annotated[
         float, Option(help="False-match rate of the default threshold, of one comparison.")
@@ -129,8 +129,8 @@ def calibrate(
             "the model's folder, which is found by itself."
         ),
     ] = None,
-    device: Device = "auto",
-    json_: Json = False,
+    device: console.Device = "auto",
+    json_: console.Json = False,
 ) -> None:
     """Learn from a labelled table what a similarity means: probability of "same person", thresholds.
 
@@ -151,17 +151,17 @@ def calibrate(
         progress=False if json_ else None,
     )
     if json_:
-        print_json({"out": str(path), **calibration.to_dict()})
+        console.print_json({"out": str(path), **calibration.to_dict()})
         return
     for line in calibration_lines(calibration):
-        echo(line)
+        console.echo(line)
     if out is not None:
-        echo(f"use it: fmcnet search GALLERY IMAGE --calibration {path} (or fmcnet serve)")
-    echo(f"calibration: {path}")
+        console.echo(f"use it: fmcnet search GALLERY IMAGE --calibration {path} (or fmcnet serve)")
+    console.echo(f"calibration: {path}")
 
 
 def project(
-    run: Model,
+    run: console.Model,
     data: Annotated[
         Path,
         Option("--data", help="The dataset or CSV it was trained on; its training images are learnt from."),
@@ -172,8 +172,8 @@ def project(
     ),
     out: Annotated[Path | None, Option(help="The folder to write; default RUN/projected-DIM.")] = None,
     overwrite: Overwrite = False,
-    device: Device = "auto",
-    json_: Json = False,
+    device: console.Device = "auto",
+    json_: console.Json = False,
 ) -> None:
     """Make a model of smaller embeddings: a linear map behind the network, learnt from its training images.
 
@@ -198,17 +198,17 @@ def project(
     facts = {"dim": result.dim, "from": len(result.mean), "method": result.method, **result.facts}
     if json_:
         content = {"out": str(folder), "digest": model_digest(folder), "source": result.source, **facts}
-        print_json(content)
+        console.print_json(content)
         return
-    echo(
+    console.echo(
         f"{len(result.mean)} values to {result.dim} ({result.method}), learnt from {facts['images']:,} "
         f"images of {facts['identities']:,} identities"
     )
-    echo(f"model: {folder}\nwhat it costs: fmcnet evaluate {folder} --data {data} --both")
+    console.echo(f"model: {folder}\nwhat it costs: fmcnet evaluate {folder} --data {data} --both")
 
 
 def adapt(
-    run: Model,
+    run: console.Model,
     out: Annotated[Path, Option(help="The folder to write.")],
     data: Annotated[
         Path | None, Argument(help="A dataset or CSV with both modalities; identities are not used.")
@@ -216,9 +216,9 @@ def adapt(
     visible: Annotated[list[Path] | None, Option(help="A visible image or folder; repeatable.")] = None,
     infrared: Annotated[list[Path] | None, Option(help="An infrared image or folder; repeatable.")] = None,
     overwrite: Overwrite = False,
-    batch: Batch = 64,
-    device: Device = "auto",
-    json_: Json = False,
+    batch: console.Batch = 64,
+    device: console.Device = "auto",
+    json_: console.Json = False,
 ) -> None:
     """Adapt a model to your cameras with unlabelled crops: only statistics change, no weights.
 
@@ -239,7 +239,7 @@ def adapt(
     elif visible and infrared:
         sources = [list_images(visible, ignored), list_images(infrared, ignored)]
         if ignored:
-            echo(ignored_line(tuple(ignored)), err=json_)
+            console.echo(ignored_line(tuple(ignored)), err=json_)
         crops = Crops.of(*sources)
     else:
         missing = "--infrared" if visible else "--visible"
@@ -248,14 +248,16 @@ def adapt(
         run, crops, out, overwrite=overwrite, batch=batch, device=device, progress=False if json_ else None
     )
     if json_:
-        print_json({"out": str(adapted.folder), **asdict(adapted), "ignored": ignored_facts(tuple(ignored))})
+        console.print_json(
+            {"out": str(adapted.folder), **asdict(adapted), "ignored": ignored_facts(tuple(ignored))}
+        )
         return
-    echo(
+    console.echo(
         f"statistics of {adapted.images['visible']:,} visible and {adapted.images['infrared']:,} infrared images"
     )
-    echo(f"model: {adapted.folder} (digest {adapted.digest})")
+    console.echo(f"model: {adapted.folder} (digest {adapted.digest})")
     note = "" if adapted.digest == adapted.source else f"; one of model {adapted.source} does not hold"
-    echo(f"calibration: none{note}. Learn one: fmcnet calibrate {adapted.folder} --data TABLE")
+    console.echo(f"calibration: none{note}. Learn one: fmcnet calibrate {adapted.folder} --data TABLE")
 
 
 def export(
@@ -277,7 +279,7 @@ def export(
     out: Annotated[Path | None, Option(help="Folder to write; default RUN/onnx or RUN/onnx-int8.")] = None,
     force: Annotated[bool, Option("--force", help="With --int8: keep a model that loses too much.")] = False,
     overwrite: Annotated[bool, Option("--overwrite", help="Replace an export of another model.")] = False,
-    json_: Json = False,
+    json_: console.Json = False,
 ) -> None:
     """Write a model for ONNX Runtime, and a report on what that changes.
 
@@ -309,18 +311,18 @@ def export(
         progress=False if json_ else None,
     )
     if json_:
-        print_json(result.to_dict())
+        console.print_json(result.to_dict())
         return
-    echo(markdown(result.forms, result.remarks))
-    echo(f"model: {result.out}")
+    console.echo(markdown(result.forms, result.remarks))
+    console.echo(f"model: {result.out}")
 
 
 def push(
-    model: Model,
+    model: console.Model,
     name: Annotated[str, Argument(metavar="OWNER/NAME", help="Name of the repository on the hub.")],
     public: Annotated[bool, Option("--public", help="Make a new repository public, not private.")] = False,
     message: Annotated[str | None, Option(help="Message of the commit.")] = None,
-    json_: Json = False,
+    json_: console.Json = False,
 ) -> None:
     """Push a model to the Hugging Face Hub: weights, card, calibration and README.md, no images.
 
@@ -333,6 +335,6 @@ def push(
 
     address = write(find_model(model), name, public=public, message=message)
     if json_:
-        print_json({"model": str(model), "name": name, "commit": address})
+        console.print_json({"model": str(model), "name": name, "commit": address})
     else:
-        show("pushed", {"name": name}, {"commit": address})
+        console.show("pushed", {"name": name}, {"commit": address})

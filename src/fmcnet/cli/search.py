@@ -8,23 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
-from fmcnet.cli.console import (
-    CalibrationFile,
-    Cameras,
-    Device,
-    GalleryModel,
-    GalleryPath,
-    Json,
-    Range,
-    ShownZone,
-    Since,
-    Until,
-    check_choice,
-    echo,
-    make_filter,
-    print_json,
-    show_rows,
-)
+from fmcnet.cli import console
 from fmcnet.errors import FmcnetError
 from fmcnet.names import printable
 
@@ -35,24 +19,24 @@ if TYPE_CHECKING:
 
 
 def search(
-    gallery: GalleryPath,
+    gallery: console.GalleryPath,
     images: Annotated[list[Path], Argument(metavar="IMAGE...", help="One or several images of ONE person.")],
     modality: Annotated[
         list[str], Option(help="visible or infrared: one for all images, or repeated, one for each in order.")
     ],
-    model: GalleryModel = None,
-    calibration: CalibrationFile = None,
+    model: console.GalleryModel = None,
+    calibration: console.CalibrationFile = None,
     top: Annotated[int, Option(help="Most results.", min=1)] = 20,
-    camera: Cameras = None,
-    since: Since = None,
-    until: Until = None,
+    camera: console.Cameras = None,
+    since: console.Since = None,
+    until: console.Until = None,
     among: Annotated[
         str | None,
         Option(
             "--entry-modality", "--among", help="Only visible or infrared entries; --among is its old name."
         ),
     ] = None,
-    timezone: ShownZone = "UTC",
+    timezone: console.ShownZone = "UTC",
     min_probability: Annotated[float | None, Option(help="Leave out less probable entries, 0..1.")] = None,
     fmr: Annotated[
         float | None, Option(help="Leave out entries below the threshold of this false-match rate.")
@@ -64,12 +48,12 @@ def search(
         str | None,
         Option(help="track: one result for each, its images pooled; pid: one for each, by its best image."),
     ] = None,
-    range_: Range = None,
+    range_: console.Range = None,
     html: Annotated[
         Path | None, Option(help="Write a page of the ranked images, read from their sources.")
     ] = None,
-    device: Device = "auto",
-    json_: Json = False,
+    device: console.Device = "auto",
+    json_: console.Json = False,
 ) -> None:
     """Search a gallery with images of one person.
 
@@ -88,8 +72,8 @@ def search(
         raise FmcnetError(
             f"--html {html}: the page would take this file's place: give a name that ends in .html"
         )
-    grouping = check_choice("--group", group, ("track", "pid"))
-    where = make_filter(camera, since, until, timezone, modality=among)
+    grouping = console.check_choice("--group", group, ("track", "pid"))
+    where = console.make_filter(camera, since, until, timezone, modality=among)
     value_range = range_of(gallery, range_)
     ignored: list[Ignored] = []
     paths = list_images(images, ignored)
@@ -114,11 +98,11 @@ def search(
         if html is not None:
             write_page(html, answer, paths, opened.picture, parse_timezone(timezone))
     if json_:
-        print_json({"gallery": gallery, **answer.to_dict()})
+        console.print_json({"gallery": gallery, **answer.to_dict()})
         return
     _print_answer(answer, parse_timezone(timezone))
     if html is not None:
-        echo(f"page: {html}")
+        console.echo(f"page: {html}")
 
 
 def _print_answer(answer: Answer, zone: tzinfo) -> None:
@@ -138,10 +122,10 @@ def _print_answer(answer: Answer, zone: tzinfo) -> None:
         }
         for rank, (hit, size) in enumerate(answer.ranking, 1)
     ]
-    show_rows(rows)
+    console.show_rows(rows)
     for rank, hit in enumerate(answer.hits, 1):  # whole, to be copied and piped
-        echo(f"{rank}: {printable(hit.source or hit.id)}")
+        console.echo(f"{rank}: {printable(hit.source or hit.id)}")
     if not answer.hits:
-        echo("nobody" if answer.compared else "no entry to compare with")
+        console.echo("nobody" if answer.compared else "no entry to compare with")
     for note in filter(None, (answer.order, *answer.notes)):
-        echo(note)
+        console.echo(note)

@@ -9,7 +9,7 @@ import typer
 import typer.core
 from typer import Argument, Option
 
-from fmcnet.cli.console import CalibrationFile, Device, GalleryModel, Json, echo, print_json
+from fmcnet.cli import console
 from fmcnet.errors import require
 
 
@@ -17,8 +17,8 @@ def serve(
     gallery: Annotated[
         str, Argument(help="A gallery's folder, created where missing; or milvus://host:port/name.")
     ],
-    model: GalleryModel = None,
-    calibration: CalibrationFile = None,
+    model: console.GalleryModel = None,
+    calibration: console.CalibrationFile = None,
     host: Annotated[
         str, Option(help="Address to listen at; beyond this machine it needs API keys.")
     ] = "127.0.0.1",
@@ -61,7 +61,7 @@ def serve(
     max_queue: Annotated[int, Option(help="Most images that wait for the model; more get 503.", min=1)] = 512,
     batch: Annotated[int, Option(help="Most images of a batch.", min=1)] = 32,
     batch_wait: Annotated[float, Option(help="Milliseconds to wait for a batch to fill.", min=0.01)] = 5,
-    device: Device = "auto",
+    device: console.Device = "auto",
     threads: Annotated[int | None, Option(help="CPU threads of the network.", min=1)] = None,
 ) -> None:
     """Serve a gallery over HTTP, with a page to search it (fmcnet docs serve).
@@ -136,20 +136,20 @@ def add_key(
     """Make an API key: printed once, kept as a hash only. A service that runs takes it at once."""
     from fmcnet.server.keys import new_key
 
-    echo(new_key(file, name, scope))
+    console.echo(new_key(file, name, scope))
 
 
 @keys_app.command("list")
-def list_all(file: KeyFile, json_: Json = False) -> None:
+def list_all(file: KeyFile, json_: console.Json = False) -> None:
     """Names and scopes of the keys; the keys themselves are not kept."""
     from fmcnet.server.keys import list_keys
 
     keys = list_keys(file)
     if json_:
-        print_json({"keys": [{"name": key.name, "scopes": sorted(key.scopes)} for key in keys]})
+        console.print_json({"keys": [{"name": key.name, "scopes": sorted(key.scopes)} for key in keys]})
         return
     for key in keys:
-        echo(f"{key.name}: {', '.join(sorted(key.scopes))}")
+        console.echo(f"{key.name}: {', '.join(sorted(key.scopes))}")
 
 
 @keys_app.command()
@@ -160,4 +160,4 @@ def revoke(
     from fmcnet.server.keys import revoke_key
 
     revoke_key(file, name)
-    echo(f"revoked: {name}")
+    console.echo(f"revoked: {name}")

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from typer import Argument, Option
 
-from fmcnet.cli.console import Data, Device, Json, echo, print_json, show
+from fmcnet.cli import console
 from fmcnet.errors import FmcnetError, Interrupted
 
 Overrides = Annotated[
@@ -27,7 +27,7 @@ def complete_config(incomplete: str) -> list[str]:
 
 
 def train(
-    data: Data,
+    data: console.Data,
     out: Annotated[Path, Option(help="The run folder to write.")],
     overrides: Overrides = None,
     config: Annotated[
@@ -47,8 +47,8 @@ def train(
     profile: Annotated[
         bool, Option("--profile", help="Profile a few steps: a trace and a table in OUT/profile.")
     ] = False,
-    device: Device = "auto",
-    json_: Json = False,
+    device: console.Device = "auto",
+    json_: console.Json = False,
 ) -> None:
     """Train FMCNet or a variant of it.
 
@@ -90,7 +90,7 @@ def train(
     if int(os.environ.get("RANK", "0")):
         return
     if json_:
-        print_json([result.to_dict() for result in results] if splits else results[0].to_dict())
+        console.print_json([result.to_dict() for result in results] if splits else results[0].to_dict())
         return
     verbose = logging.getLogger("fmcnet").isEnabledFor(logging.DEBUG)
     for result in results:
@@ -110,7 +110,7 @@ def train(
             "selected": result.selected,
         }
         paths = {"weights": result.run / "model.safetensors", "log": result.run / "log.jsonl"}
-        show("trained", facts, paths)
+        console.show("trained", facts, paths)
 
 
 def config(
@@ -132,9 +132,9 @@ def config(
 
     if name is None:
         for shipped_name in shipped():
-            echo(f"{shipped_name}: {purpose(shipped_name)}")
+            console.echo(f"{shipped_name}: {purpose(shipped_name)}")
         return
-    echo(load_config(name, overrides or []).to_yaml(comments=True), nl=False)
+    console.echo(load_config(name, overrides or []).to_yaml(comments=True), nl=False)
 
 
 def _resume_command() -> str:

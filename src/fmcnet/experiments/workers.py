@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fmcnet.errors import FmcnetError
-from fmcnet.interrupt import ignored_broken_pipes
+from fmcnet.interrupt import ignored
 
 if TYPE_CHECKING:
     from fmcnet.experiments.runs import StudyRun
@@ -110,7 +110,7 @@ def _complete_in_processes(
                 arguments = (run, devices[worker % len(devices)], logs / f"worker-{worker}.log", sender)
                 process: BaseProcess = SPAWN.Process(target=_run_worker, args=arguments)
                 try:
-                    with ignored_broken_pipes(), _one_thread_without_ctrl_c():
+                    with ignored("SIGPIPE"), _one_thread_without_ctrl_c():
                         process.start()
                         running[receiver] = run, worker, process
                 except OSError as failure:

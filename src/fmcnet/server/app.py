@@ -96,10 +96,8 @@ async def _error_response(request: Request, error: Exception) -> JSONResponse:
 def _allowed_methods(request: Request) -> str:
     """All methods of an address; Starlette names those of the first matching route only."""
     routes: list[BaseRoute] = [*ROUTES, *request.app.routes]  # the app's own: the documentation
-    methods = [
-        getattr(route, "methods", ()) for route in routes if route.matches(request.scope)[0] is not Match.NONE
-    ]
-    return ", ".join(sorted(set().union(*methods)))
+    matching = (route for route in routes if route.matches(request.scope)[0] is not Match.NONE)
+    return ", ".join(sorted({method for route in matching for method in getattr(route, "methods", ())}))
 
 
 def _openapi_document(app: FastAPI, needs_key: bool) -> dict[str, Any]:
@@ -139,12 +137,7 @@ def check_root_path(text: str) -> str:
 
 
 class RootPathMiddleware:
-    """Strips the root path from requests, so that the service works whether or not the proxy strips it.
-
-    Args:
-        app: the ASGI application.
-        root_path: as `check_root_path` gives it.
-    """
+    """Strips the root path (of `check_root_path`), so that the service works whether or not the proxy strips it."""
 
     def __init__(self, app: ASGIApp, *, root_path: str) -> None:
         self.app, self.root_path = app, root_path

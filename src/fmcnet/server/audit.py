@@ -24,14 +24,7 @@ REFUSALS = (10, 100)
 
 
 class AuditLog:
-    """An append-only file that threads may share.
-
-    Args:
-        path: the file. It is created where missing, readable by its owner only.
-
-    Raises:
-        FmcnetError: when it cannot be opened for writing.
-    """
+    """An append-only file that threads may share; created where missing, readable by its owner only."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -69,10 +62,7 @@ class AuditLog:
             raise ApiError(507, what, "the audit log", "free space on the service's disk")
 
     def refused(self, client: str, error: ApiError, **facts: Any) -> None:
-        """Log a request that was refused before its route, at most `REFUSALS` a minute.
-
-        Further ones are counted; the next line has their number.
-        """
+        """Log a request that was refused before its route, at most `REFUSALS` a minute; later ones are counted."""
         now = time.monotonic()
         with self._lock:
             if now - self._minute >= 60:

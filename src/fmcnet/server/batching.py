@@ -79,14 +79,7 @@ class Batcher:
         self._thread.shutdown()
 
     async def embed(self, pixels: NDArray[np.uint8], modality: Sequence[Modality]) -> FloatArray:
-        """Descriptors of N images, in their order.
-
-        Args:
-            pixels: (N, H, W, 3), N >= 1.
-            modality: N of them.
-
-        Returns:
-            (N, E) float32, not of unit length.
+        """Descriptors (N, E) of N >= 1 images (N, H, W, 3) and their modalities, not of unit length.
 
         Raises:
             ApiError: 503, when not all N fit the queue, or the service stops.
@@ -97,13 +90,9 @@ class Batcher:
             raise overloaded(f"{self.waiting} images wait for the network already", "images")
         loop, now = asyncio.get_running_loop(), time.monotonic()
         jobs = [_Job(image, loop.create_future(), now) for image in pixels]
-        for queue_modality, queue in self._waiting.items():
-            if modality_jobs := deque(
-                job
-                for job, job_modality in zip(jobs, modality, strict=True)
-                if job_modality is queue_modality
-            ):
-                queue.append(modality_jobs)
+        for one in dict.fromkeys(modality):
+            own = (job for job, of_job in zip(jobs, modality, strict=True) if of_job is one)
+            self._waiting[one].append(deque(own))
         self._wake.set()
         try:
             return np.stack(await asyncio.gather(*(job.future for job in jobs)))
@@ -146,9 +135,7 @@ class Batcher:
     def _next_modality(self, last: Modality | None) -> Modality | None:
         """A modality with images; not the last one where both have some."""
         waiting = [modality for modality, queue in self._waiting.items() if queue]
-        return next(
-            (modality for modality in waiting if modality is not last), waiting[0] if waiting else None
-        )
+        return min(waiting, key=lambda modality: modality is last, default=None)
 
     @property
     def _batch_size(self) -> int:

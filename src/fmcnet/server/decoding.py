@@ -6,7 +6,6 @@ A small file can keep a decoder busy for minutes, and a thread cannot be ended. 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import io
 import logging
 import multiprocessing
@@ -14,7 +13,6 @@ import os
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -75,14 +73,8 @@ class _Image(NamedTuple):
 class _Queue:
     """Images in front of some processes. Callers take turns, and so do the requests of a caller.
 
-    Args:
-        rules: as `DecoderPool`.
-        limits: as `DecoderPool`.
-        slow: of the queue of crops, the queue that takes those that took more than `CROP_SECONDS`. None: this is the
-            queue of large images, which are refused after `decode_seconds`.
-
-    Attributes:
-        fault: why no image can be decoded now; "" when it can.
+    A queue of crops hands those that took more than `CROP_SECONDS` to `slow`. Without it this is the queue of large
+    images, which are refused after `decode_seconds`. `fault` says why no image can be decoded now; "" when it can.
     """
 
     def __init__(self, rules: DecodeRules, limits: Limits, slow: _Queue | None = None) -> None:
@@ -106,10 +98,9 @@ class _Queue:
     def _schedule(self, image: _Image) -> Future[DecodedUpload]:
         """Hand an image to the pool. A pool whose processes died is replaced once."""
         upload, rules = image.upload, self.rules
-        rules = rules._replace(
-            value_range=upload.value_range or rules.value_range, keep=upload.keep or rules.keep
-        )
-        arguments, seconds = [upload.data, upload.name, rules], image.seconds or self._seconds
+        value_range, keep = upload.value_range or rules.value_range, upload.keep or rules.keep
+        arguments = [upload.data, upload.name, rules._replace(value_range=value_range, keep=keep)]
+        seconds = image.seconds or self._seconds
         try:
             return self._pool.schedule(decode_upload, args=arguments, timeout=seconds)
         except RuntimeError as error:
@@ -146,9 +137,8 @@ class _Queue:
             if image.future.done():
                 continue
             if image.request.pixels > self.limits.request_pixels:
-                what = (
-                    f"the images of this request have more than {self.limits.request_pixels} pixels together"
-                )
+                most = self.limits.request_pixels
+                what = f"the images of this request have more than {most} pixels together"
                 do = "send fewer images at once, or crops made smaller"
                 image.future.set_exception(ApiError(413, what, "images", do))
                 continue
@@ -159,17 +149,13 @@ class _Queue:
                 image.future.set_exception(overloaded(self.fault))
                 continue
             self._busy += 1
-            job.add_done_callback(partial(self._on_decoded, image))
+            future = asyncio.wrap_future(job)  # its callbacks run in the loop, not in a thread of the pool
+            future.add_done_callback(partial(self._finish, image))
 
-    def _on_decoded(self, image: _Image, job: Future[DecodedUpload]) -> None:
-        """In a thread of the pool."""
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
-            image.future.get_loop().call_soon_threadsafe(self._finish, image, job)
-
-    def _finish(self, image: _Image, job: Future[DecodedUpload]) -> None:
+    def _finish(self, image: _Image, job: asyncio.Future[DecodedUpload]) -> None:
         self._busy -= 1
         error = job.exception() if not job.cancelled() else asyncio.CancelledError()
-        timed_out = isinstance(error, FutureTimeoutError) and image.seconds is None
+        timed_out = isinstance(error, asyncio.TimeoutError) and image.seconds is None
         if error is None:
             self.fault = ""
             image.request.pixels += job.result().source_pixels
@@ -195,18 +181,13 @@ class _Queue:
         what = f"image '{name}' took more than {seconds:g} s to decode"
         if isinstance(error, ProcessExpired):
             what = f"image '{name}' cannot be decoded: its decoder stopped (exit code {error.exitcode})"
-        elif not isinstance(error, FutureTimeoutError):
+        elif not isinstance(error, asyncio.TimeoutError):
             what = f"image '{name}' cannot be decoded ({type(error).__name__})"
         return ApiError(422, what, "images", "send the person's crop, as a plain JPEG or PNG")
 
 
 class DecoderPool:
-    """Decodes the images of all requests: crops in a process of their own, large images in others.
-
-    Args:
-        rules: what an image must be, and what becomes of it.
-        limits: `decoders` processes for large images, `decode_seconds` an image, `request_pixels` a request.
-    """
+    """Decodes the images of all requests: crops in a process of their own, large images in others."""
 
     def __init__(self, rules: DecodeRules, limits: Limits) -> None:
         self._large = _Queue(rules, limits)
@@ -214,11 +195,7 @@ class DecoderPool:
         self._queues = (self._crops, self._large)
 
     async def decode(self, uploads: Sequence[Upload], caller: str) -> list[DecodedUpload]:
-        """The images of one request, in their order.
-
-        Args:
-            uploads: N files.
-            caller: whose turn the images take.
+        """The images of one request, in their order; they take the caller's turn.
 
         Raises:
             ApiError: naming each image that cannot be decoded: 422, 413 for too many pixels; 503 on a stop.
@@ -240,20 +217,18 @@ class DecoderPool:
         return [outcome for outcome in outcomes if isinstance(outcome, DecodedUpload)]
 
     async def start(self) -> None:
-        """Decode one image in each kind of process, so that what keeps them from starting is known at once.
-
-        Raises:
-            ApiError: when an image cannot be decoded here.
-        """
+        """Decode one image in each kind of process: what keeps them from starting raises an `ApiError` at once."""
         blank = io.BytesIO()
         Image.new("RGB", (SMALLEST, SMALLEST)).save(blank, "PNG")
-        loop, upload = asyncio.get_running_loop(), Upload("blank", blank.getvalue())
-        futures = []
-        for queue in self._queues:
-            image = _Image(upload, loop.create_future(), _Request("the service"), START_SECONDS)
+        loop, upload, request = (
+            asyncio.get_running_loop(),
+            Upload("blank", blank.getvalue()),
+            _Request("the service"),
+        )
+        images = [_Image(upload, loop.create_future(), request, START_SECONDS) for _ in self._queues]
+        for queue, image in zip(self._queues, images, strict=True):
             queue.put([image])
-            futures.append(image.future)
-        await asyncio.gather(*futures)
+        await asyncio.gather(*(image.future for image in images))
 
     @property
     def faults(self) -> list[str]:
@@ -280,7 +255,5 @@ def _combined_error(faults: Sequence[BaseException], total: int) -> BaseExceptio
     first, texts = errors[0], list(dict.fromkeys(error.what for error in errors))
     if len(texts) == 1:
         return first
-    status = max(error.status for error in errors)
-    return ApiError(
-        status, f"{len(errors)} of {total} images: {'; '.join(texts[:10])}", first.where, first.do
-    )
+    what = f"{len(errors)} of {total} images: {'; '.join(texts[:10])}"
+    return ApiError(max(error.status for error in errors), what, first.where, first.do)

@@ -35,14 +35,9 @@ DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 
 
 class ApiError(Exception):
-    """A request that is not served.
+    """A request that is not served: HTTP's status and the `TEXTS`.
 
-    Attributes:
-        status: HTTP's, 400 to 599.
-        what: what was wrong.
-        where: the part of the request.
-        do: what helps.
-        retry_after: seconds after which the same request may succeed; None: it will not.
+    `retry_after` are seconds after which the same request may succeed; None: it will not.
     """
 
     def __init__(self, status: int, what: str, where: str, do: str, retry_after: int | None = None) -> None:
@@ -78,14 +73,11 @@ def api_error_of(error: BaseException) -> ApiError:
     if isinstance(error, ApiError):
         return error
     if isinstance(error, RequestValidationError):
-        faults = [
-            (".".join(map(str, fault["loc"])), fault["msg"].removeprefix("Value error, "))
-            for fault in error.errors()[:10]
-        ]
-        what = "; ".join(f"{location}: {message}" for location, message in faults)
-        return ApiError(
-            422, what, ", ".join(dict.fromkeys(location for location, _ in faults)), "see /openapi.json"
-        )
+        faults = error.errors()[:10]
+        places = [".".join(map(str, fault["loc"])) for fault in faults]
+        reasons = [fault["msg"].removeprefix("Value error, ") for fault in faults]
+        what = "; ".join(map(": ".join, zip(places, reasons, strict=True)))
+        return ApiError(422, what, ", ".join(dict.fromkeys(places)), "see /openapi.json")
     if isinstance(error, HTTPException):
         if error.status_code not in UNKNOWN:
             return ApiError(error.status_code, str(error.detail), "body", "correct it and send it again")

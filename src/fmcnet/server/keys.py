@@ -31,16 +31,7 @@ SHORTEST = 20
 
 @dataclass(frozen=True)
 class Key:
-    """One caller.
-
-    Attributes:
-        name: for the audit log.
-        scopes: one or more of `SCOPES`.
-        digest: SHA-256 of the secret, 64 hex digits.
-
-    Raises:
-        FmcnetError: for a name or a scope that none can have.
-    """
+    """One caller: its name in the audit log, one or more of `SCOPES`, and the SHA-256 of its secret."""
 
     name: str
     scopes: frozenset[str]
@@ -65,13 +56,10 @@ class Keys:
     Args:
         fixed: keys of the environment, which no change of the file touches.
         path: a file of keys. It is read again when it changes, so a key that is revoked there is refused at once.
-            While the file is missing or damaged, no key of it is taken.
+            While the file is missing or damaged, no key of it is taken; on construction that raises.
 
     Attributes:
         changed: called with the names that a change added and revoked.
-
-    Raises:
-        FmcnetError: when the file is missing or damaged, or two keys have one name.
     """
 
     def __init__(self, fixed: Iterable[Key] = (), path: Path | None = None) -> None:
@@ -137,7 +125,8 @@ def read_keys(path: Path | None, environment: Mapping[str, str] = os.environ) ->
         FmcnetError: for a file that is missing or damaged, or a key that is none. No message holds a secret.
     """
     keys: list[Key] = []
-    for index, part in enumerate(filter(None, (p.strip() for p in environment.get(VARIABLE, "").split(";")))):
+    parts = filter(None, map(str.strip, environment.get(VARIABLE, "").split(";")))
+    for index, part in enumerate(parts):
         pieces = part.split(":", 2)
         if len(pieces) != 3:
             raise FmcnetError(f"${VARIABLE}, key {index + 1}: write NAME:SCOPE,SCOPE:SECRET")
@@ -197,11 +186,10 @@ def revoke_key(path: Path, name: str) -> None:
     """
     with _file_lock(path):
         keys = list_keys(path)
-        remaining = [key for key in keys if key.name != name]
-        if len(remaining) == len(keys):
-            names = ", ".join(key.name for key in keys) or "none"
-            raise FmcnetError(f"{path} has no key '{name}'; its keys: {names}")
-        _write_keys(path, remaining)
+        names = [key.name for key in keys]
+        if name not in names:
+            raise FmcnetError(f"{path} has no key '{name}'; its keys: {', '.join(names) or 'none'}")
+        _write_keys(path, [key for key in keys if key.name != name])
 
 
 @contextlib.contextmanager

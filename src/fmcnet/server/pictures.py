@@ -22,11 +22,7 @@ LARGEST_SOURCE = 64 * 2**20
 
 
 class KeptImages:
-    """Crops by entry id, one file each, named by the id's hash: no id can name another file.
-
-    Args:
-        folder: created where missing; it holds the crops of one gallery.
-        gallery: the gallery's name.
+    """Crops of one gallery by entry id, one file each, named by the id's hash: no id can name another file.
 
     Raises:
         FmcnetError: when the folder cannot be used, or keeps another gallery's crops.
@@ -39,21 +35,19 @@ class KeptImages:
             owner = folder / OWNER
             if not owner.exists():
                 if any(folder.iterdir()):
-                    raise FmcnetError(
-                        f"--keep-images {folder} holds other files: name an empty or a new folder"
-                    )
+                    what = f"--keep-images {folder} holds other files"
+                    raise FmcnetError(f"{what}: name an empty or a new folder")
                 owner.write_text(gallery + "\n", encoding="utf-8")
             recorded = read_text(owner, most=2**16).strip()
         except OSError as error:
             raise FmcnetError(f"--keep-images {folder} cannot be used: {error.strerror}") from error
         except ValueError as error:
-            raise FmcnetError(
-                f"{owner} is damaged: {error}; it names the gallery whose crops are here: {gallery}"
-            ) from error
+            what = f"{owner} is damaged: {error}"
+            raise FmcnetError(f"{what}; it names the gallery whose crops are here: {gallery}") from error
         if recorded != gallery:
             raise FmcnetError(
                 f"--keep-images {folder} keeps the crops of {recorded:.300}, not of {gallery}; if the gallery was "
-                f"moved, write its new place into {folder / OWNER}"
+                f"moved, write its new place into {owner}"
             )
 
     def path(self, entry_id: str) -> Path:
@@ -61,14 +55,9 @@ class KeptImages:
         return self.folder / f"{hashlib.sha256(entry_id.encode('utf-8', 'surrogateescape')).hexdigest()}.jpg"
 
     def keep(self, entry_id: str, data: bytes) -> None:
-        """Store a crop, as `thumbnail` made it, over an earlier one.
-
-        Raises:
-            OSError: when the disk does not take it.
-        """
-        write_atomically(
-            self.path(entry_id), lambda target: target.write_bytes(data), private_mode(self.folder)
-        )
+        """Store a crop, as `thumbnail` made it, over an earlier one; OSError when the disk does not take it."""
+        mode = private_mode(self.folder)
+        write_atomically(self.path(entry_id), lambda target: target.write_bytes(data), mode)
 
     def read(self, entry_id: str) -> bytes | None:
         """A JPEG, or None."""
@@ -77,9 +66,10 @@ class KeptImages:
         except FileNotFoundError:
             return None
 
-    def remove(self, entry_id: str) -> None:
-        """Remove a crop, if it is kept."""
-        self.path(entry_id).unlink(missing_ok=True)
+    def remove(self, ids: Iterable[str]) -> None:
+        """Remove the crops of these entries that are kept."""
+        for entry_id in ids:
+            self.path(entry_id).unlink(missing_ok=True)
 
     def sweep(self, ids: Iterable[str]) -> int:
         """Remove the crops of all entries but `ids`, such as those that another program removed; how many."""
@@ -92,13 +82,9 @@ class KeptImages:
 
 
 class SourceImages:
-    """The files that entries came from, as far as they lie below one folder.
+    """The files that entries came from, as far as they lie below one folder, which must exist.
 
-    Args:
-        root: the folder. A file's links are followed before its place is checked.
-
-    Raises:
-        FmcnetError: when there is no such folder.
+    A file's links are followed before its place is checked.
     """
 
     def __init__(self, root: Path) -> None:
@@ -160,5 +146,4 @@ class Pictures:
     def forget(self, ids: Iterable[str]) -> None:
         """Remove the kept crops of entries that were removed."""
         if self.kept is not None:
-            for entry_id in ids:
-                self.kept.remove(entry_id)
+            self.kept.remove(ids)

@@ -22,7 +22,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from fmcnet.errors import FmcnetError
 from fmcnet.inference.encoder import Encoder
-from fmcnet.interrupt import ignored_broken_pipes
+from fmcnet.interrupt import ignored
 from fmcnet.names import nearest
 from fmcnet.retrieval import Gallery, Searcher
 from fmcnet.retrieval.searcher import choose_model
@@ -43,26 +43,10 @@ CONNECTIONS = 256
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """The options of `fmcnet serve`.
+    """The options of `fmcnet serve`, whose help explains each.
 
-    Attributes:
-        gallery: a folder or a milvus:// address.
-        model: a folder or a shipped model's name; None: the gallery's.
-        host: address to listen at.
-        port: 0 to 65535; 0: any free one.
-        keys: a file of API keys.
-        audit: the log's file; None: beside the gallery.
-        keep_images: a folder for the crops of entries that are added; None: they are not kept.
-        show_sources: a folder; sources of entries below it may be shown. None: no source is.
-        certificate: a PEM file, for HTTPS.
-        certificate_key: its key, a PEM file.
-        root_path: as `create_app`.
-        proxies: addresses or networks of proxies that are believed.
-        read_only: search only; a gallery that cannot be written is read-only anyway.
-        device: as `Encoder.from_pretrained`.
-        threads: as `Encoder.from_pretrained`.
-        calibration: as `Encoder.from_pretrained`.
-        limits: bounds of the service.
+    `keep_images` and `show_sources` are folders, `root_path` is as of `create_app`. Without `audit` the log is beside
+    the gallery.
     """
 
     gallery: str
@@ -156,25 +140,21 @@ def serve(settings: ServeOptions) -> None:
             message = "is served read-only: it can be searched, and nothing added or removed"
             logger.warning("%s %s", settings.gallery, message)
         note = _new_gallery_note(settings.gallery)
-        gallery = Gallery(settings.gallery, read_only=read_only)
-        if note:
-            logger.warning(note)
-        try:
+        with Gallery(settings.gallery, read_only=read_only) as gallery:
+            if note:
+                logger.warning(note)
             searcher = Searcher(encoder, gallery)
             location = gallery.location  # of a cluster: without its password
             location = location if "://" in location else str(Path(location).absolute())
-            keep_images, show_sources = settings.keep_images, settings.show_sources
+            kept, sources = settings.keep_images, settings.show_sources
             pictures = Pictures(
-                None if keep_images is None else KeptImages(keep_images, location),
-                None if show_sources is None else SourceImages(show_sources),
+                None if kept is None else KeptImages(kept, location),
+                None if sources is None else SourceImages(sources),
             )
             audit = AuditLog(settings.audit or audit_path(settings.gallery))
             service = Service(searcher, audit, settings.limits, pictures, read_only)
             service.warm()
-        except BaseException:
-            gallery.close()
-            raise
-        _run(settings, keys, service, listener)
+            _run(settings, keys, service, listener)
 
 
 class _Server(uvicorn.Server):
@@ -224,7 +204,7 @@ def _run(settings: ServeOptions, keys: Keys, service: Service, listener: socket.
     arguments = (server.stop, ended, settings.limits.stop_seconds)
     threading.Thread(target=_exit_after_timeout, args=arguments, name="stop", daemon=True).start()
     try:
-        with ignored_broken_pipes():  # of callers and decoders that left
+        with ignored("SIGPIPE"):  # of callers and decoders that left
             server.run(sockets=[listener])
     finally:
         ended.set()
@@ -258,7 +238,6 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen()  # two programs can bind a port, but only one can listen; early callers wait for the model
-        listener.set_inheritable(False)
     except OSError as error:
         raise FmcnetError(
             f"cannot listen at {host} port {port}: {error.strerror or error}; choose another --port or --host"

@@ -8,22 +8,24 @@ and FastAPI's security dependencies run after the body is read.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import logging
 import secrets
 import time
 from collections import Counter
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Iterator
 from urllib.parse import urlsplit
 
 from fastapi.routing import APIRoute
 from fastapi.security.utils import get_authorization_scheme_param
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect, Request
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fmcnet.server.errors import ApiError, api_error_of, overloaded
-from fmcnet.server.keys import Key, Keys
+from fmcnet.server.keys import SCOPES, Key, Keys
 from fmcnet.server.service import Service
 
 logger = logging.getLogger(__name__)
@@ -52,28 +54,20 @@ CHANGES_NOTHING = {"x-scope": "read"}
 
 def reading_paths(routes: Iterable[BaseRoute]) -> frozenset[str]:
     """Paths of the POST routes that are declared with `CHANGES_NOTHING`."""
-    declared = [
-        route
-        for route in routes
-        if isinstance(route, APIRoute)
-        and "POST" in (route.methods or ())
-        and route.openapi_extra == CHANGES_NOTHING
-    ]
-    if parts := [route.path for route in declared if "{" in route.path]:
+    posts = [route for route in routes if isinstance(route, APIRoute) and "POST" in (route.methods or ())]
+    paths = frozenset(route.path for route in posts if route.openapi_extra == CHANGES_NOTHING)
+    if parts := [path for path in paths if "{" in path]:
         raise ValueError(f"{parts[0]}: CHANGES_NOTHING is for paths without parameters")
-    return frozenset(route.path for route in declared)
+    return paths
 
 
 def scope_of(method: str, path: str, reading: Container[str]) -> str | None:
-    """The scope that a request needs.
+    """The scope that a request needs: one of `SCOPES`; "write" for paths without a route; None: everybody may.
 
     Args:
         method: in capital letters.
         path: of the request, or of a route.
         reading: as `reading_paths`.
-
-    Returns:
-        One of `fmcnet.server.keys.SCOPES`; "write" for paths without a route. None: everybody may.
     """
     if method in ("GET", "HEAD", "OPTIONS"):
         return "read" if path in ("/metrics", "/v1") or path.startswith("/v1/") else None
@@ -93,13 +87,9 @@ def is_loopback(host: str) -> bool:
 
 
 class SecurityMiddleware:
-    """ASGI middleware.
+    """ASGI middleware around a service's app; `reading` as of `reading_paths`.
 
-    Args:
-        app: what it protects.
-        reading: as `reading_paths`.
-        keys: without keys, Host must name this machine.
-        service: its limits, metrics and audit log are used. If it is read-only, only the scope read is served.
+    Without keys, Host must name this machine. A read-only service serves the scope read only.
     """
 
     def __init__(self, app: ASGIApp, *, reading: Container[str], keys: Keys, service: Service) -> None:
@@ -126,9 +116,8 @@ class SecurityMiddleware:
         except Exception as error:
             api_error = api_error_of(error)
             if api_error.status in AUDITED and not state.get("routed"):
-                client = (scope.get("client") or ("",))[0]
-                request = {name: scope[name] for name in ("method", "path")}
-                self.audit.refused(client, api_error, request=answer.request, **request)
+                request = {"request": answer.request, "method": scope["method"], "path": scope["path"]}
+                self.audit.refused(_client(scope), api_error, **request)
             if answer.started:
                 logger.error("request %s broke off in its answer", answer.request, exc_info=error)
             else:
@@ -139,24 +128,32 @@ class SecurityMiddleware:
             self.metrics.seconds.labels(name).observe(time.perf_counter() - start)
 
     async def _serve(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
-        headers = Headers(scope=scope)
-        self._check_host_and_origin(headers)
-        state = scope["state"]
+        """Let the app answer, unless a check refuses the request; the body is read last, for known callers only."""
+        headers, state = Headers(scope=scope), scope["state"]
         needed = scope_of(scope["method"], scope["path"], self.reading)
+        self._check_host_and_origin(headers)
         key = self._authenticate(headers, needed)
-        state["key"] = key.name if key is not None else None
         if self.read_only and needed not in (None, "read"):
             what = "this service is read-only: it adds and removes nothing"
             raise ApiError(403, what, "the service", "search only")
-        may = (lambda required: True) if key is None else key.may
-        state["may"] = (lambda required: required == "read" and may(required)) if self.read_only else may
-        gone = state["gone"] = asyncio.Event()
         self._check_length(headers)
+        served = ("read",) if self.read_only else SCOPES
+        state["scopes"] = [name for name in served if key is None or key.may(name)]
+        state["key"] = key.name if key is not None else None
         if needed is None:
             answer.close = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
-            await self.app(scope, _replay(b"", gone), answer)
+            await self.app(scope, receive, answer)
             return
-        caller = state["caller"] = f"key {key.name}" if key is not None else (scope.get("client") or ("",))[0]
+        state["caller"] = f"key {key.name}" if key is not None else _client(scope)
+        with self._at_work(state["caller"]):
+            body = await self._read_body(scope, receive)
+            state["ending"] = body[-ENDING:]
+            state["routed"] = True  # what happens from here on, the routes log
+            await self.app(scope, _replay(body, receive), answer)
+
+    @contextlib.contextmanager
+    def _at_work(self, caller: str) -> Iterator[None]:
+        """Count a request of a caller; raise 503 where too many are at work."""
         total, caller_total = self._working.total(), self._working[caller]
         full = total >= self.limits.requests
         if full or caller_total >= self.limits.share(caller_total < total):
@@ -164,20 +161,12 @@ class SecurityMiddleware:
             busy = f"{total} requests" if full else f"{caller_total} requests of this caller"
             raise overloaded(f"{busy} are at work already")
         self._working[caller] += 1
-        self.metrics.working.set(self._working.total())
         try:
-            body = await self._read_body(receive)
-            watcher = asyncio.ensure_future(_watch_disconnect(receive, gone))
-            try:
-                state["ending"] = body[-ENDING:]
-                state["routed"] = True  # what happens from here on, the routes log
-                await self.app(scope, _replay(body, gone), answer)
-            finally:
-                watcher.cancel()
+            with self.metrics.working.track_inprogress():
+                yield
         finally:
             self._working[caller] -= 1
             self._working += Counter()  # forget callers without requests
-            self.metrics.working.set(self._working.total())
 
     def _refusal(self, reason: str, status: int, what: str, where: str, do: str) -> ApiError:
         self.metrics.refused.labels(reason).inc()
@@ -220,26 +209,23 @@ class SecurityMiddleware:
         if int(length) > self.limits.body_bytes:
             raise self._too_large()
 
-    async def _read_body(self, receive: Receive) -> bytes:
-        chunks, size = [], 0
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self.limits.body_seconds
-        while True:
-            try:
-                message = await asyncio.wait_for(receive(), deadline - loop.time())
-            except asyncio.TimeoutError:
-                what = f"the body took more than {self.limits.body_seconds:g} s to arrive"
-                raise self._refusal("slow", 408, what, "body", FEWER) from None
-            if message["type"] == "http.disconnect":
-                what = "the connection was closed before the body was there"
-                raise ApiError(400, what, "body", "send it again")
-            chunk = message.get("body", b"")
-            size += len(chunk)
-            if size > self.limits.body_bytes:
-                raise self._too_large()
-            chunks.append(chunk)
-            if not message.get("more_body", False):
-                return b"".join(chunks)
+    async def _read_body(self, scope: Scope, receive: Receive) -> bytes:
+        async def read() -> bytes:
+            body = bytearray()
+            async for chunk in Request(scope, receive).stream():
+                body += chunk
+                if len(body) > self.limits.body_bytes:
+                    raise self._too_large()
+            return bytes(body)
+
+        try:
+            return await asyncio.wait_for(read(), self.limits.body_seconds)
+        except asyncio.TimeoutError:
+            what = f"the body took more than {self.limits.body_seconds:g} s to arrive"
+            raise self._refusal("slow", 408, what, "body", FEWER) from None
+        except ClientDisconnect:
+            what = "the connection was closed before the body was there"
+            raise ApiError(400, what, "body", "send it again") from None
 
     def _too_large(self) -> ApiError:
         what = f"the body is larger than {self.limits.body_bytes} bytes"
@@ -265,25 +251,18 @@ class _Answer:
         await self._send(message)
 
 
-def _replay(body: bytes, gone: asyncio.Event) -> Receive:
-    sent = False
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """`receive` of a request whose body was read: the body, then what else the caller does."""
+    messages: list[Message] = [{"type": "http.request", "body": body}]
 
     async def replay() -> Message:
-        nonlocal sent
-        if sent:
-            await gone.wait()
-            return {"type": "http.disconnect"}
-        sent = True
-        return {"type": "http.request", "body": body, "more_body": False}
+        return messages.pop() if messages else await receive()
 
     return replay
 
 
-async def _watch_disconnect(receive: Receive, gone: asyncio.Event) -> None:
-    """Set `gone` when the caller closes the connection."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    gone.set()
+def _client(scope: Scope) -> str:
+    return (scope.get("client") or ("",))[0]
 
 
 def _host_name(host: str) -> str | None:

@@ -8,11 +8,13 @@ import logging
 import threading
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.process_collector import ProcessCollector
+from starlette.types import Receive
 
 from fmcnet.data.pixels import RANGE_FIELD, RANGE_UNUSED, Remarks, note_colours
 from fmcnet.errors import FmcnetError, GalleryError, GalleryReplacedError
@@ -36,53 +38,35 @@ SWEEP_SECONDS = 3600.0
 
 
 class Caller(NamedTuple):
-    """Who sent a request.
-
-    Attributes:
-        name: its key or address; callers take turns.
-        gone: set when the connection closes.
-        facts: of the request, for the audit log.
-    """
+    """Who sent a request: key or address, ASGI's `receive` of the request, and facts for the audit log."""
 
     name: str
-    gone: asyncio.Event
+    receive: Receive
     facts: dict[str, Any]
 
 
 class Metrics:
-    """Counters of one service.
-
-    Args:
-        entries: gives the number of entries of the gallery.
-        waiting: gives the number of images in the queue.
-
-    Attributes:
-        cut_off: requests that a stop did not wait for.
-    """
+    """Counters of one service; `cut_off` are requests that a stop did not wait for."""
 
     def __init__(self, entries: Callable[[], float], waiting: Callable[[], float]) -> None:
         self.cut_off = 0
         self.registry = CollectorRegistry()
-        options: dict[str, Any] = {"registry": self.registry}
-        ProcessCollector(**options)
-        self.requests = Counter(
-            "fmcnet_requests", "Requests, by route and status.", ("route", "status"), **options
-        )
-        seconds = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+        ProcessCollector(registry=self.registry)
+        counter = partial(Counter, registry=self.registry)
+        gauge = partial(Gauge, registry=self.registry)
+        histogram = partial(Histogram, registry=self.registry)
+        self.requests = counter("fmcnet_requests", "Requests, by route and status.", ("route", "status"))
         description = "From the head of a request to the end of its answer."
-        self.seconds = Histogram(
-            "fmcnet_request_seconds", description, ("route",), buckets=seconds, **options
-        )
-        self.working = Gauge("fmcnet_requests_working", "Requests at work.", **options)
-        sizes = (1, 2, 4, 8, 16, 32, 64, 128)
-        self.batch = Histogram(
-            "fmcnet_batch_images", "Images the network saw at once.", buckets=sizes, **options
-        )
-        self.images = Counter("fmcnet_images", "Images embedded.", **options)
+        buckets: tuple[float, ...] = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+        self.seconds = histogram("fmcnet_request_seconds", description, ("route",), buckets=buckets)
+        self.working = gauge("fmcnet_requests_working", "Requests at work.")
+        buckets = (1, 2, 4, 8, 16, 32, 64, 128)
+        self.batch = histogram("fmcnet_batch_images", "Images the network saw at once.", buckets=buckets)
+        self.images = counter("fmcnet_images", "Images embedded.")
         description = "Requests turned away before they were read, by reason."
-        self.refused = Counter("fmcnet_refused", description, ("reason",), **options)
-        Gauge("fmcnet_queue_images", "Images that wait.", **options).set_function(waiting)
-        Gauge("fmcnet_gallery_entries", "Entries.", **options).set_function(entries)
+        self.refused = counter("fmcnet_refused", description, ("reason",))
+        gauge("fmcnet_queue_images", "Images that wait.").set_function(waiting)
+        gauge("fmcnet_gallery_entries", "Entries.").set_function(entries)
 
     def batched(self, size: int) -> None:
         """The network got a batch."""
@@ -101,7 +85,7 @@ class Service:
         searcher: its encoder and gallery are used; the gallery is closed when the service stops.
         audit: the audit log, closed when the service stops.
         limits: its bounds.
-        pictures: what the page may show; the gallery's own pictures are shown, too.
+        pictures: what the page may show, beside the gallery's own pictures.
         read_only: the gallery was opened read-only.
 
     Attributes:
@@ -138,8 +122,7 @@ class Service:
 
     def _use(self, searcher: Searcher) -> None:
         self.searcher, self.gallery = searcher, searcher.gallery
-        pictures = self.gallery.info().pictures
-        self.pictures.stored = (lambda entry_id: self.gallery.picture(entry_id)) if pictures else None
+        self.pictures.stored = self.gallery.picture if self.gallery.info().pictures else None
 
     def _reopen(self) -> None:
         """Open the gallery that replaced this one; 503 where there is none, or its model or range differs."""
@@ -149,17 +132,15 @@ class Service:
                 return  # another thread did it
             old, location = self.gallery, self.gallery.location
             try:
-                gallery = Gallery(location, read_only=self.read_only, create=False)
-                try:
+                with contextlib.ExitStack() as on_error:
+                    gallery = Gallery(location, read_only=self.read_only, create=False)
+                    on_error.callback(gallery.close)
                     searcher = Searcher(self.encoder, gallery)
                     if range_of(location, None) != self._range:
-                        raise GalleryError(
-                            f"{location} was indexed with another --range: start the service again"
-                        )
+                        what = f"{location} was indexed with another --range"
+                        raise GalleryError(f"{what}: start the service again")
                     self._use(searcher)
-                except BaseException:
-                    gallery.close()
-                    raise
+                    on_error.pop_all()
             except FmcnetError as error:
                 logger.error("the gallery was removed or replaced: %s", error)
                 what = "the gallery was removed, or replaced by one that this service cannot use"
@@ -171,11 +152,7 @@ class Service:
     # ---- start and stop ----
 
     async def start(self) -> None:
-        """Start to take requests.
-
-        Raises:
-            FmcnetError: as `warm`, which it calls where that was not done yet.
-        """
+        """Start to take requests; calls `warm` where that was not done yet."""
         if not self.dimension:
             await self.work(self.warm)
         self._batcher.start()
@@ -252,11 +229,7 @@ class Service:
     # ---- work ----
 
     async def picture(self, entry: Entry, caller: Caller) -> bytes | None:
-        """What the page may show of an entry: the kept crop, the gallery's own, or a JPEG made of its source.
-
-        Raises:
-            ApiError: 503, when sources cannot be decoded now.
-        """
+        """What the page may show of an entry: the kept crop, the gallery's own, or a JPEG made of its source."""
         picture = await self.work(lambda: self.pictures.read(entry))
         source = None if picture is not None else await self.work(lambda: self.pictures.source(entry))
         if source is None:
@@ -301,11 +274,9 @@ class Service:
         decoded = await _unless_gone(self._decoders.decode(uploads, caller.name), caller)
         pixels = np.stack([image.pixels for image in decoded])
         raw = await _unless_gone(self._batcher.embed(pixels, modalities), caller)
-        embeddings = Embeddings.unlabelled(
-            l2_normalize(raw),
-            np.array([image_modality.code for image_modality in modalities], dtype=np.uint8),
-            np.array([upload.name for upload in uploads], dtype=np.str_),
-        )
+        codes = np.array([image_modality.code for image_modality in modalities], dtype=np.uint8)
+        names = np.array([upload.name for upload in uploads], dtype=np.str_)
+        embeddings = Embeddings.unlabelled(l2_normalize(raw), codes, names)
         remarks = Remarks()
         for upload, image, image_modality in zip(uploads, decoded, modalities, strict=True):
             name = printable(upload.name)
@@ -320,7 +291,12 @@ class Service:
 
 async def _unless_gone(work: Coroutine[Any, Any, _Result], caller: Caller) -> _Result:
     """The result of `work`. It is cancelled when its caller leaves; the audit log notes the 400."""
-    task, disconnected = asyncio.ensure_future(work), asyncio.ensure_future(caller.gone.wait())
+
+    async def disconnect() -> None:  # the body was read, so nothing else comes
+        while (await caller.receive())["type"] != "http.disconnect":
+            pass
+
+    task, disconnected = asyncio.ensure_future(work), asyncio.ensure_future(disconnect())
     try:
         await asyncio.wait({task, disconnected}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():

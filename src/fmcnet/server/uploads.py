@@ -34,15 +34,7 @@ _FRAME = re.compile(rb"\xff[\xc0-\xc3\xc5-\xc7\xc9-\xcb\xcd-\xcf]..[\x08\x0c](..
 
 
 class DecodeRules(NamedTuple):
-    """What an upload must be, and what becomes of it.
-
-    Attributes:
-        pixels: most of one image, width times height, by its header.
-        height: of the model's input, in pixels.
-        width: of the model's input, in pixels.
-        value_range: as `fmcnet.data.images.load_image`.
-        keep: make a picture to keep.
-    """
+    """Most pixels of an upload, by its header; the model's input; a range of values; whether to keep a picture."""
 
     pixels: int
     height: int
@@ -52,14 +44,7 @@ class DecodeRules(NamedTuple):
 
 
 class DecodedUpload(NamedTuple):
-    """An upload's image.
-
-    Attributes:
-        pixels: (H, W, 3) uint8 of the model's input size.
-        picture: a JPEG to keep.
-        source_pixels: how many pixels the upload had.
-        remarks: kinds of `fmcnet.data.pixels` that a person should see.
-    """
+    """Pixels (H, W, 3) of the model's input, a JPEG to keep, how many pixels the upload had, kinds of remarks."""
 
     pixels: NDArray[np.uint8]
     picture: bytes | None
@@ -76,11 +61,7 @@ class UploadError(Exception):
 
 
 def _allowed_formats(data: bytes) -> tuple[str, ...]:
-    """Pillow's decoders for these bytes.
-
-    Raises:
-        ValueError: for HEIC or AVIF, where a package is missing.
-    """
+    """Pillow's decoders for these bytes; ValueError for HEIC or AVIF where a package is missing."""
     if data[4:8] != b"ftyp":
         return FORMATS
     if data[8:12] in AVIF_BRANDS and features.check("avif"):
@@ -103,11 +84,7 @@ def decode_cost(data: bytes) -> int:
 
 
 def decode_upload(data: bytes, name: str, rules: DecodeRules) -> DecodedUpload:
-    """What the service needs of one uploaded file.
-
-    Raises:
-        UploadError: as `decode`.
-    """
+    """What the service needs of one uploaded file; raises as `decode`."""
     image = decode(data, name, rules.pixels, rules.value_range)
     remarks = Remarks()
     pixels = read_pixels(image, rules.height, rules.width, remarks=remarks, name=name)
@@ -120,13 +97,7 @@ def decode_upload(data: bytes, name: str, rules: DecodeRules) -> DecodedUpload:
 
 
 def decode(data: bytes, name: str, most_pixels: int, value_range: ValueRange | None = None) -> Image.Image:
-    """One image, mode RGB, upright, with nothing of its file's metadata.
-
-    Args:
-        data: the file.
-        name: for messages.
-        most_pixels: of width times height, as the header gives them.
-        value_range: as `fmcnet.data.images.load_image`.
+    """One image, mode RGB, upright, with nothing of its file's metadata; `most_pixels` by its header.
 
     Raises:
         UploadError: 413 for too many pixels, 422 for what is no image of `FORMATS`, is truncated or tiny.

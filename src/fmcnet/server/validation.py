@@ -38,10 +38,8 @@ async def only_known(request: Request) -> None:
     default for an empty one.
 
     Raises:
-        ApiError: 422 for an unknown form field or query parameter, naming the known ones; for an empty one where that
-            would be the default, or a filter; for a repeated one that takes one value; for a file in place of a
-            text, or the reverse; for a body where none is read. 415 for a body that is not a form with files. 400
-            for a form without its end.
+        ApiError: 422 for the fields, as `_check_fields`, and for a body where none is read. 415 for a body that is
+            not a form with files. 400 for a form without its end.
     """
     document = request.app.openapi()
     operation = document["paths"][request.scope["route"].path_format][request.method.lower()]
@@ -121,11 +119,7 @@ Texts = Annotated[list[Wanted], Query()]
 
 
 def filter_of(**given: Any) -> Where | None:
-    """The conditions of `Where` that are given; None: there is none.
-
-    Raises:
-        GalleryError: as `Where`.
-    """
+    """The conditions of `Where` that are given; None: there is none."""
     where = Where(**{name: value or None for name, value in given.items()})
     return None if where.unconditional else where
 
@@ -153,11 +147,8 @@ Conditions = Annotated[Where | None, Depends(conditions)]
 
 def logged(where: Where | None) -> dict[str, Any]:
     """The conditions that are given, as the audit log notes them."""
-    return {
-        name: sorted(value) if isinstance(value, frozenset) else value
-        for name, value in (vars(where) if where is not None else {}).items()
-        if value is not None
-    }
+    given = {name: value for name, value in vars(where or Where()).items() if value is not None}
+    return {name: sorted(value) if isinstance(value, frozenset) else value for name, value in given.items()}
 
 
 # ---- images, and who sends them ----
@@ -183,11 +174,7 @@ RangeField = Annotated[
 
 
 def running_service(request: Request) -> Service:
-    """The running service.
-
-    Raises:
-        ApiError: 503, while it starts or stops.
-    """
+    """The running service; 503 while it starts or stops."""
     service: Service = request.app.state.service
     if not service.ready:
         raise ApiError(503, "the service is starting or stopping", "the service", "try again", retry_after=2)
@@ -199,7 +186,7 @@ def caller_of(request: Request) -> Caller:
     state = request.scope["state"]
     client = request.client.host if request.client is not None else None
     facts = {"request": state["request"], "key": state["key"], "client": client}
-    return Caller(state["caller"], state["gone"], facts)
+    return Caller(state["caller"], request.receive, facts)
 
 
 Running = Annotated[Service, Depends(running_service)]
@@ -207,11 +194,7 @@ Sender = Annotated[Caller, Depends(caller_of)]
 
 
 async def read_uploads(images: list[UploadFile], value_range: str | None) -> list[Upload]:
-    """Uploads with their bytes, which are in memory already, and the range of a field.
-
-    Raises:
-        ApiError: 422, for a text that is no range.
-    """
+    """Uploads with their bytes, which are in memory already, and the range of a field; 422 for no range."""
     with refused_at("range", "give LOW:HIGH, as 15:40"):
         parsed_range = None if value_range is None else parse_range(value_range)
     return [

@@ -25,7 +25,7 @@ from fmcnet.data.listing import has_image_head
 from fmcnet.data.readers.common import MANIFEST
 from fmcnet.errors import DataError
 from fmcnet.files import lock_file, named
-from fmcnet.interrupt import end_with_parent, ignored_ctrl_c
+from fmcnet.interrupt import end_with_parent, ignored
 from fmcnet.parsing import read_json
 from fmcnet.progress import Progress
 from fmcnet.synthetic.image import ImageKey, render_image
@@ -193,13 +193,13 @@ def _render_images(
         # The pool breaks in a script without `if __name__ == "__main__":`, or if a process is killed: continue here.
         pool = ProcessPoolExecutor(processes, get_context("spawn"), end_with_parent)
         with contextlib.suppress(BrokenProcessPool), pool:
-            with ignored_ctrl_c():
+            with ignored("SIGINT"):
                 counts = pool.map(write, chunks)
             try:
                 for count in counts:
                     bar.advance(count=count)
             except BaseException:
-                with ignored_ctrl_c():  # a second Ctrl-C would leave processes waiting for ever
+                with ignored("SIGINT"):  # a second Ctrl-C would leave processes waiting for ever
                     pool.shutdown(cancel_futures=True)  # waits for running chunks only
                 raise
             return processes

@@ -17,34 +17,16 @@ from fmcnet.retrieval.answer import filter_notes
 from fmcnet.retrieval.indexing import near_notes
 from fmcnet.retrieval.inputs import as_id
 from fmcnet.retrieval.times import doubtful_times
-from fmcnet.server import schemas
+from fmcnet.server import schemas, validation
 from fmcnet.server.errors import ApiError, error_schema, refused_at
 from fmcnet.server.security import CHANGES_NOTHING
 from fmcnet.server.service import Service
-from fmcnet.server.validation import (
-    Conditions,
-    Images,
-    Kinds,
-    KnownPerson,
-    Moment,
-    Person,
-    RangeField,
-    Running,
-    Sender,
-    Wanted,
-    WantedWords,
-    Words,
-    filter_of,
-    logged,
-    only_known,
-    read_uploads,
-)
 from fmcnet.times import check_clock, parse_timezone
 from fmcnet.types import Modality
 
 logger = logging.getLogger(__name__)
 
-router = APIRouter(prefix="/v1", responses=error_schema(), dependencies=[Depends(only_known)])
+router = APIRouter(prefix="/v1", responses=error_schema(), dependencies=[Depends(validation.only_known)])
 
 FARTHEST = 100_000
 """Entries that a list can skip."""
@@ -57,10 +39,16 @@ FARTHEST = 100_000
     openapi_extra=CHANGES_NOTHING,
 )
 async def embed(
-    service: Running, sender: Sender, images: Images, modality: Kinds, value_range: RangeField = None
+    service: validation.Running,
+    sender: validation.Sender,
+    images: validation.Images,
+    modality: validation.Kinds,
+    value_range: validation.RangeField = None,
 ) -> dict[str, Any]:
     """Unit embeddings, in the order of the images."""
-    result, _, notes = await service.embed(await read_uploads(images, value_range), modality, sender)
+    result, _, notes = await service.embed(
+        await validation.read_uploads(images, value_range), modality, sender
+    )
     rows = zip(result.name, result.modality, result.features, strict=True)
     embeddings = [
         {"name": str(name), "modality": str(Modality.from_code(int(code))), "embedding": values.tolist()}
@@ -77,46 +65,41 @@ async def embed(
     openapi_extra=CHANGES_NOTHING,
 )
 async def search(
-    service: Running,
-    sender: Sender,
-    images: Images,
-    modality: Kinds,
+    service: validation.Running,
+    sender: validation.Sender,
+    images: validation.Images,
+    modality: validation.Kinds,
     top: Annotated[int, Form(ge=1, description="Hits, or groups.")] = 20,
-    camera: WantedWords = [],  # noqa: B006 (FastAPI copies it)
-    track: WantedWords = [],  # noqa: B006
-    tag: Annotated[list[Wanted], Form(description="An entry must have all of these.")] = [],  # noqa: B006
-    pid: Annotated[list[KnownPerson], Form()] = [],  # noqa: B006
+    camera: validation.WantedWords = [],  # noqa: B006 (FastAPI copies it)
+    track: validation.WantedWords = [],  # noqa: B006
+    tag: Annotated[list[validation.Wanted], Form(description="An entry must have all of these.")] = [],  # noqa: B006
+    pid: Annotated[list[validation.KnownPerson], Form()] = [],  # noqa: B006
     entry_modality: Annotated[
         str | None, Form(description="Only entries that are visible, or infrared.")
     ] = None,
     since: Annotated[
-        Moment | None, Form(description="Seen at or after, as 2026-03-01T22:15:00+01:00.")
+        validation.Moment | None, Form(description="Seen at or after, as 2026-03-01T22:15:00+01:00.")
     ] = None,
-    until: Annotated[Moment | None, Form(description="Seen before, as since.")] = None,
+    until: Annotated[validation.Moment | None, Form(description="Seen before, as since.")] = None,
     min_probability: Annotated[float | None, Form(gt=0, lt=1)] = None,
     fmr: Annotated[float | None, Form(gt=0, le=1, description="False-match rate of one comparison.")] = None,
     prior: Annotated[
         float | None, Form(gt=0, lt=1, description="Before comparing; default 1 / (entries + 1).")
     ] = None,
     group: Annotated[Literal["track", "pid"] | None, Form()] = None,
-    value_range: RangeField = None,
+    value_range: validation.RangeField = None,
 ) -> dict[str, Any]:
     """All images are of ONE person, in one or both modalities; they are pooled into one query, and not kept."""
     facts = {**sender.facts, "images": len(images), "modality": modality[:2], "top": top}
     with service.audit.watch("search", **facts) as log:
         if top > service.limits.top:
             raise ApiError(422, f"top={top} is more than {service.limits.top}", "top", "ask for fewer")
-        where = filter_of(
-            cameras=camera,
-            tracks=track,
-            tags=tag,
-            pids=pid,
-            modality=entry_modality,
-            since=since,
-            until=until,
+        names = {"cameras": camera, "tracks": track, "tags": tag, "pids": pid}
+        where = validation.filter_of(**names, modality=entry_modality, since=since, until=until)
+        log["where"] = validation.logged(where)
+        query, _, remarks = await service.embed(
+            await validation.read_uploads(images, value_range), modality, sender
         )
-        log["where"] = logged(where)
-        query, _, remarks = await service.embed(await read_uploads(images, value_range), modality, sender)
         limits: dict[str, Any] = {"min_probability": min_probability, "fmr": fmr, "prior": prior}
         answer = await service.work(
             lambda: service.searcher.answer(query, top=top, where=where, group=group, **limits)
@@ -129,19 +112,21 @@ async def search(
 
 @router.post("/entries", response_model=schemas.AddedBody, status_code=201, summary="Add crops; all, or none")
 async def add(
-    service: Running,
-    sender: Sender,
+    service: validation.Running,
+    sender: validation.Sender,
     request: Request,
-    images: Images,
-    modality: Kinds,
+    images: validation.Images,
+    modality: validation.Kinds,
     id: Annotated[list[str], Form(description="One each; made up when not given.")] = [],  # noqa: B006
-    camera: Words = [],  # noqa: B006
-    time: Annotated[list[Moment], Form(description="When seen, as 2026-03-01T22:15:00+01:00.")] = [],  # noqa: B006
-    track: Words = [],  # noqa: B006
-    source: Words = [],  # noqa: B006
-    pid: Annotated[list[Person], Form(description="Texts or numbers; empty: unknown.")] = [],  # noqa: B006
+    camera: validation.Words = [],  # noqa: B006
+    time: Annotated[
+        list[validation.Moment], Form(description="When seen, as 2026-03-01T22:15:00+01:00.")
+    ] = [],  # noqa: B006
+    track: validation.Words = [],  # noqa: B006
+    source: validation.Words = [],  # noqa: B006
+    pid: Annotated[list[validation.Person], Form(description="Texts or numbers; empty: unknown.")] = [],  # noqa: B006
     tag: Annotated[list[str], Form(description="Tags of all these images.")] = [],  # noqa: B006
-    value_range: RangeField = None,
+    value_range: validation.RangeField = None,
     on_duplicate: Annotated[
         Literal["refuse", "replace", "skip"],
         Form(description="An id that is there; replace needs the scope admin."),
@@ -151,7 +136,7 @@ async def add(
     n = len(images)
     facts = {**sender.facts, "images": n, "modality": modality[:2], "on_duplicate": on_duplicate}
     with service.audit.watch("add", **facts) as log:
-        if on_duplicate == "replace" and not request.scope["state"]["may"]("admin"):
+        if on_duplicate == "replace" and "admin" not in request.scope["state"]["scopes"]:
             what = "replacing removes, which needs the scope admin"
             raise ApiError(403, what, "on_duplicate", "use another key, or skip")
         fields: dict[str, list[Any]] = {
@@ -163,32 +148,28 @@ async def add(
         with refused_at("time", "set the camera's clock, or leave the time out"):
             for moment in time:  # `fmcnet gallery expire` would remove what a clock that was never set dates
                 check_clock(moment, f"time {moment.isoformat()}")
-        uploads = await read_uploads(images, value_range)
+        uploads = await validation.read_uploads(images, value_range)
         embeddings, pictures, remarks = await service.embed(uploads, modality, sender)
         async with service.changing:  # nobody adds or removes one of these before their crops are kept
             existing: set[str] = set()
             if on_duplicate == "skip" and service.pictures.kept is not None:
-                existing = await service.work(
-                    lambda: {entry_id for entry_id in id if entry_id in service.gallery}
-                )
+                existing = await service.work(lambda: {given for given in id if given in service.gallery})
+            columns |= {"ids": id or None, "tags": [tag] * n}
             added = await service.work(
-                lambda: service.searcher.add_embeddings(
-                    embeddings, on_duplicate=on_duplicate, ids=id or None, tags=[tag] * n, **columns
-                )
+                lambda: service.searcher.add_embeddings(embeddings, on_duplicate=on_duplicate, **columns)
             )
             counts = {"added": added.added, "replaced": added.replaced, "skipped": added.skipped}
             log.update(ids=list(added.ids), **counts, camera=sorted(set(camera)))
             kept = [pair for pair in zip(added.ids, pictures, strict=True) if pair[0] not in existing]
-            notes = await service.work(
-                lambda: [*_store_pictures(service, kept), *_doubtful_notes(service, camera, pid, time)]
-            )
-    return {"ids": list(added.ids), **counts, "notes": [*remarks, *notes]}
+            notes = [*remarks, *await service.work(lambda: _store_pictures(service, kept))]
+            notes += await service.work(lambda: _doubtful_notes(service, camera, pid, time))
+    return {"ids": list(added.ids), **counts, "notes": notes}
 
 
-@router.get("/entries", response_model=schemas.EntriesBody, summary="List entries, as those of a track")
+@router.get("/entries", summary="List entries, as those of a track")
 async def entries(
-    service: Running,
-    where: Conditions,
+    service: validation.Running,
+    where: validation.Conditions,
     limit: Annotated[int, Query(ge=1, le=500)] = 100,
     offset: Annotated[int, Query(ge=0, le=FARTHEST)] = 0,
 ) -> schemas.EntriesBody:
@@ -204,10 +185,10 @@ async def entries(
     return schemas.EntriesBody(total=total, entries=bodies, notes=list(notes))
 
 
-@router.get("/days", response_model=schemas.DaysBody, summary="How many entries each camera has on each day")
+@router.get("/days", summary="How many entries each camera has on each day")
 async def days(
-    service: Running,
-    where: Conditions,
+    service: validation.Running,
+    where: validation.Conditions,
     timezone: Annotated[str, Query(max_length=64, description="Whose days: Europe/Berlin")] = "UTC",
     limit: Annotated[int, Query(ge=1, le=10_000, description="Pairs of camera and day.")] = 1000,
 ) -> schemas.DaysBody:
@@ -220,8 +201,8 @@ async def days(
     return schemas.DaysBody(total=total, days=shown, left_out=total - sum(count.entries for count in shown))
 
 
-@router.get("/entries/{entry_id:path}", response_model=schemas.EntryBody, summary="One entry")
-async def entry(service: Running, entry_id: str) -> schemas.EntryBody:
+@router.get("/entries/{entry_id:path}", summary="One entry")
+async def entry(service: validation.Running, entry_id: str) -> schemas.EntryBody:
     """Without its embedding."""
     return schemas.EntryBody.of(await _get_entry(service, entry_id))
 
@@ -232,7 +213,7 @@ async def entry(service: Running, entry_id: str) -> schemas.EntryBody:
     responses={200: {"content": {"image/jpeg": {}}, "description": "A JPEG of at most 512 pixels a side"}},
     summary="The picture of an entry",
 )
-async def image(service: Running, sender: Sender, entry_id: str) -> Response:
+async def image(service: validation.Running, sender: validation.Sender, entry_id: str) -> Response:
     """Only of crops that were kept (--keep-images), or of sources that may be shown (--show-sources)."""
     found = await _get_entry(service, entry_id)
     data = await service.picture(found, sender)
@@ -244,11 +225,8 @@ async def image(service: Running, sender: Sender, entry_id: str) -> Response:
 
 async def _get_entry(service: Service, entry_id: str) -> Entry:
     _check_id(entry_id)
-
-    def fetch() -> list[Entry]:
-        return [entry for entry, _ in service.gallery.scan(Where(ids=[entry_id]), chunk=1)]
-
-    entries = await service.work(fetch)
+    where = Where(ids=[entry_id])
+    entries = await service.work(lambda: [entry for entry, _ in service.gallery.scan(where, chunk=1)])
     if not entries:
         raise _not_found(entry_id)
     return entries[0]
@@ -273,7 +251,9 @@ def _metadata_column(values: Sequence[Any], images: int, name: str) -> Any:
     return None if not values else values[0] if len(values) == 1 else values
 
 
-def _doubtful_notes(service: Service, cameras: list[str], pids: list[str], times: list[Moment]) -> list[str]:
+def _doubtful_notes(
+    service: Service, cameras: list[str], pids: list[str], times: list[validation.Moment]
+) -> list[str]:
     """Notes on near spellings of these cameras and identities in the gallery, and on times of wrong clocks."""
     notes = near_cameras(service.gallery.cameras()) if cameras else []
     notes = [note for note in notes if any(repr(camera) in note for camera in cameras)]
@@ -296,13 +276,11 @@ def _store_pictures(service: Service, pictures: list[tuple[str, bytes | None]]) 
     return []
 
 
-@router.delete(
-    "/entries", response_model=schemas.RemovedManyBody, summary="Remove all entries that match, provably"
-)
+@router.delete("/entries", summary="Remove all entries that match, provably")
 async def remove_many(
-    service: Running,
-    sender: Sender,
-    where: Conditions,
+    service: validation.Running,
+    sender: validation.Sender,
+    where: validation.Conditions,
     dry_run: Annotated[bool, Query(description="Only say how many match.")] = False,
     expect: Annotated[
         int | None,
@@ -310,7 +288,9 @@ async def remove_many(
     ] = None,
 ) -> schemas.RemovedManyBody:
     """Ask with `dry_run=true`, then confirm with `expect`. One condition at least; all must hold."""
-    with service.audit.watch("remove", **sender.facts, where=logged(where), dry_run=dry_run) as log:
+    with service.audit.watch(
+        "remove", **sender.facts, where=validation.logged(where), dry_run=dry_run
+    ) as log:
         if where is None:
             do = "say which: id, pid, camera, track, tag, modality, since, until"
             raise ApiError(422, "no condition is given", "query", do)
@@ -347,10 +327,10 @@ def _remove_entries(service: Service, where: Where, expect: int | None, log: dic
     return ids
 
 
-@router.delete(
-    "/entries/{entry_id:path}", response_model=schemas.RemovedBody, summary="Remove an entry, provably"
-)
-async def remove(service: Running, sender: Sender, entry_id: str) -> schemas.RemovedBody:
+@router.delete("/entries/{entry_id:path}", summary="Remove an entry, provably")
+async def remove(
+    service: validation.Running, sender: validation.Sender, entry_id: str
+) -> schemas.RemovedBody:
     """When it answers, no file of the gallery holds the embedding, and the kept crop is gone."""
     with service.audit.watch("remove", **sender.facts, ids=[entry_id[:256]]) as log:
         _check_id(entry_id)

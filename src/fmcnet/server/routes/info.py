@@ -11,7 +11,6 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 
 from fmcnet.server.errors import ANYWHERE, ApiError, error_schema
-from fmcnet.server.keys import SCOPES
 from fmcnet.server.schemas import GalleryBody, StateBody
 from fmcnet.server.service import Service
 from fmcnet.server.validation import Running, only_known
@@ -50,15 +49,15 @@ def _read_file(name: str, package: str = "fmcnet.server", folder: str = "page") 
     return (files(package) / folder / name).read_bytes()
 
 
-def _file_response(content: bytes, name: str, policy: str = POLICY) -> Response:
+def _file(name: str, policy: str = POLICY, *place: str) -> Response:
     headers = {"Content-Security-Policy": policy, "Cache-Control": "no-cache"}
-    return Response(content, media_type=TYPES[Path(name).suffix], headers=headers)
+    return Response(_read_file(name, *place), media_type=TYPES[Path(name).suffix], headers=headers)
 
 
 @router.get("/", include_in_schema=False)
 async def page() -> Response:
     """The page."""
-    return _file_response(_read_file("index.html"), "index.html")
+    return _file("index.html")
 
 
 @router.get("/page/{name}", include_in_schema=False)
@@ -66,7 +65,7 @@ async def page_file(name: str) -> Response:
     """A part of the page."""
     if name not in FILES:
         raise ApiError(404, "the page has no such part", "path", "open /")
-    return _file_response(_read_file(name), name)
+    return _file(name)
 
 
 @router.get("/docs", include_in_schema=False)
@@ -76,7 +75,7 @@ async def swagger() -> Response:
         what = "Swagger UI is not installed here; /openapi.json describes the API"
         do = "install fmcnet[serve], which brings fastapi-offline, and start the service again"
         raise ApiError(404, what, "path", do)
-    return _file_response(_read_file("docs.html"), "docs.html", SWAGGER_POLICY)
+    return _file("docs.html", SWAGGER_POLICY)
 
 
 @router.get("/docs/{name}", include_in_schema=False)
@@ -84,13 +83,11 @@ async def swagger_file(name: str) -> Response:
     """A part of Swagger UI."""
     if name not in SWAGGER_FILES or find_spec(SWAGGER) is None:
         raise ApiError(404, "the page has no such part", "path", "open /docs")
-    return _file_response(_read_file(name, SWAGGER, "static"), name, SWAGGER_POLICY)
+    return _file(name, SWAGGER_POLICY, SWAGGER, "static")
 
 
 @router.head("/healthz", include_in_schema=False)
-@router.get(
-    "/healthz", response_model=StateBody, responses=error_schema(*ANYWHERE), summary="The process answers"
-)
+@router.get("/healthz", responses=error_schema(*ANYWHERE), summary="The process answers")
 async def healthz() -> StateBody:
     """200 as long as it lives."""
     return StateBody(ok=True)
@@ -126,7 +123,6 @@ async def metrics(service: Running) -> Response:
 
 @router.get(
     "/v1/gallery",
-    response_model=GalleryBody,
     responses=error_schema(),
     dependencies=[Depends(only_known)],
     summary="What there is",
@@ -142,7 +138,7 @@ async def gallery(service: Running, request: Request) -> GalleryBody:
         pictures=service.pictures.any,
         keeps_images=service.pictures.kept is not None,
         cameras=await service.work(lambda: service.gallery.cameras()),
-        may=[scope for scope in SCOPES if state["may"](scope)],
+        may=state["scopes"],
         key=state["key"],
         images_at_once=service.limits.images,
         top_at_most=service.limits.top,
