@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fmcnet.models.decomposition import FeatureNorm
+from fmcnet.models.normalization import FeatureNorm
 from fmcnet.types import Modality
 
 

@@ -1,4 +1,4 @@
-"""FMCNet and the ablated variants of the paper's Table 2, built from the three modules."""
+"""SFF, section 3.3 of the paper, eq. (15), (16), and FMCNet: the three modules as one model, and its variants."""
 
 from __future__ import annotations
 
@@ -15,8 +15,14 @@ from fmcnet.config import Config, ModelConfig
 from fmcnet.errors import ConfigError
 from fmcnet.models.backbones import IMAGENET_MEAN, IMAGENET_STD, Triple
 from fmcnet.models.compensation import Compensation
-from fmcnet.models.decomposition import Decomposition, Tail
-from fmcnet.models.fusion import Fusion
+from fmcnet.models.decomposition import (
+    DecomposedFeatures,
+    Decomposition,
+    IdentityClassifier,
+    Tail,
+    in_one_pass,
+)
+from fmcnet.models.normalization import Standardization
 from fmcnet.types import Modality, parse_modality
 
 VARIANTS = ("base", "sfd", "fmc", "full")
@@ -25,8 +31,43 @@ VARIANTS = ("base", "sfd", "fmc", "full")
 OVERSHOOT = 0.5
 """Float images may leave 0..1 by this much, as after bicubic resizing. Other ranges exceed that."""
 
-FLOOR, TINY = 1e-3, 1e-12
-"""Least deviation of a value: as a share of the mean deviation, and absolute. So nothing is divided by 0."""
+
+class Fusion(nn.Module):
+    """Shared-specific feature fusion, eq. (15), (16).
+
+    F_fu,V = w1 F_sp,V + w2 F'_sp,I (15) and F_fp,V = Cat(F_sh,V, F_fu,V) (16); mirrored for infrared images. w1
+    weighs the image's own specific feature, w2 the generated one. The paper gives no initial values; ours are 0.5.
+
+    Args:
+        classify: P_fp.
+        softmax: False is (15) as written: two free scalars. True (ours) takes the softmax of the two, which stay
+            positive and sum to 1: (17) is cheapest at w1 = w2 = 0, and a neck hides that from (18).
+        length: of F_fu (ours), so that (17) cannot shorten it; None: as it is.
+    """
+
+    def __init__(
+        self, classify: IdentityClassifier, softmax: bool = False, length: float | None = None
+    ) -> None:
+        super().__init__()
+        self.w1 = nn.Parameter(torch.tensor(0.5))
+        self.w2 = nn.Parameter(torch.tensor(0.5))
+        self.classify = classify
+        self.softmax, self.length = softmax, length
+
+    def weights(self) -> tuple[Tensor, Tensor]:
+        """The two scalars of eq. (15) as they are applied: of the own feature and of the generated one."""
+        if not self.softmax:
+            return self.w1, self.w2
+        weights = torch.stack([self.w1, self.w2]).softmax(dim=0)
+        return weights[0], weights[1]
+
+    def forward(self, shared: Tensor, specific: Tensor, generated: Tensor) -> Tensor:
+        """F_sh, F_sp and the generated F'_sp of images, each (B, D), to F_fp (B, 2D)."""
+        w1, w2 = self.weights()
+        fused = w1 * specific + w2 * generated  # (15)
+        if self.length is not None:
+            fused = self.length * F.normalize(fused, dim=1)
+        return torch.cat([shared, fused], dim=1)  # (16)
 
 
 class ModalityOutput(NamedTuple):
@@ -74,49 +115,6 @@ class FMCNetOutput(NamedTuple):
         return FMCNetOutput(self.visible.float(), self.infrared.float())
 
 
-class Standardization(nn.Module):
-    """Centres and scales each value of a descriptor by statistics of the image's modality. Ours.
-
-    What all images of one pair of cameras have in common says nothing about a person; standardising removes it.
-    Training estimates the statistics from its images, `fmcnet adapt` from unlabelled ones.
-
-    Args:
-        dim: E, values of the descriptor.
-        stripes: number of leading values that are stripes of a frozen tail; they and the rest get unit length each.
-        weight: factor of the rest.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, dim: int, stripes: int = 0, weight: float = 1.0) -> None:
-        super().__init__()
-        self.stripes, self.weight = stripes, weight
-        self.register_buffer("mean", torch.zeros(len(Modality), dim))
-        self.register_buffer("std", torch.ones(len(Modality), dim))
-
-    @torch.no_grad()
-    def set(self, modality: Modality, mean: Tensor, variance: Tensor) -> None:
-        """Set the statistics of one modality.
-
-        Args:
-            modality: that of the images.
-            mean: (E,).
-            variance: (E,); a deviation counts as at least `FLOOR` of the mean deviation.
-        """
-        deviation = variance.sqrt()
-        self.mean[modality.code] = mean
-        self.std[modality.code] = deviation.clamp(min=max(FLOOR * float(deviation.mean()), TINY))
-
-    def forward(self, descriptor: Tensor, modality: Modality) -> Tensor:
-        """Descriptors of images of one modality (B, E) to (B, E)."""
-        standardized = (descriptor - self.mean[modality.code]) / self.std[modality.code]
-        if not self.stripes:
-            return standardized
-        stripes, features = standardized[:, : self.stripes], standardized[:, self.stripes :]
-        return torch.cat([F.normalize(stripes), self.weight * F.normalize(features)], dim=1)
-
-
 class FMCNet(nn.Module):
     """FMCNet (CVPR 2022): decomposition, compensation and fusion.
 
@@ -155,15 +153,9 @@ class FMCNet(nn.Module):
         standard: Standardization | None = None,
     ) -> None:
         super().__init__()
-        self.decomposition = decomposition
-        self.compensation = compensation
-        self.fusion = fusion
-        self.after_neck = after_neck
-        self.normalized = normalized
-        self.specific_weight = specific_weight
-        self.frozen = frozen
-        self.stripes = stripes
-        self.standard = standard
+        self.decomposition, self.compensation, self.fusion = decomposition, compensation, fusion
+        self.after_neck, self.normalized, self.specific_weight = after_neck, normalized, specific_weight
+        self.frozen, self.stripes, self.standard = frozen, stripes, standard
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
 
@@ -189,7 +181,10 @@ class FMCNet(nn.Module):
             ValueError: for another shape or type, and in evaluation mode for float values that leave 0..1 by more
                 than `OVERSHOOT`, or NaN.
         """
-        _check_images(images)
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"images must be (B, 3, H, W), got {tuple(images.shape)}")
+        if images.dtype != torch.uint8 and not images.is_floating_point():
+            raise ValueError(f"images must be uint8 0..255 or float 0..1, got {images.dtype}")
         if not self.training and not torch.compiler.is_compiling():  # it would make training wait for the GPU
             _check_range(images)
         max_value = 255.0 if images.dtype == torch.uint8 else 1.0
@@ -265,7 +260,7 @@ class FMCNet(nn.Module):
         """
         sfd = self.decomposition
         v, i = sfd(self.preprocess(visible), self.preprocess(infrared))  # (1)
-        shared_scores_v, shared_scores_i = _in_one_pass(sfd.classify_shared, v.shared, i.shared)  # (2)
+        shared_scores_v, shared_scores_i = in_one_pass(sfd.classify_shared, v.shared, i.shared)  # (2)
 
         generated_v = generated_i = fused_v = fused_i = fused_scores_v = fused_scores_i = None
         if self.compensation is not None:  # (11)
@@ -274,7 +269,7 @@ class FMCNet(nn.Module):
         if self.fusion is not None:
             fused_v = self.fusion(v.shared, v.specific, generated_i)  # (15), (16)
             fused_i = self.fusion(i.shared, i.specific, generated_v)
-            fused_scores_v, fused_scores_i = _in_one_pass(self.fusion.classify, fused_v, fused_i)  # (18)
+            fused_scores_v, fused_scores_i = in_one_pass(self.fusion.classify, fused_v, fused_i)  # (18)
 
         # P_sp^m scores the features of modality m: real ones (2) and generated ones (14).
         specific_scores_v, generated_scores_v = self._specific_scores(
@@ -284,8 +279,8 @@ class FMCNet(nn.Module):
             Modality.INFRARED, i.specific, generated_i
         )
 
-        embedding_v = self._descriptor(Modality.VISIBLE, v.shared, v.specific, generated_i, fused_v)
-        embedding_i = self._descriptor(Modality.INFRARED, i.shared, i.specific, generated_v, fused_i)
+        embedding_v = self._descriptor(Modality.VISIBLE, v, generated_i, fused_v)
+        embedding_i = self._descriptor(Modality.INFRARED, i, generated_v, fused_i)
         if not self.training:
             embedding_v = self._standardized(Modality.VISIBLE, v.stem, embedding_v)
             embedding_i = self._standardized(Modality.INFRARED, i.stem, embedding_i)
@@ -327,16 +322,12 @@ class FMCNet(nn.Module):
             (B, E): E = D for Base and + SFD, 3D for + FMC, 2D for the full model; more with `frozen`.
         """
         modality = parse_modality(modality)
-        sfd = self.decomposition
-        stem = sfd.stem(self.preprocess(images), modality)
-        shared = sfd.share(stem, modality)
-        specific = generated = fused = None
-        if self.compensation is not None:
-            specific, generated = sfd.specific(stem, modality), self.compensation(shared, modality)
+        features, generated = self._features(images, modality, with_specific=self.compensation is not None)
+        fused = None
         if self.fusion is not None:
-            fused = self.fusion(shared, specific, generated)
-        descriptor = self._descriptor(modality, shared, specific, generated, fused)
-        return self._standardized(modality, stem, descriptor)
+            fused = self.fusion(features.shared, features.specific, generated)
+        descriptor = self._descriptor(modality, features, generated, fused)
+        return self._standardized(modality, features.stem, descriptor)
 
     def train(self, mode: bool = True) -> FMCNet:
         """Set the training mode; `frozen` stays in evaluation mode."""
@@ -366,12 +357,21 @@ class FMCNet(nn.Module):
         Returns:
             F_sh (B, D); F_sp (B, D) and the generated specific feature of the other modality (B, D), or None.
         """
-        modality = parse_modality(modality)
+        features, generated = self._features(
+            images, parse_modality(modality), with_specific=self.decomposition.has_specific
+        )
+        return features.shared, features.specific, generated
+
+    def _features(
+        self, images: Tensor, modality: Modality, *, with_specific: bool
+    ) -> tuple[DecomposedFeatures, Tensor | None]:
+        """Eq. (1) and (11) for images of one modality: their features and the generated specific one."""
         sfd = self.decomposition
         stem = sfd.stem(self.preprocess(images), modality)
         shared = sfd.share(stem, modality)
-        specific = sfd.specific(stem, modality) if sfd.has_specific else None
-        return shared, specific, None if self.compensation is None else self.compensation(shared, modality)
+        specific = sfd.specific(stem, modality) if with_specific else None
+        generated = None if self.compensation is None else self.compensation(shared, modality)
+        return DecomposedFeatures(stem, shared, specific), generated
 
     def _specific_scores(
         self, modality: Modality, real: Tensor | None, generated: Tensor | None
@@ -380,27 +380,22 @@ class FMCNet(nn.Module):
         if real is None:
             return None, None
         classify = self.decomposition.classifier(modality)
-        return (classify(real), None) if generated is None else _in_one_pass(classify, real, generated)
+        return (classify(real), None) if generated is None else in_one_pass(classify, real, generated)
 
     def _descriptor(
-        self,
-        modality: Modality,
-        shared: Tensor,
-        specific: Tensor | None,
-        generated: Tensor | None,
-        fused: Tensor | None,
+        self, modality: Modality, features: DecomposedFeatures, generated: Tensor | None, fused: Tensor | None
     ) -> Tensor:
         """F_fp or its parts, normalised and weighted by the settings (ours)."""
-        sfd, dim = self.decomposition, shared.shape[1]
+        sfd, dim = self.decomposition, features.shared.shape[1]
         if self.fusion is not None and fused is not None:
-            descriptor = self._behind_neck(self.fusion.classify.neck, fused)
+            descriptor = self._behind_neck(self.fusion.classify, fused)
         else:
-            descriptor = self._behind_neck(sfd.classify_shared.neck, shared)
-            if specific is not None and generated is not None:
+            descriptor = self._behind_neck(sfd.classify_shared, features.shared)
+            if features.specific is not None and generated is not None:
                 # "FMC by simple concatenation" (Table 2). Ours: the visible part, real or generated, comes first, so
                 # that positions mean the same for both modalities.
-                real = self._behind_neck(sfd.classifier(modality).neck, specific)
-                fake = self._behind_neck(sfd.classifier(modality.other).neck, generated)
+                real = self._behind_neck(sfd.classifier(modality), features.specific)
+                fake = self._behind_neck(sfd.classifier(modality.other), generated)
                 pair = (real, fake) if modality is Modality.VISIBLE else (fake, real)
                 descriptor = torch.cat([descriptor, *pair], dim=1)
         if self.normalized:
@@ -415,20 +410,14 @@ class FMCNet(nn.Module):
             descriptor = torch.cat([self.frozen.stripes(stem, self.stripes), descriptor], dim=1)
         return descriptor if self.standard is None else cast(Tensor, self.standard(descriptor, modality))
 
-    def _behind_neck(self, neck: nn.Module, feature: Tensor) -> Tensor:
+    def _behind_neck(self, classifier: IdentityClassifier, feature: Tensor) -> Tensor:
         """With `after_neck`, apply the neck by its running statistics: only the scores may update these."""
+        neck = classifier.neck
         if self.after_neck and isinstance(neck, nn.modules.batchnorm._BatchNorm):
             return F.batch_norm(
                 feature, neck.running_mean, neck.running_var, neck.weight, neck.bias, False, 0.0, neck.eps
             )
         return feature
-
-
-def _check_images(images: Tensor) -> None:
-    if images.ndim != 4 or images.shape[1] != 3:
-        raise ValueError(f"images must be (B, 3, H, W), got {tuple(images.shape)}")
-    if images.dtype != torch.uint8 and not images.is_floating_point():
-        raise ValueError(f"images must be uint8 0..255 or float 0..1, got {images.dtype}")
 
 
 def _check_range(images: Tensor) -> None:
@@ -441,9 +430,3 @@ def _check_range(images: Tensor) -> None:
         return
     if not (low >= -OVERSHOOT and high <= 1 + OVERSHOOT):
         raise ValueError(f"float images must be 0..1 and not normalised, got {low:.4g} to {high:.4g}")
-
-
-def _in_one_pass(module: nn.Module, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """`module` of both batches in one pass, so that batch normalisation sees them together."""
-    outputs = module(torch.cat([first, second])).split([len(first), len(second)])
-    return cast(tuple[Tensor, Tensor], outputs)

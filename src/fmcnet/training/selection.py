@@ -25,8 +25,8 @@ from fmcnet.inference.embed import embed_shared
 from fmcnet.inference.encoder import Encoder
 from fmcnet.models.card import WEIGHTS, ModelCard
 from fmcnet.models.checkpoint import load_weights, save_pretrained
-from fmcnet.models.decomposition import feature_norms, watch_norms
 from fmcnet.models.fmcnet import FMCNet
+from fmcnet.models.normalization import feature_norms, watch_norms
 from fmcnet.types import Modality
 
 BATCHES = 50
