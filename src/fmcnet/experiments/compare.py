@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fmcnet.errors import DataError
-from fmcnet.experiments.rows import DIRECTIONS, markdown_table
+from fmcnet.experiments.rows import DIRECTIONS, markdown_table, page
 from fmcnet.files import write_text
 from fmcnet.models.shipped import shipped_models
 from fmcnet.parsing import read_json
@@ -237,7 +237,7 @@ def _cells(row: ComparisonRow, columns: list[str]) -> list[str]:
 def _markdown(rows: tuple[ComparisonRow, ...], columns: list[str]) -> str:
     scores = [f"{COLUMNS[key]} {metric}" for key in columns for metric in ("R1", "mAP")]
     cells = ([row.name, row.where, *_cells(row, columns), "; ".join(row.flags)] for row in rows)
-    return "\n".join([*markdown_table(["method", "where", *scores, "flags"], cells), SOURCE, ""])
+    return page([markdown_table(["method", "where", *scores, "flags"], cells), SOURCE])
 
 
 def _latex(rows: tuple[ComparisonRow, ...], columns: list[str]) -> str:

@@ -34,7 +34,7 @@ from fmcnet.inference.encoder import load
 from fmcnet.models.card import CARD, ModelCard, read_card
 from fmcnet.models.shipped import find_model, is_shipped
 from fmcnet.training.checkpointing import checkpoints
-from fmcnet.training.prepare import split_runs
+from fmcnet.training.run_folder import split_runs
 from fmcnet.types import NO_PID
 
 BATCH_AND_DISTANCE = ("batch", "distance")

@@ -14,7 +14,7 @@ from fmcnet.evaluation.evaluate import METRICS
 from fmcnet.evaluation.evaluate_model import EvaluatedRun, role_masks
 from fmcnet.evaluation.verification import Verification, verification
 from fmcnet.experiments import figures
-from fmcnet.experiments.rows import DIRECTIONS, markdown_table
+from fmcnet.experiments.rows import DIRECTIONS, markdown_table, page
 from fmcnet.experiments.runs import is_generated
 from fmcnet.files import write_json, write_text
 from fmcnet.models.card import versions
@@ -163,18 +163,14 @@ def _report_facts(
 
 
 def _page(facts: dict[str, Any], pictures: dict[str, str], across: str) -> str:
-    data = facts["dataset"]
-    lines = [
+    data, runs = facts["dataset"], facts["runs"]
+    parts = [
         "# fmcnet report",
-        "",
         f"Test set: {'GENERATED data in the layout of ' if data['generated'] else ''}{data['name']} at "
         f"`{data['root']}`, {data['identities']} identities, "
         f"{data['visible']} visible and {data['infrared']} infrared images.",
-        "",
     ]
-    evaluations = [
-        (title, evaluation) for title, run in facts["runs"].items() for evaluation in run["evaluations"]
-    ]
+    evaluations = [(title, evaluation) for title, run in runs.items() for evaluation in run["evaluations"]]
     for protocol in dict.fromkeys(evaluation["protocol"] for _, evaluation in evaluations):
         rows = [
             (title, evaluation) for title, evaluation in evaluations if evaluation["protocol"] == protocol
@@ -183,35 +179,32 @@ def _page(facts: dict[str, Any], pictures: dict[str, str], across: str) -> str:
             rows = [(f"{title}, {evaluation['distance']}", evaluation) for title, evaluation in rows]
         name = protocol.partition(":")[0]
         direction = DIRECTIONS.get(rows[0][1]["direction"])
-        head = f"{direction.capitalize()}: {name}" if direction else name.capitalize()
-        lines += [f"## {head}", "", protocol, "", *_scores_table(rows)]
-    if any(run["selected_on"] == "test" for run in facts["runs"].values()):
-        stamp = "SELECTED ON THE TEST SET: these figures are optimistic and compare with none that are not."
-        lines += [f"**{stamp}**", ""]
-    lines += _verification_lines(list(facts["runs"])[-1], facts["verification"], across)
-    head = ("run", "variant", "seed", "step", "weights", "parameters")
-    runs = [
-        (title, *(run[key] for key in ("variant", "seed", "step", "selected_on")), f"{run['parameters']:,}")
-        for title, run in facts["runs"].items()
+        heading = f"{direction.capitalize()}: {name}" if direction else name.capitalize()
+        parts += [f"## {heading}", protocol, _scores_table(rows)]
+    if any(run["selected_on"] == "test" for run in runs.values()):
+        parts.append(
+            "**SELECTED ON THE TEST SET: these figures are optimistic and compare with none that are not.**"
+        )
+    if facts["verification"]:
+        parts += _verification_parts(list(runs)[-1], facts["verification"], across)
+    columns = ("variant", "seed", "step", "selected_on")
+    run_rows = [
+        (title, *(run[key] for key in columns), f"{run['parameters']:,}") for title, run in runs.items()
     ]
-    lines += ["## Runs", "", *markdown_table(head, runs)]
-    lines += ["Versions: " + ", ".join(f"{name} {number}" for name, number in facts["versions"].items()), ""]
+    head = ("run", "variant", "seed", "step", "weights", "parameters")
+    parts += ["## Runs", markdown_table(head, run_rows)]
+    parts.append("Versions: " + ", ".join(f"{name} {number}" for name, number in facts["versions"].items()))
     for key, value in facts.items():
         if key == "seconds":
-            lines += [
-                "Seconds: " + ", ".join(f"{phase} {seconds:.0f}" for phase, seconds in value.items()),
-                "",
-            ]
+            parts.append("Seconds: " + ", ".join(f"{phase} {number:.0f}" for phase, number in value.items()))
         elif isinstance(value, (str, int, float)):
-            lines += [f"{key.replace('_', ' ')}: {value}", ""]
+            parts.append(f"{key.replace('_', ' ')}: {value}")
     for title, path in pictures.items():
-        lines += [f"## {title}", "", f"![{title}]({path})", ""]
-    return "\n".join(lines)
+        parts += [f"## {title}", f"![{title}]({path})"]
+    return page(parts)
 
 
-def _verification_lines(title: str, verified: dict[str, Any] | None, across: str) -> list[str]:
-    if not verified:
-        return []
+def _verification_parts(title: str, verified: dict[str, Any], across: str) -> list[str]:
     rows = []
     for rate, match_rate in verified["true_match_rate"].items():
         cells = ("too few false pairs", "-")
@@ -220,15 +213,13 @@ def _verification_lines(title: str, verified: dict[str, Any] | None, across: str
         rows.append((f"{100 * float(rate):g} %", *cells))
     return [
         "## Same person or not",
-        "",
         f"{title}: {verified['positives']:,} true and {verified['negatives']:,} false pairs{across}, "
         f"nothing drawn, {verified['distance']}. Area under the ROC curve {verified['auc']:.4f}.",
-        "",
-        *markdown_table(("false-match rate", "true-match rate", "at the threshold"), rows),
+        markdown_table(("false-match rate", "true-match rate", "at the threshold"), rows),
     ]
 
 
-def _scores_table(evaluations: list[tuple[str, dict[str, Any]]]) -> list[str]:
+def _scores_table(evaluations: list[tuple[str, dict[str, Any]]]) -> str:
     """Scores in percent, mean and deviation over trials. Scores with extras stand beside the plain ones."""
     rows = []
     for title, evaluation in evaluations:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from fmcnet.config import TrainingConfig
 from fmcnet.models.fmcnet import FMCNet
@@ -87,25 +85,8 @@ def lr_factor(step: int, steps: int, config: TrainingConfig) -> float:
     return 1.0
 
 
-def build_schedulers(
-    optimizers: Sequence[torch.optim.Optimizer | None], steps: int, config: TrainingConfig
-) -> list[LambdaLR]:
-    """Build a schedule for each optimiser: `lr_factor` of the step. So a resume needs only the step."""
-    return [
-        LambdaLR(optimizer, lambda step: lr_factor(step, steps, config))
-        for optimizer in optimizers
-        if optimizer
-    ]
-
-
-def advance_schedule(scheduler: LambdaLR) -> None:
-    """Set the learning rates of the next step."""
-    with warnings.catch_warnings():  # the float16 scaler may have skipped the first step of the optimiser
-        warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
-        scheduler.step()
-
-
-def restore_schedule(scheduler: LambdaLR, step: int) -> None:
-    """Set the learning rates of `step` (from 0), after a resume."""
-    scheduler.last_epoch = step - 1
-    advance_schedule(scheduler)
+def set_learning_rates(optimizers: Sequence[torch.optim.Optimizer], factor: float) -> None:
+    """Set the learning rate of every parameter to `factor` times its first one."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor

@@ -36,13 +36,7 @@ from fmcnet.models.build import build_model
 from fmcnet.models.decomposition import Decomposition
 from fmcnet.models.fmcnet import FMCNet, FMCNetOutput
 from fmcnet.training import health
-from fmcnet.training.optimizers import (
-    BACKBONE_PARTS,
-    advance_schedule,
-    build_optimizers,
-    build_schedulers,
-    lr_factor,
-)
+from fmcnet.training.optimizers import BACKBONE_PARTS, build_optimizers, lr_factor, set_learning_rates
 
 GRADIENT, DISCRIMINATOR_GRADIENT = "gradient", "discriminator gradient"
 """Names of the gradients' norms among the measured values."""
@@ -68,7 +62,7 @@ class NotFinite(Exception):
 
 
 class TrainStep:
-    """A model in training with its loss, optimisers, schedules and float16 scaler.
+    """A model in training with its loss, optimisers and float16 scaler.
 
     Args:
         config: settings.
@@ -83,7 +77,6 @@ class TrainStep:
         criterion: the loss of both players of eq. (12).
         optimizer: of all but the discriminators.
         discriminator_optimizer: None without discriminators.
-        schedulers: of the learning rates.
         scaler: of float16 gradients (disabled otherwise).
     """
 
@@ -112,12 +105,18 @@ class TrainStep:
         self.optimizer, self.discriminator_optimizer = build_optimizers(
             model, training, fused=ctx.device.type in ("cpu", "cuda")
         )
-        self.schedulers = build_schedulers((self.optimizer, self.discriminator_optimizer), steps, training)
         self.scaler = torch.amp.GradScaler(ctx.device.type, enabled=self.precision is torch.float16)
         if training.compile:
             model.compile()
         self._network: Any = self._distribute(model) if ctx.world > 1 else model
         self._measured: list[tuple[int, list[str], Tensor]] = []
+
+    @property
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """The optimisers by their names in checkpoints; "judge" is that of the discriminators."""
+        if self.discriminator_optimizer is None:
+            return {"main": self.optimizer}
+        return {"main": self.optimizer, "judge": self.discriminator_optimizer}
 
     def step(self, batches: Sequence[TrainingBatch], step: int) -> None:
         """Take one step; `read` returns what it measures.
@@ -130,6 +129,7 @@ class TrainStep:
             step: number of the step, from 0.
         """
         self.model.train()
+        set_learning_rates([*self.optimizers.values()], lr_factor(step, self.steps, self.config.training))
         self.optimizer.zero_grad(set_to_none=True)
         measured: list[dict[str, Tensor]] = []
         for batch in batches:
@@ -138,8 +138,6 @@ class TrainStep:
                 measured.append(self._forward_backward(batch, len(batches)))
         with record_function("fmcnet: optimizer"):
             norm = self._update()
-        for scheduler in self.schedulers:
-            advance_schedule(scheduler)
         means = torch.stack([torch.stack([*batch_values.values()]) for batch_values in measured]).mean(dim=0)
         values = dict(zip(measured[0], means, strict=True))
         values[GRADIENT] = norm.detach().float()
@@ -293,8 +291,7 @@ def _recomputing_forward(module: nn.Module) -> Callable[[Tensor], Tensor]:
     original_forward = module.forward
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        """Context managers of the forward pass and of the recomputation."""
-        return nullcontext(), _keep_running_statistics(module)
+        return nullcontext(), _keep_running_statistics(module)  # of the forward pass, of the recomputation
 
     def forward(x: Tensor) -> Tensor:
         if not (module.training and torch.is_grad_enabled()):
@@ -309,9 +306,7 @@ def _keep_running_statistics(module: nn.Module) -> Iterator[None]:
     """Do not update running statistics of batch normalisation again: the forward pass did it already."""
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     saved = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for (
-        norm
-    ) in norms:  # not by track_running_stats=False: checkpoint would then save other tensors than before
+    for norm in norms:  # not by track_running_stats=False: `checkpoint` would then save other tensors
         norm.momentum = 0.0
         norm.num_batches_tracked = torch.zeros_like(cast(Tensor, norm.num_batches_tracked))
     try:
