@@ -210,15 +210,8 @@ def feature_map(encoder: Encoder, table: Table, path: Path) -> Path | None:
     """Draw one t-SNE map in two panels, as the paper's Figures 4 and 5.
 
     Left: shared and specific features of both modalities. Right: with the generated ones. A generated infrared
-    feature is G_{V-I} of a visible image; it should coincide with the specific infrared ones.
-
-    Args:
-        encoder: the model.
-        table: test images.
-        path: the PNG to write.
-
-    Returns:
-        The path; None where the model has no specific branch, or no identity is seen in both modalities.
+    feature is G_{V-I} of a visible image; it should coincide with the specific infrared ones. Returns None where the
+    model has no specific branch, or no identity is seen in both modalities.
     """
     infrared = table.modality == Modality.INFRARED.code
     common_pids = np.intersect1d(table.pid[infrared], table.pid[~infrared])[:MAP_IDENTITIES]
@@ -237,10 +230,7 @@ def feature_map(encoder: Encoder, table: Table, path: Path) -> Path | None:
 
 def figure4(features: dict[str, Features], path: Path) -> Path:
     """Draw a t-SNE map of shared and specific features for each model (the paper's Fig. 4)."""
-    panels = {
-        title: _clouds(replace(model_features, generated=None)) for title, model_features in features.items()
-    }
-    return _draw_maps(panels, path)
+    return _draw_maps({title: _clouds(replace(one, generated=None)) for title, one in features.items()}, path)
 
 
 def figure5(features: Features, path: Path) -> Path:
@@ -252,6 +242,14 @@ def figure5(features: Features, path: Path) -> Path:
         shown = ("shared", 1 - target), ("specific", target), ("generated", target)
         panels[title] = {key: clouds[key] for key in shown}
     return _draw_maps(panels, path)
+
+
+def _draw_maps(panels: dict[str, Clouds], path: Path) -> Path:
+    figure, axes = new_axes(1, len(panels), (5.2 * len(panels), 5.0))
+    for ax, (title, clouds) in zip(axes[0], panels.items(), strict=True):
+        _scatter(ax, title, _tsne(clouds))
+        ax.legend(fontsize=7)
+    return write_png(figure, path)
 
 
 def _clouds(features: Features) -> Clouds:
@@ -294,40 +292,25 @@ def _scatter(ax: Any, title: str, points: Clouds) -> None:
     ax.set(title=title, xticks=[], yticks=[])
 
 
-def _draw_maps(panels: dict[str, Clouds], path: Path) -> Path:
-    figure, axes = new_axes(1, len(panels), (5.2 * len(panels), 5.0))
-    for ax, (title, clouds) in zip(axes[0], panels.items(), strict=True):
-        _scatter(ax, title, _tsne(clouds))
-        ax.legend(fontsize=7)
-    return write_png(figure, path)
-
-
 def rows_picture(study: dict[str, Any], path: Path) -> Path:
     """mAP and Rank-1 of each row: mean, spread and each seed; both directions."""
     rows = [row for row in study["rows"] if row["figures"]]
     figure, axes = new_axes(1, 2, (10.4, 0.42 * len(rows) + 1.6), sharey=True)
     for ax, (metric, title) in zip(axes[0], (("rank1", "Rank-1"), ("mAP", "mAP")), strict=True):
         for number, direction in enumerate(DIRECTIONS):
-            _plot_rows(ax, rows, metric, direction, number)
+            colour, marker = f"C{number}", "os"[number]
+            for line, row in enumerate(rows):
+                if not (spread := row["figures"].get(direction, {}).get(metric)):
+                    continue
+                height, label = line + 0.16 * (2 * number - 1), DIRECTIONS[direction] if line == 0 else None
+                bar = {"xerr": spread["std"] or 0, "fmt": marker, "color": colour, "capsize": 3}
+                ax.errorbar(spread["mean"], height, label=label, **bar)
+                ax.scatter(spread["seeds"], [height] * len(spread["seeds"]), s=8, color=colour, alpha=0.5)
         ax.set(xlabel=f"{title}, %", yticks=range(len(rows)), yticklabels=[row["title"] for row in rows])
         ax.grid(alpha=0.25)
     axes[0][0].invert_yaxis()
     axes[0][1].legend(fontsize=8)
     return write_png(figure, path)
-
-
-def _plot_rows(ax: Any, rows: list[dict[str, Any]], metric: str, direction: str, number: int) -> None:
-    """Draw one direction's scores of each row; `number` of the direction, 0 or 1, gives colour, marker and height."""
-    colour, marker = f"C{number}", "os"[number]
-    for line, row in enumerate(rows):
-        spread = row["figures"].get(direction, {}).get(metric)
-        if not spread:
-            continue
-        height = line + 0.16 * (2 * number - 1)
-        label = DIRECTIONS[direction] if line == 0 else None
-        deviation = spread["std"] or 0
-        ax.errorbar(spread["mean"], height, xerr=deviation, label=label, fmt=marker, color=colour, capsize=3)
-        ax.scatter(spread["seeds"], [height] * len(spread["seeds"]), s=8, color=colour, alpha=0.5)
 
 
 def pairs_picture(study: dict[str, Any], path: Path) -> Path:

@@ -41,25 +41,23 @@ def write_report(
 ) -> Path:
     """Write `report.md`, `report.json` and `figures/` for one or several runs on one test set.
 
-    Pictures are drawn where matplotlib and scikit-learn (fmcnet[plot]) are installed.
+    Pictures are drawn where matplotlib and scikit-learn (fmcnet[plot]) are installed. Ranked lists and maps show the
+    last model.
 
     Args:
-        judged: embeddings and evaluations by title; ranked lists and maps show the last one.
+        judged: embeddings and evaluations by title.
         runs: run folder by title, for training curves.
         out: the folder.
         extra: facts for both files (dataset, seeds, timings).
         keep: keep the evaluations by other protocols that a report of the same models and data in `out` holds.
-
-    Returns:
-        The path of report.md.
     """
     out = Path(out)
     main = list(judged.values())[-1]
     verified = _verification(main)
-    pictures: dict[str, str] = {}
+    pictures = {}
     if all(find_spec(module) for module in ("matplotlib", "sklearn")):
-        drawn = _draw(judged, runs, verified, out / "figures").items()
-        pictures = {title: path.relative_to(out).as_posix() for title, path in drawn}
+        for title, path in _draw(judged, runs, verified, out / "figures").items():
+            pictures[title] = path.relative_to(out).as_posix()
     else:
         logger.warning("no pictures in the report: pip install 'fmcnet[plot]' brings what draws them")
     facts = _report_facts(judged, runs, extra or {})
@@ -74,16 +72,13 @@ def _keep_other_protocols(facts: dict[str, Any], path: Path) -> None:
     """Add to `facts` the evaluations by other protocols in an earlier report of the same models and data."""
     try:
         earlier = read_json(path)
-        same = earlier["dataset"] == facts["dataset"] and earlier.get("splits") == facts.get("splits")
-        earlier_runs = {title: run for title, run in earlier["runs"].items() if same}
+        if earlier["dataset"] != facts["dataset"] or earlier.get("splits") != facts.get("splits"):
+            return
         for title, run in facts["runs"].items():
-            if earlier_runs.get(title, {}).get("digest") == run["digest"]:
+            if earlier["runs"].get(title, {}).get("digest") == run["digest"]:
                 new_keys = [_evaluation_key(evaluation) for evaluation in run["evaluations"]]
-                run["evaluations"] += [
-                    evaluation
-                    for evaluation in earlier_runs[title]["evaluations"]
-                    if _evaluation_key(evaluation) not in new_keys
-                ]
+                old = earlier["runs"][title]["evaluations"]
+                run["evaluations"] += [one for one in old if _evaluation_key(one) not in new_keys]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return  # no report, or a damaged one, which is replaced
 
@@ -124,11 +119,9 @@ def _verification(judged: EvaluatedRun) -> Verification | None:
 
 def _across_modalities(judged: EvaluatedRun) -> str:
     """The words " across the modalities" if the first protocol compares them, otherwise ""."""
-    modalities = {
-        judged.evaluations[0].protocol.query.modality,
-        judged.evaluations[0].protocol.gallery.modality,
-    }
-    return " across the modalities" if modalities == set(Modality) else ""
+    protocol = judged.evaluations[0].protocol
+    across = {protocol.query.modality, protocol.gallery.modality} == set(Modality)
+    return " across the modalities" if across else ""
 
 
 def _report_facts(

@@ -107,14 +107,8 @@ class StudyRun:
     def complete(self, device: str = "auto", progress: bool | None = None) -> dict[str, Any]:
         """Train from the newest checkpoint if there is one, evaluate, write `result.json` and `queries.npz`.
 
-        A finished run is only read. If another process works on the run, wait for it.
-
-        Args:
-            device: where to train and embed.
-            progress: show bars; None: on a terminal only.
-
-        Returns:
-            The content of `result.json`.
+        A finished run is only read. If another process works on the run, wait for it. Returns the content of
+        `result.json`.
 
         Raises:
             FmcnetError: for unusable data or settings; `TrainingError` when training diverges.
@@ -134,15 +128,8 @@ class StudyRun:
         if not (folder / CARD).is_file():
             if folder.is_dir() and not (folder / CONFIG).is_file():
                 shutil.rmtree(folder)  # killed before training began
-            summary = train(
-                self.config,
-                table,
-                folder,
-                resume=True,
-                device=device,
-                progress=progress,
-                description=self.name,
-            )
+            options: dict[str, Any] = {"device": device, "progress": progress, "description": self.name}
+            summary = train(self.config, table, folder, resume=True, **options)
             seconds, steps = summary.seconds, summary.steps - summary.resumed_from
         evaluation_start = time.perf_counter()
         evaluated = evaluate_model(folder, table, device=device, progress=progress)
@@ -178,19 +165,15 @@ def is_generated(table: Table) -> bool:
 
 
 def _write_queries(evaluated: EvaluatedRun, path: Path) -> None:
-    arrays: dict[str, NDArray[Any]] = {}
-    for evaluation in evaluated.evaluations:
-        masks = role_masks(evaluated.table)
-        scores = query_scores(
-            evaluated.embeddings, evaluation.protocol, distance=evaluation.result.distance, **masks
-        )
-        arrays |= {
-            f"{evaluation.direction}_{column}": getattr(scores, column) for column in ("row", "ap", "hit")
-        }
+    arrays: dict[str, Any] = {}
+    masks = role_masks(evaluated.table)
+    for one in evaluated.evaluations:
+        scores = query_scores(evaluated.embeddings, one.protocol, distance=one.result.distance, **masks)
+        arrays |= {f"{one.direction}_{column}": getattr(scores, column) for column in ("row", "ap", "hit")}
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as stream:
-            np.savez(stream, **arrays)  # type: ignore[arg-type]
+            np.savez(stream, **arrays)
 
     write_atomically(path, write)
 
@@ -213,22 +196,18 @@ def commit() -> str:
 def write_model_card(run: Path, card: ModelCard, result: dict[str, Any], *, generated: bool) -> Path:
     """Write `README.md` beside the weights, in the form that model hubs read.
 
-    Args:
-        run: the folder with `model.safetensors`.
-        card: its `model.json`.
-        result: the run's `result.json`.
-        generated: trained on the generated benchmark, so under our own licence.
+    `generated`: trained on the generated benchmark, so under our own licence.
 
     Raises:
         CheckpointError: when the weights cannot be read.
     """
     digest, size = weights_digest(run / WEIGHTS), (run / WEIGHTS).stat().st_size
     config = card.config
-    description = (
-        "A baseline in FMCNet's engine: two stems, one shared tail, no FMCNet module (settings below)"
-    )
-    if result["variant"] != "base":
-        description = f"FMCNet (CVPR 2022), variant `{result['variant']}`"
+    description = f"FMCNet (CVPR 2022), variant `{result['variant']}`"
+    if result["variant"] == "base":
+        description = (
+            "A baseline in FMCNet's engine: two stems, one shared tail, no FMCNet module (settings below)"
+        )
     benchmark = "the **generated** benchmark, in the layout of " if generated else ""
     commit_note = f", commit {result['commit']}" if result["commit"] else ""
     facts = {

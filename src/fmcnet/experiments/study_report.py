@@ -62,21 +62,10 @@ def write_study(
     failed: str = "",
     progress: bool | None = None,
 ) -> dict[str, Any]:
-    """Write results.md, results.json and figures/ from the finished runs.
+    """Write results.md, results.json and figures/ into `out`, from those of the runs that are finished.
 
-    Args:
-        studies: the wanted tables and figures.
-        runs: their runs, finished or not.
-        out: the folder.
-        seeds: of training.
-        crossed: all seeds have one test set.
-        data: facts of the dataset.
-        command: the study's command.
-        failed: which runs failed, and why.
-        progress: show bars; None: on a terminal only.
-
-    Returns:
-        The content of results.json, and "report", the path of results.md.
+    `crossed`: all seeds have one test set; `failed`: which runs failed, and why. Returns the content of results.json,
+    and "report", the path of results.md.
     """
     by_row = {(key, run.seed): run for run in runs for key in run.rows}
     finished = [(run, result) for run in runs if (result := run.result()) is not None]
@@ -179,17 +168,11 @@ def _statistics(run: StudyRun, features: Features | None, progress: bool | None)
 def _spread(values: list[float | None]) -> dict[str, float | None] | None:
     """Mean and deviation of the values that are not None; None without any."""
     spread = spread_of([value for value in values if value is not None])
-    if spread is None:
-        return None
-    return {"mean": spread["mean"], "std": spread["std"]}
+    return spread and {"mean": spread["mean"], "std": spread["std"]}
 
 
 def study_page(facts: dict[str, Any]) -> str:
-    """Write the report as Markdown.
-
-    Args:
-        facts: the content of results.json.
-    """
+    """The report in Markdown, of the content of results.json."""
     parts = ["# Results of the study", *_head(facts), *_protocols(facts)]
     for study in facts["studies"]:
         parts.append(f"## {study['title']}")
@@ -293,12 +276,10 @@ def _pairs(study: dict[str, Any]) -> list[str]:
             bold = "**" if pair[metric]["clear"] and pair[metric]["enough"] else ""
             rows[-1].append(f"{bold}{interval(pair[metric])}{bold}")
     table = markdown_table(("paired difference", "direction", "Rank-1", "mAP"), rows)
-    warning = _few_seeds(study)
-    return [
-        table,
-        "Bold: the interval is clear of zero.",
-        *([f"Not bold in any case, differences of {warning}."] if warning else []),
-    ]
+    parts = [table, "Bold: the interval is clear of zero."]
+    if warning := _few_seeds(study):
+        parts.append(f"Not bold in any case, differences of {warning}.")
+    return parts
 
 
 def _few_seeds(study: dict[str, Any]) -> str:

@@ -110,10 +110,8 @@ class Compensation(nn.Module):
     ) -> None:
         super().__init__()
         self._to_length = norm_specific.to_length if norm_specific else None
-        self.to_infrared = to_infrared
-        self.to_visible = to_visible
-        self.judge_infrared = discriminator_infrared
-        self.judge_visible = discriminator_visible
+        self.to_infrared, self.to_visible = to_infrared, to_visible
+        self.judge_infrared, self.judge_visible = discriminator_infrared, discriminator_visible
 
     def forward(self, shared: Tensor, modality: Modality) -> Tensor:
         """F_sh of images of `modality` (B, D) to the generated specific feature of the other (B, D)."""
@@ -125,15 +123,6 @@ class Compensation(nn.Module):
         """The discriminator whose real samples are the specific features of `target`."""
         return self.judge_infrared if target is Modality.INFRARED else self.judge_visible
 
-    def renormalize_discriminators(self) -> None:
-        """`Discriminator.renormalize` of both, after each of their optimiser's steps."""
-        self.judge_infrared.renormalize()
-        self.judge_visible.renormalize()
-
     def discriminator_parameters(self) -> list[nn.Parameter]:
         """Parameters that maximise eq. (12); all others minimise it."""
         return [*self.judge_infrared.parameters(), *self.judge_visible.parameters()]
-
-    def generator_parameters(self) -> list[nn.Parameter]:
-        """Parameters of both generators."""
-        return [*self.to_infrared.parameters(), *self.to_visible.parameters()]

@@ -67,14 +67,8 @@ class _UnusableError(CheckpointError):
 class Checkpointer:
     """Writes and restores the checkpoints of one training.
 
-    Args:
-        run: the run folder.
-        ctx: device and rank.
-        train_step: model, optimisers and scaler.
-        card: the model's, without its step.
-        selection: the best weights so far.
-        step_logger: its log is flushed to disk before each checkpoint, which stores its last terms.
-        invariants: the values of `INVARIANTS` in this training.
+    A checkpoint holds the state of `train_step`, the best weights so far of `selection`, the last terms of
+    `step_logger`, whose log reaches the disk first, and the values of `INVARIANTS` in this training.
     """
 
     def __init__(
@@ -170,11 +164,7 @@ class Checkpointer:
         return 0 < self._card.config.training.checkpoint_minutes < minutes
 
     def save(self, done: int, must: bool) -> None:
-        """Write a checkpoint; every process must call.
-
-        Args:
-            done: number of steps done.
-            must: whether the training cannot continue without it.
+        """Write a checkpoint after `done` steps; every process must call.
 
         Raises:
             CheckpointError: when it cannot be written and `must` is true; otherwise a warning is logged.

@@ -57,8 +57,15 @@ class TrainingLog:
         self._waiting = b""
 
     def write(self, *records: dict[str, Any]) -> None:
-        """Append records; raises `OSError` when they cannot be written now."""
-        self._waiting += "".join(_json_line(record) for record in records).encode()
+        """Append records; raises `OSError` when they cannot be written now.
+
+        Infinity becomes null, as of a gradient that overflowed in float16.
+        """
+        for record in records:
+            finite = {
+                k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()
+            }
+            self._waiting += (json.dumps(finite) + "\n").encode()
         while self._waiting:
             self._waiting = self._waiting[self._stream.write(self._waiting) or 0 :]
 
@@ -87,12 +94,6 @@ def read_log(run: str | Path) -> list[dict[str, Any]]:
             break
         records.append(record)
     return records
-
-
-def _json_line(record: dict[str, Any]) -> str:
-    """One line of JSON. Infinity becomes null, as of a gradient that overflowed in float16."""
-    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-    return json.dumps(finite) + "\n"
 
 
 class Tracker(Protocol):
@@ -168,12 +169,7 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 class StepLogger:
-    """Writes the numbers of steps to the log and the trackers; rank 0 opens one.
-
-    Args:
-        run: the run folder.
-        config: settings.
-        steps: of the whole training.
+    """Writes the numbers of steps to the log and the trackers; rank 0 opens it.
 
     Attributes:
         terms: of the last step, by name; a resume restores them from its checkpoint.
@@ -187,11 +183,7 @@ class StepLogger:
         self._monitor = health.HealthMonitor(math.ceil(config.training.warmup * steps))
 
     def open(self, trackers: Sequence[str | Tracker], first: int) -> None:
-        """Open the log and the trackers.
-
-        Args:
-            trackers: names in `TRACKERS`, or objects.
-            first: number of steps done; records of later ones are removed.
+        """Open the log, without the records of steps after the first `first`, and the trackers.
 
         Raises:
             DataError: when the log cannot be written.
@@ -201,11 +193,10 @@ class StepLogger:
             self._log = TrainingLog(self._run, first)
         except OSError as error:
             raise unwritable(self._run, error) from error
-        for name in dict.fromkeys(name for name in trackers if isinstance(name, str)):
-            tracker = (
-                TensorBoard(self._run, first) if name == "tensorboard" else WandB(self._run, self._config)
-            )
-            self._trackers.append(tracker)
+        if "tensorboard" in trackers:
+            self._trackers.append(TensorBoard(self._run, first))
+        if "wandb" in trackers:
+            self._trackers.append(WandB(self._run, self._config))
         self._trackers += [tracker for tracker in trackers if not isinstance(tracker, str)]
 
     def flush(self) -> None:
@@ -222,12 +213,7 @@ class StepLogger:
         self.write(records, "step")
 
     def write(self, records: Sequence[dict[str, Any]], key: str) -> None:
-        """Write records to the log and the trackers; a full disk does not end a training.
-
-        Args:
-            records: numbers by name.
-            key: name of the number that is the step.
-        """
+        """Write records, in which `key` is the step, to log and trackers; a full disk does not end a training."""
         if not self._log or not records:
             return
         try:

@@ -21,12 +21,7 @@ def build_optimizers(
     """Build the main optimiser, and that of the discriminators (None without any).
 
     Stems and tails learn at `lr * backbone_lr_factor`, w1 and w2 at `lr * fusion_lr_factor`, all else at `lr`. Only
-    matrices and kernels have weight decay.
-
-    Args:
-        model: on the device where it is trained.
-        config: settings.
-        fused: one kernel for all parameters (PyTorch has it for CPUs and CUDA).
+    matrices and kernels have weight decay. `fused`: one kernel for all parameters (PyTorch has it for CPUs and CUDA).
     """
     discriminators = model.compensation.discriminator_parameters() if model.compensation else []
     factors = dict.fromkeys(model.parameters(), 1.0)
@@ -63,16 +58,7 @@ def build_optimizers(
 
 
 def lr_factor(step: int, steps: int, config: TrainingConfig) -> float:
-    """Compute the factor of the learning rates at a step.
-
-    Args:
-        step: from 0.
-        steps: of the whole training.
-        config: settings.
-
-    Returns:
-        A factor in 0..1.
-    """
+    """The factor, 0..1, of the learning rates at a step (from 0) of `steps`."""
     warmup_steps = config.warmup * steps
     if step < warmup_steps:
         start = 0.04 if config.schedule == "onecycle" else 0.1

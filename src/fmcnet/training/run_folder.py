@@ -33,12 +33,7 @@ MAY_CHANGE = (
 
 
 def check_folder(run: Path, config: Config, resume: bool) -> None:
-    """Check that a training may write to the folder.
-
-    Args:
-        run: the run folder.
-        config: settings of the training.
-        resume: whether it may hold a run.
+    """Check that a training may write to the folder, which may hold a run only to `resume` it.
 
     Raises:
         CheckpointError: when it holds a run and `resume` is not set, or a run with other settings.
@@ -68,7 +63,7 @@ def check_folder(run: Path, config: Config, resume: bool) -> None:
 
 
 def _read_stored_config(config_file: Path) -> tuple[dict[str, Any], Config]:
-    """The settings in a run's config.yaml by "section.key", and the whole configuration with defaults."""
+    """The settings that a run's config.yaml holds, by "section.key", and the whole configuration with defaults."""
     try:
         tree = read_yaml(config_file)
         if not isinstance(tree, dict) or not tree:

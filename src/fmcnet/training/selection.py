@@ -54,12 +54,6 @@ class ModelSelection:
     The measure is mAP of infrared queries in a visible gallery, over the identities of split "val" (see `hold_out`).
     With `training.select=test` the test identities take their place, and every report of the run says so.
 
-    Args:
-        config: settings.
-        table: the dataset, with the identities to validate on (`hold_out`).
-        run: the run folder.
-        ctx: device and rank.
-
     Attributes:
         best: mAP and step of the best weights so far, for the checkpoint; empty before the first validation.
 
@@ -96,14 +90,8 @@ class ModelSelection:
     def validate(self, model: FMCNet, card: ModelCard) -> dict[str, Any]:
         """Measure a model, and keep it for `write` if it is the best so far.
 
-        Every process must call and embeds its share of the images.
-
-        Args:
-            model: in evaluation mode, with the same weights on every process.
-            card: the model's, with the number of steps done.
-
-        Returns:
-            The log's record on rank 0, nothing elsewhere.
+        Every process must call, with a model in evaluation mode, and embeds its share of the images. `card` has the
+        number of steps done. Returns the log's record on rank 0, nothing elsewhere.
         """
         assert self.rows is not None
         encoder = Encoder(TorchBackend(model, self.ctx.device), card)

@@ -37,6 +37,7 @@ from fmcnet.models.decomposition import Decomposition
 from fmcnet.models.fmcnet import FMCNet, FMCNetOutput
 from fmcnet.training import health
 from fmcnet.training.optimizers import BACKBONE_PARTS, build_optimizers, lr_factor, set_learning_rates
+from fmcnet.types import Modality
 
 GRADIENT, DISCRIMINATOR_GRADIENT = "gradient", "discriminator gradient"
 """Names of the gradients' norms among the measured values."""
@@ -49,12 +50,7 @@ MEASURED = (*health.NAMES, GRADIENT, DISCRIMINATOR_GRADIENT, SCALE)
 
 
 class NotFinite(Exception):
-    """Some values of a step are NaN or infinite.
-
-    Attributes:
-        step: its number, from 1.
-        names: of the values.
-    """
+    """Some values of a step, counted from 1, are NaN or infinite."""
 
     def __init__(self, step: int, names: list[str]) -> None:
         super().__init__(f"step {step}: {', '.join(names)}")
@@ -62,15 +58,9 @@ class NotFinite(Exception):
 
 
 class TrainStep:
-    """A model in training with its loss, optimisers and float16 scaler.
+    """A model in training, on its device, with its loss, optimisers and float16 scaler.
 
-    Args:
-        config: settings.
-        model: moved to the device here.
-        ctx: device and rank.
-        identities: P of one process.
-        steps: of the whole training.
-        terms: losses of your own, by name.
+    `identities` is P of one process, `steps` of the whole training, `terms` are losses of your own, by name.
 
     Attributes:
         model: the weights, by their plain names.
@@ -183,7 +173,8 @@ class TrainStep:
         average_gradients(compensation.discriminator_parameters(), self.ctx.world)
         norm = _gradient_norm(compensation.discriminator_parameters())
         optimizer.step()
-        compensation.renormalize_discriminators()
+        for target in Modality:
+            compensation.discriminator(target).renormalize()
         return norm
 
     def _update(self) -> Tensor:
@@ -203,7 +194,8 @@ class TrainStep:
             ignored |= {*model.compensation.discriminator_parameters()}
             losses = self.config.losses
             if model.fusion is None and not (losses.gan or losses.fc or losses.ic):
-                ignored |= {*model.compensation.generator_parameters()}  # no loss trains them
+                ignored |= {*model.compensation.to_infrared.parameters()}  # no loss trains the generators
+                ignored |= {*model.compensation.to_visible.parameters()}
         names = [name for name, parameter in model.named_parameters() if parameter in ignored]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
         device_ids = [self.ctx.device.index] if self.ctx.device.type == "cuda" else None
@@ -216,10 +208,9 @@ class TrainStep:
     def read(self) -> list[dict[str, float]]:
         """Return what the steps since the last call measured, means over the processes; waits for the device.
 
-        Returns:
-            One record per step: "step" (from 1), every term by name, the values of `health.measure`, gradient norms,
-            "loss" (the sum of the terms that all but the discriminators minimise) and "rate" (the learning rate
-            of heads, generators and fusion).
+        A record of a step has "step" (from 1), every term by name, the values of `health.measure`, gradient norms,
+        "loss" (the sum of the terms that all but the discriminators minimise) and "rate" (the learning rate of
+        heads, generators and fusion).
 
         Raises:
             NotFinite: naming the first step with a value that is not finite.

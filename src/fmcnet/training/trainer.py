@@ -165,18 +165,7 @@ def train_splits(
     trackers: Sequence[str] = (),
     profile: bool = False,
 ) -> list[TrainingSummary]:
-    """Train one run for each split in `out/split-NN`.
-
-    Args:
-        config: all settings but `data.split`.
-        data: RegDB's folder.
-        out: the folder of all runs.
-        splits: numbers, 1 to 10.
-        resume: continue each run from its newest checkpoint; finished ones are kept.
-        device: as that of `train`, and so are the following.
-        progress: show a bar; None: on a terminal only.
-        trackers: names, beside the log.
-        profile: profile a few steps of each run.
+    """Train one run for each split (1 to 10) of RegDB in `out/split-NN`; the other arguments as of `train`.
 
     Raises:
         ConfigError: for a dataset without splits.
@@ -184,22 +173,14 @@ def train_splits(
     layout = config.data.layout if config.data.layout != "auto" else detect_layout(data)
     if layout != "regdb":
         raise ConfigError(f"--splits is for RegDB; {data} is {layout}, which has one split")
+    options: dict[str, Any] = {"resume": resume, "device": device, "progress": progress}
+    options |= {"trackers": trackers, "profile": profile}
     summaries = []
     with distributed_context(device):  # joins the process group once, not once a split
         for split in splits:
             data_config = config.data.model_copy(update={"split": split})
-            summary = train(
-                config.model_copy(update={"data": data_config}),
-                data,
-                split_folder(out, split),
-                resume=resume,
-                device=device,
-                progress=progress,
-                description=f"split {split}",
-                trackers=trackers,
-                profile=profile,
-            )
-            summaries.append(summary)
+            split_config, folder = config.model_copy(update={"data": data_config}), split_folder(out, split)
+            summaries.append(train(split_config, data, folder, description=f"split {split}", **options))
     return summaries
 
 
