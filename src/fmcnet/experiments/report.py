@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from fmcnet.errors import ProtocolError
 from fmcnet.evaluation.evaluate import METRICS
 from fmcnet.evaluation.evaluate_model import EvaluatedRun, role_masks
 from fmcnet.evaluation.verification import Verification, verification
-from fmcnet.experiments import figures
+from fmcnet.experiments import figures, maps
 from fmcnet.experiments.rows import DIRECTIONS, markdown_table, page
 from fmcnet.experiments.runs import is_generated
 from fmcnet.files import write_json, write_text
@@ -55,7 +54,7 @@ def write_report(
     main = list(judged.values())[-1]
     verified = _verification(main)
     pictures = {}
-    if all(find_spec(module) for module in ("matplotlib", "sklearn")):
+    if figures.can_draw():
         for title, path in _draw(judged, runs, verified, out / "figures").items():
             pictures[title] = path.relative_to(out).as_posix()
     else:
@@ -102,7 +101,7 @@ def _draw(
     if verified is not None:
         title = f"Similarity of pairs{_across_modalities(main)}"
         drawn[title] = figures.similarity_histogram(verified, out / "similarity.png")
-    if path := figures.feature_map(main.encoder, main.table, out / "features.png"):
+    if path := maps.feature_map(main.encoder, main.table, out / "features.png"):
         drawn["Feature maps, test identities"] = path
     return drawn
 

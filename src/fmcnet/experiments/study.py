@@ -169,17 +169,8 @@ def run_study(options: StudyOptions, *, quiet: bool = False) -> dict[str, Any]:
         failure = error
         if not any(run.result() for run in runs):
             raise
-    facts = write_study(
-        studies,
-        runs,
-        options.report or options.out / "report",
-        seeds=options.seeds,
-        crossed=options.crossed,
-        data=_data_facts(tables[options.seeds[0]], base),
-        command=options.command(),
-        failed=str(failure) if failure else "",
-        progress=progress,
-    )
+    data = _data_facts(tables[options.seeds[0]], base)
+    facts = write_study(studies, runs, options, data, str(failure or ""), progress)
     if failure:
         raise failure
     return facts

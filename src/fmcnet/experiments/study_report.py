@@ -7,11 +7,10 @@ import textwrap
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fmcnet.experiments import figures
+from fmcnet.experiments import figures, maps
 from fmcnet.experiments.features import Features, collect, measure
 from fmcnet.experiments.results import COMPARED, FEWEST, Runs, interval, spread_of, study_facts, too_few
 from fmcnet.experiments.rows import DIRECTIONS, Study, markdown_table, page
@@ -21,6 +20,9 @@ from fmcnet.inference.encoder import load
 from fmcnet.models.card import versions
 from fmcnet.parsing import read_json
 from fmcnet.training.loggers import read_log
+
+if TYPE_CHECKING:
+    from fmcnet.experiments.study import StudyOptions
 
 logger = logging.getLogger(__name__)
 
@@ -53,41 +55,38 @@ Pictures = list[tuple[str, Path]]
 def write_study(
     studies: Sequence[Study],
     runs: Sequence[StudyRun],
-    out: Path,
-    *,
-    seeds: Sequence[int],
-    crossed: bool,
+    options: StudyOptions,
     data: dict[str, Any],
-    command: str,
-    failed: str = "",
-    progress: bool | None = None,
+    failed: str,
+    progress: bool | None,
 ) -> dict[str, Any]:
-    """Write results.md, results.json and figures/ into `out`, from those of the runs that are finished.
+    """Write results.md, results.json and figures/ from those of the runs that are finished.
 
-    `crossed`: all seeds have one test set; `failed`: which runs failed, and why. Returns the content of results.json,
+    `data` are facts of the dataset, `failed` says which runs failed, and why. Returns the content of results.json,
     and "report", the path of results.md.
     """
+    out, seeds = options.report or options.out / "report", options.seeds
     by_row = {(key, run.seed): run for run in runs for key in run.rows}
     finished = [(run, result) for run in runs if (result := run.result()) is not None]
     facts: dict[str, Any] = {
-        "command": command,
+        "command": options.command(),
         "written": time.strftime("%Y-%m-%d"),
         "commit": commit(),
         "versions": versions(),
         "data": data,
         "seeds": list(seeds),
-        "crossed": crossed,
+        "crossed": options.crossed,
         "steps": sorted({result["steps"] for _, result in finished}),
         "images_seen": sorted({result["images_seen"] for _, result in finished}),
         "failed": failed,
-        "studies": [study_facts(study, by_row, seeds, crossed=crossed) for study in studies],
+        "studies": [study_facts(study, by_row, seeds, crossed=options.crossed) for study in studies],
         "runs": [
             {**{key: result[key] for key in RUN_FACTS}, "rows": list(run.rows), "seed": run.seed}
             for run, result in finished
         ],
         "pictures": {},
     }
-    if all(find_spec(module) for module in ("matplotlib", "sklearn")):
+    if figures.can_draw():
         for study, content in zip(studies, facts["studies"], strict=True):
             if study.maps:
                 content["numbers"], pictures = _draw_maps(study, by_row, seeds, out / "figures", progress)
@@ -127,16 +126,16 @@ def _draw_maps(
             finished[title] = done
     if not finished:
         return {}, []
-    maps = {title: _features(done[0], progress) for title, done in finished.items()}
+    features = {title: _features(done[0], progress) for title, done in finished.items()}
     statistics = {}
     for title, (first, *others) in finished.items():
-        measured = [_statistics(first, maps[title], progress)]
+        measured = [_statistics(first, features[title], progress)]
         measured += [_statistics(run, None, progress) for run in others]
         statistics[title] = {name: _spread([values[name] for values in measured]) for name in measured[0]}
     caption = f"t-SNE, test identities, seed {seeds[0]}"
     if study.name != "figure5":
-        return statistics, [(caption, figures.figure4(maps, out / f"{study.name}.png"))]
-    pictures = [(caption, figures.figure5(list(maps.values())[-1], out / "figure5.png"))]
+        return statistics, [(caption, maps.figure4(features, out / f"{study.name}.png"))]
+    pictures = [(caption, maps.figure5(list(features.values())[-1], out / "figure5.png"))]
     logs = {
         f"{title}, seed {run.seed}": read_log(run.folder) for title, done in finished.items() for run in done
     }

@@ -220,13 +220,14 @@ class FMCNet(nn.Module):
         from fmcnet.models.build import build_model, model_settings
         from fmcnet.models.pretrained import load_pretrained
 
-        settings = model_settings(config)
         if num_classes < 1:
             raise ConfigError(f"num_classes={num_classes}: a model needs at least one training identity")
+        settings = model_settings(config)
         if not pretrained:
-            return build_model(settings.model_copy(update={"pretrained": None}), num_classes)
+            settings = settings.model_copy(update={"pretrained": None})
         model = build_model(settings, num_classes)
-        load_pretrained(model, settings.pretrained, settings.arch)
+        if pretrained:
+            load_pretrained(model, settings.pretrained, settings.arch)
         return model
 
     @classmethod

@@ -52,7 +52,9 @@ class StepProfile:
 
     def __exit__(self, *_: object) -> None:
         self._profile.__exit__(None, None, None)
-        if not self.table:
+        if self.table:
+            logger.info("%s\nthe profile: %s", self.table, self.folder)
+        else:
             logger.warning("no profile: it takes more than %d steps", WARM)
 
     def step(self) -> None:

@@ -256,7 +256,7 @@ class Trainer:
                 if ctx.main:
                     self._logger.open(trackers, self._first)
             with StopAtStepEnd() as stop:
-                with bar, profiler or nullcontext():
+                with profiler or nullcontext(), bar:
                     for step in range(self._first, self._steps):
                         with record_function("fmcnet: data"):
                             step_batches = list(islice(batches, accumulate))
@@ -268,8 +268,6 @@ class Trainer:
                 return self._finish()
         finally:
             self._logger.close()
-            if profiler and profiler.table:
-                logger.info("%s\nthe profile: %s", profiler.table, profiler.folder)
 
     def _batches(self, augment: AugmentConfig, first: int, last: int) -> Iterator[TrainingBatch]:
         """Batches `first` to `last - 1` of the training, on the device."""
