@@ -58,6 +58,9 @@ def run_demo(
         overrides: settings as "training.epochs=1".
         quiet: print no table.
 
+    Returns:
+        The figures and the paths, as printed by `--json`.
+
     Raises:
         FmcnetError: for an unknown preset or a folder that holds something else.
     """

@@ -50,7 +50,14 @@ def collect(
     batch: int = 64,
     progress: bool | None = None,
 ) -> Features:
-    """Compute the features of images of a table, or of those at the positions `rows`.
+    """Compute the features of images of a table.
+
+    Args:
+        encoder: a trained model.
+        table: test images of both modalities.
+        rows: positions of the images; None: all.
+        batch: images per forward pass.
+        progress: show a bar; None: on a terminal only.
 
     Raises:
         DataError: when a modality has no image.

@@ -183,7 +183,11 @@ STUDIES: dict[str, Study] = {
 
 
 def select_studies(name: str) -> tuple[Study, ...]:
-    """The studies that a name stands for, "all" for every one; raises `FmcnetError` for another name."""
+    """The studies that a name stands for; "all" is every one.
+
+    Raises:
+        FmcnetError: for another name.
+    """
     if name == "all":
         return tuple(STUDIES.values())
     if name not in STUDIES:
@@ -192,7 +196,11 @@ def select_studies(name: str) -> tuple[Study, ...]:
 
 
 def parse_rows(text: str | None) -> tuple[str, ...]:
-    """Read "base,full" as keys of rows, none for all rows; raises `FmcnetError` for a key that no study has."""
+    """Read "base,full" as keys of rows; none stand for all rows.
+
+    Raises:
+        FmcnetError: for a key that no study has, with those there are.
+    """
     keys = tuple(part.strip() for part in (text or "").split(",") if part.strip())
     known = list(dict.fromkeys(row.key for study in STUDIES.values() for row in study.rows))
     if unknown := [key for key in keys if key not in known]:

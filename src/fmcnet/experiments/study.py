@@ -120,7 +120,11 @@ class StudyOptions:
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
-    """Read "0,1,2" as numbers; raises `FmcnetError` for anything else."""
+    """Read "0,1,2" as numbers.
+
+    Raises:
+        FmcnetError: for anything else.
+    """
     try:
         seeds = tuple(dict.fromkeys(int(part) for part in text.split(",")))
     except ValueError:

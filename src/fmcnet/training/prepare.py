@@ -45,14 +45,28 @@ def hold_out(table: Table, config: Config) -> Table:
 
 
 def total_steps(config: Config, table: Table, world: int = 1) -> int:
-    """Count the steps that `train` will take on this table, in `world` processes."""
+    """Count the steps that `train` will take on this table.
+
+    Args:
+        config: settings.
+        table: the dataset.
+        world: number of processes.
+    """
     rows = hold_out(table, config).select(split=config.data.train_splits)
     sampler = make_sampler(config, rows, rows.labels()[0], 0, world)
     return config.training.epochs * sampler.steps // config.training.accumulate
 
 
 def check_split(config: Config, dataset: str) -> None:
-    """Raise a `ConfigError` for a `data.split` other than 1 of another dataset than RegDB."""
+    """Refuse `data.split` for data with one split.
+
+    Args:
+        config: settings.
+        dataset: the name of its table.
+
+    Raises:
+        ConfigError: for a split other than 1 of another benchmark than RegDB.
+    """
     if config.data.split != 1 and dataset != "regdb":
         raise ConfigError(f"data.split is for RegDB; the data are {dataset}, which has one: leave it out")
 

@@ -165,7 +165,18 @@ def train_splits(
     trackers: Sequence[str] = (),
     profile: bool = False,
 ) -> list[TrainingSummary]:
-    """Train one run for each split (1 to 10) of RegDB in `out/split-NN`; the other arguments as of `train`.
+    """Train one run for each split in `out/split-NN`.
+
+    Args:
+        config: all settings but `data.split`.
+        data: RegDB's folder.
+        out: the folder of all runs.
+        splits: numbers, 1 to 10.
+        resume: continue each run from its newest checkpoint; finished ones are kept.
+        device: as that of `train`, and so are the following.
+        progress: show a bar; None: on a terminal only.
+        trackers: names, beside the log.
+        profile: profile a few steps of each run.
 
     Raises:
         ConfigError: for a dataset without splits.
