@@ -219,12 +219,12 @@ def _read_table(data: str | Path, settings: DataConfig, *, unknown: bool) -> Tab
     try:
         return read_dataset(data, layout=settings.layout, trial=settings.split)
     except DataError:
-        table = None
-        with contextlib.suppress(DataError):
-            table = read_dataset(data, layout=settings.layout, training=False) if unknown else None
-        if table is None or not (table.pid == NO_PID).any() or not all(map(Path.is_file, table.full_paths())):
-            raise
-        return table
+        if unknown:
+            with contextlib.suppress(DataError):
+                table = read_dataset(data, layout=settings.layout, training=False)
+                if (table.pid == NO_PID).any() and all(map(Path.is_file, table.full_paths())):
+                    return table
+        raise
 
 
 def _all_as_test(table: Table, data: str | Path) -> Table:

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fmcnet.config import Config
-from fmcnet.errors import ConfigError, DataError, require
+from fmcnet.errors import ConfigError, require
 from fmcnet.files import write_text
 from fmcnet.parsing import parse_json
 from fmcnet.training import health
+from fmcnet.training.run_folder import unwritable
 
 logger = logging.getLogger(__name__)
 
@@ -28,11 +29,6 @@ LOG = "log.jsonl"
 
 TRACKERS = {"tensorboard": "track", "wandb": "wandb"}
 """Names of trackers, which are those of their packages, and the extras that install these."""
-
-
-def unwritable(run: Path, error: OSError) -> DataError:
-    """The error for a run folder that cannot be written."""
-    return DataError(f"the run folder {run} cannot be written: {error.strerror or error}")
 
 
 class TrainingLog:

@@ -17,7 +17,6 @@ from fmcnet.errors import CheckpointError, ConfigError, DataError
 from fmcnet.files import left_in, lock_file, remove_left, write_text
 from fmcnet.models.card import CARD
 from fmcnet.parsing import read_yaml
-from fmcnet.training.loggers import unwritable
 
 logger = logging.getLogger(__name__)
 
@@ -137,6 +136,11 @@ def open_folder(run: Path, config: Config) -> Iterator[None]:
         except OSError as error:
             raise unwritable(run, error) from error
         yield
+
+
+def unwritable(run: Path, error: OSError) -> DataError:
+    """The error for a run folder that cannot be written."""
+    return DataError(f"the run folder {run} cannot be written: {error.strerror or error}")
 
 
 def split_folder(out: Path, split: int) -> Path:

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import record_function
 from torch.utils.checkpoint import checkpoint
 
-from fmcnet.config import Config
+from fmcnet.config import Config, TrainingConfig
 from fmcnet.data.loader import TrainingBatch
 from fmcnet.distributed import (
     DistributedContext,
@@ -36,8 +36,10 @@ from fmcnet.models.build import build_model
 from fmcnet.models.decomposition import Decomposition
 from fmcnet.models.fmcnet import FMCNet, FMCNetOutput
 from fmcnet.training import health
-from fmcnet.training.optimizers import BACKBONE_PARTS, build_optimizers, lr_factor, set_learning_rates
 from fmcnet.types import Modality
+
+BACKBONE_PARTS = ("stem", "shared", "specific")
+"""Prefixes of the names that stems and tails have in `Decomposition`."""
 
 GRADIENT, DISCRIMINATOR_GRADIENT = "gradient", "discriminator gradient"
 """Names of the gradients' norms among the measured values."""
@@ -119,7 +121,10 @@ class TrainStep:
             step: number of the step, from 0.
         """
         self.model.train()
-        set_learning_rates([*self.optimizers.values()], lr_factor(step, self.steps, self.config.training))
+        factor = lr_factor(step, self.steps, self.config.training)
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
         self.optimizer.zero_grad(set_to_none=True)
         measured: list[dict[str, Tensor]] = []
         for batch in batches:
@@ -244,6 +249,62 @@ class TrainStep:
         exported = exported.to(self.ctx.device)
         average_buffers(exported, self.ctx.world)
         return exported.eval()
+
+
+def build_optimizers(
+    model: FMCNet, config: TrainingConfig, fused: bool = False
+) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer | None]:
+    """Build the main optimiser, and that of the discriminators (None without any).
+
+    Stems and tails learn at `lr * backbone_lr_factor`, w1 and w2 at `lr * fusion_lr_factor`, all else at `lr`. Only
+    matrices and kernels have weight decay. `fused`: one kernel for all parameters (PyTorch has it for CPUs and CUDA).
+    """
+    discriminators = model.compensation.discriminator_parameters() if model.compensation else []
+    factors = dict.fromkeys(model.parameters(), 1.0)
+    for name, child in model.decomposition.named_children():
+        if name.startswith(BACKBONE_PARTS):
+            factors |= dict.fromkeys(child.parameters(), config.backbone_lr_factor)
+    if model.fusion is not None:
+        factors |= dict.fromkeys((model.fusion.w1, model.fusion.w2), config.fusion_lr_factor)
+    for parameter in discriminators:
+        del factors[parameter]
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for parameter, factor in factors.items():
+        if parameter.requires_grad:
+            groups.setdefault((factor, parameter.ndim > 1), []).append(parameter)
+    param_groups = [
+        {
+            "params": parameters,
+            "lr": config.lr * factor,
+            "weight_decay": config.weight_decay if decays else 0.0,
+        }
+        for (factor, decays), parameters in groups.items()
+    ]
+    optimizer: torch.optim.Optimizer
+    if config.optimizer == "sgd":
+        optimizer = torch.optim.SGD(param_groups, lr=config.lr, momentum=0.9, nesterov=True, fused=fused)
+    else:
+        optimizer = torch.optim.AdamW(param_groups, lr=config.lr, fused=fused)
+    if not discriminators:
+        return optimizer, None
+    # Always Adam, with the momentum of 0.5 that adversarial training uses (Radford et al., ICLR 2016). Ours.
+    return optimizer, torch.optim.Adam(
+        discriminators, lr=config.discriminator_lr, betas=(0.5, 0.999), fused=fused
+    )
+
+
+def lr_factor(step: int, steps: int, config: TrainingConfig) -> float:
+    """The factor, 0..1, of the learning rates at a step (from 0) of `steps`."""
+    warmup_steps = config.warmup * steps
+    if step < warmup_steps:
+        start = 0.04 if config.schedule == "onecycle" else 0.1
+        return start + (1 - start) * (step + 1) / (warmup_steps + 1)
+    progress = (step - warmup_steps) / max(1.0, steps - warmup_steps)
+    if config.schedule in ("onecycle", "cosine"):
+        return 0.001 + 0.999 * 0.5 * (1 + math.cos(math.pi * progress))
+    if config.schedule == "multistep":
+        return float(0.1 ** sum(step >= milestone * steps for milestone in config.milestones))
+    return 1.0
 
 
 def precision(name: str, device: torch.device) -> torch.dtype:
