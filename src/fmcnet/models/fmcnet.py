@@ -168,87 +168,6 @@ class FMCNet(nn.Module):
             return "fmc"
         return "sfd" if self.decomposition.has_specific else "base"
 
-    def preprocess(self, images: Tensor) -> Tensor:
-        """Normalise images for the stems.
-
-        Args:
-            images: (B, 3, H, W), uint8 0..255 or float 0..1.
-
-        Returns:
-            (B, 3, H, W) float, by `mean` and `std` of each channel.
-
-        Raises:
-            ValueError: for another shape or type, and in evaluation mode for float values that leave 0..1 by more
-                than `OVERSHOOT`, or NaN.
-        """
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"images must be (B, 3, H, W), got {tuple(images.shape)}")
-        if images.dtype != torch.uint8 and not images.is_floating_point():
-            raise ValueError(f"images must be uint8 0..255 or float 0..1, got {images.dtype}")
-        if not self.training and not torch.compiler.is_compiling():  # it would make training wait for the GPU
-            _check_range(images)
-        max_value = 255.0 if images.dtype == torch.uint8 else 1.0
-        scale, shift = 1.0 / (max_value * self.std), -self.mean / self.std
-        if images.is_contiguous() or not images.is_contiguous(memory_format=torch.channels_last):
-            return torch.addcmul(shift, images.to(scale.dtype), scale)
-        # channels_last: as rows (B, H, W * 3) in place, ten times as fast on a CPU as a loop over three channels.
-        batch, channels, height, width = images.shape
-        rows = images.permute(0, 2, 3, 1).reshape(batch, height, width * channels)
-        rows = rows.to(scale.dtype, copy=True).mul_(scale.flatten().repeat(width))
-        normalized = rows.add_(shift.flatten().repeat(width)).view(batch, height, width, channels)
-        return normalized.permute(0, 3, 1, 2)
-
-    @classmethod
-    def from_config(
-        cls, config: Config | ModelConfig, num_classes: int, *, pretrained: bool = False
-    ) -> FMCNet:
-        """Build a model for your own training loop.
-
-        Args:
-            config: settings, as `load_config("paper")` gives them.
-            num_classes: number C of training identities, at least 1.
-            pretrained: start from the weights that `model.pretrained` names, and freeze `model.frozen_blocks`. False:
-                all weights are random, and none is frozen.
-
-        Returns:
-            The model, in training mode on the CPU.
-
-        Raises:
-            ConfigError: for an unknown `model.arch`, settings that do not fit it, or no identity.
-            CheckpointError: when the pretrained weights are missing or do not fit.
-        """
-        from fmcnet.models.build import build_model, model_settings
-        from fmcnet.models.pretrained import load_pretrained
-
-        if num_classes < 1:
-            raise ConfigError(f"num_classes={num_classes}: a model needs at least one training identity")
-        settings = model_settings(config)
-        if not pretrained:
-            settings = settings.model_copy(update={"pretrained": None})
-        model = build_model(settings, num_classes)
-        if pretrained:
-            load_pretrained(model, settings.pretrained, settings.arch)
-        return model
-
-    @classmethod
-    def from_pretrained(cls, source: str | Path, device: str | torch.device = "cpu") -> FMCNet:
-        """Load a trained model in evaluation mode; every weight must fit.
-
-        Args:
-            source: a run folder, or the name of a shipped model (`fmcnet.models.shipped.shipped_models`).
-            device: where the weights go.
-
-        Returns:
-            The model, on that device.
-
-        Raises:
-            CheckpointError: when there is no such model, its files are damaged, or the weights do not fit.
-        """
-        from fmcnet.models.checkpoint import load_pretrained_model
-        from fmcnet.models.shipped import find_model
-
-        return load_pretrained_model(find_model(source), device)[0]
-
     def forward(self, visible: Tensor, infrared: Tensor) -> FMCNetOutput:
         """Compute every feature and score of a batch of two halves.
 
@@ -330,22 +249,6 @@ class FMCNet(nn.Module):
         descriptor = self._descriptor(modality, features, generated, fused)
         return self._standardized(modality, features.stem, descriptor)
 
-    def train(self, mode: bool = True) -> FMCNet:
-        """Set the training mode; `frozen` stays in evaluation mode."""
-        super().train(mode)
-        if self.frozen is not None:
-            self.frozen.eval()
-        return self
-
-    @contextmanager
-    def unstandardized(self) -> Iterator[None]:
-        """Within the block, `embed` gives the descriptor before its standardisation."""
-        standard, self.standard = self.standard, None
-        try:
-            yield
-        finally:
-            self.standard = standard
-
     def features(
         self, images: Tensor, modality: Modality | str
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -419,6 +322,103 @@ class FMCNet(nn.Module):
                 feature, neck.running_mean, neck.running_var, neck.weight, neck.bias, False, 0.0, neck.eps
             )
         return feature
+
+    def preprocess(self, images: Tensor) -> Tensor:
+        """Normalise images for the stems.
+
+        Args:
+            images: (B, 3, H, W), uint8 0..255 or float 0..1.
+
+        Returns:
+            (B, 3, H, W) float, by `mean` and `std` of each channel.
+
+        Raises:
+            ValueError: for another shape or type, and in evaluation mode for float values that leave 0..1 by more
+                than `OVERSHOOT`, or NaN.
+        """
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"images must be (B, 3, H, W), got {tuple(images.shape)}")
+        if images.dtype != torch.uint8 and not images.is_floating_point():
+            raise ValueError(f"images must be uint8 0..255 or float 0..1, got {images.dtype}")
+        if not self.training and not torch.compiler.is_compiling():  # it would make training wait for the GPU
+            _check_range(images)
+        max_value = 255.0 if images.dtype == torch.uint8 else 1.0
+        scale, shift = 1.0 / (max_value * self.std), -self.mean / self.std
+        if images.is_contiguous() or not images.is_contiguous(memory_format=torch.channels_last):
+            return torch.addcmul(shift, images.to(scale.dtype), scale)
+        # channels_last: as rows (B, H, W * 3) in place, ten times as fast on a CPU as a loop over three channels.
+        batch, channels, height, width = images.shape
+        rows = images.permute(0, 2, 3, 1).reshape(batch, height, width * channels)
+        rows = rows.to(scale.dtype, copy=True).mul_(scale.flatten().repeat(width))
+        normalized = rows.add_(shift.flatten().repeat(width)).view(batch, height, width, channels)
+        return normalized.permute(0, 3, 1, 2)
+
+    def train(self, mode: bool = True) -> FMCNet:
+        """Set the training mode; `frozen` stays in evaluation mode."""
+        super().train(mode)
+        if self.frozen is not None:
+            self.frozen.eval()
+        return self
+
+    @contextmanager
+    def unstandardized(self) -> Iterator[None]:
+        """Within the block, `embed` gives the descriptor before its standardisation."""
+        standard, self.standard = self.standard, None
+        try:
+            yield
+        finally:
+            self.standard = standard
+
+    @classmethod
+    def from_config(
+        cls, config: Config | ModelConfig, num_classes: int, *, pretrained: bool = False
+    ) -> FMCNet:
+        """Build a model for your own training loop.
+
+        Args:
+            config: settings, as `load_config("paper")` gives them.
+            num_classes: number C of training identities, at least 1.
+            pretrained: start from the weights that `model.pretrained` names, and freeze `model.frozen_blocks`. False:
+                all weights are random, and none is frozen.
+
+        Returns:
+            The model, in training mode on the CPU.
+
+        Raises:
+            ConfigError: for an unknown `model.arch`, settings that do not fit it, or no identity.
+            CheckpointError: when the pretrained weights are missing or do not fit.
+        """
+        from fmcnet.models.build import build_model, model_settings
+        from fmcnet.models.pretrained import load_pretrained
+
+        if num_classes < 1:
+            raise ConfigError(f"num_classes={num_classes}: a model needs at least one training identity")
+        settings = model_settings(config)
+        if not pretrained:
+            settings = settings.model_copy(update={"pretrained": None})
+        model = build_model(settings, num_classes)
+        if pretrained:
+            load_pretrained(model, settings.pretrained, settings.arch)
+        return model
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, device: str | torch.device = "cpu") -> FMCNet:
+        """Load a trained model in evaluation mode; every weight must fit.
+
+        Args:
+            source: a run folder, or the name of a shipped model (`fmcnet.models.shipped.shipped_models`).
+            device: where the weights go.
+
+        Returns:
+            The model, on that device.
+
+        Raises:
+            CheckpointError: when there is no such model, its files are damaged, or the weights do not fit.
+        """
+        from fmcnet.models.checkpoint import load_pretrained_model
+        from fmcnet.models.shipped import find_model
+
+        return load_pretrained_model(find_model(source), device)[0]
 
 
 def _check_range(images: Tensor) -> None:
