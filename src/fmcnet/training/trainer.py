@@ -184,14 +184,22 @@ def train_splits(
     layout = config.data.layout if config.data.layout != "auto" else detect_layout(data)
     if layout != "regdb":
         raise ConfigError(f"--splits is for RegDB; {data} is {layout}, which has one split")
-    options: dict[str, Any] = {"resume": resume, "device": device, "progress": progress}
-    options |= {"trackers": trackers, "profile": profile}
     summaries = []
     with distributed_context(device):  # joins the process group once, not once a split
         for split in splits:
             data_config = config.data.model_copy(update={"split": split})
-            split_config, folder = config.model_copy(update={"data": data_config}), split_folder(out, split)
-            summaries.append(train(split_config, data, folder, description=f"split {split}", **options))
+            summary = train(
+                config.model_copy(update={"data": data_config}),
+                data,
+                split_folder(out, split),
+                resume=resume,
+                device=device,
+                progress=progress,
+                description=f"split {split}",
+                trackers=trackers,
+                profile=profile,
+            )
+            summaries.append(summary)
     return summaries
 
 
