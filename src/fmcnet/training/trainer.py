@@ -422,15 +422,11 @@ class StopAtStepEnd:
     """Ctrl-C or SIGTERM ends the training after the current step, with a checkpoint; a third signal ends it at once.
 
     Two signals count as one: a terminal and a parent process may both deliver the same Ctrl-C.
-
-    Attributes:
-        signals: number of signals received.
-        terminated: whether one was SIGTERM.
     """
 
     def __init__(self) -> None:
         self.signals = 0
-        self.terminated = False
+        self.terminated = False  # whether a signal was SIGTERM
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopAtStepEnd:
