@@ -401,7 +401,7 @@ def test_every_kind_of_training_ends_with_a_model_that_embeds(tiny_sysu, tmp_pat
 
 
 def test_learning_rates_rise_and_fall():
-    from fmcnet.training.train_step import lr_factor
+    from fmcnet.training.optimizers import lr_factor
 
     for schedule in ("onecycle", "cosine", "multistep", "constant"):
         config = load_config("tiny", [f"training.schedule={schedule}", "training.warmup=0.2"]).training

@@ -15,7 +15,8 @@ from fmcnet.errors import FmcnetError
 from fmcnet.losses.criterion import TERMS, FMCNetLoss
 from fmcnet.models.build import build_model
 from fmcnet.training import health
-from fmcnet.training.train_step import TrainStep, lr_factor, memory_format, precision
+from fmcnet.training.optimizers import lr_factor
+from fmcnet.training.train_step import TrainStep, memory_format, precision
 from fmcnet.training.trainer import train
 from fmcnet.types import Modality
 

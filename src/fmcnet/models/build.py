@@ -11,7 +11,8 @@ from fmcnet.errors import ConfigError
 from fmcnet.models.backbones import Backbone, make_backbone
 from fmcnet.models.compensation import Compensation, Discriminator, Generator
 from fmcnet.models.decomposition import STEM_BLOCKS, Decomposition, IdentityClassifier, Stem, Tail
-from fmcnet.models.fmcnet import FMCNet, Fusion
+from fmcnet.models.fmcnet import FMCNet
+from fmcnet.models.fusion import Fusion
 from fmcnet.models.normalization import FeatureNorm, Standardization
 
 

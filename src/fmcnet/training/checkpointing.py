@@ -39,6 +39,7 @@ from fmcnet.models.card import CARD, WEIGHTS, ModelCard
 from fmcnet.models.checkpoint import load_weights, save_pretrained, save_tensors
 from fmcnet.parsing import read_json
 from fmcnet.training.loggers import StepLogger
+from fmcnet.training.optimizers import restore_schedule
 from fmcnet.training.selection import ModelSelection
 from fmcnet.training.train_step import TrainStep
 
@@ -67,8 +68,14 @@ class _UnusableError(CheckpointError):
 class Checkpointer:
     """Writes and restores the checkpoints of one training.
 
-    A checkpoint holds the state of `train_step`, the best weights so far of `selection`, the last terms of
-    `step_logger`, whose log reaches the disk first, and the values of `INVARIANTS` in this training.
+    Args:
+        run: the run folder.
+        ctx: device and rank.
+        train_step: model, optimisers, schedules and scaler.
+        card: the model's, without its step.
+        selection: the best weights so far.
+        step_logger: its log is flushed to disk before each checkpoint, which stores its last terms.
+        invariants: the values of `INVARIANTS` in this training.
     """
 
     def __init__(
@@ -148,6 +155,8 @@ class Checkpointer:
 
     def _load_state(self, facts: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         _load_optimizers(self._train_step, tensors)
+        for scheduler in self._train_step.schedulers:
+            restore_schedule(scheduler, facts["step"])
         self._train_step.scaler.load_state_dict(facts["scaler"])
         prefix = f"rank{self._ctx.rank}."
         own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
@@ -164,7 +173,11 @@ class Checkpointer:
         return 0 < self._card.config.training.checkpoint_minutes < minutes
 
     def save(self, done: int, must: bool) -> None:
-        """Write a checkpoint after `done` steps; every process must call.
+        """Write a checkpoint; every process must call.
+
+        Args:
+            done: number of steps done.
+            must: whether the training cannot continue without it.
 
         Raises:
             CheckpointError: when it cannot be written and `must` is true; otherwise a warning is logged.

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import record_function
 from torch.utils.checkpoint import checkpoint
 
-from fmcnet.config import Config, TrainingConfig
+from fmcnet.config import Config
 from fmcnet.data.loader import TrainingBatch
 from fmcnet.distributed import (
     DistributedContext,
@@ -36,10 +36,14 @@ from fmcnet.models.build import build_model
 from fmcnet.models.decomposition import Decomposition
 from fmcnet.models.fmcnet import FMCNet, FMCNetOutput
 from fmcnet.training import health
+from fmcnet.training.optimizers import (
+    BACKBONE_PARTS,
+    advance_schedule,
+    build_optimizers,
+    build_schedulers,
+    lr_factor,
+)
 from fmcnet.types import Modality
-
-BACKBONE_PARTS = ("stem", "shared", "specific")
-"""Prefixes of the names that stems and tails have in `Decomposition`."""
 
 GRADIENT, DISCRIMINATOR_GRADIENT = "gradient", "discriminator gradient"
 """Names of the gradients' norms among the measured values."""
@@ -52,7 +56,12 @@ MEASURED = (*health.NAMES, GRADIENT, DISCRIMINATOR_GRADIENT, SCALE)
 
 
 class NotFinite(Exception):
-    """Some values of a step, counted from 1, are NaN or infinite."""
+    """Some values of a step are NaN or infinite.
+
+    Attributes:
+        step: its number, from 1.
+        names: of the values.
+    """
 
     def __init__(self, step: int, names: list[str]) -> None:
         super().__init__(f"step {step}: {', '.join(names)}")
@@ -60,15 +69,22 @@ class NotFinite(Exception):
 
 
 class TrainStep:
-    """A model in training, on its device, with its loss, optimisers and float16 scaler.
+    """A model in training with its loss, optimisers, schedules and float16 scaler.
 
-    `identities` is P of one process, `steps` of the whole training, `terms` are losses of your own, by name.
+    Args:
+        config: settings.
+        model: moved to the device here.
+        ctx: device and rank.
+        identities: P of one process.
+        steps: of the whole training.
+        terms: losses of your own, by name.
 
     Attributes:
         model: the weights, by their plain names.
         criterion: the loss of both players of eq. (12).
         optimizer: of all but the discriminators.
         discriminator_optimizer: None without discriminators.
+        schedulers: of the learning rates.
         scaler: of float16 gradients (disabled otherwise).
     """
 
@@ -97,6 +113,7 @@ class TrainStep:
         self.optimizer, self.discriminator_optimizer = build_optimizers(
             model, training, fused=ctx.device.type in ("cpu", "cuda")
         )
+        self.schedulers = build_schedulers(self.optimizers.values(), steps, training)
         self.scaler = torch.amp.GradScaler(ctx.device.type, enabled=self.precision is torch.float16)
         if training.compile:
             model.compile()
@@ -121,10 +138,6 @@ class TrainStep:
             step: number of the step, from 0.
         """
         self.model.train()
-        factor = lr_factor(step, self.steps, self.config.training)
-        for optimizer in self.optimizers.values():
-            for group in optimizer.param_groups:
-                group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
         self.optimizer.zero_grad(set_to_none=True)
         measured: list[dict[str, Tensor]] = []
         for batch in batches:
@@ -133,6 +146,8 @@ class TrainStep:
                 measured.append(self._forward_backward(batch, len(batches)))
         with record_function("fmcnet: optimizer"):
             norm = self._update()
+        for scheduler in self.schedulers:
+            advance_schedule(scheduler)
         means = torch.stack([torch.stack([*batch_values.values()]) for batch_values in measured]).mean(dim=0)
         values = dict(zip(measured[0], means, strict=True))
         values[GRADIENT] = norm.detach().float()
@@ -213,9 +228,10 @@ class TrainStep:
     def read(self) -> list[dict[str, float]]:
         """Return what the steps since the last call measured, means over the processes; waits for the device.
 
-        A record of a step has "step" (from 1), every term by name, the values of `health.measure`, gradient norms,
-        "loss" (the sum of the terms that all but the discriminators minimise) and "rate" (the learning rate of
-        heads, generators and fusion).
+        Returns:
+            One record per step: "step" (from 1), every term by name, the values of `health.measure`, gradient norms,
+            "loss" (the sum of the terms that all but the discriminators minimise) and "rate" (the learning rate
+            of heads, generators and fusion).
 
         Raises:
             NotFinite: naming the first step with a value that is not finite.
@@ -249,62 +265,6 @@ class TrainStep:
         exported = exported.to(self.ctx.device)
         average_buffers(exported, self.ctx.world)
         return exported.eval()
-
-
-def build_optimizers(
-    model: FMCNet, config: TrainingConfig, fused: bool = False
-) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer | None]:
-    """Build the main optimiser, and that of the discriminators (None without any).
-
-    Stems and tails learn at `lr * backbone_lr_factor`, w1 and w2 at `lr * fusion_lr_factor`, all else at `lr`. Only
-    matrices and kernels have weight decay. `fused`: one kernel for all parameters (PyTorch has it for CPUs and CUDA).
-    """
-    discriminators = model.compensation.discriminator_parameters() if model.compensation else []
-    factors = dict.fromkeys(model.parameters(), 1.0)
-    for name, child in model.decomposition.named_children():
-        if name.startswith(BACKBONE_PARTS):
-            factors |= dict.fromkeys(child.parameters(), config.backbone_lr_factor)
-    if model.fusion is not None:
-        factors |= dict.fromkeys((model.fusion.w1, model.fusion.w2), config.fusion_lr_factor)
-    for parameter in discriminators:
-        del factors[parameter]
-    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
-    for parameter, factor in factors.items():
-        if parameter.requires_grad:
-            groups.setdefault((factor, parameter.ndim > 1), []).append(parameter)
-    param_groups = [
-        {
-            "params": parameters,
-            "lr": config.lr * factor,
-            "weight_decay": config.weight_decay if decays else 0.0,
-        }
-        for (factor, decays), parameters in groups.items()
-    ]
-    optimizer: torch.optim.Optimizer
-    if config.optimizer == "sgd":
-        optimizer = torch.optim.SGD(param_groups, lr=config.lr, momentum=0.9, nesterov=True, fused=fused)
-    else:
-        optimizer = torch.optim.AdamW(param_groups, lr=config.lr, fused=fused)
-    if not discriminators:
-        return optimizer, None
-    # Always Adam, with the momentum of 0.5 that adversarial training uses (Radford et al., ICLR 2016). Ours.
-    return optimizer, torch.optim.Adam(
-        discriminators, lr=config.discriminator_lr, betas=(0.5, 0.999), fused=fused
-    )
-
-
-def lr_factor(step: int, steps: int, config: TrainingConfig) -> float:
-    """The factor, 0..1, of the learning rates at a step (from 0) of `steps`."""
-    warmup_steps = config.warmup * steps
-    if step < warmup_steps:
-        start = 0.04 if config.schedule == "onecycle" else 0.1
-        return start + (1 - start) * (step + 1) / (warmup_steps + 1)
-    progress = (step - warmup_steps) / max(1.0, steps - warmup_steps)
-    if config.schedule in ("onecycle", "cosine"):
-        return 0.001 + 0.999 * 0.5 * (1 + math.cos(math.pi * progress))
-    if config.schedule == "multistep":
-        return float(0.1 ** sum(step >= milestone * steps for milestone in config.milestones))
-    return 1.0
 
 
 def precision(name: str, device: torch.device) -> torch.dtype:
