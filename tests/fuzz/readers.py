@@ -128,7 +128,7 @@ def readers():
     from fmcnet.server.uploads import UploadError, decode
     from fmcnet.synthetic.generate import generate
     from fmcnet.training.loggers import read_log
-    from fmcnet.training.prepare import check_folder
+    from fmcnet.training.run_folder import check_folder
     from fmcnet.types import Embeddings
 
     def upload(path):

@@ -8,8 +8,9 @@ from fmcnet.config import ModelConfig
 from fmcnet.losses.functional import centers, decomposition_loss
 from fmcnet.models.build import build_model
 from fmcnet.models.compensation import Discriminator, Generator
-from fmcnet.models.decomposition import FeatureNorm, IdentityClassifier
+from fmcnet.models.decomposition import IdentityClassifier
 from fmcnet.models.fusion import Fusion
+from fmcnet.models.normalization import FeatureNorm
 from fmcnet.types import Modality
 
 VIS, INF = Modality.VISIBLE, Modality.INFRARED

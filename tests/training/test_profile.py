@@ -8,7 +8,7 @@ import re
 import pytest
 
 from fmcnet.config import load_config
-from fmcnet.training import loggers as profile
+from fmcnet.training import profile
 from fmcnet.training.loggers import read_log
 from fmcnet.training.trainer import train
 from tests.cli import run_command

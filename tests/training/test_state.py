@@ -20,7 +20,7 @@ from fmcnet.models.card import ModelCard
 from fmcnet.training import trainer as loop
 from fmcnet.training.checkpointing import Checkpointer, checkpoints
 from fmcnet.training.loggers import StepLogger, read_log
-from fmcnet.training.prepare import MAY_CHANGE
+from fmcnet.training.run_folder import MAY_CHANGE
 from fmcnet.training.selection import ModelSelection
 from fmcnet.training.train_step import TrainStep
 from tests.training.runs import weights

@@ -59,7 +59,8 @@ def train(
     """
     from fmcnet.config import load_config
     from fmcnet.training import trainer
-    from fmcnet.training.prepare import parse_splits, resumed_config, split_folder, warn_of_other_benchmark
+    from fmcnet.training.prepare import parse_splits, warn_of_other_benchmark
+    from fmcnet.training.run_folder import resumed_config, split_folder
 
     split_numbers = parse_splits(splits) if splits else ()
     if splits and any(item.startswith("data.split=") for item in overrides or ()):

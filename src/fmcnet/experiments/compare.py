@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fmcnet.errors import DataError
-from fmcnet.experiments.rows import DIRECTIONS, markdown_table
+from fmcnet.experiments.rows import DIRECTIONS, markdown_table, page
 from fmcnet.files import write_text
 from fmcnet.models.shipped import shipped_models
 from fmcnet.parsing import read_json
@@ -35,21 +35,17 @@ SOURCE = (
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """One method or run.
-
-    Attributes:
-        name: method or run folder.
-        where: year and venue, or "this run".
-        figures: (Rank-1, mAP) in percent by key of `COLUMNS`; None where there is none.
-        flags: differences from the others' protocol.
-        model: identifies a run's weights and test set; empty if unknown.
-    """
+    """One method or run."""
 
     name: str
     where: str
+    """Year and venue, or "this run"."""
     figures: dict[str, tuple[float | None, float | None]]
+    """(Rank-1, mAP) in percent by key of `COLUMNS`; None where there is none."""
     flags: tuple[str, ...] = ()
+    """Differences from the others' protocol."""
     model: tuple[str, ...] = ()
+    """Identifies a run's weights and test set; empty if unknown."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +69,10 @@ def published() -> tuple[ComparisonRow, ...]:
     text = resources.files("fmcnet.experiments").joinpath("published.csv").read_text(encoding="utf-8")
     rows = []
     for line in csv.DictReader(io.StringIO(text)):
-        figures = {
-            key: (_parse_number(line[f"{key}_r1"]), _parse_number(line[f"{key}_map"])) for key in COLUMNS
+        numbers = {
+            name: float(cell) for name, cell in line.items() if cell and name.endswith(("_r1", "_map"))
         }
+        figures = {key: (numbers.get(f"{key}_r1"), numbers.get(f"{key}_map")) for key in COLUMNS}
         flags = (line["note"],) if line["note"] and line["note"] != "the method implemented here" else ()
         rows.append(ComparisonRow(line["method"], f"{line['venue']} {line['year']}", figures, flags))
     return tuple(rows)
@@ -93,19 +90,14 @@ def compare(runs: list[Path] | tuple[Path, ...], out: str | Path | None = None) 
         DataError: for a run without a report, naming the command that makes one.
     """
     rows = (*published(), *_join_rows([_run_row(Path(run)) for run in runs]))
-    columns = [
-        key for key in COLUMNS if any(row.figures.get(key, (None, None))[0] is not None for row in rows)
-    ]
+    filled = {key for row in rows for key, (rank1, _) in row.figures.items() if rank1 is not None}
+    columns = [key for key in COLUMNS if key in filled]
     rendered = (_markdown(rows, columns), _latex(rows, columns), _csv(rows, columns))
     if out is None:
         return Comparison(rows, *rendered)
     files = zip(("md", "tex", "csv"), rendered, strict=True)
     written = (write_text(Path(out) / f"comparison.{suffix}", text) for suffix, text in files)
     return Comparison(rows, *rendered, tuple(written))
-
-
-def _parse_number(text: str) -> float | None:
-    return float(text) if text else None
 
 
 def _join_rows(rows: list[ComparisonRow]) -> list[ComparisonRow]:
@@ -237,7 +229,7 @@ def _cells(row: ComparisonRow, columns: list[str]) -> list[str]:
 def _markdown(rows: tuple[ComparisonRow, ...], columns: list[str]) -> str:
     scores = [f"{COLUMNS[key]} {metric}" for key in columns for metric in ("R1", "mAP")]
     cells = ([row.name, row.where, *_cells(row, columns), "; ".join(row.flags)] for row in rows)
-    return "\n".join([*markdown_table(["method", "where", *scores, "flags"], cells), SOURCE, ""])
+    return page([markdown_table(["method", "where", *scores, "flags"], cells), SOURCE])
 
 
 def _latex(rows: tuple[ComparisonRow, ...], columns: list[str]) -> str:

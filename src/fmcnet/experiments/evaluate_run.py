@@ -34,7 +34,7 @@ from fmcnet.inference.encoder import load
 from fmcnet.models.card import CARD, ModelCard, read_card
 from fmcnet.models.shipped import find_model, is_shipped
 from fmcnet.training.checkpointing import checkpoints
-from fmcnet.training.prepare import split_runs
+from fmcnet.training.run_folder import split_runs
 from fmcnet.types import NO_PID
 
 BATCH_AND_DISTANCE = ("batch", "distance")
@@ -44,23 +44,18 @@ STAMP = "SELECTED ON THE TEST SET: optimistic, and comparable with no figure tha
 
 @dataclass(frozen=True)
 class EvaluateResult:
-    """Figures by direction, and where the report is.
-
-    Attributes:
-        run: what was evaluated.
-        runs: the run folders (several for RegDB's splits).
-        evaluations: by direction; trials of several splits are pooled.
-        stamp: a warning that must stand beside the figures, or "".
-        report: the path of report.md, None where none was written.
-        notes: one sentence for each thing that the dataset's reader left out or renamed.
-    """
+    """Figures by direction, and where the report is."""
 
     run: Path
     runs: tuple[Path, ...]
+    """Several for RegDB's splits."""
     evaluations: tuple[DirectionResult, ...]
+    """By direction; trials of several splits are pooled."""
     stamp: str
+    """A warning that must stand beside the figures, or ""."""
     report: Path | None
     notes: tuple[str, ...] = ()
+    """One sentence for each thing that the dataset's reader left out or renamed."""
 
     def to_dict(self) -> dict[str, Any]:
         """For `--json` and `evaluation.json`."""
@@ -126,12 +121,9 @@ def evaluate_run(
             return EvaluateResult(run, runs, (), "", None)
     options: dict[str, Any] = {"flip": flip, "rerank": rerank, "expand": expand}
     options |= {"device": device, "progress": progress}
-    parts: list[EvaluatedRun] = []
-    notes: list[str] = []
-    for folder in runs:
-        part, run_notes = _evaluate_one(folder, data, overrides, protocol, options)
-        parts.append(part)
-        notes += [note for note in run_notes if note not in notes]
+    evaluated = [_evaluate_one(folder, data, overrides, protocol, options) for folder in runs]
+    parts = [part for part, _ in evaluated]
+    notes = tuple(dict.fromkeys(note for _, part_notes in evaluated for note in part_notes))
     stamp = STAMP if any(part.encoder.card.selected == "test" for part in parts) else ""
     pooled = _pool(parts)
     if out is None and not is_shipped(run):
@@ -141,7 +133,7 @@ def evaluate_run(
         title = TITLES[pooled.encoder.model.variant]
         extra = {"splits": len(parts), "stamp": stamp} if len(parts) > 1 or stamp else {}
         report_path = write_report({title: pooled}, {title: runs[-1]}, out, extra=extra, keep=True)
-    return EvaluateResult(run, runs, pooled.evaluations, stamp, report_path, tuple(notes))
+    return EvaluateResult(run, runs, pooled.evaluations, stamp, report_path, notes)
 
 
 def _setting_names(overrides: Sequence[str]) -> dict[str, str]:
@@ -214,11 +206,9 @@ def _evaluate_one(
 def _run_settings(run: Path, card: ModelCard, overrides: Sequence[str]) -> EvaluationConfig:
     """The run's evaluation settings with the overrides."""
     stored = {"evaluation": card.config.evaluation.model_dump(mode="json")}
-    given = _setting_names(overrides)
-    settings = load_config(
-        stored, [f"evaluation.{item.removeprefix('evaluation.')}" for item in overrides]
-    ).evaluation
-    if is_shipped(run) and "direction" not in given:
+    items = [f"evaluation.{item.removeprefix('evaluation.')}" for item in overrides]
+    settings = load_config(stored, items).evaluation
+    if is_shipped(run) and "direction" not in _setting_names(overrides):
         # It is for several benchmarks, each with its own direction.
         return settings.model_copy(update={"direction": "auto"})
     return settings
@@ -229,12 +219,12 @@ def _read_table(data: str | Path, settings: DataConfig, *, unknown: bool) -> Tab
     try:
         return read_dataset(data, layout=settings.layout, trial=settings.split)
     except DataError:
-        table = None
-        with contextlib.suppress(DataError):
-            table = read_dataset(data, layout=settings.layout, training=False) if unknown else None
-        if table is None or not (table.pid == NO_PID).any() or not all(map(Path.is_file, table.full_paths())):
-            raise
-        return table
+        if unknown:
+            with contextlib.suppress(DataError):
+                table = read_dataset(data, layout=settings.layout, training=False)
+                if (table.pid == NO_PID).any() and all(map(Path.is_file, table.full_paths())):
+                    return table
+        raise
 
 
 def _all_as_test(table: Table, data: str | Path) -> Table:

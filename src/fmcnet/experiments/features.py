@@ -30,19 +30,15 @@ SPLITS = 5
 
 @dataclass(frozen=True)
 class Features:
-    """Features of test images, by modality of the IMAGE (0 visible, 1 infrared).
-
-    Attributes:
-        pid: identities (N_m,) of each modality's images.
-        shared: F_sh (N_m, D).
-        specific: F_sp (N_m, D), None where the model has none.
-        generated: F'_sp of the OTHER modality made from these images' F_sh (N_m, D), None where it has none.
-    """
+    """Features of test images, by modality of the IMAGE (0 visible, 1 infrared)."""
 
     pid: Identities
     shared: Pair
+    """F_sh."""
     specific: Pair | None
+    """F_sp, None where the model has none."""
     generated: Pair | None
+    """F'_sp of the OTHER modality made from these images' F_sh, None where the model has none."""
 
 
 @torch.inference_mode()
@@ -78,11 +74,10 @@ def collect(
         for start in range(0, len(positions), batch):
             pixels = torch.from_numpy(np.ascontiguousarray(images[positions[start : start + batch]]))
             parts.append(encoder.model.features(pixels.permute(0, 3, 1, 2).to(encoder.device), modality))
-        feature_kinds = zip(*parts, strict=True)
         halves.append(
             [
                 None if batches[0] is None else torch.cat(batches).double().cpu().numpy()
-                for batches in feature_kinds
+                for batches in zip(*parts, strict=True)
             ]
         )
         pids.append(table.pid[positions])
@@ -194,15 +189,8 @@ def _overlap(shared: Pair, pid: Identities) -> dict[str, float]:
 def probe(kinds: Pair, pid: Identities, splits: int = SPLITS) -> float:
     """Balanced accuracy, 0..1, of a logistic regression that separates visible and infrared features.
 
-    It is fitted on half of the identities and tested on the other half; mean over `splits` random halvings.
-
-    Args:
-        kinds: features (N_m, D) of the visible and of the infrared images.
-        pid: their identities, (N_m,) each.
-        splits: number of halvings, 1 or more.
-
-    Returns:
-        The balanced accuracy; 0.5 is chance.
+    It is fitted on half of the identities and tested on the other half; mean over `splits` random halvings. 0.5 is
+    chance.
     """
     linear = require("sklearn.linear_model", "plot")
     x, pids = np.concatenate(kinds), np.concatenate(pid)

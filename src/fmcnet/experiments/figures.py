@@ -1,15 +1,14 @@
-"""Figures: training curves, ranked lists, 2-D maps of features, CMC curves. PNG files, by matplotlib."""
+"""Figures: training curves, CMC curves, ranked lists, similarities, a study's rows and pairs. PNG, by matplotlib."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from textwrap import fill
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fmcnet.data.images import load_image
 from fmcnet.data.table import Table
@@ -18,24 +17,20 @@ from fmcnet.evaluation.evaluate_model import EvaluatedRun, role_masks
 from fmcnet.evaluation.protocols import Protocol
 from fmcnet.evaluation.ranking import ranked_lists as nearest
 from fmcnet.evaluation.verification import Verification
-from fmcnet.experiments.features import Features, collect, unit
 from fmcnet.experiments.rows import DIRECTIONS
 from fmcnet.files import make_private
-from fmcnet.inference.encoder import Encoder
 from fmcnet.training import health
 from fmcnet.training.loggers import read_log
 from fmcnet.training.train_step import MEASURED
-from fmcnet.types import IntArray, Modality
 
 RIGHT, WRONG, INK = "#1a7f37", "#cf222e", "#24292f"
-COLOURS = {"shared": "#0969da", "specific": "#1a7f37", "generated": "#d4730b"}
-MAP_IDENTITIES, MAP_IMAGES = 16, 6
-"""A map shows at most this many identities, and images of each in each modality."""
-
 NO_TERMS = {"step", "epoch", "rate", "loss", *MEASURED}
 """Keys of a training's log that are no loss terms."""
 
-Clouds = dict[tuple[str, int], NDArray[Any]]
+
+def can_draw() -> bool:
+    """Whether the packages of the extra `plot` are installed."""
+    return all(find_spec(module) for module in ("matplotlib", "sklearn"))
 
 
 def new_axes(
@@ -206,128 +201,25 @@ def similarity_histogram(result: Verification, path: Path) -> Path:
     return write_png(figure, path)
 
 
-def feature_map(encoder: Encoder, table: Table, path: Path) -> Path | None:
-    """Draw one t-SNE map in two panels, as the paper's Figures 4 and 5.
-
-    Left: shared and specific features of both modalities. Right: with the generated ones. A generated infrared
-    feature is G_{V-I} of a visible image; it should coincide with the specific infrared ones.
-
-    Args:
-        encoder: the model.
-        table: test images.
-        path: the PNG to write.
-
-    Returns:
-        The path; None where the model has no specific branch, or no identity is seen in both modalities.
-    """
-    infrared = table.modality == Modality.INFRARED.code
-    common_pids = np.intersect1d(table.pid[infrared], table.pid[~infrared])[:MAP_IDENTITIES]
-    if not len(common_pids) or not encoder.model.decomposition.has_specific:
-        return None
-    rows = [_first_images(np.where(mask, table.pid, -1), common_pids) for mask in (infrared, ~infrared)]
-    features = collect(encoder, table, np.concatenate(rows), progress=False)
-    points = _tsne(_clouds(features))
-    figure, axes = new_axes(1, 2, (10.4, 5.0), sharex=True, sharey=True)
-    real = {key: positions for key, positions in points.items() if key[0] != "generated"}
-    _scatter(axes[0][0], "shared and specific (the paper's Fig. 4)", real)
-    _scatter(axes[0][1], "with generated (the paper's Fig. 5)", points)
-    figure.legend(*axes[0][1].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8)
-    return write_png(figure, path)
-
-
-def figure4(features: dict[str, Features], path: Path) -> Path:
-    """Draw a t-SNE map of shared and specific features for each model (the paper's Fig. 4)."""
-    panels = {
-        title: _clouds(replace(model_features, generated=None)) for title, model_features in features.items()
-    }
-    return _draw_maps(panels, path)
-
-
-def figure5(features: Features, path: Path) -> Path:
-    """Draw a t-SNE map of real and generated specific features for each direction (the paper's Fig. 5)."""
-    clouds = _clouds(features)
-    panels = {}
-    titles = {1: "infrared: generated from visible images", 0: "visible: generated from infrared images"}
-    for target, title in titles.items():
-        shown = ("shared", 1 - target), ("specific", target), ("generated", target)
-        panels[title] = {key: clouds[key] for key in shown}
-    return _draw_maps(panels, path)
-
-
-def _clouds(features: Features) -> Clouds:
-    """Unit-length features of the images on a map, by kind and modality (0 visible, 1 infrared)."""
-    rows = [_first_images(pid, np.unique(pid)[:MAP_IDENTITIES]) for pid in features.pid]
-    kinds = {"shared": features.shared, "specific": features.specific, "generated": features.generated}
-    return {
-        (kind, 1 - modality if kind == "generated" else modality): unit(pair[modality][rows[modality]])
-        for kind, pair in kinds.items()
-        if pair is not None
-        for modality in (0, 1)
-    }
-
-
-def _first_images(pid: IntArray, identities: IntArray) -> IntArray:
-    """Rows of the first `MAP_IMAGES` images of each identity."""
-    return np.concatenate([np.flatnonzero(pid == identity)[:MAP_IMAGES] for identity in identities])
-
-
-def _tsne(clouds: Clouds) -> Clouds:
-    """Positions (N, 2) of all features in one map."""
-    stacked = np.concatenate(list(clouds.values()))
-    manifold = require("sklearn.manifold", "plot")
-    tsne = manifold.TSNE(perplexity=min(30, len(stacked) // 4), init="pca", random_state=0, max_iter=600)
-    ends = np.cumsum([len(cloud) for cloud in clouds.values()])[:-1]
-    return dict(zip(clouds, np.split(tsne.fit_transform(stacked), ends), strict=True))
-
-
-def _scatter(ax: Any, title: str, points: Clouds) -> None:
-    for (kind, modality), positions in points.items():
-        ax.scatter(
-            *positions.T,
-            s=16,
-            marker="o^"[modality],
-            facecolors="none" if modality else COLOURS[kind],
-            edgecolors=COLOURS[kind],
-            linewidths=0.8,
-            label=f"{kind} {('visible', 'infrared')[modality]}",
-        )
-    ax.set(title=title, xticks=[], yticks=[])
-
-
-def _draw_maps(panels: dict[str, Clouds], path: Path) -> Path:
-    figure, axes = new_axes(1, len(panels), (5.2 * len(panels), 5.0))
-    for ax, (title, clouds) in zip(axes[0], panels.items(), strict=True):
-        _scatter(ax, title, _tsne(clouds))
-        ax.legend(fontsize=7)
-    return write_png(figure, path)
-
-
 def rows_picture(study: dict[str, Any], path: Path) -> Path:
     """mAP and Rank-1 of each row: mean, spread and each seed; both directions."""
     rows = [row for row in study["rows"] if row["figures"]]
     figure, axes = new_axes(1, 2, (10.4, 0.42 * len(rows) + 1.6), sharey=True)
     for ax, (metric, title) in zip(axes[0], (("rank1", "Rank-1"), ("mAP", "mAP")), strict=True):
         for number, direction in enumerate(DIRECTIONS):
-            _plot_rows(ax, rows, metric, direction, number)
+            colour, marker = f"C{number}", "os"[number]
+            for line, row in enumerate(rows):
+                if not (spread := row["figures"].get(direction, {}).get(metric)):
+                    continue
+                height, label = line + 0.16 * (2 * number - 1), DIRECTIONS[direction] if line == 0 else None
+                bar = {"xerr": spread["std"] or 0, "fmt": marker, "color": colour, "capsize": 3}
+                ax.errorbar(spread["mean"], height, label=label, **bar)
+                ax.scatter(spread["seeds"], [height] * len(spread["seeds"]), s=8, color=colour, alpha=0.5)
         ax.set(xlabel=f"{title}, %", yticks=range(len(rows)), yticklabels=[row["title"] for row in rows])
         ax.grid(alpha=0.25)
     axes[0][0].invert_yaxis()
     axes[0][1].legend(fontsize=8)
     return write_png(figure, path)
-
-
-def _plot_rows(ax: Any, rows: list[dict[str, Any]], metric: str, direction: str, number: int) -> None:
-    """Draw one direction's scores of each row; `number` of the direction, 0 or 1, gives colour, marker and height."""
-    colour, marker = f"C{number}", "os"[number]
-    for line, row in enumerate(rows):
-        spread = row["figures"].get(direction, {}).get(metric)
-        if not spread:
-            continue
-        height = line + 0.16 * (2 * number - 1)
-        label = DIRECTIONS[direction] if line == 0 else None
-        deviation = spread["std"] or 0
-        ax.errorbar(spread["mean"], height, xerr=deviation, label=label, fmt=marker, color=colour, capsize=3)
-        ax.scatter(spread["seeds"], [height] * len(spread["seeds"]), s=8, color=colour, alpha=0.5)
 
 
 def pairs_picture(study: dict[str, Any], path: Path) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,8 @@ from fmcnet.errors import ProtocolError
 from fmcnet.evaluation.evaluate import METRICS
 from fmcnet.evaluation.evaluate_model import EvaluatedRun, role_masks
 from fmcnet.evaluation.verification import Verification, verification
-from fmcnet.experiments import figures
-from fmcnet.experiments.rows import DIRECTIONS, markdown_table
+from fmcnet.experiments import figures, maps
+from fmcnet.experiments.rows import DIRECTIONS, markdown_table, page
 from fmcnet.experiments.runs import is_generated
 from fmcnet.files import write_json, write_text
 from fmcnet.models.card import versions
@@ -41,25 +40,23 @@ def write_report(
 ) -> Path:
     """Write `report.md`, `report.json` and `figures/` for one or several runs on one test set.
 
-    Pictures are drawn where matplotlib and scikit-learn (fmcnet[plot]) are installed.
+    Pictures are drawn where matplotlib and scikit-learn (fmcnet[plot]) are installed. Ranked lists and maps show the
+    last model.
 
     Args:
-        judged: embeddings and evaluations by title; ranked lists and maps show the last one.
+        judged: embeddings and evaluations by title.
         runs: run folder by title, for training curves.
         out: the folder.
         extra: facts for both files (dataset, seeds, timings).
         keep: keep the evaluations by other protocols that a report of the same models and data in `out` holds.
-
-    Returns:
-        The path of report.md.
     """
     out = Path(out)
     main = list(judged.values())[-1]
     verified = _verification(main)
-    pictures: dict[str, str] = {}
-    if all(find_spec(module) for module in ("matplotlib", "sklearn")):
-        drawn = _draw(judged, runs, verified, out / "figures").items()
-        pictures = {title: path.relative_to(out).as_posix() for title, path in drawn}
+    pictures = {}
+    if figures.can_draw():
+        for title, path in _draw(judged, runs, verified, out / "figures").items():
+            pictures[title] = path.relative_to(out).as_posix()
     else:
         logger.warning("no pictures in the report: pip install 'fmcnet[plot]' brings what draws them")
     facts = _report_facts(judged, runs, extra or {})
@@ -74,16 +71,13 @@ def _keep_other_protocols(facts: dict[str, Any], path: Path) -> None:
     """Add to `facts` the evaluations by other protocols in an earlier report of the same models and data."""
     try:
         earlier = read_json(path)
-        same = earlier["dataset"] == facts["dataset"] and earlier.get("splits") == facts.get("splits")
-        earlier_runs = {title: run for title, run in earlier["runs"].items() if same}
+        if earlier["dataset"] != facts["dataset"] or earlier.get("splits") != facts.get("splits"):
+            return
         for title, run in facts["runs"].items():
-            if earlier_runs.get(title, {}).get("digest") == run["digest"]:
+            if earlier["runs"].get(title, {}).get("digest") == run["digest"]:
                 new_keys = [_evaluation_key(evaluation) for evaluation in run["evaluations"]]
-                run["evaluations"] += [
-                    evaluation
-                    for evaluation in earlier_runs[title]["evaluations"]
-                    if _evaluation_key(evaluation) not in new_keys
-                ]
+                old = earlier["runs"][title]["evaluations"]
+                run["evaluations"] += [one for one in old if _evaluation_key(one) not in new_keys]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return  # no report, or a damaged one, which is replaced
 
@@ -107,7 +101,7 @@ def _draw(
     if verified is not None:
         title = f"Similarity of pairs{_across_modalities(main)}"
         drawn[title] = figures.similarity_histogram(verified, out / "similarity.png")
-    if path := figures.feature_map(main.encoder, main.table, out / "features.png"):
+    if path := maps.feature_map(main.encoder, main.table, out / "features.png"):
         drawn["Feature maps, test identities"] = path
     return drawn
 
@@ -124,11 +118,9 @@ def _verification(judged: EvaluatedRun) -> Verification | None:
 
 def _across_modalities(judged: EvaluatedRun) -> str:
     """The words " across the modalities" if the first protocol compares them, otherwise ""."""
-    modalities = {
-        judged.evaluations[0].protocol.query.modality,
-        judged.evaluations[0].protocol.gallery.modality,
-    }
-    return " across the modalities" if modalities == set(Modality) else ""
+    protocol = judged.evaluations[0].protocol
+    across = {protocol.query.modality, protocol.gallery.modality} == set(Modality)
+    return " across the modalities" if across else ""
 
 
 def _report_facts(
@@ -163,18 +155,14 @@ def _report_facts(
 
 
 def _page(facts: dict[str, Any], pictures: dict[str, str], across: str) -> str:
-    data = facts["dataset"]
-    lines = [
+    data, runs = facts["dataset"], facts["runs"]
+    parts = [
         "# fmcnet report",
-        "",
         f"Test set: {'GENERATED data in the layout of ' if data['generated'] else ''}{data['name']} at "
         f"`{data['root']}`, {data['identities']} identities, "
         f"{data['visible']} visible and {data['infrared']} infrared images.",
-        "",
     ]
-    evaluations = [
-        (title, evaluation) for title, run in facts["runs"].items() for evaluation in run["evaluations"]
-    ]
+    evaluations = [(title, evaluation) for title, run in runs.items() for evaluation in run["evaluations"]]
     for protocol in dict.fromkeys(evaluation["protocol"] for _, evaluation in evaluations):
         rows = [
             (title, evaluation) for title, evaluation in evaluations if evaluation["protocol"] == protocol
@@ -183,35 +171,32 @@ def _page(facts: dict[str, Any], pictures: dict[str, str], across: str) -> str:
             rows = [(f"{title}, {evaluation['distance']}", evaluation) for title, evaluation in rows]
         name = protocol.partition(":")[0]
         direction = DIRECTIONS.get(rows[0][1]["direction"])
-        head = f"{direction.capitalize()}: {name}" if direction else name.capitalize()
-        lines += [f"## {head}", "", protocol, "", *_scores_table(rows)]
-    if any(run["selected_on"] == "test" for run in facts["runs"].values()):
-        stamp = "SELECTED ON THE TEST SET: these figures are optimistic and compare with none that are not."
-        lines += [f"**{stamp}**", ""]
-    lines += _verification_lines(list(facts["runs"])[-1], facts["verification"], across)
-    head = ("run", "variant", "seed", "step", "weights", "parameters")
-    runs = [
-        (title, *(run[key] for key in ("variant", "seed", "step", "selected_on")), f"{run['parameters']:,}")
-        for title, run in facts["runs"].items()
+        heading = f"{direction.capitalize()}: {name}" if direction else name.capitalize()
+        parts += [f"## {heading}", protocol, _scores_table(rows)]
+    if any(run["selected_on"] == "test" for run in runs.values()):
+        parts.append(
+            "**SELECTED ON THE TEST SET: these figures are optimistic and compare with none that are not.**"
+        )
+    if facts["verification"]:
+        parts += _verification_parts(list(runs)[-1], facts["verification"], across)
+    columns = ("variant", "seed", "step", "selected_on")
+    run_rows = [
+        (title, *(run[key] for key in columns), f"{run['parameters']:,}") for title, run in runs.items()
     ]
-    lines += ["## Runs", "", *markdown_table(head, runs)]
-    lines += ["Versions: " + ", ".join(f"{name} {number}" for name, number in facts["versions"].items()), ""]
+    head = ("run", "variant", "seed", "step", "weights", "parameters")
+    parts += ["## Runs", markdown_table(head, run_rows)]
+    parts.append("Versions: " + ", ".join(f"{name} {number}" for name, number in facts["versions"].items()))
     for key, value in facts.items():
         if key == "seconds":
-            lines += [
-                "Seconds: " + ", ".join(f"{phase} {seconds:.0f}" for phase, seconds in value.items()),
-                "",
-            ]
+            parts.append("Seconds: " + ", ".join(f"{phase} {number:.0f}" for phase, number in value.items()))
         elif isinstance(value, (str, int, float)):
-            lines += [f"{key.replace('_', ' ')}: {value}", ""]
+            parts.append(f"{key.replace('_', ' ')}: {value}")
     for title, path in pictures.items():
-        lines += [f"## {title}", "", f"![{title}]({path})", ""]
-    return "\n".join(lines)
+        parts += [f"## {title}", f"![{title}]({path})"]
+    return page(parts)
 
 
-def _verification_lines(title: str, verified: dict[str, Any] | None, across: str) -> list[str]:
-    if not verified:
-        return []
+def _verification_parts(title: str, verified: dict[str, Any], across: str) -> list[str]:
     rows = []
     for rate, match_rate in verified["true_match_rate"].items():
         cells = ("too few false pairs", "-")
@@ -220,15 +205,13 @@ def _verification_lines(title: str, verified: dict[str, Any] | None, across: str
         rows.append((f"{100 * float(rate):g} %", *cells))
     return [
         "## Same person or not",
-        "",
         f"{title}: {verified['positives']:,} true and {verified['negatives']:,} false pairs{across}, "
         f"nothing drawn, {verified['distance']}. Area under the ROC curve {verified['auc']:.4f}.",
-        "",
-        *markdown_table(("false-match rate", "true-match rate", "at the threshold"), rows),
+        markdown_table(("false-match rate", "true-match rate", "at the threshold"), rows),
     ]
 
 
-def _scores_table(evaluations: list[tuple[str, dict[str, Any]]]) -> list[str]:
+def _scores_table(evaluations: list[tuple[str, dict[str, Any]]]) -> str:
     """Scores in percent, mean and deviation over trials. Scores with extras stand beside the plain ones."""
     rows = []
     for title, evaluation in evaluations:

@@ -36,21 +36,15 @@ Differences = Sequence[NDArray[np.float64]]
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """A mean difference and its interval, in the unit of the compared values.
-
-    Attributes:
-        mean: over seeds of the mean over queries.
-        low: lower end of the 95 percent interval.
-        high: upper end.
-        seeds: number of training seeds.
-        queries: number of queries, of the seed that has fewest.
-    """
+    """A mean difference and its 95 percent interval, in the unit of the compared values."""
 
     mean: float
+    """Over seeds of the mean over queries."""
     low: float
     high: float
     seeds: int
     queries: int
+    """Of the seed that has fewest."""
 
     @property
     def clear(self) -> bool:
@@ -126,13 +120,9 @@ def _nested_means(differences: Differences, draws: int, rng: np.random.Generator
 
 
 def study_facts(study: Study, runs: Runs, seeds: Sequence[int], *, crossed: bool) -> dict[str, Any]:
-    """Collect the content of one table, in percent.
+    """The content of one table, in percent. A row is shown with the seeds whose runs are finished.
 
-    Args:
-        study: the table.
-        runs: by row and seed, finished or not. A row is shown with the seeds that are finished.
-        seeds: of training.
-        crossed: all seeds have one test set.
+    `crossed`: all seeds have one test set.
     """
     wanted = [(row.key, seed) for row in study.rows for seed in seeds]
     finished = {key: runs[key] for key in wanted if runs[key].result() is not None}
@@ -140,8 +130,7 @@ def study_facts(study: Study, runs: Runs, seeds: Sequence[int], *, crossed: bool
     for row, other in study.pairs:
         for direction in DIRECTIONS:
             pair = _compare(study.row(row), study.row(other), direction, finished, seeds, crossed)
-            if pair is not None:
-                pairs.append(pair)
+            pairs += [pair] if pair else []
     return {
         "name": study.name,
         "title": study.title,
@@ -163,9 +152,7 @@ def _row_facts(row: TableRow, done: Runs, seeds: Sequence[int]) -> dict[str, Any
                 "chance_rank1": 100 * float(np.mean([e["chance_rank1"] for e in evaluations])),
             }
             for metric in ("rank1", "rank10", "mAP", "mINP"):
-                figures[direction][metric] = spread_of(
-                    [100 * evaluation["mean"][metric] for evaluation in evaluations]
-                )
+                figures[direction][metric] = spread_of([100 * e["mean"][metric] for e in evaluations])
     return {
         "key": row.key,
         "title": row.title,
@@ -234,14 +221,12 @@ def order_of(study: Study, pair: dict[str, Any]) -> str:
     disagreements = []
     for (metric, (name, _)), paper, other_paper in zip(COMPARED.items(), row.paper, other.paper, strict=True):
         paper_difference, difference = paper - other_paper, pair[metric]
-        if paper_difference * difference["mean"] > 0:
-            continue
-        disagreements.append(
-            f"{name} {interval(difference)}, the paper {paper_difference:+.2f} ({_certainty(difference)})"
-        )
-    if not disagreements:
-        return ""
-    return f"{pair['title']}, {DIRECTIONS[pair['direction']]}: {'; '.join(disagreements)}."
+        if paper_difference * difference["mean"] <= 0:
+            disagreements.append(
+                f"{name} {interval(difference)}, the paper {paper_difference:+.2f} ({_certainty(difference)})"
+            )
+    titles = f"{pair['title']}, {DIRECTIONS[pair['direction']]}"
+    return f"{titles}: {'; '.join(disagreements)}." if disagreements else ""
 
 
 def _certainty(difference: Mapping[str, Any]) -> str:

@@ -15,10 +15,15 @@ DIRECTIONS = {"i2v": "infrared to visible", "v2i": "visible to infrared"}
 """Both directions of search, in words."""
 
 
-def markdown_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
-    """A table as lines of Markdown, with an empty line behind it."""
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table in Markdown."""
     lines = [f"| {' | '.join(map(str, cells))} |" for cells in (head, *rows)]
-    return [lines[0].replace("|  |", "| |"), "|---" * len(head) + "|", *lines[1:], ""]
+    return "\n".join([lines[0].replace("  ", " "), "|---" * len(head) + "|", *lines[1:]])
+
+
+def page(parts: Iterable[str]) -> str:
+    """Headings, paragraphs and tables as a page of Markdown, with an empty line between two of them."""
+    return "\n\n".join(parts) + "\n"
 
 
 @dataclass(frozen=True)

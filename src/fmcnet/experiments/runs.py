@@ -18,13 +18,13 @@ from fmcnet.data.readers import read_dataset
 from fmcnet.data.table import Table
 from fmcnet.evaluation.evaluate import query_scores
 from fmcnet.evaluation.evaluate_model import EvaluatedRun, evaluate_model, role_masks
-from fmcnet.experiments.rows import DIRECTIONS, markdown_table
+from fmcnet.experiments.rows import DIRECTIONS, markdown_table, page
 from fmcnet.files import lock_file, write_atomically, write_json, write_text
 from fmcnet.models.card import CARD, WEIGHTS, ModelCard, versions
 from fmcnet.models.checkpoint import weights_digest
 from fmcnet.parsing import read_json, read_npz
 from fmcnet.synthetic import MANIFEST
-from fmcnet.training.prepare import CONFIG
+from fmcnet.training.run_folder import CONFIG
 from fmcnet.training.trainer import train
 
 RESULT = "result.json"
@@ -36,14 +36,12 @@ _LIMITS = """## For what, and for what not
 Trained on GENERATED pictures of bodies that a renderer draws: for trying the commands, for tests, for comparing
 methods under equal conditions. It has never seen a photograph: what it says of real people is worth nothing. To
 search real cameras, train on them. Whatever the weights, a similarity is no proof of identity, and finding people
-across cameras is subject to law.
-"""
+across cameras is subject to law."""
 
 _REAL_LIMITS = """## For what, and for what not
 
 For research on the dataset named above, under its agreement. A similarity is no proof of identity; figures on other
-cameras, seasons and people than those of the dataset are unknown; finding people across cameras is subject to law.
-"""
+cameras, seasons and people than those of the dataset are unknown; finding people across cameras is subject to law."""
 
 
 @dataclass(frozen=True)
@@ -109,14 +107,8 @@ class StudyRun:
     def complete(self, device: str = "auto", progress: bool | None = None) -> dict[str, Any]:
         """Train from the newest checkpoint if there is one, evaluate, write `result.json` and `queries.npz`.
 
-        A finished run is only read. If another process works on the run, wait for it.
-
-        Args:
-            device: where to train and embed.
-            progress: show bars; None: on a terminal only.
-
-        Returns:
-            The content of `result.json`.
+        A finished run is only read. If another process works on the run, wait for it. Returns the content of
+        `result.json`.
 
         Raises:
             FmcnetError: for unusable data or settings; `TrainingError` when training diverges.
@@ -180,19 +172,15 @@ def is_generated(table: Table) -> bool:
 
 
 def _write_queries(evaluated: EvaluatedRun, path: Path) -> None:
-    arrays: dict[str, NDArray[Any]] = {}
-    for evaluation in evaluated.evaluations:
-        masks = role_masks(evaluated.table)
-        scores = query_scores(
-            evaluated.embeddings, evaluation.protocol, distance=evaluation.result.distance, **masks
-        )
-        arrays |= {
-            f"{evaluation.direction}_{column}": getattr(scores, column) for column in ("row", "ap", "hit")
-        }
+    arrays: dict[str, Any] = {}
+    masks = role_masks(evaluated.table)
+    for one in evaluated.evaluations:
+        scores = query_scores(evaluated.embeddings, one.protocol, distance=one.result.distance, **masks)
+        arrays |= {f"{one.direction}_{column}": getattr(scores, column) for column in ("row", "ap", "hit")}
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as stream:
-            np.savez(stream, **arrays)  # type: ignore[arg-type]
+            np.savez(stream, **arrays)
 
     write_atomically(path, write)
 
@@ -215,63 +203,53 @@ def commit() -> str:
 def write_model_card(run: Path, card: ModelCard, result: dict[str, Any], *, generated: bool) -> Path:
     """Write `README.md` beside the weights, in the form that model hubs read.
 
-    Args:
-        run: the folder with `model.safetensors`.
-        card: its `model.json`.
-        result: the run's `result.json`.
-        generated: trained on the generated benchmark, so under our own licence.
+    `generated`: trained on the generated benchmark, so under our own licence.
 
     Raises:
         CheckpointError: when the weights cannot be read.
     """
     digest, size = weights_digest(run / WEIGHTS), (run / WEIGHTS).stat().st_size
     config = card.config
-    description = (
-        "A baseline in FMCNet's engine: two stems, one shared tail, no FMCNet module (settings below)"
-    )
-    if result["variant"] != "base":
-        description = f"FMCNet (CVPR 2022), variant `{result['variant']}`"
+    description = f"FMCNet (CVPR 2022), variant `{result['variant']}`"
+    if result["variant"] == "base":
+        description = (
+            "A baseline in FMCNet's engine: two stems, one shared tail, no FMCNet module (settings below)"
+        )
     benchmark = "the **generated** benchmark, in the layout of " if generated else ""
-    lines = [
-        "---",
-        f"license: {'apache-2.0' if generated else 'other'}",
-        "library_name: fmcnet",
-        "tags: [person-re-identification, visible-infrared]",
-        "---",
-        "",
-        f"# {result['name']}",
-        "",
-        f"{description}: {result['parameters']:,} weights, {size / 1e6:.1f} MB."
-        f" An image of one person ({config.data.height} x {config.data.width}, visible or infrared) becomes a "
-        f"descriptor of {result['dimensions']:,} numbers, compared by {card.similarity}.",
-        "",
-        "| | |",
-        "|---|---|",
-        f"| trained on | {benchmark}{card.dataset}, {card.classes} identities |",
-        f"| command | `{result['commands'][0]}` |",
-        f"| seed | {config.training.seed} |",
-        f"| steps, images seen | {result['steps']:,}, {result['images_seen']:,} |",
-        f"| weights kept | {card.selected} |",
-        f"| code | fmcnet {result['versions']['fmcnet']}"
-        + (f", commit {result['commit']}" if result["commit"] else "")
-        + f"; torch {result['versions']['torch']}; {result['device']} |",
-        f"| finished | {result['finished']} |",
-        f"| SHA-256 of the weights (`fmcnet info --json`) | `{digest}` |",
-        "",
-        "## Figures",
-        "",
-        f"Percent, {result['split']} identities, none of them trained on.",
-        "",
-    ]
-    head = ("direction", "Rank-1", "Rank-10", "Rank-20", "mAP", "mINP", "random order, Rank-1")
+    commit_note = f", commit {result['commit']}" if result["commit"] else ""
+    facts = {
+        "trained on": f"{benchmark}{card.dataset}, {card.classes} identities",
+        "command": f"`{result['commands'][0]}`",
+        "seed": config.training.seed,
+        "steps, images seen": f"{result['steps']:,}, {result['images_seen']:,}",
+        "weights kept": card.selected,
+        "code": f"fmcnet {result['versions']['fmcnet']}{commit_note}; torch {result['versions']['torch']}; "
+        f"{result['device']}",
+        "finished": result["finished"],
+        "SHA-256 of the weights (`fmcnet info --json`)": f"`{digest}`",
+    }
     rows = []
     for evaluation in result["evaluations"]:
         scores = [evaluation["mean"][key] for key in ("rank1", "rank10", "rank20", "mAP", "mINP")]
         scores = [f"{100 * score:.2f}" for score in (*scores, evaluation["chance_rank1"])]
         rows.append([DIRECTIONS[evaluation["direction"]], *scores])
-    lines += markdown_table(head, rows)
+    head = ("direction", "Rank-1", "Rank-10", "Rank-20", "mAP", "mINP", "random order, Rank-1")
     protocols = dict.fromkeys(evaluation["protocol"] for evaluation in result["evaluations"])
-    lines += [*(f"- {protocol}" for protocol in protocols), "", _LIMITS if generated else _REAL_LIMITS]
     settings = json.dumps(config.model_dump(mode="json"), indent=1)
-    lines += ["## Every setting", "", "```json", settings, "```", ""]
-    return write_text(run / MODEL_CARD, "\n".join(lines))
+    parts = [
+        f"---\nlicense: {'apache-2.0' if generated else 'other'}\nlibrary_name: fmcnet\n"
+        "tags: [person-re-identification, visible-infrared]\n---",
+        f"# {result['name']}",
+        f"{description}: {result['parameters']:,} weights, {size / 1e6:.1f} MB."
+        f" An image of one person ({config.data.height} x {config.data.width}, visible or infrared) becomes a "
+        f"descriptor of {result['dimensions']:,} numbers, compared by {card.similarity}.",
+        markdown_table(("", ""), facts.items()),
+        "## Figures",
+        f"Percent, {result['split']} identities, none of them trained on.",
+        markdown_table(head, rows),
+        "\n".join(f"- {protocol}" for protocol in protocols),
+        _LIMITS if generated else _REAL_LIMITS,
+        "## Every setting",
+        f"```json\n{settings}\n```",
+    ]
+    return write_text(run / MODEL_CARD, page(parts))

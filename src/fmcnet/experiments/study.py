@@ -101,11 +101,7 @@ class StudyOptions:
         return layout if layout in shipped() else "generated"
 
     def row_config(self, row: TableRow | None = None, seed: int = 0) -> Config:
-        """Build the configuration of a row, or of the study without a row.
-
-        Raises:
-            ConfigError: for faults in any setting.
-        """
+        """The configuration of a row, or of the study itself; raises `ConfigError` for faults in any setting."""
         overrides = [*self.overrides, *self._budget_settings, "evaluation.direction=both"]
         overrides += [*(row.overrides if row else ()), f"training.seed={seed}"]
         return load_config(self.source, overrides)
@@ -142,7 +138,7 @@ def run_study(options: StudyOptions, *, quiet: bool = False) -> dict[str, Any]:
     """Run a study. The same call continues an interrupted study and repeats no finished run.
 
     Args:
-        options: the options of the command.
+        options: of the command.
         quiet: show no bars.
 
     Returns:
@@ -166,8 +162,8 @@ def run_study(options: StudyOptions, *, quiet: bool = False) -> dict[str, Any]:
     for run in runs:
         run.write_config()
     finished = sum(run.result() is not None for run in runs)
-    count = sum(len(study.rows) for study in studies) * len(options.seeds)
-    logger.info("%d rows are %d runs, %d of them done", count, len(runs), finished)
+    rows = sum(len(study.rows) for study in studies) * len(options.seeds)
+    logger.info("%d rows are %d runs, %d of them done", rows, len(runs), finished)
     progress = False if quiet else None
     failure: FmcnetError | None = None
     try:
@@ -177,28 +173,15 @@ def run_study(options: StudyOptions, *, quiet: bool = False) -> dict[str, Any]:
         failure = error
         if not any(run.result() for run in runs):
             raise
-    facts = write_study(
-        studies,
-        runs,
-        options.report or options.out / "report",
-        seeds=options.seeds,
-        crossed=options.crossed,
-        data=_data_facts(tables[options.seeds[0]], base),
-        command=options.command(),
-        failed=str(failure) if failure else "",
-        progress=progress,
-    )
+    data = _data_facts(tables[options.seeds[0]], base)
+    facts = write_study(studies, runs, options, data, str(failure or ""), progress)
     if failure:
         raise failure
     return facts
 
 
 def check_folder(out: Path, own: Sequence[str]) -> None:
-    """Refuse a folder that holds anything but the entries in `own`.
-
-    Raises:
-        FmcnetError: naming the other entries.
-    """
+    """Raise an `FmcnetError` for a folder that holds anything but the entries in `own`, naming it."""
     foreign = sorted(path.name for path in out.iterdir() if path.name not in own) if out.is_dir() else []
     if foreign:
         raise FmcnetError(f"{out} holds other things ({', '.join(foreign[:5])}): give a new folder as --out")
@@ -207,13 +190,7 @@ def check_folder(out: Path, own: Sequence[str]) -> None:
 def plan_runs(studies: Sequence[Study], options: StudyOptions, tables: Mapping[int, Table]) -> list[StudyRun]:
     """List the runs of some studies: each distinct configuration once, even if several rows share it.
 
-    Args:
-        studies: whose rows are wanted.
-        options: the common start of all rows.
-        tables: the dataset of each seed.
-
-    Returns:
-        The runs in the order of rows, all rows of the first seed first.
+    They stand in the order of rows, all rows of the first seed first; `tables` are the datasets by seed.
 
     Raises:
         ConfigError: when a row's settings do not fit the configuration.
@@ -229,8 +206,7 @@ def plan_runs(studies: Sequence[Study], options: StudyOptions, tables: Mapping[i
         for key, config in configs.items():
             keys_by_digest.setdefault(run_digest(config, data), []).append(key)
         for digest, keys in keys_by_digest.items():
-            row_keys = tuple(key for key in keys if key in wanted)
-            if row_keys:
+            if row_keys := tuple(key for key in keys if key in wanted):
                 name = f"{keys[0]}-seed{seed}-{digest[:8]}"
                 data_path = options.data or tables[seed].root
                 runs.append(StudyRun(name, digest, configs[keys[0]], data_path, options.out, row_keys, seed))

@@ -7,20 +7,22 @@ import textwrap
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fmcnet.experiments import figures
+from fmcnet.experiments import figures, maps
 from fmcnet.experiments.features import Features, collect, measure
 from fmcnet.experiments.results import COMPARED, FEWEST, Runs, interval, spread_of, study_facts, too_few
-from fmcnet.experiments.rows import DIRECTIONS, Study, markdown_table
+from fmcnet.experiments.rows import DIRECTIONS, Study, markdown_table, page
 from fmcnet.experiments.runs import StudyRun, commit
 from fmcnet.files import write_json, write_text
 from fmcnet.inference.encoder import load
 from fmcnet.models.card import versions
 from fmcnet.parsing import read_json
 from fmcnet.training.loggers import read_log
+
+if TYPE_CHECKING:
+    from fmcnet.experiments.study import StudyOptions
 
 logger = logging.getLogger(__name__)
 
@@ -47,57 +49,44 @@ STATISTICS = {
 """Title of each statistic, and the value that the paper's claim implies; in the order of the report."""
 
 Pictures = list[tuple[str, Path]]
+"""Title and file of each."""
 
 
 def write_study(
     studies: Sequence[Study],
     runs: Sequence[StudyRun],
-    out: Path,
-    *,
-    seeds: Sequence[int],
-    crossed: bool,
+    options: StudyOptions,
     data: dict[str, Any],
-    command: str,
-    failed: str = "",
-    progress: bool | None = None,
+    failed: str,
+    progress: bool | None,
 ) -> dict[str, Any]:
-    """Write results.md, results.json and figures/ from the finished runs.
+    """Write results.md, results.json and figures/ from those of the runs that are finished.
 
-    Args:
-        studies: the wanted tables and figures.
-        runs: their runs, finished or not.
-        out: the folder.
-        seeds: of training.
-        crossed: all seeds have one test set.
-        data: facts of the dataset.
-        command: the study's command.
-        failed: which runs failed, and why.
-        progress: show bars; None: on a terminal only.
-
-    Returns:
-        The content of results.json, and "report", the path of results.md.
+    `data` are facts of the dataset, `failed` says which runs failed, and why. Returns the content of results.json,
+    and "report", the path of results.md.
     """
+    out, seeds = options.report or options.out / "report", options.seeds
     by_row = {(key, run.seed): run for run in runs for key in run.rows}
     finished = [(run, result) for run in runs if (result := run.result()) is not None]
     facts: dict[str, Any] = {
-        "command": command,
+        "command": options.command(),
         "written": time.strftime("%Y-%m-%d"),
         "commit": commit(),
         "versions": versions(),
         "data": data,
         "seeds": list(seeds),
-        "crossed": crossed,
+        "crossed": options.crossed,
         "steps": sorted({result["steps"] for _, result in finished}),
         "images_seen": sorted({result["images_seen"] for _, result in finished}),
         "failed": failed,
-        "studies": [study_facts(study, by_row, seeds, crossed=crossed) for study in studies],
+        "studies": [study_facts(study, by_row, seeds, crossed=options.crossed) for study in studies],
         "runs": [
             {**{key: result[key] for key in RUN_FACTS}, "rows": list(run.rows), "seed": run.seed}
             for run, result in finished
         ],
         "pictures": {},
     }
-    if all(find_spec(module) for module in ("matplotlib", "sklearn")):
+    if figures.can_draw():
         for study, content in zip(studies, facts["studies"], strict=True):
             if study.maps:
                 content["numbers"], pictures = _draw_maps(study, by_row, seeds, out / "figures", progress)
@@ -130,26 +119,26 @@ def _draw_maps(
     study: Study, runs: Runs, seeds: Sequence[int], out: Path, progress: bool | None
 ) -> tuple[dict[str, Any], Pictures]:
     """Statistics by row's title (mean and spread over seeds), maps of the first seed, w1 and w2 over training."""
-    statistics: dict[str, Any] = {}
-    maps: dict[str, Features] = {}
-    logs: dict[str, list[dict[str, Any]]] = {}
+    finished: dict[str, list[StudyRun]] = {}
     for row in study.rows:
         title = {"md-none": "without L_MD", "md-all": "with L_MD"}.get(row.key, row.title)
-        finished = [run for seed in seeds if (run := runs[row.key, seed]).result() is not None]
-        if not finished:
-            continue
-        first, *others = finished
-        maps[title] = _features(first, progress)
-        measured = [_statistics(first, maps[title], progress)]
+        if done := [run for seed in seeds if (run := runs[row.key, seed]).result() is not None]:
+            finished[title] = done
+    if not finished:
+        return {}, []
+    features = {title: _features(done[0], progress) for title, done in finished.items()}
+    statistics = {}
+    for title, (first, *others) in finished.items():
+        measured = [_statistics(first, features[title], progress)]
         measured += [_statistics(run, None, progress) for run in others]
         statistics[title] = {name: _spread([values[name] for values in measured]) for name in measured[0]}
-        logs |= {f"{title}, seed {run.seed}": read_log(run.folder) for run in finished}
-    if not maps:
-        return {}, []
     caption = f"t-SNE, test identities, seed {seeds[0]}"
     if study.name != "figure5":
-        return statistics, [(caption, figures.figure4(maps, out / f"{study.name}.png"))]
-    pictures = [(caption, figures.figure5(list(maps.values())[-1], out / "figure5.png"))]
+        return statistics, [(caption, maps.figure4(features, out / f"{study.name}.png"))]
+    pictures = [(caption, maps.figure5(list(features.values())[-1], out / "figure5.png"))]
+    logs = {
+        f"{title}, seed {run.seed}": read_log(run.folder) for title, done in finished.items() for run in done
+    }
     if path := figures.fusion_picture(logs, out / "fusion.png"):
         pictures.append(("w1 and w2 of (15) over training", path))
     return statistics, pictures
@@ -178,76 +167,72 @@ def _statistics(run: StudyRun, features: Features | None, progress: bool | None)
 def _spread(values: list[float | None]) -> dict[str, float | None] | None:
     """Mean and deviation of the values that are not None; None without any."""
     spread = spread_of([value for value in values if value is not None])
-    if spread is None:
-        return None
-    return {"mean": spread["mean"], "std": spread["std"]}
+    return spread and {"mean": spread["mean"], "std": spread["std"]}
 
 
 def study_page(facts: dict[str, Any]) -> str:
-    """Write the report as Markdown.
-
-    Args:
-        facts: the content of results.json.
-    """
-    lines = ["# Results of the study", "", *_head(facts), *_protocols(facts)]
+    """The report in Markdown, of the content of results.json."""
+    parts = ["# Results of the study", *_head(facts), *_protocols(facts)]
     for study in facts["studies"]:
-        lines += [f"## {study['title']}", ""]
+        parts.append(f"## {study['title']}")
         if not study["maps"]:
-            lines += _table(study, facts["data"]["comparable"])
-        lines += [*_pairs(study), *_order(study), *_statistics_table(study), *_sources(study)]
+            parts += _table(study, facts["data"]["comparable"])
+        parts += [*_pairs(study), *_order(study), *_statistics_table(study), *_sources(study)]
         for title, path in facts["pictures"].get(study["name"], []):
-            lines += [f"![{title}]({path})", "", f"*{title}.*", ""]
-    return "\n".join(line for part in [*lines, *_runs(facts)] for line in _wrap(part))
+            parts += [f"![{title}]({path})", f"*{title}.*"]
+    return page(_wrapped(part) for part in [*parts, *_runs(facts)])
 
 
-def _wrap(line: str) -> list[str]:
+def _wrapped(part: str) -> str:
     """Prose in lines of at most 100 columns; tables, headings, pictures and code as they are."""
-    if len(line) <= 100 or line.startswith(("|", "#", "!", "fmcnet ")):
-        return [line]
-    indent = "  " if line.startswith("- ") else ""
-    return textwrap.wrap(line, 100, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    if part.startswith(("|", "#", "!", "```")):
+        return part
+    lines = []
+    for line in part.split("\n"):
+        indent = "  " if line.startswith("- ") else ""
+        lines += textwrap.wrap(
+            line, 100, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+        )
+    return "\n".join(lines)
 
 
 def _head(facts: dict[str, Any]) -> list[str]:
-    data = facts["data"]
-    kind = "**GENERATED** data in the layout of " if data["generated"] else ""
-    seeds = ", ".join(map(str, facts["seeds"]))
-    lines = [
-        f"Written by `{facts['command']}`, {facts['written']}, fmcnet {facts['versions']['fmcnet']}"
-        + (f" at commit {facts['commit']}" if facts["commit"] else "")
-        + f", torch {facts['versions']['torch']}.",
-        "",
-        f"Data: {kind}{data['name']}, {data['test_identities']} test identities never trained on, "
-        f"{data['train_identities']} training identities. Training seeds: {seeds}; "
-        + ("one dataset for all seeds." if facts["crossed"] else "each seed has a dataset of its own."),
-        "",
+    data, versions_used = facts["data"], facts["versions"]
+    at_commit = f" at commit {facts['commit']}" if facts["commit"] else ""
+    generated = "**GENERATED** data in the layout of " if data["generated"] else ""
+    datasets = "one dataset for all seeds" if facts["crossed"] else "each seed has a dataset of its own"
+    parts = [
+        f"Written by `{facts['command']}`, {facts['written']}, fmcnet {versions_used['fmcnet']}{at_commit}, torch "
+        f"{versions_used['torch']}.",
+        f"Data: {generated}{data['name']}, {data['test_identities']} test identities never trained on, "
+        f"{data['train_identities']} training identities. Training seeds: {', '.join(map(str, facts['seeds']))}; "
+        f"{datasets}.",
         f"Each run does {_alternatives(facts['steps'])} steps and sees {_alternatives(facts['images_seen'])} images. "
         "Figures are percent: mean ± sample standard deviation over seeds. Differences are paired by query; their "
         "intervals hold 95 % of 2,000 bootstrap draws of seeds and queries. Weights are each run's last.",
-        "",
     ]
     if len(facts["images_seen"]) > 1:
-        lines += ["**Not all runs saw equally many images: see the table of runs.**", ""]
+        parts.append("**Not all runs saw equally many images: see the table of runs.**")
     if not data["comparable"]:
-        note = "The paper's figures are of SYSU-MM01 and stand beside no figure here; its ORDER is compared."
-        lines += [note, ""]
+        parts.append(
+            "The paper's figures are of SYSU-MM01 and stand beside no figure here; its ORDER is compared."
+        )
     if warning := too_few(len(facts["seeds"])):
-        lines += [f"**{warning}. Every difference and order below is of these runs alone.**", ""]
+        parts.append(f"**{warning}. Every difference and order below is of these runs alone.**")
     if facts["failed"]:
-        lines += [f"**Not finished:** {facts['failed']}", ""]
-    return lines
+        parts.append(f"**Not finished:** {facts['failed']}")
+    return parts
 
 
 def _protocols(facts: dict[str, Any]) -> list[str]:
     """Each direction's protocol and chance, once."""
     rows = [row for study in facts["studies"] for row in study["rows"]]
     lines = []
-    for direction, direction_name in DIRECTIONS.items():
-        scores = next((row["figures"][direction] for row in rows if direction in row["figures"]), None)
-        if scores:
+    for direction, name in DIRECTIONS.items():
+        if scores := next((row["figures"][direction] for row in rows if direction in row["figures"]), None):
             chance = f"A random order expects Rank-1 {scores['chance_rank1']:.2f}."
-            lines.append(f"- {direction_name.capitalize()}: {scores['protocol']} {chance}")
-    return [*lines, ""]
+            lines.append(f"- {name.capitalize()}: {scores['protocol']} {chance}")
+    return ["\n".join(lines)] if lines else []
 
 
 def _alternatives(values: list[int]) -> str:
@@ -271,13 +256,13 @@ def _table(study: dict[str, Any], comparable: bool) -> list[str]:
         done, missing = len(row["runs"]), len(row["missing"])
         cells = [row["title"] + (f" ({done} of {done + missing} seeds)" if missing else "")]
         for direction in DIRECTIONS:
-            figures = row["figures"].get(direction, {})
-            cells += [_plus_minus(figures.get(metric)) for metric in metrics]
+            scores = row["figures"].get(direction, {})
+            cells += [_plus_minus(scores.get(metric)) for metric in metrics]
         if paper:
             cells += [f"{value:.2f}" for value in row["paper"] or ()] or ["-", "-"]
         lines.append(cells)
     warning = too_few(min((len(row["runs"]) for row in rows if row["runs"]), default=FEWEST))
-    return [*markdown_table(head, lines), *([f"Rows of {warning}.", ""] if warning else [])]
+    return [markdown_table(head, lines), *([f"Rows of {warning}."] if warning else [])]
 
 
 def _pairs(study: dict[str, Any]) -> list[str]:
@@ -289,25 +274,28 @@ def _pairs(study: dict[str, Any]) -> list[str]:
         for metric in COMPARED:
             bold = "**" if pair[metric]["clear"] and pair[metric]["enough"] else ""
             rows[-1].append(f"{bold}{interval(pair[metric])}{bold}")
-    lines = markdown_table(("paired difference", "direction", "Rank-1", "mAP"), rows)
-    lines += ["Bold: the interval is clear of zero.", ""]
-    if warning := too_few(min(pair["mAP"]["seeds"] for pair in study["pairs"])):
-        lines += [f"Not bold in any case, differences of {warning}.", ""]
-    return lines
+    table = markdown_table(("paired difference", "direction", "Rank-1", "mAP"), rows)
+    parts = [table, "Bold: the interval is clear of zero."]
+    if warning := _few_seeds(study):
+        parts.append(f"Not bold in any case, differences of {warning}.")
+    return parts
+
+
+def _few_seeds(study: dict[str, Any]) -> str:
+    return too_few(min(pair["mAP"]["seeds"] for pair in study["pairs"]))
 
 
 def _order(study: dict[str, Any]) -> list[str]:
     if study["order"]:
-        return ["**Orders otherwise than in the paper:**", "", *(f"- {line}" for line in study["order"]), ""]
+        return ["**Orders otherwise than in the paper:**", "\n".join(f"- {line}" for line in study["order"])]
     if study["pairs"] and any(row["paper"] for row in study["rows"]):
-        warning = too_few(min(pair["mAP"]["seeds"] for pair in study["pairs"]))
-        note = f" ({warning})." if warning else "."
-        return [f"Every row orders as in the paper, in both directions and both figures{note}", ""]
+        note = f" ({warning})." if (warning := _few_seeds(study)) else "."
+        return [f"Every row orders as in the paper, in both directions and both figures{note}"]
     return []
 
 
 def _statistics_table(study: dict[str, Any]) -> list[str]:
-    measured = study.get("numbers") or {}
+    measured = study.get("numbers")
     if not measured:
         return []
     lines = []
@@ -316,8 +304,10 @@ def _statistics_table(study: dict[str, Any]) -> list[str]:
         digits = 1 if name in ("generated_rank", "generated_chance") else 3
         if any(spreads):
             lines.append([title, wanted, *(_plus_minus(spread, digits, 3) for spread in spreads)])
-    table = markdown_table(["", "claim wants", *measured], lines)
-    return [*table, "Features of test identities, of unit length; mean ± deviation over seeds.", ""]
+    return [
+        markdown_table(["", "claim wants", *measured], lines),
+        "Features of test identities, of unit length; mean ± deviation over seeds.",
+    ]
 
 
 def _sources(study: dict[str, Any]) -> list[str]:
@@ -326,25 +316,21 @@ def _sources(study: dict[str, Any]) -> list[str]:
         if row["source"]:
             deviations = f" Deviations: {'; '.join(row['deviations'])}." if row["deviations"] else ""
             lines.append(f"- **{row['title']}**: {row['source']}.{deviations} `{' '.join(row['settings'])}`")
-    return [*lines, ""] if lines else []
+    return ["\n".join(lines)] if lines else []
 
 
 def _runs(facts: dict[str, Any]) -> list[str]:
-    head = ("run", "rows", "seed", "steps", "images seen", "parameters", "device", "commit")
     rows = []
     for run in facts["runs"]:
         counts = [f"{run[key]:,}" for key in ("steps", "images_seen", "parameters")]
         names = [run["name"], ", ".join(run["rows"]), run["seed"]]
         rows.append([*names, *counts, run["device"], run["commit"] or "-"])
+    head = ("run", "rows", "seed", "steps", "images seen", "parameters", "device", "commit")
+    commands = [run["commands"][0].replace(" --", " \\\n  --") for run in facts["runs"][:1]]
     return [
         "## Runs",
-        "",
-        *markdown_table(head, rows),
+        markdown_table(head, rows),
         "Each by hand, with the configuration that the study wrote; here the first, the others likewise "
         "(results.json). Figures: `fmcnet evaluate RUN` with the same `--data` and `--both`.",
-        "",
-        "```",
-        *(run["commands"][0].replace(" --", " \\\n  --") for run in facts["runs"][:1]),
-        "```",
-        "",
+        "\n".join(["```", *commands, "```"]),
     ]

@@ -35,8 +35,7 @@ def find_devices(device: str) -> tuple[str, ...]:
     """Every GPU for "auto" and "cuda" where there are several, else the named device."""
     import torch
 
-    count = torch.cuda.device_count()
-    if device in ("auto", "cuda") and count > 1:
+    if device in ("auto", "cuda") and (count := torch.cuda.device_count()) > 1:
         return tuple(f"cuda:{number}" for number in range(count))
     return (device,)
 
@@ -53,8 +52,7 @@ def complete_runs(
 
     Args:
         runs: in order.
-        workers: processes of one CPU thread each, at least one a device; 1: this process. A script that asks for
-            several needs `if __name__ == "__main__":`, as `multiprocessing` does.
+        workers: processes of one CPU thread each, at least one a device; 1: this process.
         device: "auto" and "cuda" use all GPUs.
         progress: show a bar for each training (one worker only).
         report: called after each run with the run, the number of finished runs, and the number of all.
@@ -66,12 +64,10 @@ def complete_runs(
     unfinished = [run for run in runs if run.result() is None]
     devices = find_devices(device)
     workers = min(max(workers, len(devices)), len(unfinished))
-    done, failures = len(runs) - len(unfinished), {}
-    completed: Generator[tuple[StudyRun, str], None, None]
+    completed = ((run, _complete_or_reason(run, devices[0], progress)) for run in unfinished)
     if workers > 1:
         completed = _complete_in_processes(unfinished, workers, devices)
-    else:
-        completed = ((run, _complete_or_reason(run, devices[0], progress)) for run in unfinished)
+    done, failures = len(runs) - len(unfinished), {}
     with contextlib.closing(completed):
         for run, error in completed:
             if error:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fmcnet.data.table import Table
-    from fmcnet.models.decomposition import FeatureNorm
     from fmcnet.models.fmcnet import FMCNet
+    from fmcnet.models.normalization import FeatureNorm
 
 logger = logging.getLogger(__name__)
 
@@ -218,7 +218,7 @@ def _adapt_norms_and_encode(
     """Set the statistics of `FeatureNorm`; then return descriptors (N', E), their rows, and faults."""
     import torch
 
-    from fmcnet.models.decomposition import watch_norms
+    from fmcnet.models.normalization import watch_norms
 
     encoder = Encoder(TorchBackend(model, model.mean.device), card)
     recorded: dict[tuple[FeatureNorm, Modality], list[FloatArray]] = {}

@@ -112,23 +112,17 @@ class FMCNetLoss(nn.Module):
         if not torch.compiler.is_compiling() and (labels.device.type == "cpu" or not self._labels_checked):
             self._check_labels(labels, centers=v.specific is not None or self.config.hc > 0)
             self._labels_checked = True
-        ce_v = self._cross_entropy(v.shared_scores, labels)
-        ce_i = self._cross_entropy(i.shared_scores, labels)
-        terms = {"id_shared": ce_v + ce_i}  # (8)
+        terms = {"id_shared": self._identity_loss(v.shared_scores, i.shared_scores, labels)}  # (8)
         terms |= self._baseline_terms(v, i, labels)
-        if v.specific is not None and i.specific is not None:
-            ce_v = self._cross_entropy(v.specific_scores, labels)
-            ce_i = self._cross_entropy(i.specific_scores, labels)
-            terms["id_specific"] = ce_v + ce_i  # (8)
-            terms |= self._decomposition_terms(v, i)
+        if v.specific is not None:
+            terms["id_specific"] = self._identity_loss(v.specific_scores, i.specific_scores, labels)  # (8)
+            terms |= self._decomposition_terms(v, i)  # (7)
         if self._discriminator is not None:
-            terms |= self._compensation_terms(self._discriminator, output, labels)
-        if v.fused is not None and i.fused is not None:
-            terms |= self._fusion_terms(v, i, labels)
-        extra = self._extra_terms(output, labels)
-        if any(term.requires_grad for term in terms.values()):
-            self._warn_without_gradient(extra)
-        terms |= extra
+            terms |= self._compensation_terms(self._discriminator, output, labels)  # (12), (13), (14)
+        if v.fused is not None:
+            terms |= self._fusion_terms(v, i, labels)  # (19)
+        trains = any(term.requires_grad for term in terms.values())
+        terms |= self._extra_terms(output, labels, trains=trains)
         return torch.stack([term.float() for term in terms.values()]).sum(), terms
 
     def discriminator_loss(self, output: FMCNetOutput) -> Tensor | None:
@@ -146,33 +140,6 @@ class FMCNetLoss(nn.Module):
             discriminator = self._discriminator(target)
             loss = loss - losses.adversarial_value(discriminator(real), discriminator(fake))  # (12)
         return loss
-
-    def _check_labels(self, labels: Tensor, *, centers: bool) -> None:
-        """Refuse labels below 0 and, where centres are needed, a wrong order or number of identities."""
-        if (labels < 0).any():
-            raise ValueError(f"labels are 0 to C - 1, got {int(labels.min())}")
-        if centers and len(labels) % self.identities == 0:  # else `centers` raises
-            groups = labels.view(self.identities, -1)
-            if (groups != groups[:, :1]).any() or len(groups[:, 0].unique()) != self.identities:
-                raise ValueError(
-                    f"labels must be identity-major: {self.identities} identities, the images of each in a row, as "
-                    "IdentityModalitySampler gives them"
-                )
-
-    def _cross_entropy(self, scores: Tensor | None, labels: Tensor) -> Tensor:
-        """One term of (8), (14) or (18)."""
-        return losses.identity_loss(cast(Tensor, scores), labels, self.config.label_smoothing)
-
-    def _centers(self, features: Tensor | None, scale: float = 1.0) -> Tensor:
-        """Eq. (3): centres of one half's features (P*K, D), of all processes; `scale` is ours."""
-        centers = losses.centers(cast(Tensor, features), self.identities)
-        if scale != 1:
-            centers = scale * centers
-        return centers if self.gather is None else self.gather(centers)
-
-    def _divisor(self, centers: Tensor) -> float:
-        """Divisor of a sum over identities: 1 as the paper, or their number for the mean (ours)."""
-        return len(centers) if self.config.reduction == "mean" else 1
 
     def _decomposition_terms(self, v: ModalityOutput, i: ModalityOutput) -> dict[str, Tensor]:
         """L_MD, eq. (7), as its three weighted terms."""
@@ -218,9 +185,8 @@ class FMCNetLoss(nn.Module):
         fused_v = self._centers(v.fused, config.center_scale)
         fused_i = self._centers(i.fused, config.center_scale)
         mc = losses.cross_modality_center_loss(fused_v, fused_i, config.beta, config.rho4)  # (17)
-        ce_v = self._cross_entropy(v.fused_scores, labels)
-        ce_i = self._cross_entropy(i.fused_scores, labels)
-        return {"mc": config.mc / self._divisor(fused_v) * mc, "id_fused": ce_v + ce_i}  # (18)
+        id_fused = self._identity_loss(v.fused_scores, i.fused_scores, labels)  # (18)
+        return {"mc": config.mc / self._divisor(fused_v) * mc, "id_fused": id_fused}
 
     def _baseline_terms(self, v: ModalityOutput, i: ModalityOutput, labels: Tensor) -> dict[str, Tensor]:
         """The `OTHER_TERMS` that settings switch on, of the shared features of both halves."""
@@ -241,8 +207,39 @@ class FMCNetLoss(nn.Module):
             terms["hc"] = config.hc * loss / self._divisor(c_v)
         return terms
 
-    def _extra_terms(self, output: FMCNetOutput, labels: Tensor) -> dict[str, Tensor]:
-        """The terms given to the constructor, weighted."""
+    def _identity_loss(self, scores_v: Tensor | None, scores_i: Tensor | None, labels: Tensor) -> Tensor:
+        """The cross-entropies of both halves, (8) or (18)."""
+        return self._cross_entropy(scores_v, labels) + self._cross_entropy(scores_i, labels)
+
+    def _cross_entropy(self, scores: Tensor | None, labels: Tensor) -> Tensor:
+        """One term of (8), (14) or (18)."""
+        return losses.identity_loss(cast(Tensor, scores), labels, self.config.label_smoothing)
+
+    def _centers(self, features: Tensor | None, scale: float = 1.0) -> Tensor:
+        """Eq. (3): centres of one half's features (P*K, D), of all processes; `scale` is ours."""
+        centers = losses.centers(cast(Tensor, features), self.identities)
+        if scale != 1:
+            centers = scale * centers
+        return centers if self.gather is None else self.gather(centers)
+
+    def _divisor(self, centers: Tensor) -> float:
+        """Divisor of a sum over identities: 1 as the paper, or their number for the mean (ours)."""
+        return len(centers) if self.config.reduction == "mean" else 1
+
+    def _check_labels(self, labels: Tensor, *, centers: bool) -> None:
+        """Refuse labels below 0 and, where centres are needed, a wrong order or number of identities."""
+        if (labels < 0).any():
+            raise ValueError(f"labels are 0 to C - 1, got {int(labels.min())}")
+        if centers and len(labels) % self.identities == 0:  # else `centers` raises
+            groups = labels.view(self.identities, -1)
+            if (groups != groups[:, :1]).any() or len(groups[:, 0].unique()) != self.identities:
+                raise ValueError(
+                    f"labels must be identity-major: {self.identities} identities, the images of each in a row, as "
+                    "IdentityModalitySampler gives them"
+                )
+
+    def _extra_terms(self, output: FMCNetOutput, labels: Tensor, *, trains: bool) -> dict[str, Tensor]:
+        """Your own terms, weighted; in a step that `trains`, warns once of each without a gradient."""
         weighted = {}
         for name, term in self._extra.items():
             value: object = term(output, labels)
@@ -252,21 +249,17 @@ class FMCNetLoss(nn.Module):
                 raise TrainingError(
                     f"the loss term '{name}' gives {description}, not a scalar tensor: return its mean or its sum"
                 )
-            weighted[name] = self.config.terms.get(name, 1.0) * value.reshape(())
+            term_value = weighted[name] = self.config.terms.get(name, 1.0) * value.reshape(())
+            # A term of 0 is excepted: the batch may lack a pair for it.
+            if trains and not term_value.requires_grad and name not in self._warned and term_value.item():
+                self._warned.add(name)
+                logger.log(
+                    logging.WARNING if os.environ.get("RANK", "0") == "0" else logging.DEBUG,  # once in a job
+                    "the loss term '%s' has no gradient, so it trains nothing: compute it from the output's tensors, "
+                    "without .item() and .detach()",
+                    name,
+                )
         return weighted
-
-    def _warn_without_gradient(self, terms: dict[str, Tensor]) -> None:
-        """Warn once of each term that trains nothing. A term of 0 is excepted: the batch may lack a pair for it."""
-        for name, term in terms.items():
-            if term.requires_grad or name in self._warned or not term.item():
-                continue
-            self._warned.add(name)
-            logger.log(
-                logging.WARNING if os.environ.get("RANK", "0") == "0" else logging.DEBUG,  # once in a job
-                "the loss term '%s' has no gradient, so it trains nothing: compute it from the output's tensors, "
-                "without .item() and .detach()",
-                name,
-            )
 
 
 def check_extra_terms(

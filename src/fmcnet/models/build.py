@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 
@@ -10,16 +10,10 @@ from fmcnet.config import Config, ModelConfig
 from fmcnet.errors import ConfigError
 from fmcnet.models.backbones import Backbone, make_backbone
 from fmcnet.models.compensation import Compensation, Discriminator, Generator
-from fmcnet.models.decomposition import (
-    STEM_BLOCKS,
-    Decomposition,
-    FeatureNorm,
-    IdentityClassifier,
-    Stem,
-    Tail,
-)
-from fmcnet.models.fmcnet import FMCNet, Standardization
+from fmcnet.models.decomposition import STEM_BLOCKS, Decomposition, IdentityClassifier, Stem, Tail
+from fmcnet.models.fmcnet import FMCNet
 from fmcnet.models.fusion import Fusion
+from fmcnet.models.normalization import FeatureNorm, Standardization
 
 
 def build_model(config: Config | ModelConfig, classes: int) -> FMCNet:
@@ -88,8 +82,7 @@ def model_settings(config: Config | ModelConfig) -> ModelConfig:
 
 def _decomposition(config: ModelConfig, backbone: Backbone, classes: int) -> Decomposition:
     """SFD, with equal weights in both stems and in all tails."""
-    by_modality = config.normalization == "modality"
-    has_specific = config.variant != "base"
+    by_modality, has_specific = config.normalization == "modality", config.variant != "base"
     frozen_blocks = config.frozen_blocks if config.pretrained else 0  # random weights are never frozen
 
     def stem() -> Stem:
@@ -100,34 +93,38 @@ def _decomposition(config: ModelConfig, backbone: Backbone, classes: int) -> Dec
 
     shared = tail()
     dim = shared.dim
-    norm_specific = None
-    if by_modality and has_specific:
-        norm_specific = FeatureNorm(dim, config.specific_length, config.specific_offset)
     stem_visible = stem()
-    decomposition = Decomposition(
+    stem_infrared = stem_visible if config.single_stream else stem()
+    classify_shared = _classifier(config, dim, classes)
+    specific: dict[str, Any] = {}
+    if has_specific:
+        specific = {
+            "specific_visible": tail(),
+            "specific_infrared": tail(),
+            "classify_visible": _classifier(config, dim, classes),
+            "classify_infrared": _classifier(config, dim, classes),
+        }
+        if by_modality:
+            specific["norm_specific"] = FeatureNorm(dim, config.specific_length, config.specific_offset)
+    stem_shared = None
+    if config.specific_stages < STEM_BLOCKS:
+        stem_shared = Stem(backbone, start=config.specific_stages)
+    stem_infrared.load_state_dict(stem_visible.state_dict())
+    for name in ("specific_visible", "specific_infrared") if has_specific else ():
+        specific[name].load_state_dict(shared.state_dict())
+    return Decomposition(
         stem_visible,
-        stem_visible if config.single_stream else stem(),
+        stem_infrared,
         shared,
-        _classifier(config, dim, classes),
-        specific_visible=tail() if has_specific else None,
-        specific_infrared=tail() if has_specific else None,
-        classify_visible=_classifier(config, dim, classes) if has_specific else None,
-        classify_infrared=_classifier(config, dim, classes) if has_specific else None,
-        stem_shared=Stem(backbone, start=config.specific_stages)
-        if config.specific_stages < STEM_BLOCKS
-        else None,
+        classify_shared,
+        stem_shared=stem_shared,
         norm_shared=FeatureNorm(dim, config.shared_length) if by_modality else None,
-        norm_specific=norm_specific,
+        **specific,
     )
-    decomposition.stem_infrared.load_state_dict(decomposition.stem_visible.state_dict())
-    for specific in (decomposition.specific_visible, decomposition.specific_infrared):
-        if specific is not None:
-            specific.load_state_dict(shared.state_dict())
-    return decomposition
 
 
-def _classifier(config: ModelConfig, length: int, classes: int) -> IdentityClassifier:
-    return IdentityClassifier(length, max(classes, 1), config.neck, config.dropout)
+def _classifier(config: ModelConfig, dim: int, classes: int) -> IdentityClassifier:
+    return IdentityClassifier(dim, max(classes, 1), config.neck, config.dropout)
 
 
 def _frozen_tail(config: ModelConfig, backbone: Backbone, shared: Tail) -> Tail:

@@ -8,8 +8,50 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fmcnet.models.decomposition import FeatureNorm
+from fmcnet.models.normalization import FeatureNorm
 from fmcnet.types import Modality
+
+
+class Compensation(nn.Module):
+    """Feature-level modality compensation: the missing specific feature from the shared one, eq. (11).
+
+    A module is named after the modality of the features that it generates or judges: `discriminator_infrared` sees
+    F_sp,I as real. Stored weights call the discriminators `judge_infrared` and `judge_visible`.
+
+    Args:
+        to_infrared: G_{V-I}.
+        to_visible: G_{I-V}.
+        discriminator_infrared: D_{V-I}.
+        discriminator_visible: D_{I-V}.
+        norm_specific: gives generated features the length and the constant of real ones (ours); None: neither.
+    """
+
+    def __init__(
+        self,
+        to_infrared: nn.Module,
+        to_visible: nn.Module,
+        discriminator_infrared: Discriminator,
+        discriminator_visible: Discriminator,
+        norm_specific: FeatureNorm | None = None,
+    ) -> None:
+        super().__init__()
+        self._to_length = norm_specific.to_length if norm_specific else None
+        self.to_infrared, self.to_visible = to_infrared, to_visible
+        self.judge_infrared, self.judge_visible = discriminator_infrared, discriminator_visible
+
+    def forward(self, shared: Tensor, modality: Modality) -> Tensor:
+        """F_sh of images of `modality` (B, D) to the generated specific feature of the other (B, D)."""
+        generator = self.to_infrared if modality is Modality.VISIBLE else self.to_visible
+        generated = cast(Tensor, generator(shared))
+        return generated if self._to_length is None else self._to_length(generated, modality.other)
+
+    def discriminator(self, target: Modality) -> Discriminator:
+        """The discriminator whose real samples are the specific features of `target`."""
+        return self.judge_infrared if target is Modality.INFRARED else self.judge_visible
+
+    def discriminator_parameters(self) -> list[nn.Parameter]:
+        """Parameters that maximise eq. (12); all others minimise it."""
+        return [*self.judge_infrared.parameters(), *self.judge_visible.parameters()]
 
 
 class Generator(nn.Module):
@@ -84,56 +126,3 @@ class Discriminator(nn.Module):
         """Bring the weight to unit length, if `unit_weight`."""
         if self.unit_weight:
             self.linear.weight.copy_(F.normalize(self.linear.weight, dim=1))
-
-
-class Compensation(nn.Module):
-    """Feature-level modality compensation: the missing specific feature from the shared one, eq. (11).
-
-    A module is named after the modality of the features that it generates or judges: `discriminator_infrared` sees
-    F_sp,I as real. Stored weights call the discriminators `judge_infrared` and `judge_visible`.
-
-    Args:
-        to_infrared: G_{V-I}.
-        to_visible: G_{I-V}.
-        discriminator_infrared: D_{V-I}.
-        discriminator_visible: D_{I-V}.
-        norm_specific: gives generated features the length and the constant of real ones (ours); None: neither.
-    """
-
-    def __init__(
-        self,
-        to_infrared: nn.Module,
-        to_visible: nn.Module,
-        discriminator_infrared: Discriminator,
-        discriminator_visible: Discriminator,
-        norm_specific: FeatureNorm | None = None,
-    ) -> None:
-        super().__init__()
-        self._to_length = norm_specific.to_length if norm_specific else None
-        self.to_infrared = to_infrared
-        self.to_visible = to_visible
-        self.judge_infrared = discriminator_infrared
-        self.judge_visible = discriminator_visible
-
-    def forward(self, shared: Tensor, modality: Modality) -> Tensor:
-        """F_sh of images of `modality` (B, D) to the generated specific feature of the other (B, D)."""
-        generator = self.to_infrared if modality is Modality.VISIBLE else self.to_visible
-        generated = cast(Tensor, generator(shared))
-        return generated if self._to_length is None else self._to_length(generated, modality.other)
-
-    def discriminator(self, target: Modality) -> Discriminator:
-        """The discriminator whose real samples are the specific features of `target`."""
-        return self.judge_infrared if target is Modality.INFRARED else self.judge_visible
-
-    def renormalize_discriminators(self) -> None:
-        """`Discriminator.renormalize` of both, after each of their optimiser's steps."""
-        self.judge_infrared.renormalize()
-        self.judge_visible.renormalize()
-
-    def discriminator_parameters(self) -> list[nn.Parameter]:
-        """Parameters that maximise eq. (12); all others minimise it."""
-        return [*self.judge_infrared.parameters(), *self.judge_visible.parameters()]
-
-    def generator_parameters(self) -> list[nn.Parameter]:
-        """Parameters of both generators."""
-        return [*self.to_infrared.parameters(), *self.to_visible.parameters()]

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from contextlib import nullcontext
 from typing import NamedTuple, cast
 
 import torch
@@ -14,6 +11,7 @@ from torch import Tensor, nn
 
 from fmcnet.errors import ConfigError
 from fmcnet.models.backbones import Backbone, initialize
+from fmcnet.models.normalization import FeatureNorm
 from fmcnet.types import Modality
 
 STEM_BLOCKS = 3
@@ -21,233 +19,6 @@ STEM_BLOCKS = 3
 
 RESERVED = frozenset({"head", "pool", "norm", "dim", "maps", "stripes", "channels"})
 """Names in `Stem` and `Tail` that no layer of a backbone may have."""
-
-
-class Stem(nn.Sequential):
-    """E_V or E_I of eq. (1): the backbone's first blocks, weights of one modality.
-
-    With fewer than three blocks (ours; AGW has one), a stem shared by both modalities has the rest of the three.
-
-    Args:
-        backbone: gives the blocks.
-        end: number of blocks up to the end of this stem, 1 to 3; 3 is the paper.
-        start: number of blocks before this stem; 0 is the paper.
-        frozen: number of blocks that keep their weights and running statistics (ours); 0 is the paper.
-
-    Raises:
-        ConfigError: for two layers of one name.
-    """
-
-    def __init__(self, backbone: Backbone, end: int = STEM_BLOCKS, start: int = 0, frozen: int = 0) -> None:
-        blocks = [backbone.block(index) for index in range(start, end)]
-        super().__init__(_layers(blocks))
-        self._frozen = [name for block in blocks[:frozen] for name in block]
-        for name in self._frozen:
-            self.get_submodule(name).requires_grad_(False)
-
-    def train(self, mode: bool = True) -> Stem:
-        """Set the training mode; frozen blocks stay in evaluation mode."""
-        super().train(mode)
-        for name in self._frozen:
-            self.get_submodule(name).eval()
-        return self
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) to F_m (B, channels, h, w); h = H/8 and w = W/8 with three blocks."""
-        for name, layer in self.named_children():
-            if name in self._frozen:
-                with torch.no_grad():
-                    x = layer(x)
-            else:
-                x = layer(x)
-        return x
-
-
-class GeM(nn.Module):
-    """Generalised-mean pooling with a learnable power (Radenovic et al., TPAMI 2019).
-
-    Ours: FMCNet uses average pooling. p = 1 is the average, a large p approaches the maximum.
-
-    Args:
-        p: initial power.
-        eps: lower limit of the values.
-    """
-
-    def __init__(self, p: float = 3.0, eps: float = 1e-6) -> None:
-        super().__init__()
-        self.p = nn.Parameter(torch.tensor(p))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, C)."""
-        return x.clamp(min=self.eps).pow(self.p).mean(dim=(2, 3)).pow(1.0 / self.p)
-
-
-class AveragePool(nn.Module):
-    """Global average pooling, as the paper."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, C)."""
-        return x.mean(dim=(2, 3))
-
-
-class Tail(nn.Module):
-    """E_sh, E_sp^V or E_sp^I of eq. (1): the backbone's last blocks and global pooling.
-
-    Args:
-        backbone: gives the blocks.
-        blocks: number of blocks after the third; None: all, as the paper.
-        dim: length D of the feature, by a 1x1 convolution with batch normalisation and ReLU; None: the last block's
-            channels, as the paper.
-        pooling: "avg" as the paper, or "gem" (ours).
-        unit: centre and scale each dimension by batch normalisation, then bring the feature to unit length (ours; of
-            `model.normalization=tail`).
-
-    Raises:
-        ConfigError: for an unknown pooling, gem on a map with negative values, more blocks than the backbone has, or
-            two layers of one name.
-    """
-
-    def __init__(
-        self,
-        backbone: Backbone,
-        blocks: int | None = None,
-        dim: int | None = None,
-        pooling: str = "avg",
-        unit: bool = False,
-    ) -> None:
-        super().__init__()
-        if pooling not in ("avg", "gem"):
-            raise ConfigError(f"unknown pooling '{pooling}': choose avg or gem")
-        end = backbone.depth if blocks is None else STEM_BLOCKS + blocks
-        if end > backbone.depth:
-            raise ConfigError(
-                f"model.tail_blocks={blocks}: this backbone has {backbone.depth - STEM_BLOCKS} behind its third block"
-            )
-        if pooling == "gem" and dim is None and not backbone.rectified(end - 1):
-            raise ConfigError(
-                f"model.pooling=gem takes values of 0 and more, and the map behind {end} blocks has negative "
-                "ones: set model.dim, whose layer ends with a ReLU, or model.pooling=avg"
-            )
-        tail_blocks = [backbone.block(index) for index in range(STEM_BLOCKS, end)]
-        layers = _layers(tail_blocks)
-        self._ends = tuple(list(block)[-1] for block in tail_blocks)
-        self.channels = tuple(backbone.channels(index) for index in range(STEM_BLOCKS, end))
-        self.dim = self.channels[-1] if dim is None else dim
-        if dim is not None:
-            conv = nn.Conv2d(self.channels[-1], dim, 1, bias=False)
-            layers["head"] = initialize(nn.Sequential(conv, nn.BatchNorm2d(dim), nn.ReLU(inplace=True)))
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-        self._layers = tuple(layers)
-        self.pool: nn.Module = GeM() if pooling == "gem" else AveragePool()
-        self.norm = nn.BatchNorm1d(self.dim, affine=False) if unit else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """F_m (B, C, h, w) to a feature (B, dim)."""
-        feature = cast(Tensor, self.pool(self.maps(x)))
-        return feature if self.norm is None else F.normalize(self.norm(feature), dim=1)
-
-    def maps(self, x: Tensor) -> Tensor:
-        """F_m (B, C, h, w) to the last map (B, dim, h', w')."""
-        for name in self._layers:
-            x = self.get_submodule(name)(x)
-        return x
-
-    def stripes(self, x: Tensor, count: int) -> Tensor:
-        """Averages of horizontal stripes of the map behind each block. Ours.
-
-        Args:
-            x: F_m (B, C, h, w).
-            count: number of stripes of each map.
-
-        Returns:
-            (B, count * sum(channels)): block by block, stripes from top to bottom.
-        """
-        features = []
-        for name in self._layers:
-            x = self.get_submodule(name)(x)
-            if name in self._ends:
-                pooled = F.adaptive_avg_pool2d(x, (count, 1)).squeeze(3)  # (B, C, count)
-                features.append(pooled.transpose(1, 2).flatten(1))
-        return torch.cat(features, dim=1)
-
-
-def _layers(blocks: list[dict[str, nn.Module]]) -> OrderedDict[str, nn.Module]:
-    layers: OrderedDict[str, nn.Module] = OrderedDict()
-    for name, layer in (item for block in blocks for item in block.items()):
-        if name in layers or name in RESERVED or hasattr(nn.Sequential, name):
-            raise ConfigError(f"backbone: the layer name '{name}' is taken. Give this layer another name.")
-        layers[name] = layer
-    return layers
-
-
-class IdentityClassifier(nn.Module):
-    """P_*: one linear layer over the C training identities, eq. (2), (14), (18).
-
-    Args:
-        dim: length D of the feature.
-        classes: number C of training identities.
-        neck: put a batch normalisation between feature and layer (BNNeck, Luo et al. 2019). Ours: with it
-            the layer has no bias; without it is the paper's literal form.
-        dropout: probability of dropout before the layer. Ours.
-    """
-
-    def __init__(self, dim: int, classes: int, neck: bool = False, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.dropout = dropout
-        self.neck: nn.Module = nn.BatchNorm1d(dim) if neck else nn.Identity()
-        self.linear = nn.Linear(dim, classes, bias=not neck)
-        if neck:
-            nn.init.normal_(self.linear.weight, std=0.001)
-            bn = cast(nn.BatchNorm1d, self.neck)
-            bn.bias.requires_grad_(False)  # as Luo et al.: a centred neck suits the cosine
-
-    def forward(self, feature: Tensor) -> Tensor:
-        """(B, D) to scores (B, C)."""
-        return cast(Tensor, self.linear(F.dropout(self.neck(feature), self.dropout, self.training)))
-
-
-class FeatureNorm(nn.Module):
-    """Centres and scales features with statistics of each modality, and brings them to one length. Ours.
-
-    Margins of 0.7 and 1 need features of a known length. Statistics of each modality remove the difference between
-    the modalities, which is right for F_sh. F_sp gets a difference back as a constant of fixed share, `offset`.
-    Specific features then have a mean of their own, which (4) needs, and neither (4) nor (13) can make that mean
-    outweigh the identity. A learnt mean did: after 300 steps generated features had a mean cosine of 0.95.
-
-    Args:
-        dim: D.
-        length: of the normalised features.
-        offset: share of the length that is the modality's constant, 0 to 1; it is the same vector for both
-            modalities, with opposite signs.
-    """
-
-    def __init__(self, dim: int, length: float = 1.0, offset: float = 0.0) -> None:
-        super().__init__()
-        self.dim, self.length, self.offset = dim, length, offset
-        self.statistics = nn.ModuleList(nn.BatchNorm1d(dim, affine=False) for _ in Modality)
-
-    def forward(self, feature: Tensor, modality: Modality) -> Tensor:
-        """Features of images of one modality (B, D) to (B, D) of length `length`."""
-        return self.to_length(self.statistics[modality.code](feature), modality)
-
-    @torch.no_grad()
-    def set(self, modality: Modality, mean: Tensor, variance: Tensor) -> None:
-        """Set the statistics of one modality: mean and variance (D,)."""
-        norm = cast(nn.BatchNorm1d, self.statistics[modality.code])
-        cast(Tensor, norm.running_mean).copy_(mean)
-        cast(Tensor, norm.running_var).copy_(variance)
-
-    def to_length(self, feature: Tensor, modality: Modality) -> Tensor:
-        """Bring vectors (B, D) to `length`, with the modality's constant; generated features use only this step."""
-        unit = F.normalize(feature, dim=1)
-        if self.offset:
-            sign = 1.0 if modality is Modality.VISIBLE else -1.0
-            identity_share = (1 - self.offset**2) ** 0.5
-            constant = sign * self.offset * feature.shape[1] ** -0.5  # the same in all D dimensions
-            unit = F.normalize(identity_share * unit + constant, dim=1)
-        return self.length * unit
 
 
 class DecomposedFeatures(NamedTuple):
@@ -299,15 +70,10 @@ class Decomposition(nn.Module):
     ) -> None:
         super().__init__()
         self.norm_shared, self.norm_specific = norm_shared, norm_specific
-        self.stem_visible = stem_visible
-        self.stem_infrared = stem_infrared
-        self.stem_shared = stem_shared
-        self.shared = shared
-        self.classify_shared = classify_shared
-        self.specific_visible = specific_visible
-        self.specific_infrared = specific_infrared
-        self.classify_visible = classify_visible
-        self.classify_infrared = classify_infrared
+        self.stem_visible, self.stem_infrared, self.stem_shared = stem_visible, stem_infrared, stem_shared
+        self.shared, self.classify_shared = shared, classify_shared
+        self.specific_visible, self.specific_infrared = specific_visible, specific_infrared
+        self.classify_visible, self.classify_infrared = classify_visible, classify_infrared
 
     @property
     def has_specific(self) -> bool:
@@ -325,10 +91,9 @@ class Decomposition(nn.Module):
             Features of the visible and of the infrared images.
         """
         f_v, f_i = self.stem_visible(visible), self.stem_infrared(infrared)
-        sizes = [len(f_v), len(f_i)]
         if self.stem_shared is not None:
-            f_v, f_i = self.stem_shared(torch.cat([f_v, f_i])).split(sizes)
-        sh_v, sh_i = self.shared(torch.cat([f_v, f_i])).split(sizes)
+            f_v, f_i = in_one_pass(self.stem_shared, f_v, f_i)
+        sh_v, sh_i = in_one_pass(self.shared, f_v, f_i)
         if self.norm_shared is not None:
             sh_v = self.norm_shared(sh_v, Modality.VISIBLE)
             sh_i = self.norm_shared(sh_i, Modality.INFRARED)
@@ -340,8 +105,7 @@ class Decomposition(nn.Module):
     def stem(self, images: Tensor, modality: Modality) -> Tensor:
         """E_m of images of one modality: (B, 3, H, W) to F_m (B, C, h, w)."""
         stem = self.stem_visible if modality is Modality.VISIBLE else self.stem_infrared
-        stem_feature = stem(images) if self.stem_shared is None else self.stem_shared(stem(images))
-        return cast(Tensor, stem_feature)
+        return cast(Tensor, stem(images) if self.stem_shared is None else self.stem_shared(stem(images)))
 
     def share(self, stem_feature: Tensor, modality: Modality) -> Tensor:
         """E_sh of images of one modality: F_m (B, C, h, w) to F_sh,m (B, D)."""
@@ -362,22 +126,186 @@ class Decomposition(nn.Module):
         return classifier
 
 
-def feature_norms(model: nn.Module) -> list[FeatureNorm]:
-    """Every `FeatureNorm` of a model; none unless `model.normalization=modality`."""
-    return [module for module in model.modules() if isinstance(module, FeatureNorm)]
+def in_one_pass(module: nn.Module, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """`module` of both batches in one pass, so that batch normalisation sees them together."""
+    outputs = module(torch.cat([first, second])).split([len(first), len(second)])
+    return cast(tuple[Tensor, Tensor], outputs)
 
 
-@contextmanager
-def watch_norms(model: nn.Module, keep: Callable[[FeatureNorm, Modality, Tensor], object]) -> Iterator[None]:
-    """Within the block, give `keep` the features (B, D) that each `FeatureNorm` gets, with their modality."""
+class IdentityClassifier(nn.Module):
+    """P_*: one linear layer over the C training identities, eq. (2), (14), (18).
 
-    def hook(norm: FeatureNorm, modality: Modality, _: nn.Module, inputs: tuple[Tensor]) -> None:
-        keep(norm, modality, inputs[0])
+    Args:
+        dim: length D of the feature.
+        classes: number C of training identities.
+        neck: put a batch normalisation between feature and layer (BNNeck, Luo et al. 2019). Ours: with it
+            the layer has no bias; without it is the paper's literal form.
+        dropout: probability of dropout before the layer. Ours.
+    """
 
-    with ExitStack() as hooks:
-        for norm in feature_norms(model):
-            for modality in Modality:
-                statistics = norm.statistics[modality.code]
-                handle = statistics.register_forward_pre_hook(partial(hook, norm, modality))
-                hooks.callback(handle.remove)
-        yield
+    def __init__(self, dim: int, classes: int, neck: bool = False, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.neck = nn.BatchNorm1d(dim) if neck else nn.Identity()
+        self.linear = nn.Linear(dim, classes, bias=not neck)
+        if isinstance(self.neck, nn.BatchNorm1d):
+            nn.init.normal_(self.linear.weight, std=0.001)
+            self.neck.bias.requires_grad_(False)  # as Luo et al.: a centred neck suits the cosine
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """(B, D) to scores (B, C)."""
+        return cast(Tensor, self.linear(F.dropout(self.neck(feature), self.dropout, self.training)))
+
+
+class Stem(nn.Sequential):
+    """E_V or E_I of eq. (1): the backbone's first blocks, weights of one modality.
+
+    With fewer than three blocks (ours; AGW has one), a stem shared by both modalities has the rest of the three.
+
+    Args:
+        backbone: gives the blocks.
+        end: number of blocks up to the end of this stem, 1 to 3; 3 is the paper.
+        start: number of blocks before this stem; 0 is the paper.
+        frozen: number of blocks that keep their weights and running statistics (ours); 0 is the paper.
+
+    Raises:
+        ConfigError: for two layers of one name.
+    """
+
+    def __init__(self, backbone: Backbone, end: int = STEM_BLOCKS, start: int = 0, frozen: int = 0) -> None:
+        super().__init__()
+        blocks = [backbone.block(index) for index in range(start, end)]
+        _add_layers(self, blocks)
+        self._frozen = [name for block in blocks[:frozen] for name in block]
+        for name in self._frozen:
+            self.get_submodule(name).requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Stem:
+        """Set the training mode; frozen blocks stay in evaluation mode."""
+        super().train(mode)
+        for name in self._frozen:
+            self.get_submodule(name).eval()
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) to F_m (B, channels, h, w); h = H/8 and w = W/8 with three blocks."""
+        for name, layer in self.named_children():
+            with torch.no_grad() if name in self._frozen else nullcontext():
+                x = layer(x)
+        return x
+
+
+class Tail(nn.Module):
+    """E_sh, E_sp^V or E_sp^I of eq. (1): the backbone's last blocks and global pooling.
+
+    Args:
+        backbone: gives the blocks.
+        blocks: number of blocks after the third; None: all, as the paper.
+        dim: length D of the feature, by a 1x1 convolution with batch normalisation and ReLU; None: the last block's
+            channels, as the paper.
+        pooling: "avg" as the paper, or "gem" (ours).
+        unit: centre and scale each dimension by batch normalisation, then bring the feature to unit length (ours; of
+            `model.normalization=tail`).
+
+    Raises:
+        ConfigError: for an unknown pooling, gem on a map with negative values, more blocks than the backbone has, or
+            two layers of one name.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        blocks: int | None = None,
+        dim: int | None = None,
+        pooling: str = "avg",
+        unit: bool = False,
+    ) -> None:
+        super().__init__()
+        if pooling not in ("avg", "gem"):
+            raise ConfigError(f"unknown pooling '{pooling}': choose avg or gem")
+        end = backbone.depth if blocks is None else STEM_BLOCKS + blocks
+        if end > backbone.depth:
+            raise ConfigError(
+                f"model.tail_blocks={blocks}: this backbone has {backbone.depth - STEM_BLOCKS} behind its third block"
+            )
+        if pooling == "gem" and dim is None and not backbone.rectified(end - 1):
+            raise ConfigError(
+                f"model.pooling=gem takes values of 0 and more, and the map behind {end} blocks has negative "
+                "ones: set model.dim, whose layer ends with a ReLU, or model.pooling=avg"
+            )
+        tail_blocks = [backbone.block(index) for index in range(STEM_BLOCKS, end)]
+        _add_layers(self, tail_blocks)
+        self._ends = [list(block)[-1] for block in tail_blocks]
+        self.channels = tuple(backbone.channels(index) for index in range(STEM_BLOCKS, end))
+        self.dim = self.channels[-1] if dim is None else dim
+        if dim is not None:
+            conv = nn.Conv2d(self.channels[-1], dim, 1, bias=False)
+            self.head = initialize(nn.Sequential(conv, nn.BatchNorm2d(dim), nn.ReLU(inplace=True)))
+        self._layers = list(self._modules)
+        self.pool: nn.Module = GeM() if pooling == "gem" else AveragePool()
+        self.norm = nn.BatchNorm1d(self.dim, affine=False) if unit else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """F_m (B, C, h, w) to a feature (B, dim)."""
+        feature = cast(Tensor, self.pool(self.maps(x)))
+        return feature if self.norm is None else F.normalize(self.norm(feature), dim=1)
+
+    def maps(self, x: Tensor) -> Tensor:
+        """F_m (B, C, h, w) to the last map (B, dim, h', w')."""
+        for name in self._layers:
+            x = self.get_submodule(name)(x)
+        return x
+
+    def stripes(self, x: Tensor, count: int) -> Tensor:
+        """Averages of horizontal stripes of the map behind each block. Ours.
+
+        Args:
+            x: F_m (B, C, h, w).
+            count: number of stripes of each map.
+
+        Returns:
+            (B, count * sum(channels)): block by block, stripes from top to bottom.
+        """
+        features = []
+        for name in self._layers:
+            x = self.get_submodule(name)(x)
+            if name in self._ends:
+                pooled = F.adaptive_avg_pool2d(x, (count, 1)).squeeze(3)  # (B, C, count)
+                features.append(pooled.transpose(1, 2).flatten(1))
+        return torch.cat(features, dim=1)
+
+
+def _add_layers(module: nn.Module, blocks: list[dict[str, nn.Module]]) -> None:
+    """Add the layers of blocks to a stem or tail, under their own names."""
+    for name, layer in (item for block in blocks for item in block.items()):
+        if name in module._modules or name in RESERVED or hasattr(nn.Sequential, name):
+            raise ConfigError(f"backbone: the layer name '{name}' is taken. Give this layer another name.")
+        module.add_module(name, layer)
+
+
+class GeM(nn.Module):
+    """Generalised-mean pooling with a learnable power (Radenovic et al., TPAMI 2019).
+
+    Ours: FMCNet uses average pooling. p = 1 is the average, a large p approaches the maximum.
+
+    Args:
+        p: initial power.
+        eps: lower limit of the values.
+    """
+
+    def __init__(self, p: float = 3.0, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.p = nn.Parameter(torch.tensor(p))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C)."""
+        return x.clamp(min=self.eps).pow(self.p).mean(dim=(2, 3)).pow(1.0 / self.p)
+
+
+class AveragePool(nn.Module):
+    """Global average pooling, as the paper."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C)."""
+        return x.mean(dim=(2, 3))

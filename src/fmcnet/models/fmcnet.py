@@ -1,4 +1,4 @@
-"""FMCNet and the ablated variants of the paper's Table 2, built from the three modules."""
+"""FMCNet: the three modules as one model, and its variants."""
 
 from __future__ import annotations
 
@@ -15,8 +15,15 @@ from fmcnet.config import Config, ModelConfig
 from fmcnet.errors import ConfigError
 from fmcnet.models.backbones import IMAGENET_MEAN, IMAGENET_STD, Triple
 from fmcnet.models.compensation import Compensation
-from fmcnet.models.decomposition import Decomposition, Tail
+from fmcnet.models.decomposition import (
+    DecomposedFeatures,
+    Decomposition,
+    IdentityClassifier,
+    Tail,
+    in_one_pass,
+)
 from fmcnet.models.fusion import Fusion
+from fmcnet.models.normalization import Standardization
 from fmcnet.types import Modality, parse_modality
 
 VARIANTS = ("base", "sfd", "fmc", "full")
@@ -24,9 +31,6 @@ VARIANTS = ("base", "sfd", "fmc", "full")
 
 OVERSHOOT = 0.5
 """Float images may leave 0..1 by this much, as after bicubic resizing. Other ranges exceed that."""
-
-FLOOR, TINY = 1e-3, 1e-12
-"""Least deviation of a value: as a share of the mean deviation, and absolute. So nothing is divided by 0."""
 
 
 class ModalityOutput(NamedTuple):
@@ -74,49 +78,6 @@ class FMCNetOutput(NamedTuple):
         return FMCNetOutput(self.visible.float(), self.infrared.float())
 
 
-class Standardization(nn.Module):
-    """Centres and scales each value of a descriptor by statistics of the image's modality. Ours.
-
-    What all images of one pair of cameras have in common says nothing about a person; standardising removes it.
-    Training estimates the statistics from its images, `fmcnet adapt` from unlabelled ones.
-
-    Args:
-        dim: E, values of the descriptor.
-        stripes: number of leading values that are stripes of a frozen tail; they and the rest get unit length each.
-        weight: factor of the rest.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, dim: int, stripes: int = 0, weight: float = 1.0) -> None:
-        super().__init__()
-        self.stripes, self.weight = stripes, weight
-        self.register_buffer("mean", torch.zeros(len(Modality), dim))
-        self.register_buffer("std", torch.ones(len(Modality), dim))
-
-    @torch.no_grad()
-    def set(self, modality: Modality, mean: Tensor, variance: Tensor) -> None:
-        """Set the statistics of one modality.
-
-        Args:
-            modality: that of the images.
-            mean: (E,).
-            variance: (E,); a deviation counts as at least `FLOOR` of the mean deviation.
-        """
-        deviation = variance.sqrt()
-        self.mean[modality.code] = mean
-        self.std[modality.code] = deviation.clamp(min=max(FLOOR * float(deviation.mean()), TINY))
-
-    def forward(self, descriptor: Tensor, modality: Modality) -> Tensor:
-        """Descriptors of images of one modality (B, E) to (B, E)."""
-        standardized = (descriptor - self.mean[modality.code]) / self.std[modality.code]
-        if not self.stripes:
-            return standardized
-        stripes, features = standardized[:, : self.stripes], standardized[:, self.stripes :]
-        return torch.cat([F.normalize(stripes), self.weight * F.normalize(features)], dim=1)
-
-
 class FMCNet(nn.Module):
     """FMCNet (CVPR 2022): decomposition, compensation and fusion.
 
@@ -155,15 +116,9 @@ class FMCNet(nn.Module):
         standard: Standardization | None = None,
     ) -> None:
         super().__init__()
-        self.decomposition = decomposition
-        self.compensation = compensation
-        self.fusion = fusion
-        self.after_neck = after_neck
-        self.normalized = normalized
-        self.specific_weight = specific_weight
-        self.frozen = frozen
-        self.stripes = stripes
-        self.standard = standard
+        self.decomposition, self.compensation, self.fusion = decomposition, compensation, fusion
+        self.after_neck, self.normalized, self.specific_weight = after_neck, normalized, specific_weight
+        self.frozen, self.stripes, self.standard = frozen, stripes, standard
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
 
@@ -175,83 +130,6 @@ class FMCNet(nn.Module):
         if self.compensation is not None:
             return "fmc"
         return "sfd" if self.decomposition.has_specific else "base"
-
-    def preprocess(self, images: Tensor) -> Tensor:
-        """Normalise images for the stems.
-
-        Args:
-            images: (B, 3, H, W), uint8 0..255 or float 0..1.
-
-        Returns:
-            (B, 3, H, W) float, by `mean` and `std` of each channel.
-
-        Raises:
-            ValueError: for another shape or type, and in evaluation mode for float values that leave 0..1 by more
-                than `OVERSHOOT`, or NaN.
-        """
-        _check_images(images)
-        if not self.training and not torch.compiler.is_compiling():  # it would make training wait for the GPU
-            _check_range(images)
-        max_value = 255.0 if images.dtype == torch.uint8 else 1.0
-        scale, shift = 1.0 / (max_value * self.std), -self.mean / self.std
-        if images.is_contiguous() or not images.is_contiguous(memory_format=torch.channels_last):
-            return torch.addcmul(shift, images.to(scale.dtype), scale)
-        # channels_last: as rows (B, H, W * 3) in place, ten times as fast on a CPU as a loop over three channels.
-        batch, channels, height, width = images.shape
-        rows = images.permute(0, 2, 3, 1).reshape(batch, height, width * channels)
-        rows = rows.to(scale.dtype, copy=True).mul_(scale.flatten().repeat(width))
-        normalized = rows.add_(shift.flatten().repeat(width)).view(batch, height, width, channels)
-        return normalized.permute(0, 3, 1, 2)
-
-    @classmethod
-    def from_config(
-        cls, config: Config | ModelConfig, num_classes: int, *, pretrained: bool = False
-    ) -> FMCNet:
-        """Build a model for your own training loop.
-
-        Args:
-            config: settings, as `load_config("paper")` gives them.
-            num_classes: number C of training identities, at least 1.
-            pretrained: start from the weights that `model.pretrained` names, and freeze `model.frozen_blocks`. False:
-                all weights are random, and none is frozen.
-
-        Returns:
-            The model, in training mode on the CPU.
-
-        Raises:
-            ConfigError: for an unknown `model.arch`, settings that do not fit it, or no identity.
-            CheckpointError: when the pretrained weights are missing or do not fit.
-        """
-        from fmcnet.models.build import build_model, model_settings
-        from fmcnet.models.pretrained import load_pretrained
-
-        settings = model_settings(config)
-        if num_classes < 1:
-            raise ConfigError(f"num_classes={num_classes}: a model needs at least one training identity")
-        if not pretrained:
-            return build_model(settings.model_copy(update={"pretrained": None}), num_classes)
-        model = build_model(settings, num_classes)
-        load_pretrained(model, settings.pretrained, settings.arch)
-        return model
-
-    @classmethod
-    def from_pretrained(cls, source: str | Path, device: str | torch.device = "cpu") -> FMCNet:
-        """Load a trained model in evaluation mode; every weight must fit.
-
-        Args:
-            source: a run folder, or the name of a shipped model (`fmcnet.models.shipped.shipped_models`).
-            device: where the weights go.
-
-        Returns:
-            The model, on that device.
-
-        Raises:
-            CheckpointError: when there is no such model, its files are damaged, or the weights do not fit.
-        """
-        from fmcnet.models.checkpoint import load_pretrained_model
-        from fmcnet.models.shipped import find_model
-
-        return load_pretrained_model(find_model(source), device)[0]
 
     def forward(self, visible: Tensor, infrared: Tensor) -> FMCNetOutput:
         """Compute every feature and score of a batch of two halves.
@@ -265,7 +143,7 @@ class FMCNet(nn.Module):
         """
         sfd = self.decomposition
         v, i = sfd(self.preprocess(visible), self.preprocess(infrared))  # (1)
-        shared_scores_v, shared_scores_i = _in_one_pass(sfd.classify_shared, v.shared, i.shared)  # (2)
+        shared_scores_v, shared_scores_i = in_one_pass(sfd.classify_shared, v.shared, i.shared)  # (2)
 
         generated_v = generated_i = fused_v = fused_i = fused_scores_v = fused_scores_i = None
         if self.compensation is not None:  # (11)
@@ -274,7 +152,7 @@ class FMCNet(nn.Module):
         if self.fusion is not None:
             fused_v = self.fusion(v.shared, v.specific, generated_i)  # (15), (16)
             fused_i = self.fusion(i.shared, i.specific, generated_v)
-            fused_scores_v, fused_scores_i = _in_one_pass(self.fusion.classify, fused_v, fused_i)  # (18)
+            fused_scores_v, fused_scores_i = in_one_pass(self.fusion.classify, fused_v, fused_i)  # (18)
 
         # P_sp^m scores the features of modality m: real ones (2) and generated ones (14).
         specific_scores_v, generated_scores_v = self._specific_scores(
@@ -284,8 +162,8 @@ class FMCNet(nn.Module):
             Modality.INFRARED, i.specific, generated_i
         )
 
-        embedding_v = self._descriptor(Modality.VISIBLE, v.shared, v.specific, generated_i, fused_v)
-        embedding_i = self._descriptor(Modality.INFRARED, i.shared, i.specific, generated_v, fused_i)
+        embedding_v = self._descriptor(Modality.VISIBLE, v, generated_i, fused_v)
+        embedding_i = self._descriptor(Modality.INFRARED, i, generated_v, fused_i)
         if not self.training:
             embedding_v = self._standardized(Modality.VISIBLE, v.stem, embedding_v)
             embedding_i = self._standardized(Modality.INFRARED, i.stem, embedding_i)
@@ -327,16 +205,116 @@ class FMCNet(nn.Module):
             (B, E): E = D for Base and + SFD, 3D for + FMC, 2D for the full model; more with `frozen`.
         """
         modality = parse_modality(modality)
+        features, generated = self._features(images, modality, with_specific=self.compensation is not None)
+        fused = None
+        if self.fusion is not None:
+            fused = self.fusion(features.shared, features.specific, generated)
+        descriptor = self._descriptor(modality, features, generated, fused)
+        return self._standardized(modality, features.stem, descriptor)
+
+    def features(
+        self, images: Tensor, modality: Modality | str
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The features that the descriptor of images of ONE modality is made of, for maps and studies.
+
+        Args:
+            images: (B, 3, H, W), uint8 0..255 or float 0..1.
+            modality: of all images.
+
+        Returns:
+            F_sh (B, D); F_sp (B, D) and the generated specific feature of the other modality (B, D), or None.
+        """
+        features, generated = self._features(
+            images, parse_modality(modality), with_specific=self.decomposition.has_specific
+        )
+        return features.shared, features.specific, generated
+
+    def _features(
+        self, images: Tensor, modality: Modality, *, with_specific: bool
+    ) -> tuple[DecomposedFeatures, Tensor | None]:
+        """Eq. (1) and (11) for images of one modality: their features and the generated specific one."""
         sfd = self.decomposition
         stem = sfd.stem(self.preprocess(images), modality)
         shared = sfd.share(stem, modality)
-        specific = generated = fused = None
-        if self.compensation is not None:
-            specific, generated = sfd.specific(stem, modality), self.compensation(shared, modality)
-        if self.fusion is not None:
-            fused = self.fusion(shared, specific, generated)
-        descriptor = self._descriptor(modality, shared, specific, generated, fused)
-        return self._standardized(modality, stem, descriptor)
+        specific = sfd.specific(stem, modality) if with_specific else None
+        generated = None if self.compensation is None else self.compensation(shared, modality)
+        return DecomposedFeatures(stem, shared, specific), generated
+
+    def _specific_scores(
+        self, modality: Modality, real: Tensor | None, generated: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """P_sp^m of real and generated features of one modality, in one pass, so that a neck sees both."""
+        if real is None:
+            return None, None
+        classify = self.decomposition.classifier(modality)
+        return (classify(real), None) if generated is None else in_one_pass(classify, real, generated)
+
+    def _descriptor(
+        self, modality: Modality, features: DecomposedFeatures, generated: Tensor | None, fused: Tensor | None
+    ) -> Tensor:
+        """F_fp or its parts, normalised and weighted by the settings (ours)."""
+        sfd, dim = self.decomposition, features.shared.shape[1]
+        if self.fusion is not None and fused is not None:
+            descriptor = self._behind_neck(self.fusion.classify, fused)
+        else:
+            descriptor = self._behind_neck(sfd.classify_shared, features.shared)
+            if features.specific is not None and generated is not None:
+                # "FMC by simple concatenation" (Table 2). Ours: the visible part, real or generated, comes first, so
+                # that positions mean the same for both modalities.
+                real = self._behind_neck(sfd.classifier(modality), features.specific)
+                fake = self._behind_neck(sfd.classifier(modality.other), generated)
+                pair = (real, fake) if modality is Modality.VISIBLE else (fake, real)
+                descriptor = torch.cat([descriptor, *pair], dim=1)
+        if self.normalized:
+            descriptor = F.normalize(descriptor.unflatten(1, (-1, dim)), dim=2).flatten(1)
+        if self.specific_weight != 1:
+            descriptor = torch.cat([descriptor[:, :dim], self.specific_weight * descriptor[:, dim:]], dim=1)
+        return descriptor
+
+    def _standardized(self, modality: Modality, stem: Tensor, descriptor: Tensor) -> Tensor:
+        """The descriptor after the frozen stripes of F_m, standardised (ours); unchanged without these two parts."""
+        if self.frozen is not None:
+            descriptor = torch.cat([self.frozen.stripes(stem, self.stripes), descriptor], dim=1)
+        return descriptor if self.standard is None else cast(Tensor, self.standard(descriptor, modality))
+
+    def _behind_neck(self, classifier: IdentityClassifier, feature: Tensor) -> Tensor:
+        """With `after_neck`, apply the neck by its running statistics: only the scores may update these."""
+        neck = classifier.neck
+        if self.after_neck and isinstance(neck, nn.modules.batchnorm._BatchNorm):
+            return F.batch_norm(
+                feature, neck.running_mean, neck.running_var, neck.weight, neck.bias, False, 0.0, neck.eps
+            )
+        return feature
+
+    def preprocess(self, images: Tensor) -> Tensor:
+        """Normalise images for the stems.
+
+        Args:
+            images: (B, 3, H, W), uint8 0..255 or float 0..1.
+
+        Returns:
+            (B, 3, H, W) float, by `mean` and `std` of each channel.
+
+        Raises:
+            ValueError: for another shape or type, and in evaluation mode for float values that leave 0..1 by more
+                than `OVERSHOOT`, or NaN.
+        """
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"images must be (B, 3, H, W), got {tuple(images.shape)}")
+        if images.dtype != torch.uint8 and not images.is_floating_point():
+            raise ValueError(f"images must be uint8 0..255 or float 0..1, got {images.dtype}")
+        if not self.training and not torch.compiler.is_compiling():  # it would make training wait for the GPU
+            _check_range(images)
+        max_value = 255.0 if images.dtype == torch.uint8 else 1.0
+        scale, shift = 1.0 / (max_value * self.std), -self.mean / self.std
+        if images.is_contiguous() or not images.is_contiguous(memory_format=torch.channels_last):
+            return torch.addcmul(shift, images.to(scale.dtype), scale)
+        # channels_last: as rows (B, H, W * 3) in place, ten times as fast on a CPU as a loop over three channels.
+        batch, channels, height, width = images.shape
+        rows = images.permute(0, 2, 3, 1).reshape(batch, height, width * channels)
+        rows = rows.to(scale.dtype, copy=True).mul_(scale.flatten().repeat(width))
+        normalized = rows.add_(shift.flatten().repeat(width)).view(batch, height, width, channels)
+        return normalized.permute(0, 3, 1, 2)
 
     def train(self, mode: bool = True) -> FMCNet:
         """Set the training mode; `frozen` stays in evaluation mode."""
@@ -354,81 +332,56 @@ class FMCNet(nn.Module):
         finally:
             self.standard = standard
 
-    def features(
-        self, images: Tensor, modality: Modality | str
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """The features that the descriptor of images of ONE modality is made of, for maps and studies.
+    @classmethod
+    def from_config(
+        cls, config: Config | ModelConfig, num_classes: int, *, pretrained: bool = False
+    ) -> FMCNet:
+        """Build a model for your own training loop.
 
         Args:
-            images: (B, 3, H, W), uint8 0..255 or float 0..1.
-            modality: of all images.
+            config: settings, as `load_config("paper")` gives them.
+            num_classes: number C of training identities, at least 1.
+            pretrained: start from the weights that `model.pretrained` names, and freeze `model.frozen_blocks`. False:
+                all weights are random, and none is frozen.
 
         Returns:
-            F_sh (B, D); F_sp (B, D) and the generated specific feature of the other modality (B, D), or None.
+            The model, in training mode on the CPU.
+
+        Raises:
+            ConfigError: for an unknown `model.arch`, settings that do not fit it, or no identity.
+            CheckpointError: when the pretrained weights are missing or do not fit.
         """
-        modality = parse_modality(modality)
-        sfd = self.decomposition
-        stem = sfd.stem(self.preprocess(images), modality)
-        shared = sfd.share(stem, modality)
-        specific = sfd.specific(stem, modality) if sfd.has_specific else None
-        return shared, specific, None if self.compensation is None else self.compensation(shared, modality)
+        from fmcnet.models.build import build_model, model_settings
+        from fmcnet.models.pretrained import load_pretrained
 
-    def _specific_scores(
-        self, modality: Modality, real: Tensor | None, generated: Tensor | None
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """P_sp^m of real and generated features of one modality, in one pass, so that a neck sees both."""
-        if real is None:
-            return None, None
-        classify = self.decomposition.classifier(modality)
-        return (classify(real), None) if generated is None else _in_one_pass(classify, real, generated)
+        if num_classes < 1:
+            raise ConfigError(f"num_classes={num_classes}: a model needs at least one training identity")
+        settings = model_settings(config)
+        if not pretrained:
+            settings = settings.model_copy(update={"pretrained": None})
+        model = build_model(settings, num_classes)
+        if pretrained:
+            load_pretrained(model, settings.pretrained, settings.arch)
+        return model
 
-    def _descriptor(
-        self,
-        modality: Modality,
-        shared: Tensor,
-        specific: Tensor | None,
-        generated: Tensor | None,
-        fused: Tensor | None,
-    ) -> Tensor:
-        """F_fp or its parts, normalised and weighted by the settings (ours)."""
-        sfd, dim = self.decomposition, shared.shape[1]
-        if self.fusion is not None and fused is not None:
-            descriptor = self._behind_neck(self.fusion.classify.neck, fused)
-        else:
-            descriptor = self._behind_neck(sfd.classify_shared.neck, shared)
-            if specific is not None and generated is not None:
-                # "FMC by simple concatenation" (Table 2). Ours: the visible part, real or generated, comes first, so
-                # that positions mean the same for both modalities.
-                real = self._behind_neck(sfd.classifier(modality).neck, specific)
-                fake = self._behind_neck(sfd.classifier(modality.other).neck, generated)
-                pair = (real, fake) if modality is Modality.VISIBLE else (fake, real)
-                descriptor = torch.cat([descriptor, *pair], dim=1)
-        if self.normalized:
-            descriptor = F.normalize(descriptor.unflatten(1, (-1, dim)), dim=2).flatten(1)
-        if self.specific_weight != 1:
-            descriptor = torch.cat([descriptor[:, :dim], self.specific_weight * descriptor[:, dim:]], dim=1)
-        return descriptor
+    @classmethod
+    def from_pretrained(cls, source: str | Path, device: str | torch.device = "cpu") -> FMCNet:
+        """Load a trained model in evaluation mode; every weight must fit.
 
-    def _standardized(self, modality: Modality, stem: Tensor, descriptor: Tensor) -> Tensor:
-        """The descriptor after the frozen stripes of F_m, standardised (ours); unchanged without these two parts."""
-        if self.frozen is not None:
-            descriptor = torch.cat([self.frozen.stripes(stem, self.stripes), descriptor], dim=1)
-        return descriptor if self.standard is None else cast(Tensor, self.standard(descriptor, modality))
+        Args:
+            source: a run folder, or the name of a shipped model (`fmcnet.models.shipped.shipped_models`).
+            device: where the weights go.
 
-    def _behind_neck(self, neck: nn.Module, feature: Tensor) -> Tensor:
-        """With `after_neck`, apply the neck by its running statistics: only the scores may update these."""
-        if self.after_neck and isinstance(neck, nn.modules.batchnorm._BatchNorm):
-            return F.batch_norm(
-                feature, neck.running_mean, neck.running_var, neck.weight, neck.bias, False, 0.0, neck.eps
-            )
-        return feature
+        Returns:
+            The model, on that device.
 
+        Raises:
+            CheckpointError: when there is no such model, its files are damaged, or the weights do not fit.
+        """
+        from fmcnet.models.checkpoint import load_pretrained_model
+        from fmcnet.models.shipped import find_model
 
-def _check_images(images: Tensor) -> None:
-    if images.ndim != 4 or images.shape[1] != 3:
-        raise ValueError(f"images must be (B, 3, H, W), got {tuple(images.shape)}")
-    if images.dtype != torch.uint8 and not images.is_floating_point():
-        raise ValueError(f"images must be uint8 0..255 or float 0..1, got {images.dtype}")
+        return load_pretrained_model(find_model(source), device)[0]
 
 
 def _check_range(images: Tensor) -> None:
@@ -441,9 +394,3 @@ def _check_range(images: Tensor) -> None:
         return
     if not (low >= -OVERSHOOT and high <= 1 + OVERSHOOT):
         raise ValueError(f"float images must be 0..1 and not normalised, got {low:.4g} to {high:.4g}")
-
-
-def _in_one_pass(module: nn.Module, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """`module` of both batches in one pass, so that batch normalisation sees them together."""
-    outputs = module(torch.cat([first, second])).split([len(first), len(second)])
-    return cast(tuple[Tensor, Tensor], outputs)

@@ -46,26 +46,14 @@ def load_pretrained(model: FMCNet, source: str | None, arch: str) -> None:
     if is_model(source):
         load_model(model, source, arch)
         return
-    backbone = make_backbone(arch)
-    if source != "imagenet":
-        published = _read_state_dict(source)
-    else:
-        try:
-            published = backbone.imagenet()
-        except FmcnetError:
-            raise
-        except Exception as error:  # from another package
-            raise CheckpointError(
-                f"model.pretrained=imagenet: the backbone {arch} gave no weights ({type(error).__name__}: {error}). "
-                "Mend its imagenet(), or set model.pretrained to the path of a state dict, or to null."
-            ) from error
-    state = backbone.rename(published)
+    published = _imagenet_weights(arch) if source == "imagenet" else _read_state_dict(source)
+    state = make_backbone(arch).rename(published)
     parts = _backbone_parts(model)
     expected = {key: value for part in parts.values() for key, value in _backbone_state(part).items()}
-    _check_state(state, expected, source, arch, list(published))
+    if fault := _difference(state, expected, source, arch, list(published)):
+        raise CheckpointError(fault)
     for part in parts.values():
-        names = _backbone_state(part)
-        part.load_state_dict({key: state[key] for key in names if key in state}, strict=False)
+        part.load_state_dict({k: state[k] for k in _backbone_state(part) if k in state}, strict=False)
     tails = sum(not name.startswith("stem") for name in parts)
     logger.info("initialised two stems and %d tails from %s", tails, source)
 
@@ -84,59 +72,41 @@ def load_model(model: FMCNet, source: str, arch: str) -> None:
     from fmcnet.models.checkpoint import load_pretrained_model
 
     trained, card = load_pretrained_model(find_model(source))
-    trained_sfd, sfd = trained.decomposition, model.decomposition
-    if card.config.model.arch != arch:
+    settings, sfd, trained_sfd = card.config.model, model.decomposition, trained.decomposition
+    if settings.arch != arch:
         raise CheckpointError(
-            f"model.pretrained={source} is of {card.config.model.arch}, not of {arch}: set "
-            f"model.arch={card.config.model.arch}"
+            f"model.pretrained={source} is of {settings.arch}, not of {arch}: set model.arch={settings.arch}"
         )
-    stages, one_stream = (
-        card.config.model.specific_stages,
-        trained_sfd.stem_visible is trained_sfd.stem_infrared,
-    )
     if (trained_sfd.stem_shared is None) != (sfd.stem_shared is None):
-        raise CheckpointError(f"model.pretrained={source} has model.specific_stages={stages}: set that")
-    if sfd.stem_visible is sfd.stem_infrared and not one_stream:
+        raise CheckpointError(
+            f"model.pretrained={source} has model.specific_stages={settings.specific_stages}: set that"
+        )
+    if sfd.stem_visible is sfd.stem_infrared and trained_sfd.stem_visible is not trained_sfd.stem_infrared:
         raise CheckpointError(
             f"model.pretrained={source} has a stem of each modality: set model.single_stream=false"
         )
-    trained_parts = _backbone_parts(trained)
-    pairs = [
-        (part, trained_parts.get(name, trained_sfd.shared)) for name, part in _backbone_parts(model).items()
-    ]
-    try:
-        for part, trained_part in pairs:
-            _check_state(
-                _backbone_state(trained_part),
-                _backbone_state(part),
-                source,
-                arch,
-                list(trained_part.state_dict()),
+    parts, trained_parts = _backbone_parts(model), _backbone_parts(trained)
+    for name, part in parts.items():
+        layers = _backbone_state(trained_parts.get(name, trained_sfd.shared))
+        if _difference(layers, _backbone_state(part), source, arch, list(layers)):
+            blocks = "null" if settings.tail_blocks is None else settings.tail_blocks
+            raise CheckpointError(
+                f"model.pretrained={source} has other layers: set model.width={settings.width} "
+                f"model.tail_blocks={blocks}"
             )
-    except CheckpointError as error:
-        settings = card.config.model
-        blocks = "null" if settings.tail_blocks is None else settings.tail_blocks
-        raise CheckpointError(
-            f"model.pretrained={source} has other layers: set model.width={settings.width} model.tail_blocks={blocks}"
-        ) from error
-    model_state = model.state_dict()
-    transferred = {
-        key: value
-        for key, value in trained.state_dict().items()
-        if key in model_state and value.shape == model_state[key].shape and not _NOT_TRANSFERRED.search(key)
-    }
+    for name, part in parts.items():
+        if name not in trained_parts:  # with pooling and head, where their shapes fit
+            part.load_state_dict(_fitting(trained_sfd.shared, part), strict=False)
+    fitting = _fitting(trained, model)
+    transferred = {key: value for key, value in fitting.items() if not _NOT_TRANSFERRED.search(key)}
     model.load_state_dict(transferred, strict=False)
-    for part, trained_part in pairs:  # pooling and head, too, where the shapes fit
-        part_state = part.state_dict()
-        part.load_state_dict(
-            {
-                k: v
-                for k, v in trained_part.state_dict().items()
-                if k in part_state and v.shape == part_state[k].shape
-            },
-            strict=False,
-        )
-    logger.info("initialised %d of %d tensors from %s", len(transferred), len(model_state), source)
+    logger.info("initialised %d of %d tensors from %s", len(transferred), len(model.state_dict()), source)
+
+
+def _fitting(source: nn.Module, target: nn.Module) -> dict[str, Tensor]:
+    """The tensors of `source` that `target` has under the same name in the same shape."""
+    shapes = {key: value.shape for key, value in target.state_dict().items()}
+    return {key: value for key, value in source.state_dict().items() if value.shape == shapes.get(key)}
 
 
 def _backbone_parts(model: FMCNet) -> dict[str, nn.Module]:
@@ -157,25 +127,23 @@ def _backbone_state(module: nn.Module) -> dict[str, Tensor]:
     return {key: value for key, value in module.state_dict().items() if key.partition(".")[0] not in OWN}
 
 
-def _check_state(
+def _difference(
     state: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str, arch: str, published: list[str]
-) -> None:
-    """Raise a `CheckpointError` where layers of the model differ from those of the same names in `state`."""
+) -> str:
+    """How layers of the model differ from those of the same names in `state`; "" if they do not."""
     layers = {key.partition(".")[0] for key in expected}
     present = {key: value for key, value in state.items() if key.partition(".")[0] in layers}
     if not present:
-        raise CheckpointError(
-            f"{source} does not hold the weights of {arch}: no key fits. Its keys: {_first_three(published)}. "
+        return (
+            f"{source} does not hold the weights of {arch}: no key fits. Its keys: {first_of(published, 3, '; ')}. "
             "Set model.arch to the network of the file."
         )
-    missing = sorted(
-        key for key in expected.keys() - present.keys() if not key.endswith("num_batches_tracked")
-    )
-    extra = sorted(present.keys() - expected.keys())
-    if missing or extra:
-        faults = [f"missing {key}" for key in missing] + [f"unexpected {key}" for key in extra]
-        raise CheckpointError(
-            f"{source} does not hold the weights of {arch}: {_first_three(faults)}. "
+    missing = sorted(expected.keys() - present.keys())
+    faults = [f"missing {key}" for key in missing if not key.endswith("num_batches_tracked")]
+    faults += [f"unexpected {key}" for key in sorted(present.keys() - expected.keys())]
+    if faults:
+        return (
+            f"{source} does not hold the weights of {arch}: {first_of(faults, 3, '; ')}. "
             "Set model.arch to the network of the file, or take a complete file."
         )
     shapes = [
@@ -185,14 +153,24 @@ def _check_state(
     ]
     if shapes:
         advice = "" if source == "imagenet" else "Set model.width to that of the file. "
-        raise CheckpointError(
-            f"{source} holds weights of {arch} at another width: {_first_three(shapes)}. "
+        return (
+            f"{source} holds weights of {arch} at another width: {first_of(shapes, 3, '; ')}. "
             f"{advice}Published weights have model.width=64."
         )
+    return ""
 
 
-def _first_three(texts: list[str]) -> str:
-    return first_of(texts, 3, "; ")
+def _imagenet_weights(arch: str) -> dict[str, Tensor]:
+    """The published weights of a backbone, under the names of their publication."""
+    try:
+        return make_backbone(arch).imagenet()
+    except FmcnetError:
+        raise
+    except Exception as error:  # from another package
+        raise CheckpointError(
+            f"model.pretrained=imagenet: the backbone {arch} gave no weights ({type(error).__name__}: {error}). "
+            "Mend its imagenet(), or set model.pretrained to the path of a state dict, or to null."
+        ) from error
 
 
 def _read_state_dict(source: str) -> dict[str, Tensor]:

@@ -21,6 +21,7 @@ import logging
 import re
 import shutil
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,18 +32,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fmcnet.data.table import Table
 from fmcnet.distributed import DistributedContext, agree, agree_on_errors, broadcast, gather, mark_agreed
 from fmcnet.errors import CheckpointError
 from fmcnet.files import file_digest, to_disk
-from fmcnet.inference.fit_projection import add_discriminant
-from fmcnet.models.card import CARD, PROJECTION, WEIGHTS, ModelCard
+from fmcnet.models.card import CARD, WEIGHTS, ModelCard
 from fmcnet.models.checkpoint import load_weights, save_pretrained, save_tensors
-from fmcnet.models.fmcnet import FMCNet
 from fmcnet.parsing import read_json
 from fmcnet.training.loggers import StepLogger
 from fmcnet.training.optimizers import restore_schedule
-from fmcnet.training.selection import ModelSelection, writing
+from fmcnet.training.selection import ModelSelection
 from fmcnet.training.train_step import TrainStep
 
 STATE = "state.safetensors"
@@ -63,8 +61,12 @@ INVARIANTS = {
 logger = logging.getLogger(__name__)
 
 
+class _UnusableError(CheckpointError):
+    """A checkpoint that is damaged or cannot be read."""
+
+
 class Checkpointer:
-    """Writes and restores the checkpoints of one training, its best weights and its model.
+    """Writes and restores the checkpoints of one training.
 
     Args:
         run: the run folder.
@@ -122,43 +124,48 @@ class Checkpointer:
     def _load_newest(self) -> dict[str, Any] | None:
         """Load the newest undamaged checkpoint; returns its facts, None without a checkpoint."""
         folders = checkpoints(self._run)
-        for index, folder in reversed(list(enumerate(folders))):
+        while folders:
+            folder = folders.pop()
             try:
                 facts = _read_facts(folder)
-                changed = [
-                    f"{INVARIANTS[key]} ({facts.get(key, 'not recorded')} there, {value} now)"
-                    for key, value in self._invariants.items()
-                    if facts.get(key) != value
-                ]  # first, since the weights may not fit other data
-                tensors = {} if changed else _read_tensors(folder, facts, self._train_step)
-            except CheckpointError as error:
-                if not index:
+                self._check_invariants(facts)  # first, since the weights may not fit other data
+                tensors = _read_tensors(folder, facts, self._train_step)
+            except _UnusableError as error:
+                if not folders:
                     raise CheckpointError(
                         f"{error}; there is no other checkpoint: start again in a new folder, or delete {self._run}"
                     ) from error
                 if self._ctx.main:
-                    logger.warning("%s: going back to the one before, %s", error, folders[index - 1].name)
+                    logger.warning("%s: going back to the one before, %s", error, folders[-1].name)
                 continue
-            if changed:
-                raise CheckpointError(
-                    f"{self._run} cannot be resumed exactly: it was made with {', '.join(changed)}"
-                )
             self._load_state(facts, tensors)
             return facts
         return None
 
+    def _check_invariants(self, facts: dict[str, Any]) -> None:
+        changed = [
+            f"{INVARIANTS[key]} ({facts.get(key, 'not recorded')} there, {value} now)"
+            for key, value in self._invariants.items()
+            if facts.get(key) != value
+        ]
+        if changed:
+            raise CheckpointError(
+                f"{self._run} cannot be resumed exactly: it was made with {', '.join(changed)}"
+            )
+
     def _load_state(self, facts: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        rank = f"rank{self._ctx.rank}"
         _load_optimizers(self._train_step, tensors)
         for scheduler in self._train_step.schedulers:
             restore_schedule(scheduler, facts["step"])
         self._train_step.scaler.load_state_dict(facts["scaler"])
+        prefix = f"rank{self._ctx.rank}."
+        own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         for key, buffer in self._train_step.model.named_buffers():
-            if f"{rank}.buffer.{key}" in tensors:
-                buffer.copy_(tensors[f"{rank}.buffer.{key}"])
-        torch.set_rng_state(tensors[f"{rank}.rng"])
-        if f"{rank}.cuda_rng" in tensors and self._ctx.device.type == "cuda":
-            torch.cuda.set_rng_state(tensors[f"{rank}.cuda_rng"], self._ctx.device)
+            if f"buffer.{key}" in own:
+                buffer.copy_(own[f"buffer.{key}"])
+        torch.set_rng_state(own["rng"])
+        if "cuda_rng" in own and self._ctx.device.type == "cuda":
+            torch.cuda.set_rng_state(own["cuda_rng"], self._ctx.device)
 
     def late(self) -> bool:
         """Return whether `training.checkpoint_minutes` have passed since a checkpoint was written or tried."""
@@ -239,28 +246,6 @@ class Checkpointer:
             shutil.rmtree(temporary, ignore_errors=True)
         drop_others(self._run, step, self._card.config.training.keep)
 
-    def selected(self) -> str:
-        """How the weights were selected; "last" when nothing was validated."""
-        return self._card.config.training.select if self._selection.best else "last"
-
-    def write_model(self, exported: FMCNet) -> None:
-        """Write the model of the run: the best weights if some were selected, otherwise the last, `exported`."""
-        model, step = self._selection.chosen(exported)
-        card = replace(self._card, step=step or self._steps, selected=self.selected())
-        with writing("the model", self._run, "writes it"):
-            save_pretrained(model, card, self._run)
-
-    def write_projection(self, table: Table, progress: bool | None) -> None:
-        """Fit the projection of `model.descriptor=discriminant` to the training images and write it."""
-        try:
-            with writing(PROJECTION, self._run, "writes it"):
-                add_discriminant(self._run, table, str(self._ctx.device), progress)
-        except torch.OutOfMemoryError as error:
-            raise CheckpointError(
-                f"{PROJECTION} was not learnt: the GPU's memory does not hold the model again. Nothing is lost: the "
-                "same command with --resume, and --device cpu if need be, learns it"
-            ) from error
-
 
 def drop_others(run: Path, step: int, keep: int) -> None:
     """Remove all checkpoints but the newest `keep` up to `step`, the last that was written or restored.
@@ -311,12 +296,9 @@ def _read_facts(folder: Path) -> dict[str, Any]:
     return facts
 
 
-def _unusable_error(folder: Path, error: Exception) -> CheckpointError:
-    """The error for a checkpoint that is damaged or cannot be read."""
+def _unusable_error(folder: Path, error: Exception) -> _UnusableError:
     denied = isinstance(error, OSError) and not isinstance(error, (FileNotFoundError, NotADirectoryError))
-    return CheckpointError(
-        f"the checkpoint {folder} {'cannot be read' if denied else 'is damaged'} ({error})"
-    )
+    return _UnusableError(f"the checkpoint {folder} {'cannot be read' if denied else 'is damaged'} ({error})")
 
 
 def _facts_digest(facts: dict[str, Any]) -> str:
@@ -327,19 +309,11 @@ def _step_number(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
 
 
-def _optimizers(train_step: TrainStep) -> dict[str, torch.optim.Optimizer]:
-    """The optimisers by their names in checkpoints; "judge" is that of the discriminators."""
-    optimizers = {"main": train_step.optimizer}
-    if train_step.discriminator_optimizer is not None:
-        optimizers["judge"] = train_step.discriminator_optimizer
-    return optimizers
-
-
 def _optimizer_states(train_step: TrainStep) -> dict[str, Tensor]:
     """The state of every parameter by "optimizer.index.name"; the optimisers used here store tensors only."""
     tensors = {
         f"{name}.{index}.{key}": value
-        for name, optimizer in _optimizers(train_step).items()
+        for name, optimizer in train_step.optimizers.items()
         for index, entry in optimizer.state_dict()["state"].items()
         for key, value in entry.items()
         if value is not None
@@ -349,15 +323,15 @@ def _optimizer_states(train_step: TrainStep) -> dict[str, Tensor]:
 
 
 def _load_optimizers(train_step: TrainStep, tensors: dict[str, Tensor]) -> None:
-    for name, optimizer in _optimizers(train_step).items():
+    for name, optimizer in train_step.optimizers.items():
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        state: dict[int, dict[str, Tensor]] = {}
+        state: dict[int, dict[str, Tensor]] = defaultdict(dict)
         for key, value in tensors.items():
-            optimizer_name, _, entry = key.partition(".")
-            if optimizer_name == name:
-                index, _, field = entry.partition(".")
+            if key.startswith(f"{name}."):
+                _, index, field = key.split(".")
                 parameter = parameters[int(index)]
                 if value.shape == parameter.shape and value.dim():
                     value = torch.empty_like(parameter).copy_(value)  # in the memory format of the weights
-                state.setdefault(int(index), {})[field] = value
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+                state[int(index)][field] = value
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": dict(state), "param_groups": groups})

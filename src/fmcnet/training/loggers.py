@@ -1,4 +1,4 @@
-"""Numbers of a training: the log `RUN/log.jsonl`, TensorBoard, Weights & Biases, and a profile of a few steps.
+"""Numbers of a training: the log `RUN/log.jsonl`, TensorBoard, Weights & Biases.
 
 The log is always written, and fmcnet itself reads nothing else. A tracker is any object with the two methods of
 `Tracker`; `train(..., trackers=[...])` takes your own.
@@ -16,14 +16,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-from torch.profiler import ProfilerActivity, profile, schedule
-
 from fmcnet.config import Config
-from fmcnet.errors import ConfigError, DataError, require
+from fmcnet.errors import ConfigError, require
 from fmcnet.files import write_text
 from fmcnet.parsing import parse_json
 from fmcnet.training import health
+from fmcnet.training.run_folder import unwritable
 
 logger = logging.getLogger(__name__)
 
@@ -31,17 +29,6 @@ LOG = "log.jsonl"
 
 TRACKERS = {"tensorboard": "track", "wandb": "wandb"}
 """Names of trackers, which are those of their packages, and the extras that install these."""
-
-WARM, STEPS = 3, 8
-"""Number of steps before the profiled ones, and of profiled steps."""
-
-PHASES = ("data", "forward", "discriminators", "losses", "backward", "optimizer")
-"""Parts of a step in a profile."""
-
-
-def unwritable(run: Path, error: OSError) -> DataError:
-    """The error for a run folder that cannot be written."""
-    return DataError(f"the run folder {run} cannot be written: {error.strerror or error}")
 
 
 class TrainingLog:
@@ -66,8 +53,15 @@ class TrainingLog:
         self._waiting = b""
 
     def write(self, *records: dict[str, Any]) -> None:
-        """Append records; raises `OSError` when they cannot be written now."""
-        self._waiting += "".join(_json_line(record) for record in records).encode()
+        """Append records; raises `OSError` when they cannot be written now.
+
+        Infinity becomes null, as of a gradient that overflowed in float16.
+        """
+        for record in records:
+            finite = {
+                k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()
+            }
+            self._waiting += (json.dumps(finite) + "\n").encode()
         while self._waiting:
             self._waiting = self._waiting[self._stream.write(self._waiting) or 0 :]
 
@@ -96,12 +90,6 @@ def read_log(run: str | Path) -> list[dict[str, Any]]:
             break
         records.append(record)
     return records
-
-
-def _json_line(record: dict[str, Any]) -> str:
-    """One line of JSON. Infinity becomes null, as of a gradient that overflowed in float16."""
-    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-    return json.dumps(finite) + "\n"
 
 
 class Tracker(Protocol):
@@ -177,12 +165,7 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 class StepLogger:
-    """Writes the numbers of steps to the log and the trackers; rank 0 opens one.
-
-    Args:
-        run: the run folder.
-        config: settings.
-        steps: of the whole training.
+    """Writes the numbers of steps to the log and the trackers; rank 0 opens it.
 
     Attributes:
         terms: of the last step, by name; a resume restores them from its checkpoint.
@@ -196,11 +179,7 @@ class StepLogger:
         self._monitor = health.HealthMonitor(math.ceil(config.training.warmup * steps))
 
     def open(self, trackers: Sequence[str | Tracker], first: int) -> None:
-        """Open the log and the trackers.
-
-        Args:
-            trackers: names in `TRACKERS`, or objects.
-            first: number of steps done; records of later ones are removed.
+        """Open the log, without the records of steps after the first `first`, and the trackers.
 
         Raises:
             DataError: when the log cannot be written.
@@ -210,11 +189,10 @@ class StepLogger:
             self._log = TrainingLog(self._run, first)
         except OSError as error:
             raise unwritable(self._run, error) from error
-        for name in dict.fromkeys(name for name in trackers if isinstance(name, str)):
-            tracker = (
-                TensorBoard(self._run, first) if name == "tensorboard" else WandB(self._run, self._config)
-            )
-            self._trackers.append(tracker)
+        if "tensorboard" in trackers:
+            self._trackers.append(TensorBoard(self._run, first))
+        if "wandb" in trackers:
+            self._trackers.append(WandB(self._run, self._config))
         self._trackers += [tracker for tracker in trackers if not isinstance(tracker, str)]
 
     def flush(self) -> None:
@@ -231,12 +209,7 @@ class StepLogger:
         self.write(records, "step")
 
     def write(self, records: Sequence[dict[str, Any]], key: str) -> None:
-        """Write records to the log and the trackers; a full disk does not end a training.
-
-        Args:
-            records: numbers by name.
-            key: name of the number that is the step.
-        """
+        """Write records, in which `key` is the step, to log and trackers; a full disk does not end a training."""
         if not self._log or not records:
             return
         try:
@@ -270,100 +243,3 @@ def _warn_only(tracker: Tracker) -> Iterator[None]:
             type(tracker).__name__,
             getattr(error, "strerror", None) or error,
         )
-
-
-class StepProfile:
-    """Profiles `STEPS` steps (fewer if the training ends earlier) after `WARM` others, then writes `RUN/profile/`.
-
-    The files are trace.json (chrome://tracing, Perfetto), where.md (PyTorch's table) and where.json.
-
-    Args:
-        run: the run folder.
-        cuda: whether the training runs on a GPU.
-
-    Attributes:
-        folder: `RUN/profile`.
-        table: for the terminal; empty until it is written.
-
-    Raises:
-        DataError: when the folder cannot be made.
-    """
-
-    def __init__(self, run: Path, cuda: bool) -> None:
-        self.folder, self._cuda = run / "profile", cuda
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DataError(f"{self.folder} cannot be written: {error.strerror}") from error
-        activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if cuda else [])
-        steps = schedule(wait=0, warmup=WARM, active=STEPS, repeat=1)
-        self._profile = profile(activities=activities, schedule=steps, on_trace_ready=self._write)
-        self.table = ""
-        self._done = 0
-
-    def __enter__(self) -> StepProfile:
-        self._profile.__enter__()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._profile.__exit__(None, None, None)
-        if not self.table:
-            logger.warning("no profile: it takes more than %d steps", WARM)
-
-    def step(self) -> None:
-        """Count a finished step."""
-        if not self.table:
-            self._done += 1
-            self._profile.step()
-
-    def _write(self, profiler: Any) -> None:
-        steps = self._done - WARM
-        if steps < 1:
-            return
-        events, time_field = profiler.key_averages(), f"self_{'device' if self._cuda else 'cpu'}_time_total"
-        phases = _phases(events, self._cuda, steps)
-        kernels = [event for event in events if not event.key.startswith(("fmcnet:", "Profiler"))]
-        kernels.sort(key=lambda event: -getattr(event, time_field))  # slowest first
-        facts = {
-            "steps": steps,
-            "device": torch.cuda.get_device_name(torch.cuda.current_device()) if self._cuda else "cpu",
-            "threads": torch.get_num_threads(),
-            "phases_ms": phases,
-            "kernels_ms": {e.key: round(getattr(e, time_field) / 1e3 / steps, 3) for e in kernels[:15]},
-        }
-        columns = events.table(sort_by=time_field, row_limit=15, max_name_column_width=80)
-        self.table = (
-            f"# Where a step's time goes ({steps} steps, {facts['device']})\n\n"
-            f"{_phase_table(phases)}\n\n```text\n{columns.rstrip()}\n```\n"
-        )
-        try:
-            (self.folder / "where.md").write_text(self.table, encoding="utf-8")
-            (self.folder / "where.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-            profiler.export_chrome_trace(str(self.folder / "trace.json"))
-        except (OSError, RuntimeError) as error:  # a full disk does not end a training
-            logger.warning("the profile in %s is not whole: %s", self.folder, error)
-
-
-def _phases(events: Any, cuda: bool, steps: int) -> dict[str, dict[str, float]]:
-    """Milliseconds a step of each named part: of the host, and of the GPU's kernels launched in it."""
-    time_fields = {"host": "cpu_time_total"} | ({"device": "device_time_total"} if cuda else {})
-    phases = {}
-    for name in PHASES:
-        matching = [event for event in events if event.key == f"fmcnet: {name}"]
-        if matching:
-            totals = {
-                side: max(getattr(event, field) for event in matching) for side, field in time_fields.items()
-            }
-            phases[name] = {side: round(total / 1e3 / steps, 3) for side, total in totals.items()}
-    return phases
-
-
-def _phase_table(phases: dict[str, dict[str, float]]) -> str:
-    sides = list(next(iter(phases.values()), {"host": 0.0}))
-    totals = {side: sum(row[side] for row in phases.values()) or 1.0 for side in sides}
-    lines = ["| part | " + " | ".join(f"{side} ms | share" for side in sides) + " |"]
-    lines.append("|---|" + "---:|" * (2 * len(sides)))
-    for name, row in phases.items():
-        cells = " | ".join(f"{row[side]:.2f} | {100 * row[side] / totals[side]:.1f} %" for side in sides)
-        lines.append(f"| {name} | {cells} |")
-    return "\n".join(lines)

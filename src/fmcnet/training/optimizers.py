@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -88,14 +88,10 @@ def lr_factor(step: int, steps: int, config: TrainingConfig) -> float:
 
 
 def build_schedulers(
-    optimizers: Sequence[torch.optim.Optimizer | None], steps: int, config: TrainingConfig
+    optimizers: Iterable[torch.optim.Optimizer], steps: int, config: TrainingConfig
 ) -> list[LambdaLR]:
     """Build a schedule for each optimiser: `lr_factor` of the step. So a resume needs only the step."""
-    return [
-        LambdaLR(optimizer, lambda step: lr_factor(step, steps, config))
-        for optimizer in optimizers
-        if optimizer
-    ]
+    return [LambdaLR(optimizer, lambda step: lr_factor(step, steps, config)) for optimizer in optimizers]
 
 
 def advance_schedule(scheduler: LambdaLR) -> None:

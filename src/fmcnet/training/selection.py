@@ -1,10 +1,11 @@
-"""Validation, selection of the best weights, and the statistics of descriptors for search."""
+"""Validation, the weights and the projection of a run, and the statistics of descriptors for search."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,11 @@ from fmcnet.evaluation.evaluate import evaluate
 from fmcnet.inference.backends import TorchBackend
 from fmcnet.inference.embed import embed_shared
 from fmcnet.inference.encoder import Encoder
-from fmcnet.models.card import WEIGHTS, ModelCard
+from fmcnet.inference.fit_projection import add_discriminant
+from fmcnet.models.card import PROJECTION, WEIGHTS, ModelCard
 from fmcnet.models.checkpoint import load_weights, save_pretrained
-from fmcnet.models.decomposition import feature_norms, watch_norms
 from fmcnet.models.fmcnet import FMCNet
+from fmcnet.models.normalization import feature_norms, watch_norms
 from fmcnet.types import Modality
 
 BATCHES = 50
@@ -51,12 +53,6 @@ class ModelSelection:
 
     The measure is mAP of infrared queries in a visible gallery, over the identities of split "val" (see `hold_out`).
     With `training.select=test` the test identities take their place, and every report of the run says so.
-
-    Args:
-        config: settings.
-        table: the dataset, with the identities to validate on (`hold_out`).
-        run: the run folder.
-        ctx: device and rank.
 
     Attributes:
         best: mAP and step of the best weights so far, for the checkpoint; empty before the first validation.
@@ -91,18 +87,11 @@ class ModelSelection:
         """Return whether to validate after `epoch` (1-based)."""
         return bool(self.every) and epoch % self.every == 0
 
-    def validate(self, model: FMCNet, card: ModelCard, step: int) -> dict[str, Any]:
+    def validate(self, model: FMCNet, card: ModelCard) -> dict[str, Any]:
         """Measure a model, and keep it for `write` if it is the best so far.
 
-        Every process must call and embeds its share of the images.
-
-        Args:
-            model: in evaluation mode, with the same weights on every process.
-            card: the model's.
-            step: number of steps done.
-
-        Returns:
-            The log's record on rank 0, nothing elsewhere.
+        Every process must call, with a model in evaluation mode, and embeds its share of the images. `card` has the
+        number of steps done. Returns the log's record on rank 0, nothing elsewhere.
         """
         assert self.rows is not None
         encoder = Encoder(TorchBackend(model, self.ctx.device), card)
@@ -112,9 +101,9 @@ class ModelSelection:
         protocol = protocols.custom(query=Modality.INFRARED, gallery=Modality.VISIBLE, name="validation")
         metrics = evaluate(embeddings, protocol).mean
         if self.select != "last" and metrics["mAP"] > self.best.get("mAP", -1.0):
-            self.best = {"mAP": metrics["mAP"], "step": step}
+            self.best = {"mAP": metrics["mAP"], "step": card.step}
             self._unsaved = model, card
-        return {"validated_step": step, "mAP": metrics["mAP"], "rank1": metrics["rank1"]}
+        return {"validated_step": card.step, "mAP": metrics["mAP"], "rank1": metrics["rank1"]}
 
     def write(self) -> None:
         """Write the best weights, if they are new (rank 0); without them the training cannot continue."""
@@ -142,14 +131,32 @@ class ModelSelection:
                 f"{folder}, the best weights so far, are gone: bring them back, or train anew into another folder"
             )
 
+    @property
+    def selected(self) -> str:
+        """How the weights were selected; "last" when nothing was validated."""
+        return self.select if self.best else "last"
+
     @torch.no_grad()
-    def chosen(self, model: FMCNet) -> tuple[FMCNet, int | None]:
-        """Load the selected weights into `model`; returns it and their step, None for the last weights."""
-        if not self.best:
-            return model, None
-        model.cpu()
-        load_weights(model, self._best(self.best["step"]) / WEIGHTS)
-        return model, int(self.best["step"])
+    def write_model(self, model: FMCNet, card: ModelCard, run: Path) -> None:
+        """Write the model of the run: the best weights if some were selected, otherwise the last, `model`."""
+        card = replace(card, selected=self.selected)
+        if self.best:
+            load_weights(model.cpu(), self._best(self.best["step"]) / WEIGHTS)
+            card = replace(card, step=int(self.best["step"]))
+        with writing("the model", run, "writes it"):
+            save_pretrained(model, card, run)
+
+
+def write_projection(run: Path, table: Table, device: torch.device, progress: bool | None) -> None:
+    """Fit the projection of `model.descriptor=discriminant` to the training images and write it."""
+    try:
+        with writing(PROJECTION, run, "writes it"):
+            add_discriminant(run, table, str(device), progress)
+    except torch.OutOfMemoryError as error:
+        raise CheckpointError(
+            f"{PROJECTION} was not learnt: the GPU's memory does not hold the model again. Nothing is lost: the "
+            "same command with --resume, and --device cpu if need be, learns it"
+        ) from error
 
 
 @torch.no_grad()

@@ -43,6 +43,7 @@ from fmcnet.training.optimizers import (
     build_schedulers,
     lr_factor,
 )
+from fmcnet.types import Modality
 
 GRADIENT, DISCRIMINATOR_GRADIENT = "gradient", "discriminator gradient"
 """Names of the gradients' norms among the measured values."""
@@ -112,12 +113,19 @@ class TrainStep:
         self.optimizer, self.discriminator_optimizer = build_optimizers(
             model, training, fused=ctx.device.type in ("cpu", "cuda")
         )
-        self.schedulers = build_schedulers((self.optimizer, self.discriminator_optimizer), steps, training)
+        self.schedulers = build_schedulers(self.optimizers.values(), steps, training)
         self.scaler = torch.amp.GradScaler(ctx.device.type, enabled=self.precision is torch.float16)
         if training.compile:
             model.compile()
         self._network: Any = self._distribute(model) if ctx.world > 1 else model
         self._measured: list[tuple[int, list[str], Tensor]] = []
+
+    @property
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """The optimisers by their names in checkpoints; "judge" is that of the discriminators."""
+        if self.discriminator_optimizer is None:
+            return {"main": self.optimizer}
+        return {"main": self.optimizer, "judge": self.discriminator_optimizer}
 
     def step(self, batches: Sequence[TrainingBatch], step: int) -> None:
         """Take one step; `read` returns what it measures.
@@ -185,7 +193,8 @@ class TrainStep:
         average_gradients(compensation.discriminator_parameters(), self.ctx.world)
         norm = _gradient_norm(compensation.discriminator_parameters())
         optimizer.step()
-        compensation.renormalize_discriminators()
+        for target in Modality:
+            compensation.discriminator(target).renormalize()
         return norm
 
     def _update(self) -> Tensor:
@@ -205,7 +214,8 @@ class TrainStep:
             ignored |= {*model.compensation.discriminator_parameters()}
             losses = self.config.losses
             if model.fusion is None and not (losses.gan or losses.fc or losses.ic):
-                ignored |= {*model.compensation.generator_parameters()}  # no loss trains them
+                ignored |= {*model.compensation.to_infrared.parameters()}  # no loss trains the generators
+                ignored |= {*model.compensation.to_visible.parameters()}
         names = [name for name, parameter in model.named_parameters() if parameter in ignored]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
         device_ids = [self.ctx.device.index] if self.ctx.device.type == "cuda" else None
@@ -293,8 +303,7 @@ def _recomputing_forward(module: nn.Module) -> Callable[[Tensor], Tensor]:
     original_forward = module.forward
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        """Context managers of the forward pass and of the recomputation."""
-        return nullcontext(), _keep_running_statistics(module)
+        return nullcontext(), _keep_running_statistics(module)  # of the forward pass, of the recomputation
 
     def forward(x: Tensor) -> Tensor:
         if not (module.training and torch.is_grad_enabled()):
@@ -309,9 +318,7 @@ def _keep_running_statistics(module: nn.Module) -> Iterator[None]:
     """Do not update running statistics of batch normalisation again: the forward pass did it already."""
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     saved = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for (
-        norm
-    ) in norms:  # not by track_running_stats=False: checkpoint would then save other tensors than before
+    for norm in norms:  # not by track_running_stats=False: `checkpoint` would then save other tensors
         norm.momentum = 0.0
         norm.num_batches_tracked = torch.zeros_like(cast(Tensor, norm.num_batches_tracked))
     try:

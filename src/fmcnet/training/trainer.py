@@ -6,7 +6,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -17,8 +17,10 @@ import torch
 from torch.profiler import record_function
 
 from fmcnet.config import AugmentConfig, Config
+from fmcnet.data.cache import ImageCache, cache_folder
+from fmcnet.data.loader import TrainingBatch, TrainingImages, load_batches, make_sampler
 from fmcnet.data.readers import detect_layout, read_dataset
-from fmcnet.data.table import Table, fingerprint
+from fmcnet.data.table import Table, fingerprint, sample_pictures
 from fmcnet.distributed import (
     DistributedContext,
     agree,
@@ -31,20 +33,18 @@ from fmcnet.distributed import (
 from fmcnet.errors import ConfigError, Interrupted, TrainingError, translate_errors
 from fmcnet.losses.criterion import ExtraTerm, check_extra_terms
 from fmcnet.models.backbones import make_backbone
+from fmcnet.models.build import build_model
+from fmcnet.models.card import ModelCard
 from fmcnet.models.fmcnet import FMCNet
+from fmcnet.models.pretrained import load_pretrained
 from fmcnet.progress import Progress
 from fmcnet.training.checkpointing import Checkpointer, checkpoints, drop_others
-from fmcnet.training.loggers import StepLogger, StepProfile, Tracker, check_trackers
-from fmcnet.training.prepare import (
-    TrainingInputs,
-    check_folder,
-    check_split,
-    open_folder,
-    prepare,
-    split_folder,
-)
-from fmcnet.training.selection import BATCHES, estimate_statistics
-from fmcnet.training.train_step import MEASURED, NotFinite, TrainStep
+from fmcnet.training.loggers import StepLogger, Tracker, check_trackers
+from fmcnet.training.prepare import check_split, hold_out, start_samples, warn_of_seen_identities
+from fmcnet.training.profile import StepProfile
+from fmcnet.training.run_folder import check_folder, open_folder, split_folder
+from fmcnet.training.selection import BATCHES, ModelSelection, estimate_statistics, write_projection
+from fmcnet.training.train_step import MEASURED, NotFinite, TrainStep, precision
 
 logger = logging.getLogger(__name__)
 
@@ -145,19 +145,12 @@ def train(
                 table = read_dataset(table, layout=config.data.layout, trial=config.data.split)
             if not resume:  # runs of an earlier version may have it
                 check_split(config, table.name)
-            inputs = prepare(config, table, run, ctx, resume=resume, progress=progress)
+            trainer = Trainer(config, table, run, ctx, extra_terms, resume=resume, progress=progress)
         with ExitStack() as stack:
             with agree_on_errors(ctx):  # last, so that an error in data or settings leaves no run folder
                 if ctx.main:
                     stack.enter_context(open_folder(run, config))
-            trainer = Trainer(config, inputs, run, ctx, extra_terms)
-            return trainer.fit(
-                resume=resume,
-                progress=progress,
-                description=description,
-                trackers=trackers,
-                profile=profile,
-            )
+            return trainer.fit(description, trackers, profile)
 
 
 def train_splits(
@@ -211,73 +204,78 @@ def train_splits(
 
 
 class Trainer:
-    """The loop over steps, with its log, validation and checkpoints.
+    """One training: its images and model, then the loop over steps with log, validation and checkpoints.
 
-    Args:
-        config: settings.
-        inputs: images and model.
-        run: the run folder, which exists.
-        ctx: device and rank.
-        terms: losses of your own, by name.
+    Arguments as of `train`; nothing is written into the run folder before `fit`.
     """
 
     def __init__(
         self,
         config: Config,
-        inputs: TrainingInputs,
+        table: Table,
         run: Path,
         ctx: DistributedContext,
         terms: Mapping[str, ExtraTerm],
-    ) -> None:
-        self._config, self._inputs, self._run, self._ctx = config, inputs, run, ctx
-        self._selection = inputs.selection
-        sampler, accumulate = inputs.sampler, config.training.accumulate
-        self._steps_per_epoch = sampler.steps // accumulate
-        self._steps = config.training.epochs * self._steps_per_epoch
-        self._images_per_step = 2 * sampler.identities * sampler.images * accumulate * ctx.world
-        self._train_step = TrainStep(config, inputs.model, ctx, sampler.identities, self._steps, terms)
-        self._logger = StepLogger(run, config, self._steps)
-        invariants = {
-            "data": fingerprint(inputs.cache.table, inputs.cache.table.split),
-            "processes": ctx.world,
-            "steps": self._steps,
-            "precision": str(self._train_step.precision).removeprefix("torch."),
-            "device": ctx.device.type,
-            "pixels": inputs.cache.digest(),
-            "discriminators": "Adam, betas 0.5 and 0.999" if inputs.model.compensation else None,
-            "own_terms": ", ".join(sorted(terms)) or None,
-        }
-        self._checkpointer = Checkpointer(
-            run, ctx, self._train_step, inputs.card, inputs.selection, self._logger, invariants
-        )
-        self._first = 0
-        self._started = time.perf_counter()
-
-    def fit(
-        self,
         *,
         resume: bool,
         progress: bool | None,
-        description: str,
-        trackers: Sequence[str | Tracker],
-        profile: bool,
-    ) -> TrainingSummary:
+    ) -> None:
+        self._config, self._run, self._ctx, self._terms = config, run, ctx, terms
+        self._resume, self._progress = resume, progress
+        table = hold_out(table, config)
+        rows = table.select(split=config.data.train_splits)
+        self._labels, pids = rows.labels()
+        self._sampler = make_sampler(config, rows, self._labels, ctx.rank, ctx.world)
+        self._selection = ModelSelection(config, table, run, ctx)
+        precision(config.training.precision, ctx.device)  # raises if the device lacks it
+        if ctx.main:
+            for note in (*table.notes, *self._sampler.notes):
+                logger.info("%s", note)
+        folder = cache_folder(config.data.cache, table.root)
+        self._cache = ImageCache(
+            rows, config.data.height, config.data.width, folder=folder, progress=progress
+        )
+        torch.manual_seed(config.training.seed)
+        self._model = build_model(config.model, len(pids))
+        if not (resume and checkpoints(run)):
+            load_pretrained(self._model, config.model.pretrained, config.model.arch)
+        # Dropout differs between processes.
+        torch.manual_seed((config.training.seed * 1_000_003 + ctx.rank) % 2**63)
+        self._card = ModelCard(
+            config=config,
+            pids=tuple(int(pid) for pid in pids),
+            dataset=table.name,
+            step=0,
+            data=fingerprint(table),
+            samples=sample_pictures(self._cache.table) if ctx.main else (),
+            start_samples=start_samples(config, run, resume) if ctx.main else (),
+        )
+        warn_of_seen_identities(self._card, table)
+        self._steps_per_epoch = self._sampler.steps // config.training.accumulate
+        self._steps = config.training.epochs * self._steps_per_epoch
+
+    def fit(self, description: str, trackers: Sequence[str | Tracker], profile: bool) -> TrainingSummary:
         """Train from the newest checkpoint (or the start) to the last step, and write the model."""
         config, ctx = self._config, self._ctx
+        self._train_step = TrainStep(
+            config, self._model, ctx, self._sampler.identities, self._steps, self._terms
+        )
+        self._logger = StepLogger(self._run, config, self._steps)
+        self._checkpointer = Checkpointer(
+            self._run, ctx, self._train_step, self._card, self._selection, self._logger, self._invariants()
+        )
         self._started = time.perf_counter()
-        self._first = self._checkpointer.restore() if resume else 0
-        bar = Progress(description, self._steps, self._first, show=progress if ctx.main else False)
+        self._first = self._checkpointer.restore() if self._resume else 0
+        bar = Progress(description, self._steps, self._first, show=self._progress if ctx.main else False)
         profiler = StepProfile(self._run, ctx.device.type == "cuda") if profile and ctx.main else None
         accumulate = config.training.accumulate
-        batches = self._inputs.batches(
-            config.augment, self._first * accumulate, self._steps * accumulate, ctx
-        )
+        batches = self._batches(config.augment, self._first * accumulate, self._steps * accumulate)
         try:
             with agree_on_errors(ctx):
                 if ctx.main:
                     self._logger.open(trackers, self._first)
             with StopAtStepEnd() as stop:
-                with bar, profiler or nullcontext():
+                with profiler or nullcontext(), bar:
                     for step in range(self._first, self._steps):
                         with record_function("fmcnet: data"):
                             step_batches = list(islice(batches, accumulate))
@@ -286,34 +284,55 @@ class Trainer:
                         if profiler:
                             profiler.step()
                         self._after_step(step + 1, stop, bar)
-                return self._finish(progress)
+                return self._finish()
         finally:
             self._logger.close()
-            if profiler and profiler.table:
-                logger.info("%s\nthe profile: %s", profiler.table, profiler.folder)
+
+    def _batches(self, augment: AugmentConfig, first: int, last: int) -> Iterator[TrainingBatch]:
+        """Batches `first` to `last - 1` of the training, on the device."""
+        dataset = TrainingImages(
+            self._cache.images,
+            self._labels,
+            self._cache.table.modality,
+            augment,
+            seed=self._config.training.seed,
+            draws=self._sampler.identities * self._sampler.images * self._ctx.world,
+        )
+        return load_batches(dataset, self._sampler, self._ctx.device, first, last)
+
+    def _invariants(self) -> dict[str, Any]:
+        """What must be the same when the training is resumed: the values of `INVARIANTS`."""
+        table = self._cache.table
+        return {
+            "data": fingerprint(table, table.split),
+            "processes": self._ctx.world,
+            "steps": self._steps,
+            "precision": str(self._train_step.precision).removeprefix("torch."),
+            "device": self._ctx.device.type,
+            "pixels": self._cache.digest(),
+            "discriminators": "Adam, betas 0.5 and 0.999" if self._model.compensation else None,
+            "own_terms": ", ".join(sorted(self._terms)) or None,
+        }
 
     def _after_step(self, done: int, stop: StopAtStepEnd, bar: Progress) -> None:
         """Log, validate, save and stop, each if due after `done` steps."""
         training = self._config.training
-        epoch, step_in_epoch = divmod(done, self._steps_per_epoch)
-        epoch_ends, last = step_in_epoch == 0, done == self._steps
-        late = self._ctx.main and self._checkpointer.late()
-        stopping, late = agree([stop.signals > 0, late], self._ctx)
-        save_due = not last and (stopping or late or done % training.checkpoint_every == 0)
-        note = ""
-        if epoch_ends or last or save_due or done % training.log_every == 0:
+        epoch_ends = done % self._steps_per_epoch == 0
+        stopping, late = agree([stop.signals > 0, self._ctx.main and self._checkpointer.late()], self._ctx)
+        saves = done < self._steps and (stopping or late or done % training.checkpoint_every == 0)
+        logs = epoch_ends or saves or done % training.log_every == 0
+        if logs:
             self._write_log(done)
-            note = self._note(done)
-        bar.advance(note, line=epoch_ends)
-        if epoch_ends and self._selection.due(epoch):
+        bar.advance(self._note(done) if logs else "", line=epoch_ends)
+        if epoch_ends and self._selection.due(done // self._steps_per_epoch):
             self._validate(done)
-        if save_due:
+        if saves:
             self._checkpointer.save(done, must=stopping)
-        if stopping and not last:
-            raise Interrupted(
-                f"stopped after step {done} of {self._steps}; the checkpoint is in {self._run / 'checkpoints'}",
-                143 if stop.terminated else 130,
-            )
+            if stopping:
+                raise Interrupted(
+                    f"stopped after step {done} of {self._steps}; the checkpoint is in {self._run / 'checkpoints'}",
+                    143 if stop.terminated else 130,
+                )
 
     def _write_log(self, done: int) -> None:
         """Log the steps since the last call; waits for the device."""
@@ -321,12 +340,10 @@ class Trainer:
             records = self._train_step.read()
         except NotFinite as error:
             saved = checkpoints(self._run)
-            last_saved = (
-                f"the last good checkpoint is {saved[-1]}" if saved else "there was no checkpoint yet"
-            )
+            last = f"the last good checkpoint is {saved[-1]}" if saved else "there was no checkpoint yet"
             raise mark_agreed(
                 TrainingError(
-                    f"step {error.step}: {', '.join(error.names)} became NaN or infinite; {last_saved}. "
+                    f"step {error.step}: {', '.join(error.names)} became NaN or infinite; {last}. "
                     "Train into a new --out with a lower training.lr, with training.clip, or training.precision=fp32."
                 )
             ) from error
@@ -339,22 +356,24 @@ class Trainer:
 
     def _note(self, done: int) -> str:
         """Text beside the progress bar: loss, speed, memory and, at the end of an epoch, its number."""
-        terms = self._logger.terms
+        terms, device = self._logger.terms, self._ctx.device
         epoch, step_in_epoch = divmod(done, self._steps_per_epoch)
+        memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident_bytes()
         parts = (
             f"loss {terms['loss']:.2f}" if "loss" in terms else "",
             f"{self._images_per_second(done, time.perf_counter() - self._started):.0f} images/s",
-            _memory_text(self._ctx.device),
+            f"{memory / 2**30:.1f} GiB" if memory else "",
             "" if step_in_epoch else f"epoch {epoch}/{self._config.training.epochs}",
         )
         return ", ".join(filter(None, parts))
 
     def _images_per_second(self, done: int, seconds: float) -> float:
-        return (done - self._first) * self._images_per_step / seconds
+        batch = 2 * self._sampler.identities * self._sampler.images * self._ctx.world
+        return (done - self._first) * batch * self._config.training.accumulate / seconds
 
     def _validate(self, done: int) -> None:
         """Measure the model on held-out identities, and write it if it is the best so far."""
-        record = self._selection.validate(self._export(), replace(self._inputs.card, step=done), done)
+        record = self._selection.validate(self._export(), replace(self._card, step=done))
         self._logger.write([record] if record else [], "validated_step")
         with agree_on_errors(self._ctx):
             self._selection.write()
@@ -364,43 +383,38 @@ class Trainer:
         model = self._train_step.export()
         if self._config.model.normalization == "modality" or self._config.model.standardized:
             no_augmentation = AugmentConfig(pad=0, flip=0, erase=0, channel="none")
-            first_batch = self._steps * self._config.training.accumulate
+            first = self._steps * self._config.training.accumulate  # batches that no step trains on
             images_per_batch = self._config.data.identities * self._config.data.images * 2 * self._ctx.world
-            batches_per_pass = -(-len(self._inputs.cache) // images_per_batch)
-            last_batch = first_batch + min(BATCHES, batches_per_pass)
-            estimate_statistics(
-                model,
-                lambda: self._inputs.batches(no_augmentation, first_batch, last_batch, self._ctx),
-                self._ctx.world,
-            )
+            last = first + min(BATCHES, -(-len(self._cache) // images_per_batch))
+            estimate_statistics(model, lambda: self._batches(no_augmentation, first, last), self._ctx.world)
         return model
 
-    def _finish(self, progress: bool | None) -> TrainingSummary:
+    def _finish(self) -> TrainingSummary:
         """Write the last checkpoint and the model."""
         seconds = time.perf_counter() - self._started
         if self._first < self._steps:
             self._checkpointer.save(self._steps, must=True)
         elif self._ctx.main:
             drop_others(self._run, self._steps, self._config.training.keep)
-        exported = self._export()
+        model = self._export()
         with agree_on_errors(self._ctx):
             if self._ctx.main:
-                self._checkpointer.write_model(exported)
+                self._selection.write_model(model, replace(self._card, step=self._steps), self._run)
                 if self._config.model.descriptor == "discriminant":
-                    self._checkpointer.write_projection(self._inputs.cache.table, progress)
+                    write_projection(self._run, self._cache.table, self._ctx.device, self._progress)
         return TrainingSummary(
             run=self._run,
-            variant=exported.variant,
-            dataset=self._inputs.card.dataset,
+            variant=model.variant,
+            dataset=self._card.dataset,
             steps=self._steps,
             resumed_from=self._first,
             seconds=seconds,
             images_per_second=self._images_per_second(self._steps, seconds),
-            images=len(self._inputs.cache),
-            identities=self._inputs.card.classes,
-            parameters=sum(p.numel() for p in exported.parameters()),
+            images=len(self._cache),
+            identities=self._card.classes,
+            parameters=sum(p.numel() for p in model.parameters()),
             last_terms=self._logger.terms,
-            selected=self._checkpointer.selected(),
+            selected=self._selection.selected,
         )
 
 
@@ -408,15 +422,11 @@ class StopAtStepEnd:
     """Ctrl-C or SIGTERM ends the training after the current step, with a checkpoint; a third signal ends it at once.
 
     Two signals count as one: a terminal and a parent process may both deliver the same Ctrl-C.
-
-    Attributes:
-        signals: number of signals received.
-        terminated: whether one was SIGTERM.
     """
 
     def __init__(self) -> None:
         self.signals = 0
-        self.terminated = False
+        self.terminated = False  # whether a signal was SIGTERM
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopAtStepEnd:
@@ -435,9 +445,3 @@ class StopAtStepEnd:
         self.terminated |= number == signal.SIGTERM
         if self.signals > 2:
             raise KeyboardInterrupt
-
-
-def _memory_text(device: torch.device) -> str:
-    """Peak memory of the GPU, else memory of the process."""
-    size = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident_bytes()
-    return f"{size / 2**30:.1f} GiB" if size else ""

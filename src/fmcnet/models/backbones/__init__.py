@@ -153,13 +153,10 @@ def make_backbone(arch: str, width: int = 64, last_stride: int = 1) -> Backbone:
     Raises:
         ConfigError: for a name that is not registered, or one whose function gives no backbone.
     """
-    if arch in shipped():
-        make = shipped()[arch]
-    elif arch in _REGISTERED:
-        make = _REGISTERED[arch]
-    elif arch in plugins(BACKBONES):
+    make = shipped().get(arch) or _REGISTERED.get(arch)
+    if make is None and arch in plugins(BACKBONES):
         make = load_plugin(plugins(BACKBONES)[arch])
-    else:
+    if make is None:
         raise ConfigError(
             f"model.arch = '{arch}': no such backbone; choose one of {', '.join(backbones())}. Register your own "
             "with fmcnet.register_backbone before this call; for commands, install a package with an entry point of "

@@ -28,21 +28,13 @@ EPSILON = 1e-3
 
 
 class BlockGroup(NamedTuple):
-    """Inverted residual blocks of one width.
-
-    Attributes:
-        repeats: number of blocks.
-        kernel: size of the depthwise convolution.
-        stride: of the first block.
-        expansion: factor of the channels inside a block.
-        channels: of the output.
-    """
+    """Inverted residual blocks of one width."""
 
     repeats: int
-    kernel: int
-    stride: int
-    expansion: int
-    channels: int
+    kernel: int  # of the depthwise convolution
+    stride: int  # of the first block
+    expansion: int  # of the channels inside a block
+    channels: int  # of the output
 
 
 GROUPS = (

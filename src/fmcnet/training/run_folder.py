@@ -1,0 +1,157 @@
+"""The run folder of a training: whether it may be used, its lock, and the settings stored in it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import Timeout
+
+from fmcnet.config import Config, load_config
+from fmcnet.errors import CheckpointError, ConfigError, DataError
+from fmcnet.files import left_in, lock_file, remove_left, write_text
+from fmcnet.models.card import CARD
+from fmcnet.parsing import read_yaml
+
+logger = logging.getLogger(__name__)
+
+CONFIG = "config.yaml"
+MAY_CHANGE = (
+    "training.log_every",
+    "training.checkpoint_every",
+    "training.checkpoint_minutes",
+    "training.keep",
+    "data.cache",
+)
+"""Settings that may differ on resume: they change when files are written, not what is computed."""
+
+
+def check_folder(run: Path, config: Config, resume: bool) -> None:
+    """Check that a training may write to the folder, which may hold a run only to `resume` it.
+
+    Raises:
+        CheckpointError: when it holds a run and `resume` is not set, or a run with other settings.
+        DataError: when it holds other files.
+    """
+    config_file = run / CONFIG
+    if config_file.is_file():
+        if not resume:
+            has_checkpoint = any((run / "checkpoints").glob("step-*"))
+            hint = "" if has_checkpoint else ". It has no checkpoint yet: its folder can be deleted"
+            raise CheckpointError(
+                f"{run} already holds a run: go on with --resume (in Python: resume=True), or give another "
+                f"--out{hint}"
+            )
+        stored_values, stored_config = _read_stored_config(config_file)
+        old, new = (_flatten(tree.model_dump(mode="json")) for tree in (stored_config, config))
+        changed = [key for key in old if old[key] != new[key] and key not in MAY_CHANGE]
+        if missing := [key for key in changed if key not in stored_values]:
+            raise _damaged_error(config_file, f"does not hold {', '.join(missing[:5])}")
+        if changed:
+            differences = "; ".join(f"{key}: {old[key]} there, {new[key]} now" for key in changed[:5])
+            raise CheckpointError(f"{run} was started with other settings ({differences})")
+    elif resume and (run / "checkpoints").exists():
+        raise _damaged_error(config_file, "is a folder" if config_file.is_dir() else "is missing")
+    elif run.exists() and (not run.is_dir() or set(run.iterdir()) - {run / ".lock", *left_in(run)}):
+        raise DataError(f"{run} exists and is not an fmcnet run: give a new or empty folder as --out")
+
+
+def _read_stored_config(config_file: Path) -> tuple[dict[str, Any], Config]:
+    """The settings that a run's config.yaml holds, by "section.key", and the whole configuration with defaults."""
+    try:
+        tree = read_yaml(config_file)
+        if not isinstance(tree, dict) or not tree:
+            raise _damaged_error(config_file, "holds no sections" if tree else "is empty")
+        config = load_config(tree)
+    except OSError as error:
+        raise _damaged_error(config_file, f"cannot be read: {error.strerror or error}") from error
+    except (ValueError, ConfigError) as error:
+        reason = " ".join(str(error).split())
+        raise _damaged_error(config_file, f"is damaged ({reason[:200]})") from error
+    return _flatten({name: values for name, values in tree.items() if isinstance(values, dict)}), config
+
+
+def _damaged_error(path: Path, problem: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path} {problem}: write it again with the settings of this training (fmcnet config NAME key=value > FILE), "
+        "or give another --out"
+    )
+
+
+def resumed_config(run: Path, source: str | None, overrides: Sequence[str]) -> Config | None:
+    """The settings that a run was started with, and `overrides`; None where there is no run yet.
+
+    Settings of a configuration `source`, named beside the run, that differ are ignored with a warning: they may have
+    been overridden when the run started.
+    """
+    config_file = run / CONFIG
+    if not config_file.is_file():
+        return None
+    if source is not None:
+        run_config, source_config = load_config(config_file).model_dump(), load_config(source)
+        overridden = {item.partition("=")[0].strip() for item in overrides}
+        differing = [
+            f"{section}.{key} {run_config[section][key]} (not {getattr(part, key)})"
+            for section, part in source_config
+            for key in sorted(part.model_fields_set)
+            if run_config[section][key] != getattr(part, key) and f"{section}.{key}" not in overridden
+        ]
+        if differing:
+            logger.warning(
+                "the run goes on with its own settings, not those of %s: %s", source, "; ".join(differing)
+            )
+    return load_config(config_file, list(overrides))
+
+
+@contextmanager
+def open_folder(run: Path, config: Config) -> Iterator[None]:
+    """Make and lock the run folder, write the settings, and remove half-written files of a killed training.
+
+    Raises:
+        CheckpointError: when another process (a job that was queued again, say) holds the lock.
+        DataError: when the folder cannot be made or written.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            run.mkdir(parents=True, exist_ok=True)
+            try:
+                stack.enter_context(lock_file(run / ".lock"))
+            except Timeout:
+                raise CheckpointError(
+                    f"another process is training in {run}: wait for it, or give another --out"
+                ) from None
+            except (OSError, NotImplementedError):  # no locks, or read-only: then the first write fails
+                pass
+            remove_left(run)
+            for path in (run / "checkpoints").glob(".step-*.tmp"):
+                shutil.rmtree(path, ignore_errors=True)
+            for path in (run / "checkpoints").glob("best-*"):
+                remove_left(path)
+            write_text(run / CONFIG, config.to_yaml())
+        except OSError as error:
+            raise unwritable(run, error) from error
+        yield
+
+
+def unwritable(run: Path, error: OSError) -> DataError:
+    """The error for a run folder that cannot be written."""
+    return DataError(f"the run folder {run} cannot be written: {error.strerror or error}")
+
+
+def split_folder(out: Path, split: int) -> Path:
+    """Return the run folder of one split, below the folder of all."""
+    return out / f"split-{split:02d}"
+
+
+def split_runs(folder: Path) -> list[Path]:
+    """List the finished runs of a folder that `train_splits` wrote, by split."""
+    return [path for path in sorted(folder.glob("split-*")) if (path / CARD).is_file()]
+
+
+def _flatten(tree: dict[str, Any]) -> dict[str, Any]:
+    return {f"{section}.{key}": value for section, values in tree.items() for key, value in values.items()}
