@@ -141,34 +141,35 @@ def rank_with_extras(
 
 @dataclass(frozen=True)
 class Reranked:
-    """The final distances of a trial, computed for some queries at a time."""
+    """The final distances of a trial, computed for some queries at a time.
+
+    Attributes:
+        images: (Q + G, D), queries first.
+        queries: Q.
+        farthest: (Q + G,) each image's largest squared distance.
+        encoding: (Q + G, Q + G) sparse rows (CSR), the averaged encodings V, each of sum 1.
+        gallery_encoding: (G, Q + G) the gallery's rows of it, by column (CSC).
+        weight: lambda, the share of the original distance in the final one.
+    """
 
     images: Matrix
-    """(Q + G, D), queries first."""
     queries: int
     farthest: Matrix
-    """(Q + G,) each image's largest squared distance."""
     encoding: Any
-    """(Q + G, Q + G) sparse rows, the averaged encodings V."""
-    columns: Any
-    """The gallery's part of the encodings, by column: (Q + G, G) as CSC."""
+    gallery_encoding: Any
     weight: float
 
     def distances(self, positions: IntArray) -> Matrix:
         """(q, G) final distances of the queries at some positions: (1 - lambda) Jaccard + lambda original."""
-        gallery = len(self.images) - self.queries
         original = squared_distances(self.images[positions], self.images[self.queries :])
         original /= self.farthest[positions, None]
-        jaccard = np.empty((len(positions), gallery))
-        pointers, rows, values = self.columns.indptr, self.columns.indices, self.columns.data
+        jaccard = np.empty_like(original)
         for row, query in enumerate(positions.tolist()):
-            start, stop = self.encoding.indptr[query], self.encoding.indptr[query + 1]
-            shared, query_values = self.encoding.indices[start:stop], self.encoding.data[start:stop]
-            begin, length = pointers[shared], pointers[shared + 1] - pointers[shared]
-            starts = begin - np.append(0, np.cumsum(length)[:-1])
-            entries = np.repeat(starts, length) + np.arange(length.sum())
-            smaller = np.minimum(values[entries], np.repeat(query_values, length))
-            overlap = np.bincount(rows[entries], weights=smaller, minlength=gallery)
+            # The overlap of two encodings is the sum of their smaller entries; only columns of both count.
+            entries = slice(*self.encoding.indptr[query : query + 2])
+            shared = self.gallery_encoding[:, self.encoding.indices[entries]]
+            own = np.repeat(self.encoding.data[entries], np.diff(shared.indptr))
+            overlap = np.bincount(shared.indices, np.minimum(shared.data, own), original.shape[1])
             jaccard[row] = 1 - overlap / (2 - overlap)  # rows of V sum to 1: sum max = 2 - sum min
         return np.asarray((1 - self.weight) * jaccard + self.weight * original)
 
