@@ -12,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 
 from fmcnet.errors import DataError, ProtocolError, first_of
-from fmcnet.evaluation.protocols import Protocol, SkipRule, Trial
+from fmcnet.evaluation.protocols import Protocol, Trial
 from fmcnet.evaluation.ranking import CHUNK_BYTES, Ranks, rank_trials
 from fmcnet.evaluation.reranking import Extra, rank_with_extras
+from fmcnet.evaluation.skip_rule import SkipRule
 from fmcnet.types import BoolArray, Embeddings, IntArray
 
 METRICS = ("rank1", "rank5", "rank10", "rank20", "mAP", "mINP")

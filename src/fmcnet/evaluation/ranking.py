@@ -8,7 +8,7 @@ A tie therefore counts against the query, whatever the order of the gallery's ro
 collapse cannot score by luck of the order. Similarities that differ by less than the rounding of the
 arithmetic (`Similarity.tie`) count as equal.
 
-Which gallery images a query skips (the same-camera rule) is `SkipRule` in `fmcnet.evaluation.protocols`.
+Which gallery images a query skips (the same-camera rule) is `SkipRule`.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fmcnet.errors import ProtocolError
-from fmcnet.evaluation.protocols import Protocol, SkipRule, Trial
+from fmcnet.evaluation.protocols import Protocol, Trial
 from fmcnet.evaluation.similarity import Similarity
+from fmcnet.evaluation.skip_rule import SkipRule
 from fmcnet.types import BoolArray, Embeddings, IntArray
 
 CHUNK_BYTES = 32 * 2**20
@@ -194,21 +195,9 @@ class _Ranking:
         for positions in np.split(order, range(max(1, query_chunk), len(order), max(1, query_chunk))):
             rows, loaded = query[positions], self.load(positions)
             matches = self._true_matches(rows, loaded, in_trial)
-            above = [torch.zeros(m.shape, dtype=torch.int64, device=m.device) for m in matches]
-            identities_above = [images[:, 0].clone() for images in above]
-            for span in spans:
-                others = self._others(rows, loaded, span)
-                for trial, mask in enumerate(in_trial[:, span]):
-                    if not mask.any():
-                        continue
-                    columns = torch.from_numpy(np.flatnonzero(mask)).to(others.device)
-                    block, limits = others.index_select(1, columns), matches[trial] - self.tie
-                    identities_above[trial] += _identities_above(
-                        block, limits[:, :1], pid[self.gallery[span][mask]]
-                    )
-                    above[trial] += block.shape[1] - torch.searchsorted(_sorted_rows(block), limits)
-            for trial, trial_ranks in enumerate(ranks):
-                trial_ranks.fill(positions, matches[trial], above[trial], identities_above[trial])
+            counts = self._count_above(rows, loaded, in_trial, spans, [best - self.tie for best in matches])
+            for trial_ranks, best, (above, identities_above) in zip(ranks, matches, counts, strict=True):
+                trial_ranks.fill(positions, best, above, identities_above)
         return ranks
 
     def _true_matches(self, rows: IntArray, loaded: Tensor, in_trial: BoolArray) -> list[Tensor]:
@@ -233,6 +222,25 @@ class _Ranking:
             matches.append(best[:, : max(1, int(is_left.sum(dim=1).max()))].contiguous())
         return matches
 
+    def _count_above(
+        self, rows: IntArray, loaded: Tensor, in_trial: BoolArray, spans: list[slice], limits: list[Tensor]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """For each trial what `_count` gives, of the whole gallery; `limits` (q, K) are of its true matches."""
+        counts = [
+            (torch.zeros_like(limit, dtype=torch.int64), torch.zeros_like(limit[:, 0], dtype=torch.int64))
+            for limit in limits
+        ]
+        for span in spans:
+            others = self._others(rows, loaded, span)
+            pid = self.embeddings.pid[self.gallery[span]]
+            for (above, identities_above), limit, mask in zip(counts, limits, in_trial[:, span], strict=True):
+                if mask.any():
+                    columns = torch.from_numpy(np.flatnonzero(mask)).to(others.device)
+                    images, identities = _count(others.index_select(1, columns), limit, pid[mask])
+                    above += images
+                    identities_above += identities
+        return counts
+
     def _others(self, rows: IntArray, loaded: Tensor, span: slice) -> Tensor:
         """(q, g) similarities with a part of the gallery; -inf for the query's identity and what it skips."""
         part = self.gallery[span]
@@ -254,20 +262,20 @@ def _spans(pid: IntArray, size: int) -> Iterator[slice]:
         start = stop
 
 
-def _sorted_rows(block: Tensor) -> Tensor:
-    """Each row ascending, in place on a CPU, where NumPy sorts 25 times as fast as PyTorch."""
-    if block.device.type == "cpu":
-        block.numpy().sort(axis=1)
-        return block
-    return block.sort(dim=1).values
+def _count(others: Tensor, limits: Tensor, pid: IntArray) -> tuple[Tensor, Tensor]:
+    """Images that reach each limit (q, K), and identities that reach the first (q,); sorts `others` (q, g) in place.
 
-
-def _identities_above(others: Tensor, limits: Tensor, pid: IntArray) -> Tensor:
-    """(q,) how many identities have an image among (q, G) that reaches (q, 1); `pid` (G,) is ascending."""
-    reached = (others >= limits).view(torch.uint8).cumsum(dim=1, dtype=torch.int32)
+    `limits` descend, `pid` (g,) ascends.
+    """
+    reached = (others >= limits[:, :1]).view(torch.uint8).cumsum(dim=1, dtype=torch.int32)
     ends = np.append(np.flatnonzero(np.diff(pid)), len(pid) - 1)
     last = reached.index_select(1, torch.from_numpy(ends).to(reached.device))
-    return (last.diff(dim=1, prepend=last.new_zeros(len(last), 1)) > 0).sum(dim=1)
+    identities = (last.diff(dim=1, prepend=last.new_zeros(len(last), 1)) > 0).sum(dim=1)
+    if others.device.type == "cpu":
+        others.numpy().sort(axis=1)  # 25 times as fast as PyTorch's
+    else:
+        others = others.sort(dim=1).values
+    return others.shape[1] - torch.searchsorted(others, limits), identities
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmcnet.errors import ProtocolError
-from fmcnet.evaluation.protocols import SkipRule, Trial
+from fmcnet.evaluation.protocols import Trial
 from fmcnet.evaluation.ranking import CHUNK_BYTES, Ranks, largest, rank_given
 from fmcnet.evaluation.similarity import Similarity
+from fmcnet.evaluation.skip_rule import SkipRule
 from fmcnet.types import BoolArray, Embeddings, IntArray
 
 Matrix = NDArray[np.float64]
