@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fmcnet.errors import CheckpointError, DataError, FmcnetError
-from fmcnet.files import write_atomically
+from fmcnet.files import write_json
 from fmcnet.parsing import read_json
 from fmcnet.types import Modality, parse_modality
 
@@ -259,13 +258,12 @@ class Calibration:
         """Write the calibration, whole or not at all.
 
         Args:
-            path: the file.
+            path: the file; its folder is made if missing.
 
         Returns:
             Its path.
         """
-        text = json.dumps(self.to_dict(), indent=1) + "\n"
-        return write_atomically(Path(path), lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        return write_json(Path(path), self.to_dict())
 
     @staticmethod
     def load(path: str | Path, model: str | None = None) -> Calibration:

@@ -381,20 +381,14 @@ class Encoder:
         """
         if not len(rows):
             raise DataError(f"there are no images to embed in {table.root}")
-        images = self.cached_images(table, progress)
-        features: NDArray[np.float32] | None = None
-        with Progress("embedding", len(rows), show=progress) as bar:
-            for modality in Modality:
-                positions = np.flatnonzero(table.modality[rows] == modality.code)
-                for start in range(0, len(positions), batch_size):
-                    batch = positions[start : start + batch_size]
-                    part = self._embed(images[rows[batch]], modality, flip)
-                    if features is None:
-                        features = np.empty((len(rows), part.shape[1]), dtype=np.float32)
-                    features[batch] = part
-                    bar.advance(count=len(batch))
-        assert features is not None
-        return features
+        return embed_batches(
+            lambda batch, modality: self._embed(batch, modality, flip),
+            self.cached_images(table, progress),
+            table.modality,
+            rows,
+            batch_size,
+            progress,
+        )
 
     def _embed(self, images: NDArray[Any], modality: Modality, flip: bool) -> FloatArray:
         """(N, H, W, 3) uint8 to (N, E) float32."""
@@ -402,6 +396,30 @@ class Encoder:
         if flip:
             features = (features + self.backend(images[:, :, ::-1], modality)) * np.float32(0.5)
         return features
+
+
+def embed_batches(
+    embed: Callable[[NDArray[Any], Modality], FloatArray],
+    images: NDArray[np.uint8],
+    modality: NDArray[np.uint8],
+    rows: IntArray,
+    batch_size: int,
+    progress: bool | None,
+) -> FloatArray:
+    """Descriptors (R, E) of some rows of images (N, H, W, 3), in batches of one modality each."""
+    features: FloatArray | None = None
+    with Progress("embedding", len(rows), show=progress) as bar:
+        for kind in Modality:
+            positions = np.flatnonzero(modality[rows] == kind.code)
+            for start in range(0, len(positions), batch_size):
+                batch = positions[start : start + batch_size]
+                part = embed(images[rows[batch]], kind)
+                if features is None:
+                    features = np.empty((len(rows), part.shape[1]), dtype=np.float32)
+                features[batch] = part
+                bar.advance(count=len(batch))
+    assert features is not None
+    return features
 
 
 def keep(features: FloatArray, table: Table, kept: Path | None) -> Embeddings:

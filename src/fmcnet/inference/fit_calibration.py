@@ -89,7 +89,6 @@ def calibrate_model(
         source=facts,
     )
     path = Path(out) if out is not None else encoder.folder / CALIBRATION
-    path.parent.mkdir(parents=True, exist_ok=True)
     return calibration, calibration.save(path)
 
 

@@ -16,7 +16,7 @@ from fmcnet.data.table import Table
 from fmcnet.evaluation.evaluate import evaluate
 from fmcnet.evaluation.evaluate_model import protocols_for, role_masks
 from fmcnet.inference.backends import Backend
-from fmcnet.inference.encoder import keep
+from fmcnet.inference.encoder import embed_batches, keep
 from fmcnet.inference.projection import l2_normalize
 from fmcnet.types import FloatArray, IntArray, Modality
 
@@ -44,20 +44,6 @@ class BackendReport:
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
-
-
-def embed_all(backend: Backend, images: NDArray[np.uint8], modality: NDArray[np.uint8]) -> FloatArray:
-    """Unit-length embeddings (N, E) of images (N, H, W, 3), each by its own modality's path."""
-    result: FloatArray | None = None
-    for batch_modality in Modality:
-        rows = np.flatnonzero(modality == batch_modality.code)
-        for start in range(0, len(rows), BATCH):
-            batch = rows[start : start + BATCH]
-            part = l2_normalize(backend(images[batch], batch_modality))
-            result = np.empty((len(images), part.shape[1]), dtype=np.float32) if result is None else result
-            result[batch] = part
-    assert result is not None
-    return result
 
 
 def scores(features: FloatArray, table: Table, config: EvaluationConfig) -> dict[str, dict[str, float]]:
@@ -128,10 +114,11 @@ def compare(
         seconds: as that of `rates`.
     """
     speeds = rates([backend for _, backend, *_ in forms], images, Modality.VISIBLE, seconds=seconds)
+    rows = np.arange(len(images))
     reports: list[BackendReport] = []
     first: FloatArray | None = None
     for (name, backend, size, kept), speed in zip(forms, speeds, strict=True):
-        features = embed_all(backend, images, modality)
+        features = l2_normalize(embed_batches(backend, images, modality, rows, BATCH, progress=False))
         first = features if first is None else first
         reports.append(
             BackendReport(
