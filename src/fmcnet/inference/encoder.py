@@ -214,37 +214,33 @@ class Encoder:
                 f"on_error='{on_error}': say raise, skip, or give a function that takes each fault"
             )
         value_range = None if value_range is None else check_range(value_range)
-        all_remarks = Remarks() if remarks is None else remarks
+        noted = Remarks() if remarks is None else remarks
         rows: list[int] = []
         parts: list[FloatArray] = []
         faults: list[Fault] = []
         show = progress if progress is not None or len(items) > batch_size else False
         with Progress("embedding", len(items), show=show) as bar:
             for batch, decoded in read_ahead(
-                items, batch_size, self.height, self.width, workers, value_range, all_remarks
+                items, batch_size, self.height, self.width, workers, value_range, noted
             ):
+                bar.advance(count=len(batch))
                 faults += [image for image in decoded if isinstance(image, Fault)]
-                readable = [
-                    (position, image)
+                if faults and on_error == "raise":
+                    continue  # the rest is only read, to name all faults
+                readable = {
+                    position: image
                     for position, image in zip(batch, decoded, strict=True)
                     if not isinstance(image, Fault)
-                ]
-                only_checking = faults and on_error == "raise"  # the rest is only read, to name all faults
-                if readable and not only_checking:
-                    pixels = np.stack([image for _, image in readable])
-                    batch_modality = items[batch[0]].modality
-                    note_colours(
-                        pixels,
-                        batch_modality,
-                        [items[position].name for position, _ in readable],
-                        all_remarks,
-                    )
-                    parts.append(self._embed(pixels, batch_modality, flip))
-                    rows += [position for position, _ in readable]
-                bar.advance(count=len(batch))
+                }
+                if readable:
+                    pixels, kind = np.stack(list(readable.values())), items[batch[0]].modality
+                    note_colours(pixels, kind, [items[position].name for position in readable], noted)
+                    parts.append(self._embed(pixels, kind, flip))
+                    rows += readable
+        if remarks is None:
+            for line in noted.lines():
+                logger.warning("%s", line)
         faults.sort()
-        for line in all_remarks.lines() if remarks is None else ():
-            logger.warning("%s", line)
         if callable(on_error):
             for fault in faults:
                 on_error(fault)

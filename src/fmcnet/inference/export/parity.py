@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,15 @@ from fmcnet.types import FloatArray, IntArray, Modality
 
 BATCHES = (1, 32)
 BATCH = 32
+
+
+class Form(NamedTuple):
+    """One form of a model, to be compared."""
+
+    name: str  # for people
+    backend: Backend
+    bytes: int  # of its files
+    kept: tuple[str, ...] = ()  # layers that int8 leaves in float32
 
 
 @dataclass(frozen=True)
@@ -95,7 +104,7 @@ def rates(
 
 
 def compare(
-    forms: Sequence[tuple[str, Backend, int, tuple[str, ...]]],
+    forms: Sequence[Form],
     images: NDArray[np.uint8],
     modality: NDArray[np.uint8],
     table: Table | None,
@@ -106,7 +115,7 @@ def compare(
     """Compare forms of one model with the first of them.
 
     Args:
-        forms: name, backend, size of the files in bytes, layers kept in float32.
+        forms: the first is what the others are compared with.
         images: (N, H, W, 3) uint8.
         modality: (N,) of each image.
         table: (N,) the labels of these images; None: nothing is scored.
@@ -148,18 +157,19 @@ def markdown(forms: Sequence[BackendReport], remarks: Sequence[str] = ()) -> str
     heads += [f"{label} {direction}" for direction in directions for label in ("Rank-1", "mAP")]
     heads += [f"images/s, batch {size}" for size in forms[0].images_per_second]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    first = forms[0]
     for form in forms:
         cells = [form.name, f"{form.bytes / 2**20:.1f}"]
         cells += [f"{form.largest_difference:.1e}", f"{form.smallest_cosine:.6f}"]
-        for direction in directions:
-            for key in ("rank1", "mAP"):
-                change = form.scores[direction][key] - forms[0].scores[direction][key]
-                cells.append(
-                    f"{form.scores[direction][key]:.2f}"
-                    + (f" ({change:+.2f})" if form is not forms[0] else "")
-                )
-        for size, rate in form.images_per_second.items():
-            times = rate / forms[0].images_per_second[size]
-            cells.append(f"{rate:.0f}" + (f" ({times:.2f} x)" if form is not forms[0] else ""))
+        values = [
+            (f"{score:.2f}", f"{score - first.scores[direction][key]:+.2f}")
+            for direction in directions
+            for key, score in form.scores[direction].items()
+        ]
+        values += [
+            (f"{rate:.0f}", f"{rate / first.images_per_second[size]:.2f} x")
+            for size, rate in form.images_per_second.items()
+        ]
+        cells += [value if form is first else f"{value} ({change})" for value, change in values]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", *(f"- {remark}" for remark in remarks)]) + "\n"
