@@ -204,29 +204,30 @@ def k_reciprocal(
     neighbours, farthest = _nearest_neighbours(images, min(max(k1 + 1, k2), n), chunk_bytes)
     mutual = _mutual_neighbours(neighbours[:, : k1 + 1])
     narrow = _mutual_neighbours(neighbours[:, : int(np.around(k1 / 2)) + 1])
-    parts = [_expand_reciprocal(i, mutual, narrow) for i in range(n)]
-    sizes = np.array([len(part) for part in parts])
-    columns = np.concatenate(parts)
+    groups = [_expand_reciprocal(i, mutual, narrow) for i in range(n)]
+    encoding = _encode(images, farthest, groups, chunk_bytes)
+    if k2 > 1:
+        nearest = neighbours[:, :k2]
+        rows = np.repeat(np.arange(n), nearest.shape[1])
+        share = np.full(nearest.size, 1 / nearest.shape[1])
+        encoding = csr_array(csr_array((share, (rows, nearest.ravel())), shape=(n, n)) @ encoding)
+    return Reranked(images, len(query), farthest, encoding, encoding[len(query) :].tocsc(), weight)
+
+
+def _encode(images: Matrix, farthest: Matrix, groups: list[IntArray], chunk_bytes: int) -> Any:
+    """(N, N) sparse rows of sum 1: how near the members of an image's group are to it."""
+    from scipy.sparse import csr_array
+
+    n, sizes, columns = len(images), np.array([len(group) for group in groups]), np.concatenate(groups)
     rows = np.repeat(np.arange(n), sizes)
     distance = np.empty(len(columns))
     step = max(1, chunk_bytes // (16 * images.shape[1]))
     for start in range(0, len(columns), step):
         difference = images[rows[start : start + step]] - images[columns[start : start + step]]
         distance[start : start + step] = np.einsum("nd,nd->n", difference, difference)
-    encoding_values = np.exp(-distance / farthest[rows])
-    encoding_values /= np.repeat(np.add.reduceat(encoding_values, np.append(0, np.cumsum(sizes)[:-1])), sizes)
-    encoding = csr_array((encoding_values, (rows, columns)), shape=(n, n))
-    if k2 > 1:
-        nearest = neighbours[:, :k2]
-        average = csr_array(
-            (
-                np.full(nearest.size, 1 / nearest.shape[1]),
-                (np.repeat(np.arange(n), nearest.shape[1]), nearest.ravel()),
-            ),
-            shape=(n, n),
-        )
-        encoding = csr_array(average @ encoding)
-    return Reranked(images, len(query), farthest, encoding, encoding[len(query) :].tocsc(), weight)
+    values = np.exp(-distance / farthest[rows])
+    values /= np.repeat(np.add.reduceat(values, np.cumsum(sizes) - sizes), sizes)
+    return csr_array((values, (rows, columns)), shape=(n, n))
 
 
 def squared_distances(a: Matrix, b: Matrix) -> Matrix:

@@ -363,9 +363,9 @@ def fit(same: IntArray, different: IntArray) -> Curve:
             f"{total_same} pairs of one person and {total_different} of two are too few to learn from: "
             f"{MIN_PAIRS} of each are needed"
         )
-    similarity, evidence = _fit_evidence(same, different)
-    rates, thresholds, true_rates = _fit_thresholds(same, different)
-    return Curve(total_same, total_different, similarity, evidence, rates, thresholds, true_rates)
+    return Curve(
+        total_same, total_different, *_fit_evidence(same, different), *_fit_thresholds(same, different)
+    )
 
 
 def _fit_evidence(same: IntArray, different: IntArray) -> tuple[FloatVector, FloatVector]:
@@ -374,21 +374,14 @@ def _fit_evidence(same: IntArray, different: IntArray) -> tuple[FloatVector, Flo
     n_same, n_different = int(same.sum()), int(different.sum())
     weight = (same / n_same + different / n_different) / 2
     bounds = _group_bounds(n_same, n_different)
-    groups = len(bounds) + 1
     group = np.searchsorted(bounds, np.cumsum(weight) - weight / 2, side="right").astype(np.int64)
-
-    def summed(values: NDArray[Any], index: IntArray, length: int) -> FloatVector:
-        return np.bincount(index, weights=values, minlength=length).astype(np.float64)
-
-    mass = summed(weight, group, groups)
+    mass = np.bincount(group, weight, len(bounds) + 1)
     used = np.flatnonzero(mass > 0)
-    share = summed(same / n_same / 2, group, groups)[used] / mass[used]
-    blocks = isotonic_regression(share, weights=mass[used]).blocks  # starts of its steps, and the end
-    step = np.repeat(np.arange(len(blocks) - 1), np.diff(blocks))
-    of_bin = step[np.searchsorted(used, group).clip(max=len(used) - 1)]
-    k = len(blocks) - 1
-    s, d, m = (summed(v, of_bin, k) for v in (same, different, weight))
-    knots = summed(weight * _centres(), of_bin, k) / m
+    share = np.bincount(group, same / n_same / 2, len(bounds) + 1)[used] / mass[used]
+    starts = isotonic_regression(share, weights=mass[used]).blocks[:-1]  # of its steps, among the groups used
+    step = np.searchsorted(used[starts[1:]], group, side="right")  # of each bin
+    s, d, m = (np.bincount(step, values, len(starts)) for values in (same, different, weight))
+    knots = np.bincount(step, weight * _centres(), len(starts)) / m
     evidence = np.log((s + 0.5) / (n_same + 1)) - np.log((d + 0.5) / (n_different + 1))
     return knots, np.maximum.accumulate(evidence)
 
