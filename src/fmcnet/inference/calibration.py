@@ -108,15 +108,10 @@ class Curve:
             if number(tree[name], name) < 1 or int(tree[name]) != tree[name]:
                 raise ValueError(f"{name} = {tree[name]} is no number of pairs")
         vectors = {name: _knots(tree[name], name) for name in KNOTS}
-        for first, second in (
-            ("similarity", "evidence"),
-            ("threshold", "false_match_rate"),
-            ("threshold", "true_match_rate"),
-        ):
-            if len(vectors[first]) != len(vectors[second]):
-                raise ValueError(
-                    f"{second} has {len(vectors[second])} knots and {first} {len(vectors[first])}"
-                )
+        pairs = {"evidence": "similarity", "false_match_rate": "threshold", "true_match_rate": "threshold"}
+        for name, other in pairs.items():
+            if len(vectors[name]) != len(vectors[other]):
+                raise ValueError(f"{name} has {len(vectors[name])} knots and {other} {len(vectors[other])}")
         if vectors["false_match_rate"][0] != 1:
             raise ValueError(f"false_match_rate begins with {vectors['false_match_rate'][0]}, not with 1")
         return Curve(int(tree["same"]), int(tree["different"]), **vectors)
