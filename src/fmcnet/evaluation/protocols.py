@@ -6,7 +6,6 @@ open is chosen here and listed in `Protocol.ours`.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from numbers import Integral
@@ -19,9 +18,7 @@ from fmcnet.errors import DataError, FmcnetError, ProtocolError, first_of
 from fmcnet.evaluation.draws import Draw
 from fmcnet.evaluation.skip_rule import SkipRule
 from fmcnet.identities import identity_number, parse_identity
-from fmcnet.types import NO_CAMERA, NO_PID, BoolArray, Embeddings, IntArray, Modality, parse_modality
-
-logger = logging.getLogger(__name__)
+from fmcnet.types import NO_PID, BoolArray, Embeddings, IntArray, Modality, parse_modality
 
 DEFAULT_DIRECTIONS = {"sysu": "i2v", "regdb": "v2t", "llcm": "v2i"}
 """Each benchmark's default direction, that of its paper's first table."""
@@ -172,7 +169,8 @@ class Protocol:
                 "labelled table (embed_table), fill in pid, leave them out, or name 'unknown' among distractors or "
                 "junk"
             )
-        self._check_cameras(embeddings, query, gallery)
+        selected = self.query.mask(embeddings), self.gallery.mask(embeddings)
+        self.skip.check(self.name, embeddings.camid, (query, gallery), selected)
         if self.draw.kind == "all" or self.draw.shots is None:
             return [(query, gallery)] * self.draw.trials
         if self.drawn == "query":
@@ -188,37 +186,6 @@ class Protocol:
             if not (embeddings.pid == number).any():
                 raise ProtocolError(f"{self.name}: {argument}: no image to be evaluated shows '{name}'")
         return np.isin(embeddings.pid, [number for number, _ in identities])
-
-    def _check_cameras(self, embeddings: Embeddings, query: IntArray, gallery: IntArray) -> None:
-        """Raise where a camera rule would be reported, but skip nothing for want of cameras."""
-        if self.skip.kind == "none":
-            return
-        for side, rows in (("query", query), ("gallery", gallery)):
-            without = int((embeddings.camid[rows] == NO_CAMERA).sum())
-            if without == len(rows):
-                raise ProtocolError(
-                    f"{self.name}: no {side} image has a camera, so nothing would be skipped: give cameras, or a "
-                    "protocol without a skip rule"
-                )
-            if without:
-                text = "%s: %d of %d %s images have no camera: the skip rule does not apply to them"
-                logger.warning(text, self.name, without, len(rows), side)
-        if self.skip.partial or not self.skip.pairs:
-            return
-        known, of_query, of_gallery = (
-            set(embeddings.camid[selection.mask(embeddings)].tolist()) - {NO_CAMERA}
-            for selection in (Selection(), self.query, self.gallery)
-        )
-        absent = {camera for pair in self.skip.pairs for camera in pair} - known
-        if absent:
-            raise ProtocolError(
-                f"{self.name}: skip: no image to be evaluated is of camera {min(absent)}: known are {_listed(known)}"
-            )
-        if not any(query in of_query and gallery in of_gallery for query, gallery in self.skip.pairs):
-            raise ProtocolError(
-                f"{self.name}: skip: no pair is (query camera, gallery camera): queries are of cameras "
-                f"{_listed(of_query)}, gallery images of {_listed(of_gallery)}; turn the pairs, or leave them out"
-            )
 
     def _set_rows(
         self, side: str, embeddings: Embeddings, mask: BoolArray | None, allowed: BoolArray
@@ -244,10 +211,6 @@ class Protocol:
                 f"of cameras {cameras or 'none'}: check modality, camera numbers and masks"
             )
         return rows
-
-
-def _listed(cameras: Iterable[int]) -> str:
-    return first_of([str(camera) for camera in sorted(cameras)])
 
 
 def _first_names(identities: tuple[Identity, ...]) -> str:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
 
-from fmcnet.errors import ProtocolError
+from fmcnet.errors import ProtocolError, first_of
 from fmcnet.types import NO_CAMERA, BoolArray, Embeddings, IntArray
+
+logger = logging.getLogger(__name__)
 
 SkipKind = Literal["none", "same_identity_and_camera", "same_camera", "camera_pairs"]
 
@@ -94,6 +97,52 @@ class SkipRule:
         by_rule = self.hides(pid[query], camid[query], pid[gallery], camid[gallery])
         return np.asarray(by_rule | (query == gallery))
 
+    def check(
+        self,
+        protocol: str,
+        camid: IntArray,
+        rows: tuple[IntArray, IntArray],
+        selected: tuple[BoolArray, BoolArray],
+    ) -> None:
+        """Refuse a camera rule that would be reported, but skip nothing for want of cameras.
+
+        Args:
+            protocol: its name, for messages.
+            camid: (N,) the cameras of all images.
+            rows: of the queries and of the gallery images.
+            selected: (N,) which images the protocol takes as queries and in the gallery, whatever the masks.
+
+        Raises:
+            ProtocolError: when a set has no cameras, a pair's camera has no image, or no pair fits the sets.
+        """
+        if self.kind == "none":
+            return
+        for side, part in zip(("query", "gallery"), rows, strict=True):
+            without = int((camid[part] == NO_CAMERA).sum())
+            if without == len(part):
+                raise ProtocolError(
+                    f"{protocol}: no {side} image has a camera, so nothing would be skipped: give cameras, or a "
+                    "protocol without a skip rule"
+                )
+            if without:
+                text = "%s: %d of %d %s images have no camera: the skip rule does not apply to them"
+                logger.warning(text, protocol, without, len(part), side)
+        if self.partial or not self.pairs:
+            return
+        known, of_query, of_gallery = (
+            set(cameras.tolist()) - {NO_CAMERA} for cameras in (camid, camid[selected[0]], camid[selected[1]])
+        )
+        absent = {camera for pair in self.pairs for camera in pair} - known
+        if absent:
+            raise ProtocolError(
+                f"{protocol}: skip: no image to be evaluated is of camera {min(absent)}: known are {_listed(known)}"
+            )
+        if not any(query in of_query and gallery in of_gallery for query, gallery in self.pairs):
+            raise ProtocolError(
+                f"{protocol}: skip: no pair is (query camera, gallery camera): queries are of cameras "
+                f"{_listed(of_query)}, gallery images of {_listed(of_gallery)}; turn the pairs, or leave them out"
+            )
+
     def describe(self) -> str:
         """The rule in words, as part of a protocol's sentence."""
         if self.kind == "none":
@@ -103,3 +152,7 @@ class SkipRule:
         if self.kind == "same_identity_and_camera":
             return "a probe skips gallery images of its own identity and camera number"
         return ", ".join(f"a camera-{a} probe skips every camera-{b} gallery image" for a, b in self.pairs)
+
+
+def _listed(cameras: Iterable[int]) -> str:
+    return first_of([str(camera) for camera in sorted(cameras)])
