@@ -7,7 +7,7 @@ open is chosen here and listed in `Protocol.ours`.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -123,17 +123,15 @@ class Protocol:
 
     def as_given(self) -> Protocol:
         """The same skip and CMC rules on sets that are already selected and drawn."""
-        return replace(
-            self,
+        return Protocol(
             name=f"{self.name.split()[0]}'s rules",
             query=Selection(self.query.modality),
             gallery=Selection(self.gallery.modality),
-            draw=Draw(),
-            drawn="gallery",
-            mode="",
-            reading="",
-            ours=(),
+            skip=self.skip,
+            cmc=self.cmc,
             given=True,
+            distractors=self.distractors,
+            junk=self.junk,
         )
 
     def trials(
