@@ -7,9 +7,10 @@ import pytest
 
 from fmcnet.errors import ProtocolError
 from fmcnet.evaluation.evaluate import evaluate
-from fmcnet.evaluation.protocols import SkipRule, custom
+from fmcnet.evaluation.protocols import custom
 from fmcnet.evaluation.ranking import largest, ranked_lists
 from fmcnet.evaluation.reranking import KReciprocal, QueryExpansion, k_reciprocal
+from fmcnet.evaluation.skip_rule import SkipRule
 from fmcnet.evaluation.verification import verification
 from tests.evaluation.shared_golden import embeddings
 from tests.evaluation.test_properties import made

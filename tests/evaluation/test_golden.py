@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from fmcnet.evaluation.evaluate import evaluate
-from fmcnet.evaluation.protocols import SkipRule, sysu
+from fmcnet.evaluation.protocols import sysu
 from fmcnet.evaluation.score import score_file
+from fmcnet.evaluation.skip_rule import SkipRule
 from tests.evaluation.shared_golden import (
     CARRIED,
     PERMUTATION,

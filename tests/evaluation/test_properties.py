@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from fmcnet.errors import DataError, ProtocolError
 from fmcnet.evaluation.evaluate import evaluate, evaluate_all, scores
-from fmcnet.evaluation.protocols import SkipRule, custom
+from fmcnet.evaluation.protocols import custom
 from fmcnet.evaluation.ranking import rank_given
+from fmcnet.evaluation.skip_rule import SkipRule
 from tests.evaluation.shared_golden import embeddings
 from tests.reference.evaluation_slow import evaluate_slow, similarity_slow
 

@@ -18,7 +18,8 @@ from fmcnet.data.table import Record, Table
 from fmcnet.errors import ProtocolError
 from fmcnet.evaluation.evaluate_model import chance_rank1
 from fmcnet.evaluation.protocol_file import read_protocol
-from fmcnet.evaluation.protocols import SkipRule, custom
+from fmcnet.evaluation.protocols import custom
+from fmcnet.evaluation.skip_rule import SkipRule
 from fmcnet.identities import identity_number
 from fmcnet.types import Embeddings, Modality
 from tests.cli import run_command

@@ -85,7 +85,6 @@ class Draw:
             ProtocolError: when the draw does not fit the embeddings: `index` is not unique, or of the official draw
                 not 1..n with the permutation's n images for every identity and camera.
         """
-        _check_index(embeddings, rows)
         groups = _group_rows(embeddings, rows)
         if self.kind == "seeded":
             return [self._seeded_trial(groups, self.seed + t) for t in range(self.trials)]
@@ -156,34 +155,23 @@ class Draw:
 
 
 def _group_rows(embeddings: Embeddings, rows: IntArray) -> list[Group]:
-    """(pid, camid, rows sorted by index) for every identity, camera and modality, ascending."""
+    """(pid, camid, rows sorted by index) for every identity, camera and modality, ascending; an index counts once."""
     if not len(rows):
         return []
-    modality = embeddings.modality[rows].astype(np.int64)
-    order = np.lexsort((embeddings.index[rows], modality, embeddings.camid[rows], embeddings.pid[rows]))
-    rows, modality = rows[order], modality[order]
-    pid, camera = embeddings.pid[rows], embeddings.camid[rows]
-    boundaries = np.flatnonzero((np.diff(pid) != 0) | (np.diff(camera) != 0) | (np.diff(modality) != 0)) + 1
-    parts = np.split(rows, boundaries)
-    return [
-        (int(pid[start]), int(camera[start]), part)
-        for start, part in zip([0, *boundaries.tolist()], parts, strict=True)
-    ]
-
-
-def _check_index(embeddings: Embeddings, rows: IntArray) -> None:
-    """Raise unless `index` is unique within an identity and camera, as a draw needs."""
     columns = (embeddings.pid, embeddings.camid, embeddings.modality, embeddings.index)
-    key = np.stack([column[rows].astype(np.int64) for column in columns], axis=1)
-    order = np.lexsort(key.T[::-1])
-    duplicates = np.flatnonzero((np.diff(key[order], axis=0) == 0).all(axis=1))
+    keys = np.stack([column[rows].astype(np.int64) for column in columns])
+    order = np.lexsort(keys[::-1])
+    rows, changes = rows[order], np.diff(keys[:, order]) != 0  # (4, n - 1) from one row to the next
+    duplicates = np.flatnonzero(~changes.any(axis=0))
     if len(duplicates):
-        a, b = sorted((int(rows[order[duplicates[0]]]), int(rows[order[duplicates[0] + 1]])))
+        a, b = sorted(rows[duplicates[0] : duplicates[0] + 2].tolist())
         raise ProtocolError(
             f"rows {a} and {b} have the same pid ({int(embeddings.pid[a])}), camera ({int(embeddings.camid[a])}) and "
             f"index ({int(embeddings.index[a])}): a draw needs 'index', the 1-based position among the sorted images "
             "of an identity and camera"
         )
+    parts = np.split(rows, np.flatnonzero(changes[:3].any(axis=0)) + 1)
+    return [(int(embeddings.pid[part[0]]), int(embeddings.camid[part[0]]), part) for part in parts]
 
 
 @lru_cache(maxsize=4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 
 from fmcnet.errors import DataError, ProtocolError, first_of
-from fmcnet.evaluation.protocols import Protocol, SkipRule, Trial
+from fmcnet.evaluation.protocols import Protocol, Trial
 from fmcnet.evaluation.ranking import CHUNK_BYTES, Ranks, rank_trials
 from fmcnet.evaluation.reranking import Extra, rank_with_extras
+from fmcnet.evaluation.skip_rule import SkipRule
 from fmcnet.types import BoolArray, Embeddings, IntArray
 
 METRICS = ("rank1", "rank5", "rank10", "rank20", "mAP", "mINP")
@@ -94,26 +96,15 @@ class Evaluation:
         """Population standard deviation over trials (divided by their number), by name."""
         return {name: float(np.std([getattr(t, name) for t in self.trials])) for name in METRICS}
 
-    @property
-    def _unmatched_counts(self) -> list[int]:
-        """Number of queries without a match, of each trial."""
-        return [len(names) for names in self.unmatched] or [0] * len(self.trials)
-
-    @property
-    def _query_counts(self) -> list[int]:
-        """Number of queries, counted or not, of each trial."""
-        return [
-            trial.queries + unmatched
-            for trial, unmatched in zip(self.trials, self._unmatched_counts, strict=True)
-        ]
-
-    @property
-    def _unmatched_names(self) -> list[str]:
-        """Queries without a match in any of the trials, each once, in the order of the embeddings."""
-        return list(dict.fromkeys(name for names in self.unmatched for name in names))
+    def _unmatched_facts(self) -> tuple[list[int], list[int], list[str]]:
+        """Of each trial the number of queries and of those without a match; the names of the latter, each once."""
+        unmatched = [len(names) for names in self.unmatched] or [0] * len(self.trials)
+        queries = [trial.queries + count for trial, count in zip(self.trials, unmatched, strict=True)]
+        return queries, unmatched, list(dict.fromkeys(chain.from_iterable(self.unmatched)))
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: protocol, trials, mean, std, and further facts about the numbers."""
+        probes, unmatched, unmatched_probes = self._unmatched_facts()
         content: dict[str, Any] = {
             "protocol": self.protocol,
             "trials": [trial.to_dict() for trial in self.trials],
@@ -124,9 +115,9 @@ class Evaluation:
             "queries": [trial.queries for trial in self.trials],
             "gallery": [trial.gallery for trial in self.trials],
             "extras": list(self.extras),
-            "probes": self._query_counts,
-            "unmatched": self._unmatched_counts,
-            "unmatched_probes": self._unmatched_names,
+            "probes": probes,
+            "unmatched": unmatched,
+            "unmatched_probes": unmatched_probes,
         }
         if self.plain is not None:
             content["plain"] = self.plain.to_dict()
@@ -139,10 +130,11 @@ class Evaluation:
         lines = [self.protocol, f"  {' + '.join([self.distance, *self.extras])}: {figures}"]
         if self.plain is not None:
             lines.append(self.plain.summary().splitlines()[1])
-        if any(self._unmatched_counts):
+        queries, unmatched, names = self._unmatched_facts()
+        if names:
             lines.append(
-                f"  {_range_text(self._unmatched_counts)} of {_range_text(self._query_counts)} probes have no match "
-                f"in the gallery and are not counted: {first_of(self._unmatched_names, MAX_UNMATCHED_NAMED)}"
+                f"  {_range_text(unmatched)} of {_range_text(queries)} probes have no match "
+                f"in the gallery and are not counted: {first_of(names, MAX_UNMATCHED_NAMED)}"
             )
         return "\n".join(lines)
 
@@ -186,23 +178,14 @@ def evaluate(
         ProtocolError: when protocol and embeddings do not fit, or no query has a true match.
         DataError: when an embedding is all zeros and the distance is cosine.
     """
-    plain = evaluate_all(
-        embeddings,
-        [protocol],
-        distance=distance,
-        device=device,
-        precision=precision,
-        chunk_bytes=chunk_bytes,
-        query_mask=query_mask,
-        gallery_mask=gallery_mask,
-    )[0]
+    masks: dict[str, Any] = {"query_mask": query_mask, "gallery_mask": gallery_mask}
+    options: dict[str, Any] = {"distance": distance, "chunk_bytes": chunk_bytes}
+    [plain] = evaluate_all(embeddings, [protocol], device=device, precision=precision, **options, **masks)
     if not extras:
         return plain
     trials = []
-    for trial in protocol.trials(embeddings, query_mask=query_mask, gallery_mask=gallery_mask):
-        ranks = rank_with_extras(
-            embeddings, trial, protocol.skip, extras, distance=distance, chunk_bytes=chunk_bytes
-        )
+    for trial in protocol.trials(embeddings, **masks):
+        ranks = rank_with_extras(embeddings, trial, protocol.skip, extras, **options)
         trials.append(scores(ranks, protocol.cmc, len(trial[1])))
     return replace(plain, trials=tuple(trials), extras=tuple(e.describe() for e in extras), plain=plain)
 
@@ -222,50 +205,31 @@ def evaluate_all(
 
     Arguments and errors as in `evaluate`; one evaluation per protocol, in order.
     """
-    ranked = _rank_protocols(
-        embeddings,
-        protocols,
-        query_mask=query_mask,
-        gallery_mask=gallery_mask,
-        distance=distance,
-        device=device,
-        precision=precision,
-        chunk_bytes=chunk_bytes,
-    )
+    options = {"distance": distance, "device": device, "precision": precision, "chunk_bytes": chunk_bytes}
+    ranked = _rank_protocols(embeddings, protocols, query_mask, gallery_mask, **options)
     return tuple(
         Evaluation(
             protocol=protocol.sentence(),
             distance=distance,
-            precision=ranking.precision,
-            trials=tuple(scores(ranks, protocol.cmc, len(gallery)) for (_, gallery), ranks in ranking.trials),
-            unmatched=tuple(_unmatched(embeddings, query, ranks) for (query, _), ranks in ranking.trials),
+            precision=trials[-1][1].precision,
+            trials=tuple(scores(ranks, protocol.cmc, len(gallery)) for (_, gallery), ranks in trials),
+            unmatched=tuple(
+                tuple(str(embeddings.name[row]) or f"row {row}" for row in query[ranks.matches == 0].tolist())
+                for (query, _), ranks in trials
+            ),
         )
-        for protocol, ranking in zip(protocols, ranked, strict=True)
+        for protocol, trials in zip(protocols, ranked, strict=True)
     )
-
-
-def _unmatched(embeddings: Embeddings, query: IntArray, ranks: Ranks) -> tuple[str, ...]:
-    """The queries of a trial that have no true match, by name."""
-    return tuple(str(embeddings.name[row]) or f"row {row}" for row in query[ranks.matches == 0].tolist())
-
-
-@dataclass(frozen=True)
-class _RankedTrials:
-    """The trials of a protocol with their ranks, and the arithmetic used."""
-
-    trials: list[tuple[Trial, Ranks]]
-    precision: str
 
 
 def _rank_protocols(
     embeddings: Embeddings,
     protocols: Sequence[Protocol],
-    *,
     query_mask: BoolArray | None,
     gallery_mask: BoolArray | None,
     **options: Any,
-) -> list[_RankedTrials]:
-    """Rank the trials of each protocol; `options` are those of `rank_trials`."""
+) -> list[list[tuple[Trial, Ranks]]]:
+    """The trials of each protocol with their ranks; `options` are those of `rank_trials`."""
     if not isinstance(embeddings, Embeddings):
         raise DataError(
             f"embeddings is of type {type(embeddings).__name__}: give fmcnet.Embeddings, which know identity, camera "
@@ -281,20 +245,14 @@ def _rank_protocols(
         for protocol in protocols
     ]
     # Trials of equal queries and skip rule share their similarities.
-    groups: dict[tuple[bytes, SkipRule], list[tuple[int, int]]] = {}
-    for number, plan in enumerate(plans):
-        for trial, (query, _) in enumerate(plan):
-            groups.setdefault((query.tobytes(), protocols[number].skip), []).append((number, trial))
-    ranks: dict[tuple[int, int], Ranks] = {}
-    precision: dict[int, str] = {}
-    for (_, skip), members in groups.items():
-        trials = [plans[number][trial] for number, trial in members]
-        trial_ranks, trial_precision = rank_trials(embeddings, trials, skip, **options)
-        ranks |= dict(zip(members, trial_ranks, strict=True))
-        precision |= {number: trial_precision for number, _ in members}
+    groups: dict[tuple[bytes, SkipRule], list[Trial]] = {}
+    for protocol, trials in zip(protocols, plans, strict=True):
+        for trial in trials:
+            groups.setdefault((trial[0].tobytes(), protocol.skip), []).append(trial)
+    ranks = {key: iter(rank_trials(embeddings, group, key[1], **options)) for key, group in groups.items()}
     return [
-        _RankedTrials([(pair, ranks[number, trial]) for trial, pair in enumerate(plan)], precision[number])
-        for number, plan in enumerate(plans)
+        [(trial, next(ranks[trial[0].tobytes(), protocol.skip])) for trial in trials]
+        for protocol, trials in zip(protocols, plans, strict=True)
     ]
 
 
@@ -384,11 +342,9 @@ def query_scores(
 
     Arguments and errors as `evaluate`.
     """
-    [ranked] = _rank_protocols(
-        embeddings, [protocol], query_mask=query_mask, gallery_mask=gallery_mask, distance=distance
-    )
+    [trials] = _rank_protocols(embeddings, [protocol], query_mask, gallery_mask, distance=distance)
     times, ap, hit = np.zeros((3, len(embeddings)))
-    for (query, _), ranks in ranked.trials:
+    for (query, _), ranks in trials:
         counted = ranks.matches > 0
         times[query] += counted
         ap[query] += np.where(counted, ranks.ap, 0.0)

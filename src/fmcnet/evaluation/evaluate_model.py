@@ -86,7 +86,13 @@ def protocols_for(table: Table, config: EvaluationConfig) -> dict[str, Protocol]
 
 def _benchmark_protocol(table: Table, config: EvaluationConfig, direction: str) -> Protocol:
     if table.name == "sysu":
-        permutation = _find_permutation(table.root, config.draw)
+        permutation = None
+        if config.draw != "seeded":
+            try:
+                permutation = find_permutation(table.root)
+            except ProtocolError:
+                if config.draw == "official":
+                    raise
         draw = "official" if permutation else "seeded"
         return protocols.sysu(config.mode, config.shots, draw, permutation, config.trials, direction)
     if table.name == "regdb":
@@ -107,10 +113,9 @@ def check_settings(table: Table, names: Iterable[str]) -> None:
     Raises:
         ProtocolError: naming those that would do nothing on this table.
     """
-    benchmark_settings = {name for settings in PROTOCOL_SETTINGS.values() for name in settings}
-    unused = [
-        name for name in names if name in benchmark_settings - set(PROTOCOL_SETTINGS.get(table.name, ()))
-    ]
+    own = PROTOCOL_SETTINGS.get(table.name, ())
+    others = {name for settings in PROTOCOL_SETTINGS.values() for name in settings if name not in own}
+    unused = [name for name in names if name in others]
     if unused:
         raise ProtocolError(
             f"{table.root} ({table.name}) has no {' and no '.join(unused)} in its protocol: leave it out"
@@ -122,18 +127,6 @@ def standard_settings(table: Table, config: EvaluationConfig) -> tuple[Evaluatio
     if table.name != "sysu" or (config.mode, config.shots) != ("all", 1):
         return (config,)
     return config, config.model_copy(update={"mode": "indoor"})
-
-
-def _find_permutation(root: Path, draw: str) -> Path | None:
-    """The official draw's file, None for the seeded draw; "auto" takes the official one if the file exists."""
-    if draw == "seeded":
-        return None
-    try:
-        return find_permutation(root)
-    except ProtocolError:
-        if draw == "official":
-            raise
-        return None
 
 
 def role_masks(table: Table) -> dict[str, Any]:
@@ -209,13 +202,9 @@ def evaluate_model(
     embeddings = encoder.embed_table(rows, flip=True, **options) if flip else plain
     extras: list[Extra] = [QueryExpansion()] if expand else []
     extras += [KReciprocal()] if rerank else []
-    rules = (
-        given.items()
-        if given
-        else [
-            pair for evaluation_config in configs for pair in protocols_for(rows, evaluation_config).items()
-        ]
-    )
+    rules = list((given or {}).items())
+    if not given:
+        rules = [rule for each in configs for rule in protocols_for(rows, each).items()]
     rule_options = {"distance": settings.distance, **role_masks(rows)}
     results = []
     for direction, protocol in rules:

@@ -1,16 +1,13 @@
 """Evaluation protocols as data: query and gallery sets, the draw, the skip rule and the CMC rule.
 
-`SkipRule` is the same-camera rule: which gallery images a query skips. `fmcnet.evaluation.ranking` applies it.
-
 Source: shared protocols, section 2; docs/concepts/protocols.md explains the differences. What the sources leave
 open is chosen here and listed in `Protocol.ours`.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -19,16 +16,14 @@ import numpy as np
 
 from fmcnet.errors import DataError, FmcnetError, ProtocolError, first_of
 from fmcnet.evaluation.draws import Draw
+from fmcnet.evaluation.skip_rule import SkipRule
 from fmcnet.identities import identity_number, parse_identity
-from fmcnet.types import NO_CAMERA, NO_PID, BoolArray, Embeddings, IntArray, Modality, parse_modality
-
-logger = logging.getLogger(__name__)
+from fmcnet.types import NO_PID, BoolArray, Embeddings, IntArray, Modality, parse_modality
 
 DEFAULT_DIRECTIONS = {"sysu": "i2v", "regdb": "v2t", "llcm": "v2i"}
 """Each benchmark's default direction, that of its paper's first table."""
 
 CmcRule = Literal["identity", "image"]
-SkipKind = Literal["none", "same_identity_and_camera", "same_camera", "camera_pairs"]
 
 Trial: TypeAlias = tuple[IntArray, IntArray]
 """(query rows, gallery rows) among the embeddings."""
@@ -59,97 +54,6 @@ class Selection:
         if self.cameras is None:
             return images
         return f"{images} of camera{'s' * (len(self.cameras) > 1)} {', '.join(map(str, self.cameras))}"
-
-
-@dataclass(frozen=True)
-class SkipRule:
-    """Which gallery images a query skips.
-
-    A camera rule never applies to an image whose camera is not known (`NO_CAMERA`). Whatever the rule, an
-    image that is in both sets is never its own match.
-
-    Attributes:
-        kind: "none"; "same_identity_and_camera" (the single-modality and LLCM rule); "same_camera" (every
-            identity); "camera_pairs" (SYSU-MM01's rule: every gallery image of a camera that is paired with
-            the query's).
-        pairs: for "camera_pairs", the pairs (query camera, gallery camera).
-        partial: the images may lack cameras of `pairs`, as a part of SYSU-MM01 does.
-    """
-
-    kind: SkipKind = "none"
-    pairs: tuple[tuple[int, int], ...] = ()
-    partial: bool = False
-
-    def __post_init__(self) -> None:
-        if self.kind not in ("none", "same_identity_and_camera", "same_camera", "camera_pairs"):
-            choices = "none, same_camera, same_identity_and_camera or pairs of cameras"
-            raise ProtocolError(f"unknown skip rule '{self.kind}': use {choices}")
-        if (self.kind == "camera_pairs") != bool(self.pairs):
-            raise ProtocolError(
-                "the skip rule 'camera_pairs' goes with a list of (probe camera, gallery camera)"
-            )
-
-    @staticmethod
-    def of(rule: str | Iterable[tuple[int, int]] | SkipRule | None) -> SkipRule:
-        """A rule from its name, from pairs of cameras, or from None (skip nothing).
-
-        Raises:
-            ProtocolError: for anything else.
-        """
-        if isinstance(rule, SkipRule):
-            return rule
-        if rule is None:
-            return SkipRule()
-        if isinstance(rule, str):
-            return SkipRule(kind=rule)  # type: ignore[arg-type]  # checked on construction
-        try:
-            pairs = [(float(query), float(gallery)) for query, gallery in rule]
-        except (TypeError, ValueError):
-            pairs = [(np.nan, np.nan)]
-        if not all(camera.is_integer() for pair in pairs for camera in pair):
-            raise ProtocolError(
-                f"skip is {str(rule)!r:.60}: give a rule's name, or pairs (query camera, gallery camera) of whole "
-                "numbers"
-            )
-        return SkipRule("camera_pairs", tuple(sorted((int(query), int(gallery)) for query, gallery in pairs)))
-
-    @property
-    def hides_others(self) -> bool:
-        """Whether it hides images of other identities than the query's."""
-        return self.kind in ("same_camera", "camera_pairs")
-
-    def hides(
-        self, query_pid: IntArray, query_cam: IntArray, gallery_pid: IntArray, gallery_cam: IntArray
-    ) -> BoolArray:
-        """True where a query skips a gallery image; the four arrays broadcast."""
-        hidden: BoolArray = np.zeros(np.broadcast(query_cam, gallery_cam).shape, dtype=np.bool_)
-        if self.kind == "none":
-            return hidden
-        if self.kind == "camera_pairs":
-            for query, gallery in self.pairs:
-                hidden |= (query_cam == query) & (gallery_cam == gallery)
-        else:
-            hidden |= query_cam == gallery_cam
-        if self.kind == "same_identity_and_camera":
-            hidden &= query_pid == gallery_pid
-        hidden &= (query_cam != NO_CAMERA) & (gallery_cam != NO_CAMERA)
-        return hidden
-
-    def hidden(self, embeddings: Embeddings, query: IntArray, gallery: IntArray) -> BoolArray:
-        """True where a query row skips a gallery row: by the rule, or as the same image; rows broadcast."""
-        pid, camid = embeddings.pid, embeddings.camid
-        by_rule = self.hides(pid[query], camid[query], pid[gallery], camid[gallery])
-        return np.asarray(by_rule | (query == gallery))
-
-    def describe(self) -> str:
-        """The rule in words, as part of a protocol's sentence."""
-        if self.kind == "none":
-            return "no image is skipped"
-        if self.kind == "same_camera":
-            return "a probe skips every gallery image of its own camera"
-        if self.kind == "same_identity_and_camera":
-            return "a probe skips gallery images of its own identity and camera number"
-        return ", ".join(f"a camera-{a} probe skips every camera-{b} gallery image" for a, b in self.pairs)
 
 
 @dataclass(frozen=True)
@@ -219,17 +123,15 @@ class Protocol:
 
     def as_given(self) -> Protocol:
         """The same skip and CMC rules on sets that are already selected and drawn."""
-        return replace(
-            self,
+        return Protocol(
             name=f"{self.name.split()[0]}'s rules",
             query=Selection(self.query.modality),
             gallery=Selection(self.gallery.modality),
-            draw=Draw(),
-            drawn="gallery",
-            mode="",
-            reading="",
-            ours=(),
+            skip=self.skip,
+            cmc=self.cmc,
             given=True,
+            distractors=self.distractors,
+            junk=self.junk,
         )
 
     def trials(
@@ -251,78 +153,37 @@ class Protocol:
                 distractor or junk identity, or the skip rule would skip nothing because a set has no cameras or no
                 image is of a pair's.
         """
-        for argument, identities in (("distractors", self.distractors), ("junk", self.junk)):
-            for number, name in identities:
-                if not (embeddings.pid == number).any():
-                    raise ProtocolError(f"{self.name}: {argument}: no image to be evaluated shows '{name}'")
-        is_distractor = np.isin(embeddings.pid, [number for number, _ in self.distractors])
-        is_junk = np.isin(embeddings.pid, [number for number, _ in self.junk])
-        no_identity = embeddings.pid == NO_PID
-        unknown = len(embeddings) if len(embeddings) and bool(no_identity.all()) else 0
-        if not unknown:
+        is_distractor = self._show_identities("distractors", embeddings)
+        is_junk = self._show_identities("junk", embeddings)
+        unknown = np.flatnonzero(embeddings.pid == NO_PID)
+        if len(unknown) < max(1, len(embeddings)):
             query = self._set_rows("query", embeddings, query_mask, ~(is_distractor | is_junk))
             gallery = self._set_rows("gallery", embeddings, gallery_mask, ~is_junk)
-            unknown = int(no_identity[np.union1d(query, gallery[~is_distractor[gallery]])].sum())
-        if unknown:
+            known_gallery = gallery[~is_distractor[gallery]]
+            unknown = np.intersect1d(unknown, [*query, *known_gallery])
+        if len(unknown):
             raise ProtocolError(
-                f"{unknown} of {len(embeddings)} embeddings have no identity and cannot be scored: embed a labelled "
-                "table (embed_table), fill in pid, leave them out, or name 'unknown' among distractors or junk"
+                f"{len(unknown)} of {len(embeddings)} embeddings have no identity and cannot be scored: embed a "
+                "labelled table (embed_table), fill in pid, leave them out, or name 'unknown' among distractors or "
+                "junk"
             )
-        self._check_skip(embeddings, query, gallery)
+        selected = self.query.mask(embeddings), self.gallery.mask(embeddings)
+        self.skip.check(self.name, embeddings.camid, (query, gallery), selected)
         if self.draw.kind == "all" or self.draw.shots is None:
             return [(query, gallery)] * self.draw.trials
-        rows = gallery[~is_distractor[gallery]] if self.drawn == "gallery" else query
-        picks = self.draw.pick(embeddings, rows)
-        if self.drawn == "gallery":
-            distractor_rows = gallery[is_distractor[gallery]]
-            return [
-                (query, np.concatenate([pick, distractor_rows]) if len(distractor_rows) else pick)
-                for pick in picks
-            ]
-        return [(pick, gallery) for pick in picks]
+        if self.drawn == "query":
+            return [(pick, gallery) for pick in self.draw.pick(embeddings, query)]
+        distractors = gallery[is_distractor[gallery]]
+        picks = self.draw.pick(embeddings, known_gallery)
+        return [(query, np.concatenate([pick, distractors])) for pick in picks]
 
-    def _check_skip(self, embeddings: Embeddings, query: IntArray, gallery: IntArray) -> None:
-        """Raise where a camera rule would be reported, but skip nothing for want of cameras."""
-        if self.skip.kind == "none":
-            return
-        for side, rows in (("query", query), ("gallery", gallery)):
-            without = int((embeddings.camid[rows] == NO_CAMERA).sum())
-            if without == len(rows):
-                raise ProtocolError(
-                    f"{self.name}: no {side} image has a camera, so nothing would be skipped: give cameras, or a "
-                    "protocol without a skip rule"
-                )
-            if without:
-                logger.warning(
-                    "%s: %d of %d %s images have no camera: the skip rule does not apply to them",
-                    self.name,
-                    without,
-                    len(rows),
-                    side,
-                )
-        if self.skip.partial or not self.skip.pairs:
-            return
-        known, query_cameras, gallery_cameras = (
-            set(np.unique(camid).tolist()) - {NO_CAMERA}
-            for camid in (
-                embeddings.camid,
-                embeddings.camid[self.query.mask(embeddings)],
-                embeddings.camid[self.gallery.mask(embeddings)],
-            )
-        )
-        absent = {camera for pair in self.skip.pairs for camera in pair} - known
-        if absent:
-            raise ProtocolError(
-                f"{self.name}: skip: no image to be evaluated is of camera {min(absent)}: known are {_listed(known)}"
-            )
-        if not any(
-            query in query_cameras and gallery in gallery_cameras for query, gallery in self.skip.pairs
-        ):
-            raise ProtocolError(
-                f"{self.name}: skip: no pair is (query camera, gallery camera): queries are of cameras "
-                f"{_listed(query_cameras)}, gallery images of {_listed(gallery_cameras)}; turn the pairs, or leave "
-                "them out"
-            )
+    def _show_identities(self, argument: str, embeddings: Embeddings) -> BoolArray:
+        """(N,) the images of the distractors or the junk; each of these identities must have one."""
+        identities: tuple[Identity, ...] = getattr(self, argument)
+        for number, name in identities:
+            if not (embeddings.pid == number).any():
+                raise ProtocolError(f"{self.name}: {argument}: no image to be evaluated shows '{name}'")
+        return np.isin(embeddings.pid, [number for number, _ in identities])
 
     def _set_rows(
         self, side: str, embeddings: Embeddings, mask: BoolArray | None, allowed: BoolArray
@@ -348,10 +209,6 @@ class Protocol:
                 f"of cameras {cameras or 'none'}: check modality, camera numbers and masks"
             )
         return rows
-
-
-def _listed(cameras: Iterable[int]) -> str:
-    return first_of([str(camera) for camera in sorted(cameras)])
 
 
 def _first_names(identities: tuple[Identity, ...]) -> str:

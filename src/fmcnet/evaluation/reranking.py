@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmcnet.errors import ProtocolError
-from fmcnet.evaluation.protocols import SkipRule, Trial
+from fmcnet.evaluation.protocols import Trial
 from fmcnet.evaluation.ranking import CHUNK_BYTES, Ranks, largest, rank_given
 from fmcnet.evaluation.similarity import Similarity
+from fmcnet.evaluation.skip_rule import SkipRule
 from fmcnet.types import BoolArray, Embeddings, IntArray
 
 Matrix = NDArray[np.float64]
@@ -141,34 +142,35 @@ def rank_with_extras(
 
 @dataclass(frozen=True)
 class Reranked:
-    """The final distances of a trial, computed for some queries at a time."""
+    """The final distances of a trial, computed for some queries at a time.
+
+    Attributes:
+        images: (Q + G, D), queries first.
+        queries: Q.
+        farthest: (Q + G,) each image's largest squared distance.
+        encoding: (Q + G, Q + G) sparse rows (CSR), the averaged encodings V, each of sum 1.
+        gallery_encoding: (G, Q + G) the gallery's rows of it, by column (CSC).
+        weight: lambda, the share of the original distance in the final one.
+    """
 
     images: Matrix
-    """(Q + G, D), queries first."""
     queries: int
     farthest: Matrix
-    """(Q + G,) each image's largest squared distance."""
     encoding: Any
-    """(Q + G, Q + G) sparse rows, the averaged encodings V."""
-    columns: Any
-    """The gallery's part of the encodings, by column: (Q + G, G) as CSC."""
+    gallery_encoding: Any
     weight: float
 
     def distances(self, positions: IntArray) -> Matrix:
         """(q, G) final distances of the queries at some positions: (1 - lambda) Jaccard + lambda original."""
-        gallery = len(self.images) - self.queries
         original = squared_distances(self.images[positions], self.images[self.queries :])
         original /= self.farthest[positions, None]
-        jaccard = np.empty((len(positions), gallery))
-        pointers, rows, values = self.columns.indptr, self.columns.indices, self.columns.data
+        jaccard = np.empty_like(original)
         for row, query in enumerate(positions.tolist()):
-            start, stop = self.encoding.indptr[query], self.encoding.indptr[query + 1]
-            shared, query_values = self.encoding.indices[start:stop], self.encoding.data[start:stop]
-            begin, length = pointers[shared], pointers[shared + 1] - pointers[shared]
-            starts = begin - np.append(0, np.cumsum(length)[:-1])
-            entries = np.repeat(starts, length) + np.arange(length.sum())
-            smaller = np.minimum(values[entries], np.repeat(query_values, length))
-            overlap = np.bincount(rows[entries], weights=smaller, minlength=gallery)
+            # The overlap of two encodings is the sum of their smaller entries; only columns of both count.
+            entries = slice(*self.encoding.indptr[query : query + 2])
+            shared = self.gallery_encoding[:, self.encoding.indices[entries]]
+            own = np.repeat(self.encoding.data[entries], np.diff(shared.indptr))
+            overlap = np.bincount(shared.indices, np.minimum(shared.data, own), original.shape[1])
             jaccard[row] = 1 - overlap / (2 - overlap)  # rows of V sum to 1: sum max = 2 - sum min
         return np.asarray((1 - self.weight) * jaccard + self.weight * original)
 
@@ -202,29 +204,30 @@ def k_reciprocal(
     neighbours, farthest = _nearest_neighbours(images, min(max(k1 + 1, k2), n), chunk_bytes)
     mutual = _mutual_neighbours(neighbours[:, : k1 + 1])
     narrow = _mutual_neighbours(neighbours[:, : int(np.around(k1 / 2)) + 1])
-    parts = [_expand_reciprocal(i, mutual, narrow) for i in range(n)]
-    sizes = np.array([len(part) for part in parts])
-    columns = np.concatenate(parts)
+    groups = [_expand_reciprocal(i, mutual, narrow) for i in range(n)]
+    encoding = _encode(images, farthest, groups, chunk_bytes)
+    if k2 > 1:
+        nearest = neighbours[:, :k2]
+        rows = np.repeat(np.arange(n), nearest.shape[1])
+        share = np.full(nearest.size, 1 / nearest.shape[1])
+        encoding = csr_array(csr_array((share, (rows, nearest.ravel())), shape=(n, n)) @ encoding)
+    return Reranked(images, len(query), farthest, encoding, encoding[len(query) :].tocsc(), weight)
+
+
+def _encode(images: Matrix, farthest: Matrix, groups: list[IntArray], chunk_bytes: int) -> Any:
+    """(N, N) sparse rows of sum 1: how near the members of an image's group are to it."""
+    from scipy.sparse import csr_array
+
+    n, sizes, columns = len(images), np.array([len(group) for group in groups]), np.concatenate(groups)
     rows = np.repeat(np.arange(n), sizes)
     distance = np.empty(len(columns))
     step = max(1, chunk_bytes // (16 * images.shape[1]))
     for start in range(0, len(columns), step):
         difference = images[rows[start : start + step]] - images[columns[start : start + step]]
         distance[start : start + step] = np.einsum("nd,nd->n", difference, difference)
-    encoding_values = np.exp(-distance / farthest[rows])
-    encoding_values /= np.repeat(np.add.reduceat(encoding_values, np.append(0, np.cumsum(sizes)[:-1])), sizes)
-    encoding = csr_array((encoding_values, (rows, columns)), shape=(n, n))
-    if k2 > 1:
-        nearest = neighbours[:, :k2]
-        average = csr_array(
-            (
-                np.full(nearest.size, 1 / nearest.shape[1]),
-                (np.repeat(np.arange(n), nearest.shape[1]), nearest.ravel()),
-            ),
-            shape=(n, n),
-        )
-        encoding = csr_array(average @ encoding)
-    return Reranked(images, len(query), farthest, encoding, encoding[len(query) :].tocsc(), weight)
+    values = np.exp(-distance / farthest[rows])
+    values /= np.repeat(np.add.reduceat(values, np.cumsum(sizes) - sizes), sizes)
+    return csr_array((values, (rows, columns)), shape=(n, n))
 
 
 def squared_distances(a: Matrix, b: Matrix) -> Matrix:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -91,35 +91,26 @@ def score_file(
             not of the modality that the direction gives.
         ProtocolError: on an unknown option, one that would do nothing, or when embeddings and protocol do not fit.
     """
-    options = {
-        "mode": mode,
-        "shots": shots,
-        "permutation": permutation,
-        "reading": reading,
-        "cmc": cmc,
-        "draw": draw,
-        "direction": direction,
-    }
-    given_options = {name: value for name, value in options.items() if value is not None}
+    options = {"mode": mode, "shots": shots, "permutation": permutation, "reading": reading, "cmc": cmc}
+    options |= {"draw": draw, "direction": direction}
+    given = {name: value for name, value in options.items() if value is not None}
     is_yaml = Path(protocol).suffix.lower() in SUFFIXES or Path(protocol).is_file()
-    if is_yaml:
-        if given_options:
-            raise ProtocolError(
-                f"{', '.join(given_options)} beside the protocol {protocol}: the file states the protocol"
-            )
-        file = EmbeddingsFile(Path(path))
-        sets = file.read("custom")
-        rules = _protocol_of_yaml(protocol, sets, file)
-        rules_name = protocol
-    elif protocol in OPTIONS:
-        file = EmbeddingsFile(Path(path))
-        _refuse_unused(protocol, given_options, two_sets=file.has_two_sets, strict=strict)
-        direction = direction or DEFAULT_DIRECTIONS[protocol]
-        rules = _protocol_of_benchmark(protocol, direction, given_options, file)
-        sets = file.read(protocol)
-        rules_name = f"direction {direction} of {protocol}"
-    else:
+    if is_yaml and given:
+        raise ProtocolError(
+            f"{', '.join(given)} beside the protocol {protocol}: the file states the protocol"
+        )
+    if not is_yaml and protocol not in OPTIONS:
         raise ProtocolError(f"unknown protocol '{protocol}': use {', '.join(OPTIONS)}, or a YAML file")
+    file = EmbeddingsFile(Path(path))
+    if is_yaml:
+        sets = file.read("custom")
+        rules, rules_name = _protocol_of_yaml(protocol, sets, file), protocol
+    else:
+        _refuse_unused(protocol, given, two_sets=file.has_two_sets, strict=strict)
+        direction = direction or DEFAULT_DIRECTIONS[protocol]
+        rules = _protocol_of_benchmark(protocol, direction, given, file)
+        rules_name = f"direction {direction} of {protocol}"
+        sets = file.read(protocol)
     embeddings, of_query = sets.embeddings, sets.of_query
     remarks = []
     if of_query is not None:
@@ -152,22 +143,18 @@ def _protocol_of_yaml(protocol: str, sets: Sets, file: EmbeddingsFile) -> Protoc
 
 
 def _protocol_of_benchmark(
-    name: str, direction: str, given_options: Mapping[str, Any], file: EmbeddingsFile
+    name: str, direction: str, given: Mapping[str, Any], file: EmbeddingsFile
 ) -> Protocol:
     """The protocol of a benchmark with the user's options."""
-    if name == "regdb":
-        rules = regdb(direction, given_options.get("cmc") or "image")
-    elif name == "llcm":
-        rules = llcm(given_options.get("reading") or "a", direction)
-    else:
-        draw = "seeded" if file.has_two_sets else given_options.get("draw") or "official"
-        permutation = given_options.get("permutation")
-        if draw == "official" and permutation is None:
-            permutation = find_permutation(file.path.resolve().parent)
-        elif draw == "seeded" and permutation is not None:
+    options = {option: given[option] for option in OPTIONS[name] if option in given}
+    if name == "sysu":
+        draw = options["draw"] = "seeded" if file.has_two_sets else given.get("draw", "official")
+        if draw == "seeded" and "permutation" in given:
             raise ProtocolError("a permutation is for the official draw: leave it out, or the seeded draw")
-        mode, shots = given_options.get("mode") or "all", given_options.get("shots", 1)
-        rules = sysu(mode, shots, draw, permutation, direction=direction)
+        if draw == "official" and "permutation" not in given:
+            options["permutation"] = find_permutation(file.path.resolve().parent)
+    benchmarks: dict[str, Callable[..., Protocol]] = {"sysu": sysu, "regdb": regdb, "llcm": llcm}
+    rules = benchmarks[name](direction=direction, **options)
     return rules.as_given() if file.has_two_sets else rules
 
 
@@ -203,9 +190,9 @@ def _foreign_cameras(camid: IntArray, protocol: str) -> str:
     )
 
 
-def _refuse_unused(protocol: str, given_options: Mapping[str, Any], *, two_sets: bool, strict: bool) -> None:
+def _refuse_unused(protocol: str, given: Mapping[str, Any], *, two_sets: bool, strict: bool) -> None:
     """Refuse options that would do nothing, as those of a draw where the file holds two sets."""
-    names = [name for name in given_options if name != "direction" and (strict or name != "draw")]
+    names = [name for name in given if name != "direction" and (strict or name != "draw")]
     unsupported = [name for name in names if name not in OPTIONS[protocol]]
     if unsupported:
         supported = ", ".join(OPTIONS[protocol])
@@ -213,7 +200,7 @@ def _refuse_unused(protocol: str, given_options: Mapping[str, Any], *, two_sets:
             f"the {protocol} protocol has no {' and no '.join(unsupported)} (it has {supported}): leave it out"
         )
     drawn = [name for name in names if name in DRAWING]
-    if given_options.get("reading") == "b":
+    if given.get("reading") == "b":
         drawn.append("reading b, which draws otherwise than reading a,")
     if two_sets and drawn:
         raise ProtocolError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -107,13 +108,15 @@ def verification(
     undrawn = replace(protocol, draw=Draw(), drawn="gallery", ours=())
     query, gallery = undrawn.trials(embeddings, query_mask=query_mask, gallery_mask=gallery_mask)[0]
     similarity = Similarity.prepare(embeddings, query, gallery, distance=distance)
-    pair_arguments = (embeddings, undrawn, similarity, query, gallery, max(1024, chunk_bytes // 64))
-    positive = np.sort(np.concatenate([true for true, _ in _pair_similarities(*pair_arguments)]))
+    blocks = partial(
+        _pair_similarities, embeddings, undrawn, similarity, query, gallery, max(1024, chunk_bytes // 64)
+    )
+    positive = np.sort(np.concatenate([true for true, _ in blocks()]))
     low, high = (-1.0, 1.0) if distance == "cosine" else (-2.0 * similarity.radius, 0.0)
     edges = np.linspace(low, high if high > low else low + 1.0, bins + 1)
     counts = np.zeros(bins, dtype=np.int64)
     false_matches, total = np.zeros((2, len(positive)), dtype=np.int64), 0
-    for _, negative in _pair_similarities(*pair_arguments):
+    for _, negative in blocks():
         negative.sort()
         false_matches[0] += len(negative) - np.searchsorted(negative, positive - similarity.tie, side="left")
         false_matches[1] += len(negative) - np.searchsorted(negative, positive + similarity.tie, side="right")
@@ -147,14 +150,10 @@ def _true_match_rate(
     """The true-match rate at the lowest threshold whose false-match rate is at most `rate`."""
     if rate * total < ENOUGH:
         return None
-    first = (
-        int(np.argmax(false_matches <= rate * total))
-        if (false_matches <= rate * total).any()
-        else len(positive)
-    )
-    if first == len(positive):
+    accepted = np.flatnonzero(false_matches <= rate * total)
+    if not len(accepted):
         return 0.0, float(positive[-1])
-    return (len(positive) - first) / len(positive), float(positive[first])
+    return (len(positive) - int(accepted[0])) / len(positive), float(positive[accepted[0]])
 
 
 def _roc_curve(positive: FloatVector, false_matches: IntArray, total: int) -> NDArray[np.float64]:

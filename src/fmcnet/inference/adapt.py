@@ -64,17 +64,17 @@ class Crops:
         Raises:
             DataError: for a modality without an image, or files given as both.
         """
-        items = [*expand(visible, Modality.VISIBLE), *expand(infrared, Modality.INFRARED)]
-        files = {
-            (item.modality, Path(item.source).resolve())
-            for item in items
-            if isinstance(item.source, (str, Path))
-        }
-        if conflicting := sorted(path for modality, path in files if (modality.other, path) in files):
+        both = [expand(visible, Modality.VISIBLE), expand(infrared, Modality.INFRARED)]
+        files = [
+            {Path(item.source).resolve() for item in items if isinstance(item.source, (str, Path))}
+            for items in both
+        ]
+        if conflicting := sorted(files[0] & files[1]):
             raise DataError(
-                f"{len(conflicting) // 2} files are given as visible and as infrared, the first is {conflicting[0]}: "
+                f"{len(conflicting)} files are given as visible and as infrared, the first is {conflicting[0]}: "
                 "give crops of each camera once"
             )
+        items = [*both[0], *both[1]]
         cameras = np.full(len(items), NO_CAMERA, dtype=np.int64)
         return Crops([item.source for item in items], [item.modality for item in items], cameras)
 
@@ -143,8 +143,6 @@ def adapt_model(
         DataError: for too few images of a modality, or images that do not differ.
         FmcnetError: for a projected model.
     """
-    import torch
-
     from fmcnet.models.build import build_model
     from fmcnet.models.checkpoint import load_weights, save_pretrained
 
@@ -164,21 +162,47 @@ def adapt_model(
         lambda: "an adapted model",
     )
     _check_count(crops.modality)
-    card = encoder.card
-    settings = card.config.model.model_copy(update={"standardized": True})
-    model = build_model(settings, card.classes)
-    incompatible_keys = model.load_state_dict(encoder.model.state_dict(), strict=False)
-    assert not incompatible_keys.unexpected_keys
-    assert set(incompatible_keys.missing_keys) <= {"standard.mean", "standard.std"}
-    model = model.to(encoder.device).eval()
-    source_digest = encoder.digest
+    card, source_digest = encoder.card, encoder.digest
+    model = _standardized(encoder)
     del encoder  # its weights
-    assert model.standard is not None
     with model.unstandardized():
         features, rows, faults = _adapt_norms_and_encode(model, card, crops, batch, progress)
-    used_modalities = [crops.modality[row] for row in rows]
-    codes = np.array([modality.code for modality in used_modalities])
-    _check_count(used_modalities, faults, len(crops.images))
+    _check_count([crops.modality[row] for row in rows], faults, len(crops.images))
+    images, cameras = _set_standard(model, features, rows, crops)
+    if faults:
+        logger.warning("left out: %s", list_faults(faults, len(crops.images)))
+    settings = card.config.model.model_copy(update={"standardized": True})
+    adapted = replace(
+        card,
+        config=card.config.model_copy(update={"model": settings}),
+        adapted={"source": source_digest, "images": images, "cameras": cameras},
+    )
+    with replaced(target) as folder:
+        save_pretrained(model, adapted, folder)
+        load_weights(build_model(settings, card.classes), folder / WEIGHTS)
+    return Adapted(target, model_digest(target), source_digest, images, cameras, tuple(faults))
+
+
+def _standardized(encoder: Encoder) -> FMCNet:
+    """A copy of a model that standardises its descriptor, in evaluation mode."""
+    from fmcnet.models.build import build_model
+
+    settings = encoder.card.config.model.model_copy(update={"standardized": True})
+    model = build_model(settings, encoder.card.classes)
+    keys = model.load_state_dict(encoder.model.state_dict(), strict=False)
+    assert not keys.unexpected_keys
+    assert set(keys.missing_keys) <= {"standard.mean", "standard.std"}
+    return model.to(encoder.device).eval()
+
+
+def _set_standard(
+    model: FMCNet, features: FloatArray, rows: IntArray, crops: Crops
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Set mean and deviation of the descriptors (N', E) of some crops; returns images and cameras by modality."""
+    import torch
+
+    assert model.standard is not None
+    codes = np.array([crops.modality[row].code for row in rows])
     images: dict[str, int] = {}
     cameras: dict[str, int] = {}
     for modality in Modality:
@@ -189,17 +213,7 @@ def adapt_model(
         mean, variance = moments(features[selected], camera)
         _check_different(features[selected], modality)
         model.standard.set(modality, torch.from_numpy(mean), torch.from_numpy(variance))
-    if faults:
-        logger.warning("left out: %s", list_faults(faults, len(crops.images)))
-    adapted = replace(
-        card,
-        config=card.config.model_copy(update={"model": settings}),
-        adapted={"source": source_digest, "images": images, "cameras": cameras},
-    )
-    with replaced(target) as folder:
-        save_pretrained(model, adapted, folder)
-        load_weights(build_model(settings, card.classes), folder / WEIGHTS)
-    return Adapted(target, model_digest(target), source_digest, images, cameras, tuple(faults))
+    return images, cameras
 
 
 def moments(values: FloatArray, camera: IntArray) -> tuple[FloatArray, FloatArray]:

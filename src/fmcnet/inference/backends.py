@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +19,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from fmcnet.errors import CheckpointError, FmcnetError, MissingDependencyError, require
-from fmcnet.files import file_digest
+from fmcnet.files import file_digest, write_json
 from fmcnet.inference.projection import Projection
 from fmcnet.models.card import CARD, PROJECTION, WEIGHTS, ModelCard, model_digest, read_card
 from fmcnet.parsing import first_fault, read_json
@@ -63,9 +62,9 @@ class Manifest:
     versions: dict[str, str]  # of the packages that made it
     kept: tuple[str, ...] = ()  # layers that int8 leaves in float32
 
-    def to_json(self) -> str:
-        """As written to `export.json`."""
-        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n"
+    def save(self, folder: Path) -> None:
+        """Write `export.json`."""
+        write_json(folder / MANIFEST, {"format": FORMAT, **asdict(self)})
 
 
 def read_manifest(folder: str | Path) -> Manifest:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fmcnet.errors import CheckpointError, DataError, FmcnetError
-from fmcnet.files import write_atomically
+from fmcnet.files import write_json
 from fmcnet.parsing import read_json
 from fmcnet.types import Modality, parse_modality
 
@@ -109,15 +108,10 @@ class Curve:
             if number(tree[name], name) < 1 or int(tree[name]) != tree[name]:
                 raise ValueError(f"{name} = {tree[name]} is no number of pairs")
         vectors = {name: _knots(tree[name], name) for name in KNOTS}
-        for first, second in (
-            ("similarity", "evidence"),
-            ("threshold", "false_match_rate"),
-            ("threshold", "true_match_rate"),
-        ):
-            if len(vectors[first]) != len(vectors[second]):
-                raise ValueError(
-                    f"{second} has {len(vectors[second])} knots and {first} {len(vectors[first])}"
-                )
+        pairs = {"evidence": "similarity", "false_match_rate": "threshold", "true_match_rate": "threshold"}
+        for name, other in pairs.items():
+            if len(vectors[name]) != len(vectors[other]):
+                raise ValueError(f"{name} has {len(vectors[name])} knots and {other} {len(vectors[other])}")
         if vectors["false_match_rate"][0] != 1:
             raise ValueError(f"false_match_rate begins with {vectors['false_match_rate'][0]}, not with 1")
         return Curve(int(tree["same"]), int(tree["different"]), **vectors)
@@ -259,13 +253,12 @@ class Calibration:
         """Write the calibration, whole or not at all.
 
         Args:
-            path: the file.
+            path: the file; its folder is made if missing.
 
         Returns:
             Its path.
         """
-        text = json.dumps(self.to_dict(), indent=1) + "\n"
-        return write_atomically(Path(path), lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        return write_json(Path(path), self.to_dict())
 
     @staticmethod
     def load(path: str | Path, model: str | None = None) -> Calibration:

@@ -214,37 +214,33 @@ class Encoder:
                 f"on_error='{on_error}': say raise, skip, or give a function that takes each fault"
             )
         value_range = None if value_range is None else check_range(value_range)
-        all_remarks = Remarks() if remarks is None else remarks
+        noted = Remarks() if remarks is None else remarks
         rows: list[int] = []
         parts: list[FloatArray] = []
         faults: list[Fault] = []
         show = progress if progress is not None or len(items) > batch_size else False
         with Progress("embedding", len(items), show=show) as bar:
             for batch, decoded in read_ahead(
-                items, batch_size, self.height, self.width, workers, value_range, all_remarks
+                items, batch_size, self.height, self.width, workers, value_range, noted
             ):
+                bar.advance(count=len(batch))
                 faults += [image for image in decoded if isinstance(image, Fault)]
-                readable = [
-                    (position, image)
+                if faults and on_error == "raise":
+                    continue  # the rest is only read, to name all faults
+                readable = {
+                    position: image
                     for position, image in zip(batch, decoded, strict=True)
                     if not isinstance(image, Fault)
-                ]
-                only_checking = faults and on_error == "raise"  # the rest is only read, to name all faults
-                if readable and not only_checking:
-                    pixels = np.stack([image for _, image in readable])
-                    batch_modality = items[batch[0]].modality
-                    note_colours(
-                        pixels,
-                        batch_modality,
-                        [items[position].name for position, _ in readable],
-                        all_remarks,
-                    )
-                    parts.append(self._embed(pixels, batch_modality, flip))
-                    rows += [position for position, _ in readable]
-                bar.advance(count=len(batch))
+                }
+                if readable:
+                    pixels, kind = np.stack(list(readable.values())), items[batch[0]].modality
+                    note_colours(pixels, kind, [items[position].name for position in readable], noted)
+                    parts.append(self._embed(pixels, kind, flip))
+                    rows += readable
+        if remarks is None:
+            for line in noted.lines():
+                logger.warning("%s", line)
         faults.sort()
-        for line in all_remarks.lines() if remarks is None else ():
-            logger.warning("%s", line)
         if callable(on_error):
             for fault in faults:
                 on_error(fault)
@@ -381,20 +377,14 @@ class Encoder:
         """
         if not len(rows):
             raise DataError(f"there are no images to embed in {table.root}")
-        images = self.cached_images(table, progress)
-        features: NDArray[np.float32] | None = None
-        with Progress("embedding", len(rows), show=progress) as bar:
-            for modality in Modality:
-                positions = np.flatnonzero(table.modality[rows] == modality.code)
-                for start in range(0, len(positions), batch_size):
-                    batch = positions[start : start + batch_size]
-                    part = self._embed(images[rows[batch]], modality, flip)
-                    if features is None:
-                        features = np.empty((len(rows), part.shape[1]), dtype=np.float32)
-                    features[batch] = part
-                    bar.advance(count=len(batch))
-        assert features is not None
-        return features
+        return embed_batches(
+            lambda batch, modality: self._embed(batch, modality, flip),
+            self.cached_images(table, progress),
+            table.modality,
+            rows,
+            batch_size,
+            progress,
+        )
 
     def _embed(self, images: NDArray[Any], modality: Modality, flip: bool) -> FloatArray:
         """(N, H, W, 3) uint8 to (N, E) float32."""
@@ -402,6 +392,30 @@ class Encoder:
         if flip:
             features = (features + self.backend(images[:, :, ::-1], modality)) * np.float32(0.5)
         return features
+
+
+def embed_batches(
+    embed: Callable[[NDArray[Any], Modality], FloatArray],
+    images: NDArray[np.uint8],
+    modality: NDArray[np.uint8],
+    rows: IntArray,
+    batch_size: int,
+    progress: bool | None,
+) -> FloatArray:
+    """Descriptors (R, E) of some rows of images (N, H, W, 3), in batches of one modality each."""
+    features: FloatArray | None = None
+    with Progress("embedding", len(rows), show=progress) as bar:
+        for kind in Modality:
+            positions = np.flatnonzero(modality[rows] == kind.code)
+            for start in range(0, len(positions), batch_size):
+                batch = positions[start : start + batch_size]
+                part = embed(images[rows[batch]], kind)
+                if features is None:
+                    features = np.empty((len(rows), part.shape[1]), dtype=np.float32)
+                features[batch] = part
+                bar.advance(count=len(batch))
+    assert features is not None
+    return features
 
 
 def keep(features: FloatArray, table: Table, kept: Path | None) -> Embeddings:

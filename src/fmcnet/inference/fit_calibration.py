@@ -89,7 +89,6 @@ def calibrate_model(
         source=facts,
     )
     path = Path(out) if out is not None else encoder.folder / CALIBRATION
-    path.parent.mkdir(parents=True, exist_ok=True)
     return calibration, calibration.save(path)
 
 
@@ -245,32 +244,24 @@ def held_out(counts: IntArray, prior: float) -> dict[str, Any] | None:
         rates. None where the pairs are too few.
     """
     k = len(counts)
-    centres = (edges()[:-1] + edges()[1:]) / 2
+    within = np.stack([counts[fold, fold] for fold in range(k)])  # (K, 2, BINS): pairs that are measured
+    different, same = within.sum(axis=(0, 2))
     probability = np.zeros((k, BINS))
-    held_out_counts = np.stack([counts[fold, fold] for fold in range(k)])  # (K, 2, BINS)
     reached = {rate: np.zeros(2, dtype=np.int64) for rate in SHOWN}
     for fold in range(k):
-        others = [other for other in range(k) if other != fold]
-        training_counts = counts[np.ix_(others, others)].sum(axis=(0, 1))
-        if training_counts.sum(axis=1).min() < MIN_PAIRS:
+        others = np.arange(k) != fold
+        learnt_different, learnt_same = counts[np.ix_(others, others)].sum(axis=(0, 1))
+        if min(same, different, learnt_same.sum(), learnt_different.sum()) < MIN_PAIRS:
             return None
-        curve = fit(training_counts[1], training_counts[0])
-        probability[fold] = curve.probability(centres, prior)
+        curve = fit(learnt_same, learnt_different)
+        probability[fold] = curve.probability(_centres(), prior)
         for rate in list(reached):
             try:
                 first_bin = int(np.searchsorted(edges(), curve.at(rate) - 1e-9))
-            except FmcnetError:
+                reached[rate] += within[fold, :, first_bin:].sum(axis=1)
+            except FmcnetError:  # too low for this fold's pairs
                 del reached[rate]
-                continue
-            reached[rate] += held_out_counts[fold, :, first_bin:].sum(axis=1)
-    different, same = held_out_counts.sum(axis=(0, 2))
-    if min(same, different) < MIN_PAIRS:
-        return None
-    p, d, s = (
-        probability.ravel(),
-        held_out_counts[:, 0].ravel().astype(float),
-        held_out_counts[:, 1].ravel().astype(float),
-    )
+    p, (d, s) = probability.ravel(), within.astype(float).swapaxes(0, 1).reshape(2, -1)
     brier = prior * ((1 - p) ** 2 * s).sum() / same + (1 - prior) * (p**2 * d).sum() / different
     return {
         "folds": k,
@@ -289,6 +280,10 @@ def held_out(counts: IntArray, prior: float) -> dict[str, Any] | None:
 def edges() -> FloatVector:
     """(BINS + 1,) where bins begin and end; bin i holds edges[i] <= similarity < edges[i + 1]."""
     return np.linspace(-1.0, 1.0, BINS + 1)
+
+
+def _centres() -> FloatVector:
+    return (edges()[:-1] + edges()[1:]) / 2
 
 
 def bins_of(similarity: NDArray[Any]) -> IntArray:
@@ -328,28 +323,28 @@ def count_pairs(
     Returns:
         (K, K, 2, BINS): by the query's fold, the gallery's fold, different (0) or same (1) person, and bin.
     """
-    all_rows = np.ones(len(embeddings), dtype=bool)
-    masks = [all_rows if mask is None else mask for mask in (query_mask, gallery_mask)]
-    query_rows = np.flatnonzero(masks[0] & (embeddings.modality == query_modality.code))
-    gallery_rows = np.flatnonzero(masks[1] & (embeddings.modality == gallery_modality.code))
-    k = int(fold.max(initial=0)) + 1
-    counts = np.zeros(k * k * 2 * BINS, dtype=np.int64)
+    query_rows, gallery_rows = (
+        np.flatnonzero((True if mask is None else mask) & (embeddings.modality == modality.code))
+        for mask, modality in ((query_mask, query_modality), (gallery_mask, gallery_modality))
+    )
+    pid, camid = embeddings.pid, embeddings.camid
     features = embeddings.features / np.linalg.norm(embeddings.features, axis=1, keepdims=True)
-    both_ways = np.isin(gallery_rows, query_rows)  # these meet in both orders where the modality is one
+    k = int(fold.max(initial=0)) + 1
+    counts = np.zeros((k, k, 2, BINS), dtype=np.int64)
+    # Rows that are queries and gallery images meet in both orders where the modality is one.
+    in_both = np.intersect1d(query_rows, gallery_rows)
     step = max(1, BLOCK // max(1, len(gallery_rows)))
     for start in range(0, len(query_rows), step):
-        q = query_rows[start : start + step]
-        same = embeddings.pid[q, None] == embeddings.pid[None, gallery_rows]
-        camera = embeddings.camid[q, None]
-        counted = ~(same & (camera == embeddings.camid[None, gallery_rows]) & (camera != NO_CAMERA))
-        counted &= q[:, None] != gallery_rows[None]
-        if query_modality is gallery_modality:
-            reverse_too = both_ways[None] & np.isin(q, gallery_rows)[:, None]
-            counted &= ~(reverse_too & (q[:, None] > gallery_rows[None]))
-        key = (fold[q, None] * k + fold[None, gallery_rows]) * 2 + same
-        flat = key * BINS + bins_of(features[q] @ features[gallery_rows].T)
-        counts += np.bincount(flat[counted], minlength=len(counts))
-    return counts.reshape(k, k, 2, BINS)
+        query, gallery = query_rows[start : start + step, None], gallery_rows[None]
+        same = pid[query] == pid[gallery]
+        one_camera = (camid[query] == camid[gallery]) & (camid[query] != NO_CAMERA)
+        met_before = np.isin(query, in_both) & np.isin(gallery, in_both) & (query > gallery)
+        counted = ~(same & one_camera) & ~met_before & (query != gallery)
+        similarity = features[query[:, 0]] @ features[gallery_rows].T
+        place = (fold[query], fold[gallery], same.astype(np.int64), bins_of(similarity))
+        index = np.ravel_multi_index(place, counts.shape)
+        counts += np.bincount(index[counted], minlength=counts.size).reshape(counts.shape)
+    return counts
 
 
 def fit(same: IntArray, different: IntArray) -> Curve:
@@ -368,9 +363,9 @@ def fit(same: IntArray, different: IntArray) -> Curve:
             f"{total_same} pairs of one person and {total_different} of two are too few to learn from: "
             f"{MIN_PAIRS} of each are needed"
         )
-    similarity, evidence = _fit_evidence(same, different)
-    rates, thresholds, true_rates = _fit_thresholds(same, different)
-    return Curve(total_same, total_different, similarity, evidence, rates, thresholds, true_rates)
+    return Curve(
+        total_same, total_different, *_fit_evidence(same, different), *_fit_thresholds(same, different)
+    )
 
 
 def _fit_evidence(same: IntArray, different: IntArray) -> tuple[FloatVector, FloatVector]:
@@ -379,22 +374,14 @@ def _fit_evidence(same: IntArray, different: IntArray) -> tuple[FloatVector, Flo
     n_same, n_different = int(same.sum()), int(different.sum())
     weight = (same / n_same + different / n_different) / 2
     bounds = _group_bounds(n_same, n_different)
-    groups = len(bounds) + 1
     group = np.searchsorted(bounds, np.cumsum(weight) - weight / 2, side="right").astype(np.int64)
-    centres = (edges()[:-1] + edges()[1:]) / 2
-
-    def summed(values: NDArray[Any], index: IntArray, length: int) -> FloatVector:
-        return np.bincount(index, weights=values, minlength=length).astype(np.float64)
-
-    mass = summed(weight, group, groups)
+    mass = np.bincount(group, weight, len(bounds) + 1)
     used = np.flatnonzero(mass > 0)
-    share = summed(same / n_same / 2, group, groups)[used] / mass[used]
-    blocks = isotonic_regression(share, weights=mass[used]).blocks  # starts of its steps, and the end
-    step = np.repeat(np.arange(len(blocks) - 1), np.diff(blocks))
-    of_bin = step[np.searchsorted(used, group).clip(max=len(used) - 1)]
-    k = len(blocks) - 1
-    s, d, m = (summed(v, of_bin, k) for v in (same, different, weight))
-    knots = summed(weight * centres, of_bin, k) / m
+    share = np.bincount(group, same / n_same / 2, len(bounds) + 1)[used] / mass[used]
+    starts = isotonic_regression(share, weights=mass[used]).blocks[:-1]  # of its steps, among the groups used
+    step = np.searchsorted(used[starts[1:]], group, side="right")  # of each bin
+    s, d, m = (np.bincount(step, values, len(starts)) for values in (same, different, weight))
+    knots = np.bincount(step, weight * _centres(), len(starts)) / m
     evidence = np.log((s + 0.5) / (n_same + 1)) - np.log((d + 0.5) / (n_different + 1))
     return knots, np.maximum.accumulate(evidence)
 

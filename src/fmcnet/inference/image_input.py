@@ -16,14 +16,13 @@ from PIL import Image
 from fmcnet.data.images import REMARKS, open_rgb, resize, to_rgb
 from fmcnet.data.listing import IMAGE_SUFFIXES, Ignored, has_image_head, is_hidden, list_folder
 from fmcnet.data.pixels import FLAT_8, FULL_FRAME, Remarks, ValueRange
-from fmcnet.errors import DataError, FmcnetError
+from fmcnet.errors import DataError, FmcnetError, fault_lines
 from fmcnet.names import printable
 from fmcnet.types import Modality, parse_modality
 
 if TYPE_CHECKING:
     import torch
 
-MAX_LISTED = 20
 MIN_FRAME, MIN_TALL_FRAME = 100, 720
 """Least pixels of the shorter side of a frame: one that is wider than high (thermal: 160 x 120), and others."""
 
@@ -107,25 +106,16 @@ def expand(
     total = sum(len(part) for part in parts)
     if not total:
         raise DataError("no images to encode")
-    if (
-        isinstance(modality, str)
-        or getattr(modality, "ndim", None) == 0
-        or not isinstance(modality, Iterable)
-    ):
+    one_for_all = isinstance(modality, str) or not isinstance(modality, Iterable)
+    if one_for_all or getattr(modality, "ndim", None) == 0:
         modalities = [parse_modality(modality)] * total
     else:
-        given_modalities = [parse_modality(source) for source in modality]
-        if len(given_modalities) == len(sources):
-            modalities = [
-                item_modality
-                for item_modality, part in zip(given_modalities, parts, strict=True)
-                for _ in part
-            ]
-        elif len(given_modalities) == total:
-            modalities = given_modalities
-        else:
+        modalities = [parse_modality(entry) for entry in cast("Iterable[Any]", modality)]
+        if len(modalities) == len(sources):
+            modalities = [kind for kind, part in zip(modalities, parts, strict=True) for _ in part]
+        elif len(modalities) != total:
             raise DataError(
-                f"{len(given_modalities)} modalities for {total} images: give one for all, or one for each image"
+                f"{len(modalities)} modalities for {total} images: give one for all, or one for each image"
             )
     named_sources = chain.from_iterable(parts)
     return [Item(name, source, kind) for (name, source), kind in zip(named_sources, modalities, strict=True)]
@@ -201,27 +191,18 @@ def read_ahead(
     """
     if batch_size < 1:
         raise FmcnetError(f"batch_size must be 1 or more, got {batch_size}")
-    positions_by_modality = [
-        [position for position, item in enumerate(items) if item.modality is modality]
-        for modality in Modality
-    ]
-    batches = [
-        positions[start : start + batch_size]
-        for positions in positions_by_modality
-        for start in range(0, len(positions), batch_size)
-    ]
+    batches = []
+    for modality in Modality:
+        positions = [position for position, item in enumerate(items) if item.modality is modality]
+        batches += [positions[start : start + batch_size] for start in range(0, len(positions), batch_size)]
 
     def read(position: int) -> Pixels | Fault:
+        name, source, _ = items[position]
         try:
-            item = items[position]
-            return read_pixels(
-                item.source, height, width, value_range=value_range, remarks=remarks, name=item.name
-            )
+            return read_pixels(source, height, width, value_range=value_range, remarks=remarks, name=name)
         except DataError as error:
-            reason = (
-                str(error).removeprefix("cannot read the image").removeprefix(f" {items[position].source}")
-            )
-            return Fault(position, items[position].name, reason.removeprefix(": "))
+            reason = str(error).removeprefix("cannot read the image").removeprefix(f" {source}")
+            return Fault(position, name, reason.removeprefix(": "))
 
     pool = ThreadPoolExecutor(max(1, workers))
     try:
@@ -236,9 +217,8 @@ def read_ahead(
 
 def list_faults(faults: Sequence[Fault], total: int) -> str:
     """A message: how many of `total` images cannot be read, and which (the first 20)."""
-    lines = "\n".join(f"  {printable(fault.name)}: {fault.reason}" for fault in faults[:MAX_LISTED])
-    more = f"\n  ... and {len(faults) - MAX_LISTED} more" if len(faults) > MAX_LISTED else ""
-    return f"{len(faults)} of {total} images cannot be read:\n{lines}{more}"
+    lines = fault_lines([f"{printable(fault.name)}: {fault.reason}" for fault in faults])
+    return f"{len(faults)} of {total} images cannot be read:\n{lines}"
 
 
 def _split_source(source: Any, label: str, single: bool) -> list[tuple[str, Any]]:

@@ -177,12 +177,10 @@ def _end_layers(nodes: list[Any]) -> list[str]:
 
 
 def _calibration_reader(tools: Any, images: NDArray[np.uint8]) -> Any:
+    starts = range(0, len(images), BATCH)
+
     class Reader(tools.CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            starts = range(0, len(images), BATCH)
-            self.batches = iter(
-                [{INPUT: np.ascontiguousarray(images[start : start + BATCH])} for start in starts]
-            )
+        batches = iter([{INPUT: np.ascontiguousarray(images[start : start + BATCH])} for start in starts])
 
         def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
             return next(self.batches, None)

@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +16,21 @@ from fmcnet.data.table import Table
 from fmcnet.evaluation.evaluate import evaluate
 from fmcnet.evaluation.evaluate_model import protocols_for, role_masks
 from fmcnet.inference.backends import Backend
-from fmcnet.inference.encoder import keep
+from fmcnet.inference.encoder import embed_batches, keep
 from fmcnet.inference.projection import l2_normalize
 from fmcnet.types import FloatArray, IntArray, Modality
 
 BATCHES = (1, 32)
 BATCH = 32
+
+
+class Form(NamedTuple):
+    """One form of a model, to be compared."""
+
+    name: str  # for people
+    backend: Backend
+    bytes: int  # of its files
+    kept: tuple[str, ...] = ()  # layers that int8 leaves in float32
 
 
 @dataclass(frozen=True)
@@ -44,20 +53,6 @@ class BackendReport:
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
-
-
-def embed_all(backend: Backend, images: NDArray[np.uint8], modality: NDArray[np.uint8]) -> FloatArray:
-    """Unit-length embeddings (N, E) of images (N, H, W, 3), each by its own modality's path."""
-    result: FloatArray | None = None
-    for batch_modality in Modality:
-        rows = np.flatnonzero(modality == batch_modality.code)
-        for start in range(0, len(rows), BATCH):
-            batch = rows[start : start + BATCH]
-            part = l2_normalize(backend(images[batch], batch_modality))
-            result = np.empty((len(images), part.shape[1]), dtype=np.float32) if result is None else result
-            result[batch] = part
-    assert result is not None
-    return result
 
 
 def scores(features: FloatArray, table: Table, config: EvaluationConfig) -> dict[str, dict[str, float]]:
@@ -109,7 +104,7 @@ def rates(
 
 
 def compare(
-    forms: Sequence[tuple[str, Backend, int, tuple[str, ...]]],
+    forms: Sequence[Form],
     images: NDArray[np.uint8],
     modality: NDArray[np.uint8],
     table: Table | None,
@@ -120,7 +115,7 @@ def compare(
     """Compare forms of one model with the first of them.
 
     Args:
-        forms: name, backend, size of the files in bytes, layers kept in float32.
+        forms: the first is what the others are compared with.
         images: (N, H, W, 3) uint8.
         modality: (N,) of each image.
         table: (N,) the labels of these images; None: nothing is scored.
@@ -128,10 +123,11 @@ def compare(
         seconds: as that of `rates`.
     """
     speeds = rates([backend for _, backend, *_ in forms], images, Modality.VISIBLE, seconds=seconds)
+    rows = np.arange(len(images))
     reports: list[BackendReport] = []
     first: FloatArray | None = None
     for (name, backend, size, kept), speed in zip(forms, speeds, strict=True):
-        features = embed_all(backend, images, modality)
+        features = l2_normalize(embed_batches(backend, images, modality, rows, BATCH, progress=False))
         first = features if first is None else first
         reports.append(
             BackendReport(
@@ -147,9 +143,9 @@ def compare(
     return reports
 
 
-def choose(modality: NDArray[np.uint8], count: int, seed: int = 0) -> IntArray:
-    """Rows of at most `count` images, half of each modality, drawn by the seed."""
-    generator = np.random.default_rng(seed)
+def choose(modality: NDArray[np.uint8], count: int) -> IntArray:
+    """Rows of at most `count` images, half of each modality, drawn at random but always the same."""
+    generator = np.random.default_rng(0)
     parts = [generator.permutation(np.flatnonzero(modality == kind.code))[: count // 2] for kind in Modality]
     return np.sort(np.concatenate(parts))
 
@@ -161,18 +157,19 @@ def markdown(forms: Sequence[BackendReport], remarks: Sequence[str] = ()) -> str
     heads += [f"{label} {direction}" for direction in directions for label in ("Rank-1", "mAP")]
     heads += [f"images/s, batch {size}" for size in forms[0].images_per_second]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    first = forms[0]
     for form in forms:
         cells = [form.name, f"{form.bytes / 2**20:.1f}"]
         cells += [f"{form.largest_difference:.1e}", f"{form.smallest_cosine:.6f}"]
-        for direction in directions:
-            for key in ("rank1", "mAP"):
-                change = form.scores[direction][key] - forms[0].scores[direction][key]
-                cells.append(
-                    f"{form.scores[direction][key]:.2f}"
-                    + (f" ({change:+.2f})" if form is not forms[0] else "")
-                )
-        for size, rate in form.images_per_second.items():
-            times = rate / forms[0].images_per_second[size]
-            cells.append(f"{rate:.0f}" + (f" ({times:.2f} x)" if form is not forms[0] else ""))
+        values = [
+            (f"{score:.2f}", f"{score - first.scores[direction][key]:+.2f}")
+            for direction in directions
+            for key, score in form.scores[direction].items()
+        ]
+        values += [
+            (f"{rate:.0f}", f"{rate / first.images_per_second[size]:.2f} x")
+            for size, rate in form.images_per_second.items()
+        ]
+        cells += [value if form is first else f"{value} ({change})" for value, change in values]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", *(f"- {remark}" for remark in remarks)]) + "\n"

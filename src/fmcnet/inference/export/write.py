@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -19,12 +18,12 @@ from fmcnet.data.cache import ImageCache
 from fmcnet.data.readers import read_dataset
 from fmcnet.data.table import Table
 from fmcnet.errors import CheckpointError, DataError, FmcnetError, require
-from fmcnet.files import file_digest, put_in_place, room_beside
+from fmcnet.files import file_digest, put_in_place, room_beside, write_json, write_text
 from fmcnet.inference.backends import GRAPHS, MANIFEST, Manifest, OnnxBackend, int8_digest, read_manifest
 from fmcnet.inference.calibration import CALIBRATION, Calibration
 from fmcnet.inference.encoder import Encoder
 from fmcnet.inference.export.graph import SCHEMES, quantize, write_graph
-from fmcnet.inference.export.parity import BackendReport, choose, compare, markdown
+from fmcnet.inference.export.parity import BackendReport, Form, choose, compare, markdown
 from fmcnet.models.card import CARD, WEIGHTS, versions
 from fmcnet.models.shipped import refuse_shipped
 from fmcnet.synthetic import generate
@@ -112,17 +111,16 @@ def export(
         encoder, data if data is not None else calibrate, progress
     )
     with room_beside(target) as scratch:
-        forms: list[tuple[str, Any, int, tuple[str, ...]]] = [
-            ("PyTorch, eager", encoder.backend, (encoder.folder / WEIGHTS).stat().st_size, ())
-        ]
-        built = [_float_graphs(encoder, scratch / "fp32")]
-        forms.append(_onnx_form("ONNX Runtime, fp32", built[0]))
+        names, folders = ["ONNX Runtime, fp32"], [_float_graphs(encoder, scratch / "fp32")]
         if int8:
             assert calibrate is not None
             range_images = _range_images(encoder, calibrate, images, progress)
-            for scheme in SCHEMES:
-                built.append(_int8_graphs(built[0], scratch / scheme, range_images, scheme))
-                forms.append(_onnx_form(f"ONNX Runtime, int8 {scheme}", built[-1]))
+            names += [f"ONNX Runtime, int8 {scheme}" for scheme in SCHEMES]
+            folders += [
+                _int8_graphs(folders[0], scratch / scheme, range_images, scheme) for scheme in SCHEMES
+            ]
+        weights = (encoder.folder / WEIGHTS).stat().st_size
+        forms = [Form("PyTorch, eager", encoder.backend, weights), *map(_onnx_form, names, folders)]
         config = encoder.card.config.evaluation
         compared = compare(
             forms, pixels, modality, table, config, seconds=SECONDS if seconds is None else seconds
@@ -132,10 +130,10 @@ def export(
             f"{torch.get_num_threads()} threads; speed: the forward pass, visible, median of 3 rounds",
         ]
         chosen_form, refusal = _choose_form(compared, int8, force, remarks)
-        folder = built[chosen_form - 1]
+        folder = folders[chosen_form - 1]
         result = Exported(target, read_manifest(folder), tuple(compared), tuple(remarks))
-        (folder / REPORT[0]).write_text(json.dumps(result.to_dict(), indent=1) + "\n", encoding="utf-8")
-        (folder / REPORT[1]).write_text(markdown(result.forms, result.remarks), encoding="utf-8")
+        write_json(folder / REPORT[0], result.to_dict())
+        write_text(folder / REPORT[1], markdown(result.forms, result.remarks))
         if refusal:
             raise FmcnetError(_report_refusal(refusal, result, folder, scratch / "refused"))
         shutil.copy(encoder.folder / CARD, folder / CARD)
@@ -150,16 +148,18 @@ def _choose_form(
     """The index in `compared` of the form to keep, and why it is refused ("": it is not)."""
     if not int8:
         return 1, ""
-    losses = {index: compared[index].loss(compared[0]) for index in range(2, len(compared))}
     if not compared[0].scores:
         raise DataError("int8 is judged by mAP: the table has no test images of both modalities to score")
-    acceptable = [index for index, loss in losses.items() if loss <= MOST_LOST]
+    losses = {index: compared[index].loss(compared[0]) for index in range(2, len(compared))}
     lost = "; ".join(f"{compared[index].name} loses {loss:+.2f}" for index, loss in losses.items())
     remarks.append(f"points of mAP, worse direction: {lost} (allowed: {MOST_LOST})")
-    chosen = acceptable[0] if acceptable else min(losses, key=lambda index: losses[index])
-    kept = compared[chosen].name + ("" if acceptable else ", by force") if acceptable or force else "none"
-    remarks.append(f"kept: {kept}")
-    return chosen, "" if acceptable or force else f"int8 loses more than {MOST_LOST} points of mAP ({lost})"
+    for index, loss in losses.items():
+        if loss <= MOST_LOST:
+            remarks.append(f"kept: {compared[index].name}")
+            return index, ""
+    best = min(losses, key=lambda index: losses[index])
+    remarks.append(f"kept: {compared[best].name}, by force" if force else "kept: none")
+    return best, "" if force else f"int8 loses more than {MOST_LOST} points of mAP ({lost})"
 
 
 def _report_refusal(reason: str, result: Exported, folder: Path, report_folder: Path) -> str:
@@ -256,37 +256,30 @@ def _float_graphs(encoder: Encoder, folder: Path) -> Path:
     for modality in Modality:
         opset = write_graph(encoder.model, modality, *size, folder / GRAPHS[modality], encoder.projection)
     dim = encoder.backend(np.zeros((1, *size, 3), dtype=np.uint8), Modality.VISIBLE).shape[1]
-    made_by = versions("onnx", "onnxscript", "onnxruntime")
-    _write_manifest(folder, Manifest(encoder.digest, encoder.digest, "fp32", dim, *size, opset, {}, made_by))
+    made_by, digests = versions("onnx", "onnxscript", "onnxruntime"), _graph_digests(folder)
+    Manifest(encoder.digest, encoder.digest, "fp32", dim, *size, opset, digests, made_by).save(folder)
     return folder
 
 
 def _int8_graphs(floats: Path, folder: Path, ranges: dict[Modality, NDArray[np.uint8]], scheme: str) -> Path:
-    """Write int8 forms of the graphs in `floats`, by one of `int8.SCHEMES`, into a new folder."""
+    """Write int8 forms of the graphs in `floats`, by one of `SCHEMES`, and their manifest into a new folder."""
     folder.mkdir()
     kept: list[str] = []
-    for modality in Modality:
-        name = GRAPHS[modality]
-        kept += [
-            f"{modality} {layer}"
-            for layer in quantize(floats / name, folder / name, ranges[modality], scheme)
-        ]
-    manifest = read_manifest(floats)
-    digest = int8_digest(manifest.source, _digests(folder))
-    _write_manifest(folder, replace(manifest, digest=digest, precision="int8", kept=tuple(kept)))
+    for modality, name in GRAPHS.items():
+        layers = quantize(floats / name, folder / name, ranges[modality], scheme)
+        kept += [f"{modality} {layer}" for layer in layers]
+    manifest, digests = read_manifest(floats), _graph_digests(folder)
+    digest = int8_digest(manifest.source, digests)
+    replace(manifest, digest=digest, precision="int8", sha256=digests, kept=tuple(kept)).save(folder)
     return folder
 
 
-def _write_manifest(folder: Path, manifest: Manifest) -> None:
-    (folder / MANIFEST).write_text(replace(manifest, sha256=_digests(folder)).to_json(), encoding="utf-8")
+def _graph_digests(folder: Path) -> dict[str, str]:
+    return {name: file_digest(folder / name) for name in GRAPHS.values()}
 
 
-def _digests(folder: Path) -> dict[str, str]:
-    return {GRAPHS[modality]: file_digest(folder / GRAPHS[modality]) for modality in Modality}
-
-
-def _onnx_form(name: str, folder: Path) -> tuple[str, Any, int, tuple[str, ...]]:
-    """A built form as `parity.compare` takes it, with as many threads as PyTorch."""
+def _onnx_form(name: str, folder: Path) -> Form:
+    """An exported model to compare, with as many threads as PyTorch."""
     backend = OnnxBackend(folder, threads=torch.get_num_threads())
-    size = sum((folder / GRAPHS[modality]).stat().st_size for modality in Modality)
-    return name, backend, size, backend.manifest.kept
+    size = sum((folder / graph).stat().st_size for graph in GRAPHS.values())
+    return Form(name, backend, size, backend.manifest.kept)
