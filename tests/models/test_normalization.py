@@ -100,7 +100,7 @@ def test_a_residual_generator_gives_different_features_to_different_people():
     def cosine(generator: Generator) -> float:
         made = generator(shared)
         unit = F.normalize(made, dim=1)
-        return float((unit @ unit.T)[~torch.eye(64, dtype=torch.bool)].mean())
+        return (unit @ unit.T)[~torch.eye(64, dtype=torch.bool)].mean().item()
 
     plain, residual = Generator(256, length=2.0), Generator(256, length=2.0, input_scale=32.0, residual=True)
     assert torch.allclose(residual(shared).norm(dim=1), torch.full((64,), 2.0))
