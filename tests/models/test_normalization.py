@@ -110,7 +110,7 @@ def test_a_residual_generator_gives_different_features_to_different_people():
 
 def test_a_bounded_discriminator_keeps_unit_weight_and_bounded_logits():
     judge = Discriminator(32, input_scale=3.0, unit_weight=True)
-    assert float(judge.linear.weight.norm()) == pytest.approx(1, abs=1e-6)
+    assert judge.linear.weight.norm().item() == pytest.approx(1, abs=1e-6)
     with torch.no_grad():
         judge.linear.weight.mul_(100)
     judge.renormalize()
