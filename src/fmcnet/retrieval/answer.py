@@ -33,8 +33,6 @@ MOST_WORDS = 20
 """A filter of at most so many values gets a note on each; a longer one gets none."""
 MOST_COMPARED = 20_000
 """A gallery of more identities is not searched for near spellings."""
-NO_LIMIT = float("-inf")
-"""The least similarity of an answer without a threshold."""
 THUMBNAIL = (192, 384)
 """Most width and height of a small picture, pixels."""
 STYLE = """
@@ -145,29 +143,23 @@ class CalibratedScores:
 
     def with_probabilities(self, found: Sequence[Scored]) -> list[Scored]:
         """The same, in order, with probabilities; None where `covers` is False."""
-        probabilities: list[float | None] = [None] * len(found)
-        for entry in Modality:
+        scored = list(found)
+        for entry in filter(self.covers, Modality):
+            assert self.calibration is not None
             rows = [row for row, result in enumerate(found) if result.modality is entry]
-            if self.calibration is None or not rows or not self.covers(entry):
-                continue
             cosines = [found[row].similarity for row in rows]
             curves = [
                 self.calibration.probability(cosines, modality, entry, prior=self.prior)
                 for modality in self.query
             ]
-            for row, p in zip(rows, np.min(curves, axis=0).tolist(), strict=True):
-                probabilities[row] = p
-        return [replace(result, probability=p) for result, p in zip(found, probabilities, strict=True)]
+            for row, probability in zip(rows, np.min(curves, axis=0).tolist(), strict=True):
+                scored[row] = replace(scored[row], probability=probability)
+        return scored
 
-    def thresholds(self, entries: Sequence[Modality], fmr: float | None) -> dict[Modality, float]:
-        """The least similarity, by the modality of entries that can be judged; `NO_LIMIT` without a rate."""
-        calibration, covered = self.calibration, [entry for entry in entries if self.covers(entry)]
-        if calibration is None or fmr is None:
-            return dict.fromkeys(covered, NO_LIMIT)
-        return {
-            entry: max(calibration.threshold(modality, entry, fmr=fmr) for modality in self.query)
-            for entry in covered
-        }
+    def threshold(self, entry: Modality, fmr: float) -> float:
+        """The least similarity to such an entry, which `covers` allows."""
+        assert self.calibration is not None
+        return max(self.calibration.threshold(modality, entry, fmr=fmr) for modality in self.query)
 
 
 def filter_notes(gallery: Gallery, where: Where | None) -> tuple[str, ...]:
@@ -204,13 +196,13 @@ def _camera_notes(gallery: Gallery, cameras: Sequence[str]) -> Iterator[str]:
     stored = gallery.cameras() if cameras else []
     for camera in cameras[:MOST_WORDS]:
         others = [name for name in stored if name not in cameras and spelling(name) == spelling(camera)]
-        if camera not in stored:
-            yield f"no entry has the camera '{camera}'{_suggestion(camera, stored)}"
-        elif others:
-            yield (
-                f"entries of the camera {', '.join(map(repr, others))} do not pass the filter, which may be "
-                f"'{camera}', too"
-            )
+        if camera in stored:
+            yield from _left_out("camera", camera, others)
+        elif (near := nearest(camera, stored)) is not None:
+            yield f"no entry has the camera '{camera}': did you mean '{near}'?"
+        else:
+            known = f"those that are: {first_of(stored)}" if stored else "no entry has any"
+            yield f"no entry has the camera '{camera}'; {known}"
 
 
 def _track_notes(gallery: Gallery, tracks: Collection[str]) -> Iterator[str]:
@@ -219,30 +211,35 @@ def _track_notes(gallery: Gallery, tracks: Collection[str]) -> Iterator[str]:
         number = FRACTION.sub("", track)
         spellings = (number, f"{number}.0") if number.isdigit() else ()
         others = [name for name in spellings if name not in tracks and gallery.count(Where(tracks=[name]))]
-        if not gallery.count(Where(tracks=[track])):
-            yield f"no entry has the track '{track}'" + (f": did you mean '{others[0]}'?" if others else "")
-        elif others:
-            yield f"entries of the track '{others[0]}' do not pass the filter, which may be '{track}', too"
-
-
-def _suggestion(word: str, stored: Sequence[str]) -> str:
-    near = nearest(word, stored)
-    if near is not None:
-        return f": did you mean '{near}'?"
-    return f"; those that are: {first_of(stored)}" if stored else "; no entry has any"
+        if gallery.count(Where(tracks=[track])):
+            yield from _left_out("track", track, others[:1])
+        else:
+            yield _missing("track", track, others[:1])
 
 
 def _identity_notes(gallery: Gallery, pids: Collection[str]) -> Iterator[str]:
-    """Notes on identities that no entry has, and on near spellings left out."""
     stored = gallery.identities()
     compared = stored if len(stored) <= MOST_COMPARED else []
     for pid in pids:
         key = near_spelling(pid)
-        others = ", ".join(repr(name) for name in compared if name not in pids and near_spelling(name) == key)
-        if not gallery.count(Where(pids=[pid])):
-            yield f"no entry has the pid '{pid}'" + (f": did you mean {others}?" if others else "")
-        elif others:
-            yield f"entries of the identity {others} do not pass the filter, which may be '{pid}', too"
+        others = [name for name in compared if name not in pids and near_spelling(name) == key]
+        if gallery.count(Where(pids=[pid])):
+            yield from _left_out("identity", pid, others)
+        else:
+            yield _missing("pid", pid, others)
+
+
+def _left_out(kind: str, value: str, others: Sequence[str]) -> Iterator[str]:
+    """A note on entries of near spellings, if there are some."""
+    if others:
+        names = ", ".join(map(repr, others))
+        yield f"entries of the {kind} {names} do not pass the filter, which may be '{value}', too"
+
+
+def _missing(kind: str, value: str, others: Sequence[str]) -> str:
+    return f"no entry has the {kind} '{value}'" + (
+        f": did you mean {', '.join(map(repr, others))}?" if others else ""
+    )
 
 
 def answer_notes(
