@@ -163,46 +163,36 @@ class CalibratedScores:
 
 
 def filter_notes(gallery: Gallery, where: Where | None) -> tuple[str, ...]:
-    """Notes on filter values that no entry has, and on near spellings left out.
-
-    Args:
-        gallery: to look in.
-        where: its cameras, tracks, tags, identities, modality and times are looked for, each by itself.
-    """
+    """Notes on filter values that no entry has, each looked for by itself, and on near spellings left out."""
     if where is None:
         return ()
-    notes = list(_camera_notes(gallery, list(where.cameras or ())))
-    notes += _track_notes(gallery, _values_to_check(where.tracks))
-    notes += [
-        f"no entry has the tag '{tag}'"
-        for tag in _values_to_check(where.tags)
-        if not gallery.count(Where(tags=[tag]))
-    ]
+    notes = [*_camera_notes(gallery, where.cameras or ()), *_track_notes(gallery, _few(where.tracks))]
+    for tag in _few(where.tags):
+        if not gallery.count(Where(tags=[tag])):
+            notes.append(f"no entry has the tag '{tag}'")
     if where.modality is not None and not gallery.count(Where(modality=where.modality)) and len(gallery):
         notes.append(f"no entry is {where.modality}, so none passes a filter by modality")
     if (where.since or where.until) and gallery.times() is None and len(gallery):
         notes.append("no entry has a time, so none passes a filter by time")
-    if pids := _values_to_check(where.pids):
-        notes += _identity_notes(gallery, [str(pid) for pid in pids])
-    return tuple(notes)
+    return (*notes, *_identity_notes(gallery, [str(pid) for pid in _few(where.pids)]))
 
 
-def _values_to_check(values: Collection[Any] | None) -> Collection[Any]:
+def _few(values: Collection[Any] | None) -> Collection[Any]:
     """The values of a filter to look up; none if there are more than `MOST_WORDS`."""
     return values if values is not None and len(values) <= MOST_WORDS else ()
 
 
-def _camera_notes(gallery: Gallery, cameras: Sequence[str]) -> Iterator[str]:
+def _camera_notes(gallery: Gallery, cameras: Collection[str]) -> Iterator[str]:
     stored = gallery.cameras() if cameras else []
-    for camera in cameras[:MOST_WORDS]:
-        others = [name for name in stored if name not in cameras and spelling(name) == spelling(camera)]
-        if camera in stored:
-            yield from _left_out("camera", camera, others)
-        elif (near := nearest(camera, stored)) is not None:
-            yield f"no entry has the camera '{camera}': did you mean '{near}'?"
-        else:
-            known = f"those that are: {first_of(stored)}" if stored else "no entry has any"
-            yield f"no entry has the camera '{camera}'; {known}"
+    for camera in list(cameras)[:MOST_WORDS]:
+        if camera not in stored:
+            near = nearest(camera, stored)
+            known = f"; those that are: {first_of(stored)}" if stored else "; no entry has any"
+            yield f"no entry has the camera '{camera}'" + (
+                known if near is None else f": did you mean '{near}'?"
+            )
+        elif others := [n for n in stored if n not in cameras and spelling(n) == spelling(camera)]:
+            yield _left_out("camera", others, camera)
 
 
 def _track_notes(gallery: Gallery, tracks: Collection[str]) -> Iterator[str]:
@@ -211,35 +201,31 @@ def _track_notes(gallery: Gallery, tracks: Collection[str]) -> Iterator[str]:
         number = FRACTION.sub("", track)
         spellings = (number, f"{number}.0") if number.isdigit() else ()
         others = [name for name in spellings if name not in tracks and gallery.count(Where(tracks=[name]))]
-        if gallery.count(Where(tracks=[track])):
-            yield from _left_out("track", track, others[:1])
-        else:
+        if not gallery.count(Where(tracks=[track])):
             yield _missing("track", track, others[:1])
+        elif others:
+            yield _left_out("track", others[:1], track)
 
 
 def _identity_notes(gallery: Gallery, pids: Collection[str]) -> Iterator[str]:
-    stored = gallery.identities()
+    stored = gallery.identities() if pids else []
     compared = stored if len(stored) <= MOST_COMPARED else []
     for pid in pids:
-        key = near_spelling(pid)
-        others = [name for name in compared if name not in pids and near_spelling(name) == key]
-        if gallery.count(Where(pids=[pid])):
-            yield from _left_out("identity", pid, others)
-        else:
+        others = [n for n in compared if n not in pids and near_spelling(n) == near_spelling(pid)]
+        if not gallery.count(Where(pids=[pid])):
             yield _missing("pid", pid, others)
-
-
-def _left_out(kind: str, value: str, others: Sequence[str]) -> Iterator[str]:
-    """A note on entries of near spellings, if there are some."""
-    if others:
-        names = ", ".join(map(repr, others))
-        yield f"entries of the {kind} {names} do not pass the filter, which may be '{value}', too"
+        elif others:
+            yield _left_out("identity", others, pid)
 
 
 def _missing(kind: str, value: str, others: Sequence[str]) -> str:
-    return f"no entry has the {kind} '{value}'" + (
-        f": did you mean {', '.join(map(repr, others))}?" if others else ""
-    )
+    advice = f": did you mean {', '.join(map(repr, others))}?" if others else ""
+    return f"no entry has the {kind} '{value}'{advice}"
+
+
+def _left_out(kind: str, others: Sequence[str], value: str) -> str:
+    names = ", ".join(map(repr, others))
+    return f"entries of the {kind} {names} do not pass the filter, which may be '{value}', too"
 
 
 def answer_notes(
@@ -252,17 +238,10 @@ def answer_notes(
     where: Where | None,
     model: Path | None,
 ) -> list[str]:
-    """The notes of an answer.
+    """The notes of an answer to a query of so many images.
 
-    Args:
-        scores: the calibration, applied to the query.
-        images: how many images made the query.
-        candidates: all hits, each alone, or tracks, best first.
-        found: those that reach the thresholds, grouped.
-        asked: a least probability or a false-match rate was given.
-        group: "track", "pid", or None.
-        where: the filter.
-        model: the folder of the encoder, where it has one.
+    `candidates` are all hits, each alone, or tracks; `found` those of them that reach what was `asked` for: a least
+    probability or false-match rate. `model` is the encoder's folder.
     """
     notes: list[str] = []
     if scores.calibration is None:

@@ -77,10 +77,8 @@ class MilvusStore(milvus.Collection):
 
     def info(self) -> GalleryInfo:
         """The collection in numbers."""
-        settings = self.settings
-        if settings is None:
-            return GalleryInfo(self.location, 0, None, "exact", 0, 0, 0)
-        return GalleryInfo(self.location, self.count(None), settings, self.index, 0, 0, 0)
+        index = "exact" if self.settings is None else self.index
+        return GalleryInfo(self.location, self.count(None), self.settings, index, 0, 0, 0)
 
     def _portion(self) -> int:
         """Rows in one request, with their embeddings."""
