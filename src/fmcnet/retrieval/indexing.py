@@ -25,7 +25,6 @@ from fmcnet.retrieval.gallery import Gallery
 from fmcnet.retrieval.records import EPOCH, Added, Entry, Where, as_pid
 from fmcnet.retrieval.searcher import Searcher
 from fmcnet.retrieval.sources import Picture, Sources
-from fmcnet.retrieval.sqlite_database import FileRecord
 
 LOOKED_UP = 20
 """Numbers whose earlier entries are looked at, and entries of each, on average."""
