@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from fmcnet.data.readers import read_dataset
 from fmcnet.errors import DataError, FmcnetError
-from fmcnet.retrieval.sources import NamePattern, Rules, _check_is_file, read_sources
+from fmcnet.retrieval.sources import NamePattern, Rules, _file_key, read_sources
 from fmcnet.times import TimePattern, parse_time, parse_timezone
 from fmcnet.types import Modality
 from tests.retrieval.fakes import picture
@@ -250,7 +250,7 @@ def test_a_file_on_a_disk_that_fails_is_not_one_that_is_gone(tmp_path, monkeypat
 
     monkeypatch.setattr(Path, "stat", fails)
     with pytest.raises(DataError, match=said):
-        _check_is_file(tmp_path / "a.png")
+        _file_key(tmp_path / "a.png")
 
 
 def test_a_row_of_a_folder_is_left_out_and_named(tmp_path):

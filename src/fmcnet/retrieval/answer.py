@@ -33,8 +33,6 @@ MOST_WORDS = 20
 """A filter of at most so many values gets a note on each; a longer one gets none."""
 MOST_COMPARED = 20_000
 """A gallery of more identities is not searched for near spellings."""
-NO_LIMIT = float("-inf")
-"""The least similarity of an answer without a threshold."""
 THUMBNAIL = (192, 384)
 """Most width and height of a small picture, pixels."""
 STYLE = """
@@ -145,72 +143,56 @@ class CalibratedScores:
 
     def with_probabilities(self, found: Sequence[Scored]) -> list[Scored]:
         """The same, in order, with probabilities; None where `covers` is False."""
-        probabilities: list[float | None] = [None] * len(found)
-        for entry in Modality:
+        scored = list(found)
+        for entry in filter(self.covers, Modality):
+            assert self.calibration is not None
             rows = [row for row, result in enumerate(found) if result.modality is entry]
-            if self.calibration is None or not rows or not self.covers(entry):
-                continue
             cosines = [found[row].similarity for row in rows]
             curves = [
                 self.calibration.probability(cosines, modality, entry, prior=self.prior)
                 for modality in self.query
             ]
-            for row, p in zip(rows, np.min(curves, axis=0).tolist(), strict=True):
-                probabilities[row] = p
-        return [replace(result, probability=p) for result, p in zip(found, probabilities, strict=True)]
+            for row, probability in zip(rows, np.min(curves, axis=0).tolist(), strict=True):
+                scored[row] = replace(scored[row], probability=probability)
+        return scored
 
-    def thresholds(self, entries: Sequence[Modality], fmr: float | None) -> dict[Modality, float]:
-        """The least similarity, by the modality of entries that can be judged; `NO_LIMIT` without a rate."""
-        calibration, covered = self.calibration, [entry for entry in entries if self.covers(entry)]
-        if calibration is None or fmr is None:
-            return dict.fromkeys(covered, NO_LIMIT)
-        return {
-            entry: max(calibration.threshold(modality, entry, fmr=fmr) for modality in self.query)
-            for entry in covered
-        }
+    def threshold(self, entry: Modality, fmr: float) -> float:
+        """The least similarity to such an entry, which `covers` allows."""
+        assert self.calibration is not None
+        return max(self.calibration.threshold(modality, entry, fmr=fmr) for modality in self.query)
 
 
 def filter_notes(gallery: Gallery, where: Where | None) -> tuple[str, ...]:
-    """Notes on filter values that no entry has, and on near spellings left out.
-
-    Args:
-        gallery: to look in.
-        where: its cameras, tracks, tags, identities, modality and times are looked for, each by itself.
-    """
+    """Notes on filter values that no entry has, each looked for by itself, and on near spellings left out."""
     if where is None:
         return ()
-    notes = list(_camera_notes(gallery, list(where.cameras or ())))
-    notes += _track_notes(gallery, _values_to_check(where.tracks))
-    notes += [
-        f"no entry has the tag '{tag}'"
-        for tag in _values_to_check(where.tags)
-        if not gallery.count(Where(tags=[tag]))
-    ]
+    notes = [*_camera_notes(gallery, where.cameras or ()), *_track_notes(gallery, _few(where.tracks))]
+    for tag in _few(where.tags):
+        if not gallery.count(Where(tags=[tag])):
+            notes.append(f"no entry has the tag '{tag}'")
     if where.modality is not None and not gallery.count(Where(modality=where.modality)) and len(gallery):
         notes.append(f"no entry is {where.modality}, so none passes a filter by modality")
     if (where.since or where.until) and gallery.times() is None and len(gallery):
         notes.append("no entry has a time, so none passes a filter by time")
-    if pids := _values_to_check(where.pids):
-        notes += _identity_notes(gallery, [str(pid) for pid in pids])
-    return tuple(notes)
+    return (*notes, *_identity_notes(gallery, [str(pid) for pid in _few(where.pids)]))
 
 
-def _values_to_check(values: Collection[Any] | None) -> Collection[Any]:
+def _few(values: Collection[Any] | None) -> Collection[Any]:
     """The values of a filter to look up; none if there are more than `MOST_WORDS`."""
     return values if values is not None and len(values) <= MOST_WORDS else ()
 
 
-def _camera_notes(gallery: Gallery, cameras: Sequence[str]) -> Iterator[str]:
+def _camera_notes(gallery: Gallery, cameras: Collection[str]) -> Iterator[str]:
     stored = gallery.cameras() if cameras else []
-    for camera in cameras[:MOST_WORDS]:
-        others = [name for name in stored if name not in cameras and spelling(name) == spelling(camera)]
+    for camera in list(cameras)[:MOST_WORDS]:
         if camera not in stored:
-            yield f"no entry has the camera '{camera}'{_suggestion(camera, stored)}"
-        elif others:
-            yield (
-                f"entries of the camera {', '.join(map(repr, others))} do not pass the filter, which may be "
-                f"'{camera}', too"
+            near = nearest(camera, stored)
+            known = f"; those that are: {first_of(stored)}" if stored else "; no entry has any"
+            yield f"no entry has the camera '{camera}'" + (
+                known if near is None else f": did you mean '{near}'?"
             )
+        elif others := [n for n in stored if n not in cameras and spelling(n) == spelling(camera)]:
+            yield _left_out("camera", others, camera)
 
 
 def _track_notes(gallery: Gallery, tracks: Collection[str]) -> Iterator[str]:
@@ -220,29 +202,30 @@ def _track_notes(gallery: Gallery, tracks: Collection[str]) -> Iterator[str]:
         spellings = (number, f"{number}.0") if number.isdigit() else ()
         others = [name for name in spellings if name not in tracks and gallery.count(Where(tracks=[name]))]
         if not gallery.count(Where(tracks=[track])):
-            yield f"no entry has the track '{track}'" + (f": did you mean '{others[0]}'?" if others else "")
+            yield _missing("track", track, others[:1])
         elif others:
-            yield f"entries of the track '{others[0]}' do not pass the filter, which may be '{track}', too"
-
-
-def _suggestion(word: str, stored: Sequence[str]) -> str:
-    near = nearest(word, stored)
-    if near is not None:
-        return f": did you mean '{near}'?"
-    return f"; those that are: {first_of(stored)}" if stored else "; no entry has any"
+            yield _left_out("track", others[:1], track)
 
 
 def _identity_notes(gallery: Gallery, pids: Collection[str]) -> Iterator[str]:
-    """Notes on identities that no entry has, and on near spellings left out."""
-    stored = gallery.identities()
+    stored = gallery.identities() if pids else []
     compared = stored if len(stored) <= MOST_COMPARED else []
     for pid in pids:
-        key = near_spelling(pid)
-        others = ", ".join(repr(name) for name in compared if name not in pids and near_spelling(name) == key)
+        others = [n for n in compared if n not in pids and near_spelling(n) == near_spelling(pid)]
         if not gallery.count(Where(pids=[pid])):
-            yield f"no entry has the pid '{pid}'" + (f": did you mean {others}?" if others else "")
+            yield _missing("pid", pid, others)
         elif others:
-            yield f"entries of the identity {others} do not pass the filter, which may be '{pid}', too"
+            yield _left_out("identity", others, pid)
+
+
+def _missing(kind: str, value: str, others: Sequence[str]) -> str:
+    advice = f": did you mean {', '.join(map(repr, others))}?" if others else ""
+    return f"no entry has the {kind} '{value}'{advice}"
+
+
+def _left_out(kind: str, others: Sequence[str], value: str) -> str:
+    names = ", ".join(map(repr, others))
+    return f"entries of the {kind} {names} do not pass the filter, which may be '{value}', too"
 
 
 def answer_notes(
@@ -255,17 +238,10 @@ def answer_notes(
     where: Where | None,
     model: Path | None,
 ) -> list[str]:
-    """The notes of an answer.
+    """The notes of an answer to a query of so many images.
 
-    Args:
-        scores: the calibration, applied to the query.
-        images: how many images made the query.
-        candidates: all hits, each alone, or tracks, best first.
-        found: those that reach the thresholds, grouped.
-        asked: a least probability or a false-match rate was given.
-        group: "track", "pid", or None.
-        where: the filter.
-        model: the folder of the encoder, where it has one.
+    `candidates` are all hits, each alone, or tracks; `found` those of them that reach what was `asked` for: a least
+    probability or false-match rate. `model` is the encoder's folder.
     """
     notes: list[str] = []
     if scores.calibration is None:

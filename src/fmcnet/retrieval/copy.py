@@ -108,8 +108,7 @@ def copy_gallery(
                     "%s keeps no pictures: %d of %s are left out", copy.location, pictures, origin.location
                 )
             written = _copy_entries(origin, copy, settings.model, takes_pictures and pictures > 0, progress)
-            _copy_note(source, target)
-            _copy_file_records(origin, copy)
+            _copy_records(origin, copy)
             entries, total = _compare(origin, copy, progress), origin.count(None)
             if entries != total:
                 raise GalleryError(
@@ -120,15 +119,20 @@ def copy_gallery(
             return Copied(origin.location, copy.location, written, existing, entries, kept, left_out)
 
 
-def _copy_file_records(source: Store, target: Store) -> None:
-    """Copy the records of files and of removals."""
-    if source.files is not None and target.files is not None:
-        target.files.take(source.files)
-    elif source.files is not None:
+def _copy_records(source: Store, target: Store) -> None:
+    """Copy the records of files and of removals, and of the model and value ranges; a cluster has none of them."""
+    if source.files is None:
+        return
+    if target.files is None:
         logger.warning(
             "%s remembers neither files nor removals: fmcnet index into it adds what was removed again",
             target.location,
         )
+        return
+    target.files.take(source.files)
+    old, new = Path(source.location) / MADE_WITH, Path(target.location) / MADE_WITH
+    if old.is_file() and not new.exists():
+        write_atomically(new, lambda path: path.write_bytes(old.read_bytes()), private_mode(new.parent))
 
 
 def _copy_entries(source: Store, target: Store, model: str, pictures: bool, progress: bool | None) -> int:
@@ -168,14 +172,6 @@ def _compare(source: Store, target: Store, progress: bool | None) -> int:
             count += len(part)
             bar.advance(count=len(part))
     return count
-
-
-def _copy_note(source: str | Path, target: str | Path) -> None:
-    """Copy the note of model and value ranges between folders."""
-    old, new = Path(source) / MADE_WITH, Path(target) / MADE_WITH
-    if not _is_cluster(source) and not _is_cluster(target) and old.is_file() and not new.exists():
-        content = old.read_bytes()
-        write_atomically(new, lambda path: path.write_bytes(content), private_mode(new.parent))
 
 
 def _is_cluster(location: str | Path) -> bool:

@@ -29,12 +29,25 @@ class Moved(NamedTuple):
     before: str
 
 
-class Changed(NamedTuple):
-    """A file whose content changed since it was indexed; both digests."""
+class Difference(NamedTuple):
+    """A value given for a picture that differs from the one the gallery stores.
 
-    path: str
-    stored: str
-    now: str
+    Attributes:
+        source: the picture's path.
+        name: "modality", "camera", "time", "track", "pid" or "tags"; "content" for a file that changed; "picture" for
+            one that is to be kept and is not.
+        stored: the gallery's value.
+        given: the new value.
+    """
+
+    source: str
+    name: str
+    stored: Any
+    given: Any
+
+    def __str__(self) -> str:
+        stored, given = ("nothing" if v in (None, ()) else str(v) for v in (self.stored, self.given))
+        return f"{self.source}: {self.name} is {stored} in the gallery, {given} now"
 
 
 @dataclass
@@ -49,7 +62,7 @@ class FileChanges:
         unwatched: entries of a cluster, which keeps no records.
     """
 
-    changed: dict[str, Changed] = field(default_factory=dict)
+    changed: dict[str, Difference] = field(default_factory=dict)
     moved: dict[str, Moved] = field(default_factory=dict)
     copies: list[Moved] = field(default_factory=list)
     unrecorded: int = 0
@@ -80,16 +93,10 @@ class FileChanges:
 def compare_files(
     gallery: Gallery, pictures: Sequence[Picture], stored: Collection[str], changes: FileChanges
 ) -> dict[str, FileRecord]:
-    """Compare pictures with the records of the gallery, and update the records of unchanged content.
+    """Compare pictures with the gallery's records of the `stored` ones, and update those of unchanged content.
 
-    Args:
-        gallery: a cluster has no records: nothing is found there.
-        pictures: a portion.
-        stored: the ids of those that the gallery holds.
-        changes: is extended.
-
-    Returns:
-        Records by id, to be put once a picture was encoded.
+    What is found extends `changes`; nothing of a cluster, which has no records. Returns records by id, to be put once
+    a picture was encoded.
     """
     records: dict[str, FileRecord] = {}
     if gallery.files is None:
@@ -110,7 +117,8 @@ def compare_files(
         root = picture.root or picture.path.parent
         record = records[picture.id] = FileRecord(str(picture.path), str(root), state, digest)
         if before is not None and before.digest != digest:
-            changes.changed[picture.id] = Changed(record.path, before.digest, digest)
+            stored_digest, new_digest = (f"sha256 {content[:12]}" for content in (before.digest, digest))
+            changes.changed[picture.id] = Difference(record.path, "content", stored_digest, new_digest)
         elif picture.id in stored:
             same[picture.id] = record
             changes.unrecorded += before is None

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 from fmcnet.data.listing import ignored_facts
 from fmcnet.data.pixels import Remarks, ValueRange
@@ -20,12 +20,11 @@ from fmcnet.inference.image_input import Fault, list_faults
 from fmcnet.names import near_cameras
 from fmcnet.progress import Progress
 from fmcnet.retrieval.answer import MOST_COMPARED
-from fmcnet.retrieval.freshness import FileChanges, compare_files
+from fmcnet.retrieval.freshness import Difference, FileChanges, compare_files
 from fmcnet.retrieval.gallery import Gallery
 from fmcnet.retrieval.records import EPOCH, Added, Entry, Where, as_pid
 from fmcnet.retrieval.searcher import Searcher
 from fmcnet.retrieval.sources import Picture, Sources
-from fmcnet.retrieval.sqlite_database import FileRecord
 
 LOOKED_UP = 20
 """Numbers whose earlier entries are looked at, and entries of each, on average."""
@@ -37,27 +36,6 @@ METADATA = ("camera", "time", "track", "pid", "tags")
 COMPARED = ("modality", *METADATA)
 ENCODED = {"modality", "picture", "content"}
 """What cannot be changed without reading the picture again."""
-
-
-class Difference(NamedTuple):
-    """A value given for a picture that differs from the one the gallery stores.
-
-    Attributes:
-        source: the picture's path.
-        name: "modality", "camera", "time", "track", "pid" or "tags"; "content" for a file that changed; "picture" for
-            one that is to be kept and is not.
-        stored: the gallery's value.
-        given: the new value.
-    """
-
-    source: str
-    name: str
-    stored: Any
-    given: Any
-
-    def __str__(self) -> str:
-        stored, given = ("nothing" if v in (None, ()) else str(v) for v in (self.stored, self.given))
-        return f"{self.source}: {self.name} is {stored} in the gallery, {given} now"
 
 
 @dataclass
@@ -97,13 +75,6 @@ class IndexReport:
         """How many were listed."""
         return len(self.sources.pictures) + len(self.sources.faults) + len(self.sources.same)
 
-    def count(self, done: Added) -> None:
-        """Count what one add did."""
-        self.added += done.added
-        self.replaced += done.replaced
-        self.already += done.skipped
-        self.faults += done.faults
-
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
@@ -117,7 +88,7 @@ class IndexReport:
             "same_file": [{"source": fault.name, "reason": fault.reason} for fault in self.sources.same],
             "not_chosen": dict(self.sources.not_chosen),
             "not_listed": list(self.sources.not_listed),
-            "changed": [change.path for change in self.changes.changed.values()],
+            "changed": [change.source for change in self.changes.changed.values()],
             "moved": [move._asdict() for move in self.changes.moved.values()],
             "removed_before": self.removed_before,
             "notes": self.notes,
@@ -178,29 +149,28 @@ def index(
     try:
         with Progress("indexing", len(sources.pictures), show=progress) as bar:
             for start in range(0, len(sources.pictures), PORTION):
-                pictures = sources.pictures[start : start + PORTION]
-                ids = [picture.id for picture in pictures]
-                stored = {entry.id: entry for entry, _ in gallery.scan(Where(ids=ids))}
-                report.already += len(stored)
-                records = compare_files(gallery, pictures, stored, report.changes)
-                fresh = _new_pictures(gallery, pictures, stored, records, report, include_removed)
+                portion = _Portion(gallery, sources.pictures[start : start + PORTION], report)
+                fresh = portion.fresh(include_removed)
                 new += fresh
-                to_encode = _apply_to_existing(gallery, pictures, stored, existing, report, keep_images)
-                for added in _encode_and_add(
-                    searcher,
-                    [*fresh, *to_encode],
-                    replace=bool(to_encode),
-                    keep_images=keep_images,
-                    value_range=value_range,
-                    on_error=on_error,
-                    batch_size=batch_size,
-                    remarks=remarks,
-                ):
-                    report.count(added)
-                    if gallery.files is not None:
-                        encoded = {name: records[name] for name in added.ids if name in records}
-                        gallery.files.put(encoded, added=True)
-                bar.advance(count=len(pictures))
+                again = portion.to_encode_again(existing, keep_images)
+                groups = _groups(gallery, fresh, again, keep_images, value_range)
+                for (keep, picture_range), group in groups.items():
+                    added = searcher.add(
+                        [picture.path for picture in group],
+                        [picture.modality for picture in group],
+                        ids=[picture.id for picture in group],
+                        source=[picture.source or picture.path for picture in group],
+                        **{name: [getattr(picture, name) for picture in group] for name in METADATA},
+                        on_error=on_error,
+                        on_duplicate="replace" if again else "skip",
+                        keep_images=keep,
+                        batch_size=batch_size,
+                        progress=False,
+                        value_range=picture_range,
+                        remarks=remarks,
+                    )
+                    portion.count(added)
+                bar.advance(count=len(portion.pictures))
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"{report.added} pictures were added; the same command goes on from there"
@@ -219,62 +189,85 @@ def index(
     return report
 
 
-def _new_pictures(
-    gallery: Gallery,
-    pictures: Sequence[Picture],
-    stored: Collection[str],
-    records: Mapping[str, FileRecord],
-    report: IndexReport,
-    include_removed: bool,
-) -> list[Picture]:
-    """The pictures to add; moved and earlier removed ones are only reported."""
-    new = [
-        picture for picture in pictures if picture.id not in stored and picture.id not in report.changes.moved
-    ]
-    if include_removed:
-        return new
-    keys = {picture.id: {picture.id} for picture in new}  # of entries without a record, the id was remembered
-    for name in keys.keys() & records.keys():
-        keys[name].add(records[name].digest)
-    removed = gallery.removed([key for picture_keys in keys.values() for key in picture_keys])
-    report.removed_before += [str(picture.path) for picture in new if keys[picture.id] & removed]
-    return [picture for picture in new if not keys[picture.id] & removed]
+class _Portion:
+    """Pictures that are looked up together, and added before the next ones."""
+
+    def __init__(self, gallery: Gallery, pictures: Sequence[Picture], report: IndexReport) -> None:
+        self.gallery, self.pictures, self.report = gallery, pictures, report
+        ids = [picture.id for picture in pictures]
+        self.stored = {entry.id: entry for entry, _ in gallery.scan(Where(ids=ids))}
+        self.records = compare_files(gallery, pictures, self.stored, report.changes)
+        report.already += len(self.stored)
+
+    def fresh(self, include_removed: bool) -> list[Picture]:
+        """The pictures to add; moved and earlier removed ones are only reported."""
+        known = {*self.stored, *self.report.changes.moved}
+        fresh = [picture for picture in self.pictures if picture.id not in known]
+        if include_removed:
+            return fresh
+        keys = {
+            picture.id: {picture.id} for picture in fresh
+        }  # of entries without a record, the id was remembered
+        for name in keys.keys() & self.records.keys():
+            keys[name].add(self.records[name].digest)
+        removed = self.gallery.removed([key for picture_keys in keys.values() for key in picture_keys])
+        self.report.removed_before += [str(picture.path) for picture in fresh if keys[picture.id] & removed]
+        return [picture for picture in fresh if not keys[picture.id] & removed]
+
+    def to_encode_again(self, existing: Existing, keep_images: bool) -> list[Picture]:
+        """Report or store differences of known pictures; returns those that must be read again for it."""
+        again, updates = [], {}
+        for picture in (known for known in self.pictures if known.id in self.stored):
+            entry = self.stored[picture.id]
+            differences = list(self._differences(picture, entry, keep_images))
+            if existing == "keep":
+                self.report.differences += differences
+            elif existing == "replace" or any(difference.name in ENCODED for difference in differences):
+                again.append(_with_stored_values(picture, entry))
+            else:
+                updates[picture.id] = differences
+        self.report.updated += _update(self.gallery, updates)
+        return again
+
+    def _differences(self, picture: Picture, entry: Entry, keep_images: bool) -> Iterator[Difference]:
+        """Given values and content that differ from those stored; a value not given does not differ."""
+        given = {**picture._asdict(), "pid": as_pid(picture.pid), "tags": tuple(sorted(set(picture.tags)))}
+        for name in COMPARED:
+            if given[name] not in (None, ()) and given[name] != getattr(entry, name):
+                yield Difference(str(picture.path), name, getattr(entry, name), given[name])
+        if keep_images and self.gallery.picture(picture.id) is None:
+            yield Difference(str(picture.path), "picture", None, "to be kept")
+        if picture.id in self.report.changes.changed:
+            yield self.report.changes.changed[picture.id]
+
+    def count(self, added: Added) -> None:
+        """Report what an add did, and record the files of its entries."""
+        self.report.added += added.added
+        self.report.replaced += added.replaced
+        self.report.already += added.skipped
+        self.report.faults += added.faults
+        if self.gallery.files is not None:
+            records = {name: self.records[name] for name in added.ids if name in self.records}
+            self.gallery.files.put(records, added=True)
 
 
-def _apply_to_existing(
+def _groups(
     gallery: Gallery,
-    pictures: Sequence[Picture],
-    stored: Mapping[str, Entry],
-    existing: Existing,
-    report: IndexReport,
+    fresh: Sequence[Picture],
+    again: Sequence[Picture],
     keep_images: bool,
-) -> list[Picture]:
-    """Report or store differences of known pictures; returns those to encode anew."""
-    to_encode, updates = [], {}
-    for picture in (known for known in pictures if known.id in stored):
-        entry = stored[picture.id]
-        differences = list(_differences(gallery, picture, entry, keep_images, report.changes))
-        if existing == "keep":
-            report.differences += differences
-        elif existing == "replace" or any(difference.name in ENCODED for difference in differences):
-            to_encode.append(_with_stored_values(picture, entry))
-        else:
-            updates[picture.id] = differences
-    report.updated += _update(gallery, updates)
-    return to_encode
+    value_range: ValueRange | None,
+) -> dict[tuple[bool, ValueRange | None], list[Picture]]:
+    """Pictures to add, by whether a small copy is kept, and by value range."""
+    groups: dict[tuple[bool, ValueRange | None], list[Picture]] = {}
+    for picture in (*fresh, *again):
+        keep = keep_images or (bool(again) and gallery.picture(picture.id) is not None)
+        groups.setdefault((keep, picture.value_range or value_range), []).append(picture)
+    return groups
 
 
 def leave_out_expired(sources: Sources, until: datetime, option: str) -> Sources:
-    """The sources without pictures that `gallery expire` would remove.
-
-    Args:
-        sources: what was listed.
-        until: the time that `expires_before` gives.
-        option: the name under which `Sources.not_chosen` counts them.
-
-    Returns:
-        The other pictures, with a note on those without a time.
-    """
+    """The sources without pictures of before `until`, which expire; `option` is the reason in `not_chosen`."""
     kept = tuple(
         picture for picture in sources.pictures if picture.time is None or not EPOCH <= picture.time < until
     )
@@ -289,65 +282,12 @@ def leave_out_expired(sources: Sources, until: datetime, option: str) -> Sources
 
 
 def check_faults(sources: Sources, *, missing_ok: bool = False) -> None:
-    """Refuse sources with faults.
-
-    Args:
-        sources: what was listed.
-        missing_ok: a row whose file is gone is no fault.
-
-    Raises:
-        DataError: naming the faults.
-    """
+    """Raise a DataError that names the faults of sources; with `missing_ok`, a row whose file is gone is none."""
     faults = [fault for fault in sources.faults if not (missing_ok and fault.reason == MISSING)]
     if faults:
         total = len(sources.pictures) + len(sources.faults)
         listing = list_faults(faults, total).replace("cannot be read", "cannot be indexed", 1)
         raise DataError(f"nothing was added: {listing}\n--on-error skip leaves them out")
-
-
-def _encode_and_add(
-    searcher: Searcher,
-    pictures: Sequence[Picture],
-    *,
-    replace: bool,
-    keep_images: bool,
-    value_range: ValueRange | None,
-    **options: Any,
-) -> Iterator[Added]:
-    """Add pictures, grouped by value range and by whether a small copy is kept."""
-    groups: dict[tuple[bool, ValueRange | None], list[Picture]] = {}
-    for picture in pictures:
-        keep = keep_images or (replace and searcher.gallery.picture(picture.id) is not None)
-        groups.setdefault((keep, picture.value_range or value_range), []).append(picture)
-    for (keep, picture_range), group in groups.items():
-        metadata: dict[str, Any] = {name: [getattr(picture, name) for picture in group] for name in METADATA}
-        yield searcher.add(
-            [picture.path for picture in group],
-            [picture.modality for picture in group],
-            ids=[picture.id for picture in group],
-            source=[picture.source or picture.path for picture in group],
-            on_duplicate="replace" if replace else "skip",
-            keep_images=keep,
-            progress=False,
-            value_range=picture_range,
-            **metadata,
-            **options,
-        )
-
-
-def _differences(
-    gallery: Gallery, picture: Picture, entry: Entry, keep_images: bool, changes: FileChanges
-) -> Iterator[Difference]:
-    """Given values and content that differ from those stored; a value not given does not differ."""
-    new_values = {**picture._asdict(), "pid": as_pid(picture.pid), "tags": tuple(sorted(set(picture.tags)))}
-    for name in COMPARED:
-        if new_values[name] not in (None, ()) and new_values[name] != getattr(entry, name):
-            yield Difference(str(picture.path), name, getattr(entry, name), new_values[name])
-    if keep_images and gallery.picture(picture.id) is None:
-        yield Difference(str(picture.path), "picture", None, "to be kept")
-    if changed := changes.changed.get(picture.id):
-        digests = (f"sha256 {digest[:12]}" for digest in (changed.stored, changed.now))
-        yield Difference(changed.path, "content", *digests)
 
 
 def _with_stored_values(picture: Picture, entry: Entry) -> Picture:
@@ -374,15 +314,7 @@ def added_notes(
     added: Sequence[Picture],
     folder: Path,
 ) -> list[str]:
-    """Notes on identities and tracks of added pictures that entries from outside `folder` have, too.
-
-    Args:
-        gallery: as it is now.
-        identities: of its entries before.
-        tracks: of its entries before.
-        added: the new pictures.
-        folder: that of all pictures that were to be indexed, added or not.
-    """
+    """Notes on identities and tracks, of entries before, that added pictures share with a source outside `folder`."""
     pids = {picture.pid for picture in added if picture.pid is not None}
     numbers = sorted((pid for pid in pids & {*identities} if is_number(pid)), key=int)
     shared_tracks = sorted({picture.track for picture in added if picture.track is not None} & {*tracks})

@@ -44,13 +44,11 @@ class Collection:
     Args:
         location: "milvus://host:port/name"; `user:password@` before the host where the cluster asks for it, signs in
             them as %40 and the like.
-        options: `read_only` refuses any change. `timeout`: seconds for a request, at least `REQUEST`. `index`: of a
-            new collection, "hnsw", otherwise FLAT, which compares with every row.
+        options: `timeout`: seconds for a request, at least `REQUEST`. `index`: of a new collection, "hnsw", otherwise
+            FLAT, which compares with every row.
 
     Attributes:
-        name: of the collection.
-        location: as given, without user and password.
-        timeout: in seconds.
+        location: without user and password.
         numbers: the collection is of 0.1.0, and its field of identities holds whole numbers only.
 
     Raises:

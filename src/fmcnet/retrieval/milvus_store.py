@@ -77,10 +77,8 @@ class MilvusStore(milvus.Collection):
 
     def info(self) -> GalleryInfo:
         """The collection in numbers."""
-        settings = self.settings
-        if settings is None:
-            return GalleryInfo(self.location, 0, None, "exact", 0, 0, 0)
-        return GalleryInfo(self.location, self.count(None), settings, self.index, 0, 0, 0)
+        index = "exact" if self.settings is None else self.index
+        return GalleryInfo(self.location, self.count(None), self.settings, index, 0, 0, 0)
 
     def _portion(self) -> int:
         """Rows in one request, with their embeddings."""
@@ -113,52 +111,52 @@ class MilvusStore(milvus.Collection):
         limit, pending = top + SPARE, list(range(len(queries)))
         while pending:
             tied = []
-            for index, entries, distances in self._nearest(queries, pending, limit, condition):
-                if len(entries) < limit and self.index == "hnsw" and len(entries) < self.count(where):
+            nearest = self._nearest([queries[index] for index in pending], limit, condition)
+            for index, rows in zip(pending, nearest, strict=True):
+                if len(rows) < limit and self.index == "hnsw" and len(rows) < self.count(where):
                     # the graph did not reach them all
                     answers[index] = self._search_exactly(queries[index], top, where)
-                elif len(entries) == limit < WIDEST and ties_go_on(distances, top):
+                elif len(rows) == limit < WIDEST and ties_go_on([row["distance"] for row in rows], top):
                     tied.append(index)
                 else:
-                    answers[index] = ranked(queries[index], entries, top)
+                    answers[index] = ranked(queries[index], self._entries(rows), top)
             limit, pending = min(4 * limit, WIDEST), tied
         return [answers[index] for index in range(len(queries))]
 
     def _nearest(
-        self, queries: FloatArray, indices: list[int], limit: int, condition: str
-    ) -> Iterator[tuple[int, list[Stored], list[float]]]:
-        """For some of the queries: number, nearest rows, distances; best first."""
-        batch_size = max(1, self._portion() // limit)
-        for start in range(0, len(indices), batch_size):
-            batch = indices[start : start + batch_size]
-            fits = limit <= self._portion()  # their embeddings fit into the answer
+        self, queries: list[FloatArray], limit: int, condition: str
+    ) -> Iterator[list[dict[str, Any]]]:
+        """For each query its nearest rows, best first: with all fields, or ids alone where those are too many."""
+        fields = [*milvus.METADATA, "embedding"] if limit <= self._portion() else ["id"]
+        for batch in milvus.parts(queries, max(1, self._portion() // limit)):
             try:
-                answers = self._send_search(queries[batch], limit, condition, milvus.METADATA if fits else [])
+                yield from self._send_search(batch, limit, condition, fields)
             except GalleryError as error:
                 if RACE not in str(error):
                     raise
-                fits, answers = False, self._send_search(queries[batch], limit, condition, [])
-            for index, rows in zip(batch, answers, strict=True):
-                if fits:
-                    entries = [milvus.to_stored(row["entity"] | {"id": row["id"]}) for row in rows]
-                else:
-                    entries = list(self.fetch([row["id"] for row in rows]).values())
-                yield index, entries, [row["distance"] for row in rows]
+                yield from self._send_search(batch, limit, condition, ["id"])
 
-    def _send_search(self, queries: FloatArray, limit: int, condition: str, fields: list[str]) -> list[Any]:
-        """For each query its nearest rows: with these fields and their embeddings, or ids alone."""
+    def _send_search(
+        self, queries: list[FloatArray], limit: int, condition: str, fields: list[str]
+    ) -> list[list[dict[str, Any]]]:
         params = {"ef": max(128, 2 * limit)} if self.index == "hnsw" else {}
         with self.client() as client:
-            answers: list[Any] = client.search(
+            answers: list[list[dict[str, Any]]] = client.search(
                 self.name,
-                data=queries.tolist(),
+                data=[query.tolist() for query in queries],
                 filter=condition,
                 limit=limit,
-                output_fields=[*fields, "embedding"] if fields else ["id"],
+                output_fields=fields,
                 search_params={"metric_type": "IP", "params": params},
                 timeout=self.timeout,
             )
         return answers
+
+    def _entries(self, rows: list[dict[str, Any]]) -> list[Stored]:
+        """The entries of an answer's rows, fetched where it has ids alone."""
+        if all("embedding" in row["entity"] for row in rows):
+            return [milvus.to_stored(row["entity"] | {"id": row["id"]}) for row in rows]
+        return list(self.fetch([row["id"] for row in rows]).values())
 
     def _search_exactly(self, query: FloatArray, top: int, where: Where | None) -> list[Hit]:
         """The best of all rows that match, each compared here: as slow as reading them."""

@@ -20,7 +20,7 @@ from fmcnet.inference.encoder import Encoder
 from fmcnet.inference.image_input import Fault, ImageLike, ModalityLike, expand
 from fmcnet.models.shipped import shipped_models
 from fmcnet.parsing import read_json
-from fmcnet.retrieval.answer import NO_LIMIT, Answer, CalibratedScores, answer_notes, filter_notes, thumbnail
+from fmcnet.retrieval.answer import Answer, CalibratedScores, answer_notes, filter_notes, thumbnail
 from fmcnet.retrieval.gallery import Gallery
 from fmcnet.retrieval.inputs import column, tag_column
 from fmcnet.retrieval.records import MADE_WITH, Added, HitGroup, OnDuplicate, Where
@@ -275,28 +275,34 @@ class Searcher:
         if group not in (None, "track", "pid"):
             raise FmcnetError(f"group='{group}': hits are grouped by track or pid")
         self._check()
+        limited = min_probability is not None or fmr is not None
         modalities = [modality for modality in Modality if (query.modality == modality.code).any()]
         calibration = self.encoder.calibration if self.encoder.calibrated else None
         scores = CalibratedScores(calibration, modalities)
-        limited = min_probability is not None or fmr is not None
+        scopes: Sequence[Where | None] = [where]
         thresholds: dict[Modality, float] = {}
-        scopes = [where]
         if limited:
-            thresholds = self._thresholds(scores, fmr, (where or Where()).modalities)
-            scopes = [replace(where or Where(), modality=modality) for modality in thresholds]
+            entries = self._calibrated_entries(scores, where)
+            scopes = [replace(where or Where(), modality=entry) for entry in entries]
+            if fmr is not None:
+                thresholds = {entry: scores.threshold(entry, fmr) for entry in entries}
         compared = sum(self.gallery.count(scope) for scope in scopes)
         scores = replace(scores, prior=prior if prior is not None else 1.0 / (max(compared, 1) + 1))
+
         candidates: list[HitGroup] = []
         for scope in scopes:
             candidates += self._candidates(query.features, scores, scope, top, exact, group)
         candidates.sort(key=lambda item: (-item.similarity, item.best.id))
-        groups = candidates
-        if limited:
-            reaching = [item for item in candidates if item.similarity >= thresholds[item.modality]]
-            groups = [item for item in reaching if (item.probability or 0.0) >= (min_probability or 0.0)]
+        groups = [
+            item
+            for item in candidates
+            if item.similarity >= thresholds.get(item.modality, -np.inf)
+            and (item.probability or 0.0) >= (min_probability or 0.0)
+        ]
         if group == "pid":
             groups = group_hits([item.best for item in groups], group)
         groups = groups[:top]
+
         notes = [
             *filter_notes(self.gallery, where),
             *answer_notes(scores, len(query), candidates, groups, limited, group, where, self.encoder.folder),
@@ -312,22 +318,22 @@ class Searcher:
             images=len(query),
             compared=compared,
             prior=scores.prior if calibration is not None else None,
-            thresholds={modality: value for modality, value in thresholds.items() if value > NO_LIMIT},
+            thresholds=thresholds,
             notes=tuple(notes),
         )
 
-    def _thresholds(
-        self, scores: CalibratedScores, fmr: float | None, entries: Sequence[Modality]
-    ) -> dict[Modality, float]:
-        thresholds = scores.thresholds(entries, fmr)
-        if not thresholds:
+    def _calibrated_entries(self, scores: CalibratedScores, where: Where | None) -> list[Modality]:
+        """The modalities of entries whose similarities can be judged; an error if there is none."""
+        entries = (where or Where()).modalities
+        covered = [entry for entry in entries if scores.covers(entry)]
+        if not covered:
             query = " and ".join(str(modality) for modality in scores.query)
             raise FmcnetError(
                 f"a probability or false-match rate needs a calibration of {query} queries against "
                 f"{' or '.join(str(modality) for modality in entries)} entries, which this model lacks: make one "
                 f"with fmcnet calibrate {self.encoder.folder or 'RUN'} --data TABLE, or ask without"
             )
-        return thresholds
+        return covered
 
     def _candidates(
         self,
@@ -340,18 +346,17 @@ class Searcher:
     ) -> list[HitGroup]:
         """The nearest entries, each alone, or the nearest tracks, each by its entries pooled."""
         model = self.encoder.digest
-        if group is None:
-            hits = self.gallery.search(query, top, where, model=model, exact=exact)
-        else:
-            groups = self.gallery.search_groups(
-                query, group, top, where, model=model, exact=exact, pooled=group == "track"
+        if group == "track":
+            tracks = self.gallery.search_groups(
+                query, group, top, where, model=model, exact=exact, pooled=True
             )
-            if group == "track":
-                groups = [
-                    replace(track, hits=tuple(scores.with_probabilities(track.hits))) for track in groups
-                ]
-                return scores.with_probabilities(groups)
-            hits = [hit for hit_group in groups for hit in hit_group.hits]
+            tracks = [replace(track, hits=tuple(scores.with_probabilities(track.hits))) for track in tracks]
+            return scores.with_probabilities(tracks)
+        if group == "pid":
+            persons = self.gallery.search_groups(query, group, top, where, model=model, exact=exact)
+            hits = [hit for person in persons for hit in person.hits]
+        else:
+            hits = self.gallery.search(query, top, where, model=model, exact=exact)
         return [
             HitGroup(None, hit.similarity, (hit,), probability=hit.probability)
             for hit in scores.with_probabilities(hits)
@@ -359,15 +364,9 @@ class Searcher:
 
 
 def remember(gallery: str, model: str | Path | None = None, value_range: ValueRange | None = None) -> None:
-    """Record in an embedded gallery how its pictures were encoded; a cluster records nothing.
-
-    Args:
-        gallery: its location.
-        model: a folder (its absolute path is recorded) or a shipped model's name; None: nothing.
-        value_range: as `fmcnet.data.images.load_image`; None: nothing.
-    """
+    """Record in a gallery's folder how its pictures were encoded: by which model, folder or name, and which range."""
     folder = Path(gallery)
-    if not folder.is_dir():
+    if not folder.is_dir():  # a cluster
         return
     note = _read_note(gallery)
     changed = dict(note)
@@ -407,11 +406,7 @@ def open_model(
 
 
 def choose_model(gallery: str, source: str | Path | None) -> str | Path:
-    """The model of a gallery: its folder or name.
-
-    Args:
-        gallery: the location of the gallery to search or to add to.
-        source: a model's folder or name; None: the recorded one, or the shipped one if there is just one.
+    """`source`, or the model that the gallery records, or the shipped one if there is just one: its folder or name.
 
     Raises:
         FmcnetError: when there is no model to take, or it does not exist.

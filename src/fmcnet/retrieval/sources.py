@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -161,35 +162,31 @@ def read_sources(sources: Sequence[str | Path], rules: Rules) -> Sources:
         raise FmcnetError("give --camera or --camera-from-name, not both")
     paths = [Path(os.path.abspath(Path(source).expanduser())) for source in sources]  # noqa: PTH100 (.. goes, links stay)
     layout = _find_layout(paths, rules.layout, rules.modality)
-    if layout == "images" and rules.modality is None:
-        raise FmcnetError("say what these pictures are: --modality visible or --modality infrared")
-    if layout == "images" and rules.split != "all":
-        raise FmcnetError(
-            f"--split {rules.split} is of a dataset or CSV, and these are plain pictures: leave it out"
-        )
     rows, rest = _list_pictures(paths, rules) if layout == "images" else _read_table(paths[0], layout, rules)
+
     pictures: dict[Hashable, Picture] = {}
     faults: list[Fault] = []
     same: list[Fault] = []
     replaced: dict[str, list[Picture]] = {}
-    for index, (name, picture, time) in enumerate(rows):
+    for index, (name, stated, time) in enumerate(rows):
         try:
-            str(picture.path).encode()
-            _check_is_file(picture.path)
-            if time and rules.times is None:
-                picture = picture._replace(time=parse_capture_time(time, rules.zone, rules.doubtful))
-            stated, picture = picture, _apply_name(picture, name, rules)
+            str(stated.path).encode()
+            key = _file_key(stated.path)
+            picture = _apply_name(stated, name, time, rules)
             for column in ("camera", "track") if rules.pid_prefix else ("camera", "track", "pid"):
                 if getattr(stated, column) not in (None, getattr(picture, column)):
                     replaced.setdefault(column, []).append(stated)
             picture = _check_texts(picture)
-            first = pictures.setdefault(_file_key(picture.path), picture)
-            if first.path != picture.path:
-                same.append(Fault(index, str(picture.path), f"is the same file as {first.path}"))
         except UnicodeEncodeError:
-            faults.append(Fault(index, ascii(str(picture.path)), "its name is not valid Unicode"))
+            faults.append(Fault(index, ascii(str(stated.path)), "its name is not valid Unicode"))
+            continue
         except (DataError, GalleryError) as error:
-            faults.append(Fault(index, str(picture.path), str(error)))
+            faults.append(Fault(index, str(stated.path), str(error)))
+            continue
+        first = pictures.setdefault(key, picture)
+        if first.path != picture.path:
+            same.append(Fault(index, str(picture.path), f"is the same file as {first.path}"))
+
     accepted = tuple(pictures.values())
     time_notes = doubtful_times((str(picture.path), picture.time) for picture in accepted)
     notes = (*rest.notes, *time_notes, *_replaced_notes(replaced), *_no_effect_notes(accepted, rules))
@@ -223,34 +220,27 @@ def _no_effect_notes(pictures: Sequence[Picture], rules: Rules) -> list[str]:
 
 def _not_listed(source: Path, table: Table) -> tuple[str, ...]:
     """Pictures in the folder of a CSV of which it has no row."""
-    listed = {_file_key(path) for path in table.full_paths()}
+    listed = set()
+    for path in table.full_paths():
+        with contextlib.suppress(DataError):
+            listed.add(_file_key(path))
     try:
         return tuple(str(path) for path in list_images([source]) if _file_key(path) not in listed)
     except DataError:
         return ()  # all its pictures lie elsewhere
 
 
-NO_FILE = {errno.ELOOP, errno.ENAMETOOLONG}
-"""No file can have such a path."""
-
-
-def _check_is_file(path: Path) -> None:
+def _file_key(path: Path) -> Hashable:
+    """Equal for all names of a file; DataError if there is none."""
     try:
         status = path.stat()
     except OSError as error:
-        if isinstance(error, (FileNotFoundError, NotADirectoryError)) or error.errno in NO_FILE:
+        no_file = {errno.ELOOP, errno.ENAMETOOLONG}  # no file can have such a path
+        if isinstance(error, (FileNotFoundError, NotADirectoryError)) or error.errno in no_file:
             raise DataError(MISSING) from error
         raise DataError(f"it cannot be read: {error.strerror}") from error
     if stat.S_ISDIR(status.st_mode):
         raise DataError("it is a folder: give each of its pictures a row")
-
-
-def _file_key(path: Path) -> Hashable:
-    """Equal for all names of a file."""
-    try:
-        status = path.stat()
-    except OSError:
-        return path
     return status.st_dev, status.st_ino
 
 
@@ -309,7 +299,12 @@ _Row = tuple[str, Picture, str]
 
 def _list_pictures(paths: Sequence[Path], rules: Rules) -> tuple[list[_Row], Sources]:
     """The rows, and what `Sources` holds beside pictures and faults."""
-    assert rules.modality is not None
+    if rules.modality is None:
+        raise FmcnetError("say what these pictures are: --modality visible or --modality infrared")
+    if rules.split != "all":
+        raise FmcnetError(
+            f"--split {rules.split} is of a dataset or CSV, and these are plain pictures: leave it out"
+        )
     rows: list[_Row] = []
     ignored: list[Ignored] = []
     for source in paths:
@@ -358,21 +353,22 @@ def _read_table(source: Path, layout: str, rules: Rules) -> tuple[list[_Row], So
     return rows, Sources(not_chosen=not_chosen, notes=tuple(notes), not_listed=not_listed)
 
 
+def _apply_name(picture: Picture, name: str, time: str, rules: Rules) -> Picture:
+    """The picture with its time, and with the metadata that its name holds, which overrides a table's."""
+    seen = parse_capture_time(time, rules.zone, rules.doubtful) if time and not rules.times else None
+    pid = rules.pids.identity(name) if rules.pids else picture.pid
+    return picture._replace(
+        camera=rules.cameras.find(name) if rules.cameras else rules.camera or picture.camera,
+        time=rules.times.find(name) if rules.times else seen,
+        track=rules.tracks.find(name) if rules.tracks else picture.track,
+        pid=parse_identity(rules.pid_prefix + pid) if rules.pid_prefix and pid is not None else pid,
+    )
+
+
 def _check_texts(picture: Picture) -> Picture:
-    """The picture as the gallery stores it. Refuse here, by name, what the gallery would refuse later."""
+    """The picture as the gallery stores it; what the gallery would refuse is refused here, with the file's name."""
     text(picture.source or str(picture.path), "source")
     as_tags(picture.tags)
     return picture._replace(
         camera=optional_text(picture.camera, "camera"), track=optional_text(picture.track, "track")
-    )
-
-
-def _apply_name(picture: Picture, name: str, rules: Rules) -> Picture:
-    """The picture with the metadata that its name holds, which overrides a table's."""
-    pid = rules.pids.identity(name) if rules.pids else picture.pid
-    return picture._replace(
-        camera=rules.cameras.find(name) if rules.cameras else rules.camera or picture.camera,
-        time=rules.times.find(name) if rules.times else picture.time,
-        track=rules.tracks.find(name) if rules.tracks else picture.track,
-        pid=parse_identity(rules.pid_prefix + pid) if rules.pid_prefix and pid is not None else pid,
     )

@@ -19,11 +19,7 @@ DAY = 86_400_000_000
 
 
 def doubtful_times(times: Iterable[tuple[str, datetime | None]]) -> list[str]:
-    """A note on times later than tomorrow, and one on times more than `OLD` ago, which come from wrong clocks.
-
-    Args:
-        times: name and time of each picture.
-    """
+    """Notes on pictures, by name, of later than tomorrow and of more than `OLD` ago, which come from wrong clocks."""
     now, pictures = datetime.now(timezone.utc), list(times)
     known = [(name, time) for name, time in pictures if time is not None]
     late = [picture for picture in known if picture[1] > now + timedelta(days=1)]
@@ -60,16 +56,13 @@ class DayCount:
 def count_days(
     cameras: IntArray, names: Sequence[str], times: IntArray, zone: tzinfo
 ) -> tuple[DayCount, ...]:
-    """Count entries by camera and day.
+    """Count N entries by camera and day: the newest day first, those without a time last; then by camera.
 
     Args:
         cameras: (N,) positions in `names`; -1 where unknown.
         names: of the cameras.
         times: (N,) microseconds since 1970; `NONE` where unknown.
         zone: whose days.
-
-    Returns:
-        The newest day first, those without a time last; then by camera.
     """
     known = times != NONE
     starts = _midnights(np.unique(times[known] // DAY), zone)
@@ -83,8 +76,8 @@ def count_days(
         day_counts.append(
             DayCount(names[camera - 1] if camera else None, None if day < 0 else starts[day][1], count)
         )
-    day_counts.sort(key=lambda day_count: day_count.camera or "")
-    return tuple(sorted(day_counts, key=lambda day_count: day_count.day or date.min, reverse=True))
+    day_counts.sort(key=lambda count: (-(count.day or date.min).toordinal(), count.camera or ""))
+    return tuple(day_counts)
 
 
 def _midnights(days: IntArray, zone: tzinfo) -> list[tuple[int, date]]:
