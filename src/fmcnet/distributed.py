@@ -27,10 +27,14 @@ TIMEOUT = timedelta(hours=2)
 
 @dataclass(frozen=True)
 class DistributedContext:
-    """The device of a process, and its rank among the `world` processes of a job.
+    """The device of a process, and its position among the processes of a job.
 
-    `control` is a gloo group of all processes, for flags and errors: it does not wait for a GPU's queue. One process
-    has none.
+    Attributes:
+        device: of this process.
+        rank: 0..world-1.
+        world: number of processes.
+        control: a gloo group of all processes, for flags and errors: it does not wait for a GPU's queue; None for
+            one process.
     """
 
     device: torch.device
@@ -78,7 +82,10 @@ def pick_device(name: str = "auto") -> torch.device:
 def distributed_context(device: str = "auto") -> Iterator[DistributedContext]:
     """Join the process group when started by `torchrun`, and leave it at the end.
 
-    An error that leaves the block has `FmcnetError.printer` set: whether all processes raise it.
+    An error that leaves the block has `FmcnetError.agreed` set: whether all processes raise it.
+
+    Args:
+        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
     """
     try:
         torch_device = pick_device(device)

@@ -76,13 +76,16 @@ def diagnose(
 ) -> Diagnosis:
     """Check the installation and, if given, whether a model, a gallery and a calibration fit together.
 
-    An unreadable file is a finding, not an error; only a device that this machine lacks raises. Nothing is written.
+    An unreadable file is a finding, not an error. Nothing is written.
 
     Args:
         model: a run folder, an exported model or a shipped model's name; None: the one recorded in the gallery.
         gallery: a folder or milvus://host:port/name.
         calibration: a file of `fmcnet calibrate`; None: the one in the model's folder.
         device: where the model runs.
+
+    Raises:
+        FmcnetError: for a device that this machine lacks.
     """
     findings = [*_system(device), *_packages(), *_plugins()]
     encoder: Encoder | None = None

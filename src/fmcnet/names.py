@@ -48,7 +48,12 @@ def hidden_character(text: str) -> str:
 
 
 def control_fault(text: str, what: str) -> str:
-    """The fault of a cell that holds a line break or another control character, "" for none; `what`: its column."""
+    """The fault of a text that holds a line break or another control character; "" if there is none.
+
+    Args:
+        text: a cell of a table, as written.
+        what: its column, for the message.
+    """
     if text.isprintable():
         return ""
     control = next((character for character in text if unicodedata.category(character) in CONTROL), "")

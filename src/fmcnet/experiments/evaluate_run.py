@@ -44,7 +44,16 @@ STAMP = "SELECTED ON THE TEST SET: optimistic, and comparable with no figure tha
 
 @dataclass(frozen=True)
 class EvaluateResult:
-    """Figures by direction, and where the report is."""
+    """Figures by direction, and where the report is.
+
+    Attributes:
+        run: what was evaluated.
+        runs: the run folders (several for RegDB's splits).
+        evaluations: by direction; trials of several splits are pooled.
+        stamp: a warning that must stand beside the figures, or "".
+        report: the path of report.md, None where none was written.
+        notes: one sentence for each thing that the dataset's reader left out or renamed.
+    """
 
     run: Path
     runs: tuple[Path, ...]

@@ -101,7 +101,11 @@ class StudyOptions:
         return layout if layout in shipped() else "generated"
 
     def row_config(self, row: TableRow | None = None, seed: int = 0) -> Config:
-        """The configuration of a row, or of the study itself; raises `ConfigError` for faults in any setting."""
+        """Build the configuration of a row, or of the study without a row.
+
+        Raises:
+            ConfigError: for faults in any setting.
+        """
         overrides = [*self.overrides, *self._budget_settings, "evaluation.direction=both"]
         overrides += [*(row.overrides if row else ()), f"training.seed={seed}"]
         return load_config(self.source, overrides)
@@ -181,7 +185,11 @@ def run_study(options: StudyOptions, *, quiet: bool = False) -> dict[str, Any]:
 
 
 def check_folder(out: Path, own: Sequence[str]) -> None:
-    """Raise an `FmcnetError` for a folder that holds anything but the entries in `own`, naming it."""
+    """Refuse a folder that holds anything but the entries in `own`.
+
+    Raises:
+        FmcnetError: naming the other entries.
+    """
     foreign = sorted(path.name for path in out.iterdir() if path.name not in own) if out.is_dir() else []
     if foreign:
         raise FmcnetError(f"{out} holds other things ({', '.join(foreign[:5])}): give a new folder as --out")

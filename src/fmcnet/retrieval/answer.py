@@ -163,7 +163,12 @@ class CalibratedScores:
 
 
 def filter_notes(gallery: Gallery, where: Where | None) -> tuple[str, ...]:
-    """Notes on filter values that no entry has, each looked for by itself, and on near spellings left out."""
+    """Notes on filter values that no entry has, and on near spellings left out.
+
+    Args:
+        gallery: to look in.
+        where: its cameras, tracks, tags, identities, modality and times are looked for, each by itself.
+    """
     if where is None:
         return ()
     notes = [*_camera_notes(gallery, where.cameras or ()), *_track_notes(gallery, _few(where.tracks))]
@@ -238,10 +243,17 @@ def answer_notes(
     where: Where | None,
     model: Path | None,
 ) -> list[str]:
-    """The notes of an answer to a query of so many images.
+    """The notes of an answer.
 
-    `candidates` are all hits, each alone, or tracks; `found` those of them that reach what was `asked` for: a least
-    probability or false-match rate. `model` is the encoder's folder.
+    Args:
+        scores: the calibration, applied to the query.
+        images: how many images made the query.
+        candidates: all hits, each alone, or tracks, best first.
+        found: those that reach the thresholds, grouped.
+        asked: a least probability or a false-match rate was given.
+        group: "track", "pid", or None.
+        where: the filter.
+        model: the folder of the encoder, where it has one.
     """
     notes: list[str] = []
     if scores.calibration is None:

@@ -93,10 +93,16 @@ class FileChanges:
 def compare_files(
     gallery: Gallery, pictures: Sequence[Picture], stored: Collection[str], changes: FileChanges
 ) -> dict[str, FileRecord]:
-    """Compare pictures with the gallery's records of the `stored` ones, and update those of unchanged content.
+    """Compare pictures with the records of the gallery, and update the records of unchanged content.
 
-    What is found extends `changes`; nothing of a cluster, which has no records. Returns records by id, to be put once
-    a picture was encoded.
+    Args:
+        gallery: a cluster has no records: nothing is found there.
+        pictures: a portion.
+        stored: the ids of those that the gallery holds.
+        changes: is extended.
+
+    Returns:
+        Records by id, to be put once a picture was encoded.
     """
     records: dict[str, FileRecord] = {}
     if gallery.files is None:

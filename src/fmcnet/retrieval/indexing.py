@@ -267,7 +267,16 @@ def _groups(
 
 
 def leave_out_expired(sources: Sources, until: datetime, option: str) -> Sources:
-    """The sources without pictures of before `until`, which expire; `option` is the reason in `not_chosen`."""
+    """The sources without pictures that `gallery expire` would remove.
+
+    Args:
+        sources: what was listed.
+        until: the time that `expires_before` gives.
+        option: the name under which `Sources.not_chosen` counts them.
+
+    Returns:
+        The other pictures, with a note on those without a time.
+    """
     kept = tuple(
         picture for picture in sources.pictures if picture.time is None or not EPOCH <= picture.time < until
     )
@@ -282,7 +291,15 @@ def leave_out_expired(sources: Sources, until: datetime, option: str) -> Sources
 
 
 def check_faults(sources: Sources, *, missing_ok: bool = False) -> None:
-    """Raise a DataError that names the faults of sources; with `missing_ok`, a row whose file is gone is none."""
+    """Refuse sources with faults.
+
+    Args:
+        sources: what was listed.
+        missing_ok: a row whose file is gone is no fault.
+
+    Raises:
+        DataError: naming the faults.
+    """
     faults = [fault for fault in sources.faults if not (missing_ok and fault.reason == MISSING)]
     if faults:
         total = len(sources.pictures) + len(sources.faults)
@@ -314,7 +331,15 @@ def added_notes(
     added: Sequence[Picture],
     folder: Path,
 ) -> list[str]:
-    """Notes on identities and tracks, of entries before, that added pictures share with a source outside `folder`."""
+    """Notes on identities and tracks of added pictures that entries from outside `folder` have, too.
+
+    Args:
+        gallery: as it is now.
+        identities: of its entries before.
+        tracks: of its entries before.
+        added: the new pictures.
+        folder: that of all pictures that were to be indexed, added or not.
+    """
     pids = {picture.pid for picture in added if picture.pid is not None}
     numbers = sorted((pid for pid in pids & {*identities} if is_number(pid)), key=int)
     shared_tracks = sorted({picture.track for picture in added if picture.track is not None} & {*tracks})

@@ -49,7 +49,12 @@ SMALLEST = 1e-12
 
 
 def unit_vectors(values: ArrayLike, names: Sequence[str] = (), what: str = "embedding") -> FloatArray:
-    """(N, D) float32 of unit length; a single (D,) vector becomes (1, D). Messages name rows by `what` and `names`.
+    """(N, D) float32 of unit length.
+
+    Args:
+        values: (N, D) real numbers of any length; a single (D,) vector becomes (1, D).
+        names: of the rows, for the message.
+        what: noun for a row, for the message.
 
     Raises:
         GalleryError: for another shape, NaN, infinity and zero vectors.
@@ -107,7 +112,13 @@ def pool(embeddings: ArrayLike) -> FloatArray:
 def make_batch(
     embeddings: ArrayLike, *, ids: Sequence[str] | None, pictures: Any = None, **metadata: Any
 ) -> EntryBatch:
-    """Entries of (N, D) embeddings; `metadata` has a value for each of `CHECKS`: one for all, or N of them.
+    """Entries of N embeddings.
+
+    Args:
+        embeddings: (N, D).
+        ids: N texts; made up where None.
+        pictures: as `as_pictures`.
+        metadata: a value for each of `CHECKS`: one for all, or N of them.
 
     Raises:
         DuplicateIdError: when an id comes twice.
@@ -172,9 +183,12 @@ def tag_column(value: Any, n: int) -> list[Any]:
 
 
 def text(value: object, what: str, *, stored: bool = False) -> str:
-    """A non-empty text within `LONGEST[what]`, without hidden characters.
+    """A non-empty text within `LONGEST`, without hidden characters.
 
-    `stored`: of an entry that 0.1.0 may have written, which accepted hidden characters except NUL.
+    Args:
+        value: to check.
+        what: a key of `LONGEST`.
+        stored: of an entry that 0.1.0 may have written, which accepted hidden characters except NUL.
     """
     if not isinstance(value, str):
         raise GalleryError(f"{what} must be a text, not {value!r}")

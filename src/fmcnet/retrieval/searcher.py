@@ -364,7 +364,13 @@ class Searcher:
 
 
 def remember(gallery: str, model: str | Path | None = None, value_range: ValueRange | None = None) -> None:
-    """Record in a gallery's folder how its pictures were encoded: by which model, folder or name, and which range."""
+    """Record in an embedded gallery how its pictures were encoded; a cluster records nothing.
+
+    Args:
+        gallery: its location.
+        model: a folder (its absolute path is recorded) or a shipped model's name; None: nothing.
+        value_range: as `fmcnet.data.images.load_image`; None: nothing.
+    """
     folder = Path(gallery)
     if not folder.is_dir():  # a cluster
         return
@@ -406,7 +412,11 @@ def open_model(
 
 
 def choose_model(gallery: str, source: str | Path | None) -> str | Path:
-    """`source`, or the model that the gallery records, or the shipped one if there is just one: its folder or name.
+    """The model of a gallery: its folder or name.
+
+    Args:
+        gallery: the location of the gallery to search or to add to.
+        source: a model's folder or name; None: the recorded one, or the shipped one if there is just one.
 
     Raises:
         FmcnetError: when there is no model to take, or it does not exist.

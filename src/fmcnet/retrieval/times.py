@@ -19,7 +19,11 @@ DAY = 86_400_000_000
 
 
 def doubtful_times(times: Iterable[tuple[str, datetime | None]]) -> list[str]:
-    """Notes on pictures, by name, of later than tomorrow and of more than `OLD` ago, which come from wrong clocks."""
+    """A note on times later than tomorrow, and one on times more than `OLD` ago, which come from wrong clocks.
+
+    Args:
+        times: name and time of each picture.
+    """
     now, pictures = datetime.now(timezone.utc), list(times)
     known = [(name, time) for name, time in pictures if time is not None]
     late = [picture for picture in known if picture[1] > now + timedelta(days=1)]
@@ -56,13 +60,16 @@ class DayCount:
 def count_days(
     cameras: IntArray, names: Sequence[str], times: IntArray, zone: tzinfo
 ) -> tuple[DayCount, ...]:
-    """Count N entries by camera and day: the newest day first, those without a time last; then by camera.
+    """Count entries by camera and day.
 
     Args:
         cameras: (N,) positions in `names`; -1 where unknown.
         names: of the cameras.
         times: (N,) microseconds since 1970; `NONE` where unknown.
         zone: whose days.
+
+    Returns:
+        The newest day first, those without a time last; then by camera.
     """
     known = times != NONE
     starts = _midnights(np.unique(times[known] // DAY), zone)

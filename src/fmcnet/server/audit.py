@@ -24,7 +24,14 @@ REFUSALS = (10, 100)
 
 
 class AuditLog:
-    """An append-only file that threads may share; created where missing, readable by its owner only."""
+    """An append-only file that threads may share.
+
+    Args:
+        path: the file. It is created where missing, readable by its owner only.
+
+    Raises:
+        FmcnetError: when it cannot be opened for writing.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -217,7 +217,11 @@ class DecoderPool:
         return [outcome for outcome in outcomes if isinstance(outcome, DecodedUpload)]
 
     async def start(self) -> None:
-        """Decode one image in each kind of process: what keeps them from starting raises an `ApiError` at once."""
+        """Decode one image in each kind of process, so that what keeps them from starting is known at once.
+
+        Raises:
+            ApiError: when an image cannot be decoded here.
+        """
         blank = io.BytesIO()
         Image.new("RGB", (SMALLEST, SMALLEST)).save(blank, "PNG")
         loop, upload, request = (

@@ -31,7 +31,16 @@ SHORTEST = 20
 
 @dataclass(frozen=True)
 class Key:
-    """One caller: its name in the audit log, one or more of `SCOPES`, and the SHA-256 of its secret."""
+    """One caller.
+
+    Attributes:
+        name: for the audit log.
+        scopes: one or more of `SCOPES`.
+        digest: SHA-256 of the secret, 64 hex digits.
+
+    Raises:
+        FmcnetError: for a name or a scope that none can have.
+    """
 
     name: str
     scopes: frozenset[str]
@@ -56,10 +65,13 @@ class Keys:
     Args:
         fixed: keys of the environment, which no change of the file touches.
         path: a file of keys. It is read again when it changes, so a key that is revoked there is refused at once.
-            While the file is missing or damaged, no key of it is taken; on construction that raises.
+            While the file is missing or damaged, no key of it is taken.
 
     Attributes:
         changed: called with the names that a change added and revoked.
+
+    Raises:
+        FmcnetError: when the file is missing or damaged, or two keys have one name.
     """
 
     def __init__(self, fixed: Iterable[Key] = (), path: Path | None = None) -> None:

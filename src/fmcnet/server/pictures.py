@@ -55,7 +55,11 @@ class KeptImages:
         return self.folder / f"{hashlib.sha256(entry_id.encode('utf-8', 'surrogateescape')).hexdigest()}.jpg"
 
     def keep(self, entry_id: str, data: bytes) -> None:
-        """Store a crop, as `thumbnail` made it, over an earlier one; OSError when the disk does not take it."""
+        """Store a crop, as `thumbnail` made it, over an earlier one.
+
+        Raises:
+            OSError: when the disk does not take it.
+        """
         mode = private_mode(self.folder)
         write_atomically(self.path(entry_id), lambda target: target.write_bytes(data), mode)
 
@@ -82,9 +86,13 @@ class KeptImages:
 
 
 class SourceImages:
-    """The files that entries came from, as far as they lie below one folder, which must exist.
+    """The files that entries came from, as far as they lie below one folder.
 
-    A file's links are followed before its place is checked.
+    Args:
+        root: the folder. A file's links are followed before its place is checked.
+
+    Raises:
+        FmcnetError: when there is no such folder.
     """
 
     def __init__(self, root: Path) -> None:

@@ -43,10 +43,26 @@ CONNECTIONS = 256
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """The options of `fmcnet serve`, whose help explains each.
+    """The options of `fmcnet serve`.
 
-    `keep_images` and `show_sources` are folders, `root_path` is as of `create_app`. Without `audit` the log is beside
-    the gallery.
+    Attributes:
+        gallery: a folder or a milvus:// address.
+        model: a folder or a shipped model's name; None: the gallery's.
+        host: address to listen at.
+        port: 0 to 65535; 0: any free one.
+        keys: a file of API keys.
+        audit: the log's file; None: beside the gallery.
+        keep_images: a folder for the crops of entries that are added; None: they are not kept.
+        show_sources: a folder; sources of entries below it may be shown. None: no source is.
+        certificate: a PEM file, for HTTPS.
+        certificate_key: its key, a PEM file.
+        root_path: as `create_app`.
+        proxies: addresses or networks of proxies that are believed.
+        read_only: search only; a gallery that cannot be written is read-only anyway.
+        device: as `Encoder.from_pretrained`.
+        threads: as `Encoder.from_pretrained`.
+        calibration: as `Encoder.from_pretrained`.
+        limits: bounds of the service.
     """
 
     gallery: str

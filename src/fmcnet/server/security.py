@@ -142,7 +142,7 @@ class SecurityMiddleware:
         state["key"] = key.name if key is not None else None
         if needed is None:
             answer.close = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
-            await self.app(scope, receive, answer)
+            await self.app(scope, _replay(b"", receive), answer)  # without a key no route gets a body
             return
         state["caller"] = f"key {key.name}" if key is not None else _client(scope)
         with self._at_work(state["caller"]):

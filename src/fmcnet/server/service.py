@@ -152,7 +152,11 @@ class Service:
     # ---- start and stop ----
 
     async def start(self) -> None:
-        """Start to take requests; calls `warm` where that was not done yet."""
+        """Start to take requests.
+
+        Raises:
+            FmcnetError: as `warm`, which it calls where that was not done yet.
+        """
         if not self.dimension:
             await self.work(self.warm)
         self._batcher.start()
@@ -229,7 +233,11 @@ class Service:
     # ---- work ----
 
     async def picture(self, entry: Entry, caller: Caller) -> bytes | None:
-        """What the page may show of an entry: the kept crop, the gallery's own, or a JPEG made of its source."""
+        """What the page may show of an entry: the kept crop, the gallery's own, or a JPEG made of its source.
+
+        Raises:
+            ApiError: 503, when sources cannot be decoded now.
+        """
         picture = await self.work(lambda: self.pictures.read(entry))
         source = None if picture is not None else await self.work(lambda: self.pictures.source(entry))
         if source is None:

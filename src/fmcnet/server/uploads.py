@@ -44,7 +44,14 @@ class DecodeRules(NamedTuple):
 
 
 class DecodedUpload(NamedTuple):
-    """Pixels (H, W, 3) of the model's input, a JPEG to keep, how many pixels the upload had, kinds of remarks."""
+    """An upload's image.
+
+    Attributes:
+        pixels: (H, W, 3) uint8 of the model's input size.
+        picture: a JPEG to keep.
+        source_pixels: how many pixels the upload had.
+        remarks: kinds of `fmcnet.data.pixels` that a person should see.
+    """
 
     pixels: NDArray[np.uint8]
     picture: bytes | None
@@ -84,7 +91,11 @@ def decode_cost(data: bytes) -> int:
 
 
 def decode_upload(data: bytes, name: str, rules: DecodeRules) -> DecodedUpload:
-    """What the service needs of one uploaded file; raises as `decode`."""
+    """What the service needs of one uploaded file.
+
+    Raises:
+        UploadError: as `decode`.
+    """
     image = decode(data, name, rules.pixels, rules.value_range)
     remarks = Remarks()
     pixels = read_pixels(image, rules.height, rules.width, remarks=remarks, name=name)
@@ -120,7 +131,7 @@ def decode(data: bytes, name: str, most_pixels: int, value_range: ValueRange | N
         raise _large(name, f"far more than {most_pixels} pixels: a decompression bomb") from error
     except UnidentifiedImageError as error:
         raise _bad(name, f"is no image of {', '.join(FORMATS)}, HEIC, AVIF") from error
-    except (*FAILURES, MemoryError, DataError) as error:
+    except (*FAILURES, MemoryError, DataError, StopIteration) as error:  # the last cannot cross asyncio
         reason = str(error).removeprefix("cannot read the image: ")
         raise _bad(name, f"cannot be decoded ({reason or type(error).__name__})") from error
     plain = Image.new("RGB", decoded.size)  # without EXIF, GPS, comments

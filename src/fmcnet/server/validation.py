@@ -119,7 +119,11 @@ Texts = Annotated[list[Wanted], Query()]
 
 
 def filter_of(**given: Any) -> Where | None:
-    """The conditions of `Where` that are given; None: there is none."""
+    """The conditions of `Where` that are given; None: there is none.
+
+    Raises:
+        GalleryError: as `Where`.
+    """
     where = Where(**{name: value or None for name, value in given.items()})
     return None if where.unconditional else where
 
@@ -174,7 +178,11 @@ RangeField = Annotated[
 
 
 def running_service(request: Request) -> Service:
-    """The running service; 503 while it starts or stops."""
+    """The running service.
+
+    Raises:
+        ApiError: 503, while it starts or stops.
+    """
     service: Service = request.app.state.service
     if not service.ready:
         raise ApiError(503, "the service is starting or stopping", "the service", "try again", retry_after=2)
@@ -194,7 +202,11 @@ Sender = Annotated[Caller, Depends(caller_of)]
 
 
 async def read_uploads(images: list[UploadFile], value_range: str | None) -> list[Upload]:
-    """Uploads with their bytes, which are in memory already, and the range of a field; 422 for no range."""
+    """Uploads with their bytes, which are in memory already, and the range of a field.
+
+    Raises:
+        ApiError: 422, for a text that is no range.
+    """
     with refused_at("range", "give LOW:HIGH, as 15:40"):
         parsed_range = None if value_range is None else parse_range(value_range)
     return [

@@ -79,7 +79,11 @@ def measure(model: FMCNet, output: FMCNetOutput, labels: Tensor) -> dict[str, Te
 
 
 class HealthMonitor:
-    """Warns once when the fusion, the compensation or its discriminators do nothing after `first` warm-up steps."""
+    """Warns once when the fusion, the compensation or its discriminators do nothing.
+
+    Args:
+        first: number of warm-up steps, which are ignored.
+    """
 
     def __init__(self, first: int = 0) -> None:
         self._first = first

@@ -165,7 +165,12 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 class StepLogger:
-    """Writes the numbers of steps to the log and the trackers; rank 0 opens it.
+    """Writes the numbers of steps to the log and the trackers; rank 0 opens one.
+
+    Args:
+        run: the run folder.
+        config: settings.
+        steps: of the whole training.
 
     Attributes:
         terms: of the last step, by name; a resume restores them from its checkpoint.
@@ -179,7 +184,11 @@ class StepLogger:
         self._monitor = health.HealthMonitor(math.ceil(config.training.warmup * steps))
 
     def open(self, trackers: Sequence[str | Tracker], first: int) -> None:
-        """Open the log, without the records of steps after the first `first`, and the trackers.
+        """Open the log and the trackers.
+
+        Args:
+            trackers: names in `TRACKERS`, or objects.
+            first: number of steps done; records of later ones are removed.
 
         Raises:
             DataError: when the log cannot be written.
@@ -209,7 +218,12 @@ class StepLogger:
         self.write(records, "step")
 
     def write(self, records: Sequence[dict[str, Any]], key: str) -> None:
-        """Write records, in which `key` is the step, to log and trackers; a full disk does not end a training."""
+        """Write records to the log and the trackers; a full disk does not end a training.
+
+        Args:
+            records: numbers by name.
+            key: name of the number that is the step.
+        """
         if not self._log or not records:
             return
         try:

@@ -26,6 +26,10 @@ class StepProfile:
 
     The files are trace.json (chrome://tracing, Perfetto), where.md (PyTorch's table) and where.json.
 
+    Args:
+        run: the run folder.
+        cuda: whether the training runs on a GPU.
+
     Attributes:
         folder: `RUN/profile`.
         table: for the terminal; empty until it is written.

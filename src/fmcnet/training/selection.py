@@ -54,6 +54,12 @@ class ModelSelection:
     The measure is mAP of infrared queries in a visible gallery, over the identities of split "val" (see `hold_out`).
     With `training.select=test` the test identities take their place, and every report of the run says so.
 
+    Args:
+        config: settings.
+        table: the dataset, with the identities to validate on (`hold_out`).
+        run: the run folder.
+        ctx: device and rank.
+
     Attributes:
         best: mAP and step of the best weights so far, for the checkpoint; empty before the first validation.
 
