@@ -557,9 +557,9 @@ def test_another_dataset_with_the_same_numbers_may_be_evaluated(tiny_run, tmp_pa
 def test_without_plotting_packages_the_report_has_figures_in_numbers(
     tiny_run, tiny_sysu, tmp_path, monkeypatch
 ):
-    from fmcnet.experiments import report
+    from fmcnet.experiments import figures
 
-    monkeypatch.setattr(report, "find_spec", lambda name: None)
+    monkeypatch.setattr(figures, "find_spec", lambda name: None)
     shutil.copytree(tiny_run, tmp_path / "run")
     assert "rank1" in run("evaluate", tmp_path / "run", "--data", tiny_sysu, "--out", tmp_path / "rep").output
     assert "| rank1 |" in (tmp_path / "rep" / "report.md").read_text()
@@ -584,9 +584,9 @@ def test_extras_are_named_beside_the_plain_figure(tiny_run, tiny_sysu, tmp_path)
 
 def test_one_report_holds_every_protocol_that_was_run(tiny_run, tiny_sysu, tmp_path, monkeypatch):
     """Beside the standard ones, which come without an option; and two folders of one run are one row."""
-    from fmcnet.experiments import report as reports
+    from fmcnet.experiments import figures
 
-    monkeypatch.setattr(reports, "find_spec", lambda name: None)  # no pictures: quicker
+    monkeypatch.setattr(figures, "find_spec", lambda name: None)  # no pictures: quicker
     folder = tmp_path / "run"
     shutil.copytree(tiny_run, folder, ignore=shutil.ignore_patterns("report"))
     command = ("evaluate", folder, "--data", tiny_sysu)

@@ -215,9 +215,10 @@ def _evaluate_one(
 def _run_settings(run: Path, card: ModelCard, overrides: Sequence[str]) -> EvaluationConfig:
     """The run's evaluation settings with the overrides."""
     stored = {"evaluation": card.config.evaluation.model_dump(mode="json")}
+    given = _setting_names(overrides)  # refuses other sections
     items = [f"evaluation.{item.removeprefix('evaluation.')}" for item in overrides]
     settings = load_config(stored, items).evaluation
-    if is_shipped(run) and "direction" not in _setting_names(overrides):
+    if is_shipped(run) and "direction" not in given:
         # It is for several benchmarks, each with its own direction.
         return settings.model_copy(update={"direction": "auto"})
     return settings
