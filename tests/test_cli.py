@@ -368,6 +368,7 @@ def test_embed_lists_every_unreadable_image_and_writes_nothing(tiny_run, tiny_sy
         (["demo", "--preset", "full", "--out", "{tmp}/d"], "unknown preset 'full'"),
         (["score", "{tmp}/none.npz"], "none.npz"),
         (["report", "compare", "{tmp}"], "has no readable report"),
+        (["evaluate", "{run}", "--data", "{data}", "--protocol", "sysu"], "evaluate takes a YAML file"),
         (["trian"], "No such command"),
         (["train", "--data", "{data}", "--ouut", "x"], "No such option"),
     ],

@@ -215,7 +215,7 @@ NO_EFFECT = {
     "crop {frames} {named} --modality ir --out {new} --first-frame 0": "the boxes name their images",
     "gallery expire {gallery} --keep 30d --all": "--all goes with --yes",
     "gallery remove {gallery} --pid 1 --all": "--all goes with --yes",
-    "serve {gallery} --model {run} --read-only --keep-images {new}": "--keep-images",
+    "serve {gallery} --model {run} --port 0 --read-only --keep-images {new}": "--keep-images",
 }
 """An option that would be ignored, and what is said instead."""
 

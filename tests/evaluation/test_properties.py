@@ -21,11 +21,12 @@ quick = settings(max_examples=25, deadline=None)
 
 
 def made(seed, queries=14, gallery=23, people=6, width=5, cameras=(1, 2, 3)):
-    """Random embeddings of two modalities, probes first; some cameras unknown."""
+    """Random embeddings of two modalities, probes first; each camera is in both, some cameras are unknown."""
     random = np.random.default_rng(seed)
     n = queries + gallery
     pid = random.integers(0, people, n) * 7 + 3
     camid = random.choice([*cameras, -1], n)
+    camid[: len(cameras)] = camid[-len(cameras) :] = cameras
     centres = random.standard_normal((people, width))
     features = centres[(pid - 3) // 7] + random.standard_normal((n, width))
     return embeddings(features, pid, camid, np.arange(n) < queries)

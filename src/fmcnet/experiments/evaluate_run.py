@@ -27,6 +27,7 @@ from fmcnet.evaluation.evaluate_model import (
     standard_settings,
 )
 from fmcnet.evaluation.protocol_file import camera_names, read_protocol
+from fmcnet.evaluation.protocols import DEFAULT_DIRECTIONS
 from fmcnet.experiments.report import TITLES, write_report
 from fmcnet.experiments.runs import is_generated
 from fmcnet.inference.embed import embed_shared
@@ -158,7 +159,12 @@ def _setting_names(overrides: Sequence[str]) -> dict[str, str]:
 
 
 def _refuse_protocol_settings(overrides: Sequence[str], protocol: str | Path) -> None:
-    """Refuse settings that a protocol file states."""
+    """Refuse a benchmark's name in place of a protocol file, and settings that the file states."""
+    if str(protocol) in DEFAULT_DIRECTIONS and not Path(protocol).exists():
+        raise ConfigError(
+            f"--protocol {protocol}: evaluate takes a YAML file here. Without --protocol it uses the "
+            "benchmark's own protocols"
+        )
     for name, item in _setting_names(overrides).items():
         if name in EvaluationConfig.model_fields and name not in BATCH_AND_DISTANCE:
             raise ConfigError(

@@ -150,7 +150,8 @@ class Checkpointer:
         ]
         if changed:
             raise CheckpointError(
-                f"{self._run} cannot be resumed exactly: it was made with {', '.join(changed)}"
+                f"{self._run} cannot be resumed exactly: it was made with {', '.join(changed)}. Give "
+                "the same as there, or another --out"
             )
 
     def _load_state(self, facts: dict[str, Any], tensors: dict[str, Tensor]) -> None:

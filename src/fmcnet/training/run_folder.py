@@ -54,7 +54,9 @@ def check_folder(run: Path, config: Config, resume: bool) -> None:
             raise _damaged_error(config_file, f"does not hold {', '.join(missing[:5])}")
         if changed:
             differences = "; ".join(f"{key}: {old[key]} there, {new[key]} now" for key in changed[:5])
-            raise CheckpointError(f"{run} was started with other settings ({differences})")
+            raise CheckpointError(
+                f"{run} was started with other settings ({differences}): leave them as there, or give another --out"
+            )
     elif resume and (run / "checkpoints").exists():
         raise _damaged_error(config_file, "is a folder" if config_file.is_dir() else "is missing")
     elif run.exists() and (not run.is_dir() or set(run.iterdir()) - {run / ".lock", *left_in(run)}):
