@@ -103,6 +103,19 @@ def test_moved_pictures_are_told_and_not_doubled_then_relocated(crops, tmp_path)
     assert as_json("gallery", "remove", "g", "--camera", "1", "--yes")["removed"] == 2  # filters still hold
 
 
+def test_a_picture_that_moved_beside_its_copy_is_reported_as_moved(crops):
+    old, copy = crops / "gate1/1_0900.png", crops / "gate1/4_0900.png"
+    shutil.copy(old, copy)
+    assert as_json("index", "g", crops, *RULES)["added"] == 5
+    first, second = crops / "gate1/5_0900.png", crops / "gate1/6_0900.png"
+    old.rename(first)
+    shutil.copy(copy, second)
+    made = as_json("index", "g", crops, *RULES)
+    assert made["moved"] == [{"path": str(first), "before": str(old)}]
+    assert made["added"] == 1
+    assert made["notes"][0] == f"1 new pictures are copies of indexed ones, the first {second} of {copy}"
+
+
 def test_relocation_refuses_what_would_collide_or_match_nothing(crops, tmp_path):
     run("index", "g", crops, *RULES)
     assert "no entry whose source is" in wrong("gallery", "relocate", "g", "elsewhere", "x", "--yes")

@@ -57,7 +57,7 @@ class FileChanges:
     Attributes:
         changed: by entry id.
         moved: files that are indexed under another path, where they are gone; by the id of the new path.
-        copies: as `moved`, but the other file is still there.
+        copies: of files that are still there, unless another copy of those is gone: then it moved.
         unrecorded: entries without a record until now, so earlier changes cannot be told.
         unwatched: entries of a cluster, which keeps no records.
     """
@@ -131,13 +131,18 @@ def compare_files(
     gallery.files.put(same)
     new = {name: record for name, record in records.items() if name not in stored}
     twins = gallery.files.with_digest(record.digest for record in new.values())
+    explained = {move.before for move in changes.moved.values()}
     for name, record in new.items():
         paths = [twin.path for twin in twins.get(record.digest, ())]
-        existing = [path for path in paths if not is_gone(Path(path))]
-        if existing:
+        gone = [path for path in paths if is_gone(Path(path))]
+        existing = [path for path in paths if path not in gone]
+        if existing:  # then a gone file explains one new path
+            gone = [path for path in gone if path not in explained]
+        if gone:
+            changes.moved[name] = Moved(record.path, gone[0])
+            explained.add(gone[0])
+        elif existing:
             changes.copies.append(Moved(record.path, existing[0]))
-        elif paths:
-            changes.moved[name] = Moved(record.path, paths[0])
     return records
 
 

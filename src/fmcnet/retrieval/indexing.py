@@ -205,9 +205,8 @@ class _Portion:
         fresh = [picture for picture in self.pictures if picture.id not in known]
         if include_removed:
             return fresh
-        keys = {
-            picture.id: {picture.id} for picture in fresh
-        }  # of entries without a record, the id was remembered
+        # The id was remembered of entries without a record.
+        keys = {picture.id: {picture.id} for picture in fresh}
         for name in keys.keys() & self.records.keys():
             keys[name].add(self.records[name].digest)
         removed = self.gallery.removed([key for picture_keys in keys.values() for key in picture_keys])
