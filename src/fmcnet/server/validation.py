@@ -95,11 +95,13 @@ def _parse_pid(parse: Callable[[str], _Read], pid: str) -> _Read:
 
 
 def _check_moment(value: object) -> object:
-    """Refuse numbers, which pydantic takes as seconds since 1970, as in `since=2026`, and an offset without its +."""
+    """Refuse numbers, which pydantic takes as seconds since 1970, as in `since=2026`, and offsets missing or wrong."""
     if re.search(r":\d\d\S* \d\d(:?\d\d)?$", str(value)):
         raise ValueError("its offset lacks the +: in an address, write + as %2B")
     if re.search(r":\d\d\S*[+-]\d\d$", str(value)):
         raise ValueError("write its offset with minutes, as +01:00")
+    if re.search(r"[Tt ]\d\d(:\d\d){1,2}(\.\d+)?$", str(value)):
+        raise ValueError("its offset is missing: write Z for UTC, or +01:00, behind it")
     try:
         float(str(value))
     except ValueError:
