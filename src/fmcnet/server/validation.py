@@ -95,7 +95,7 @@ def _parse_pid(parse: Callable[[str], _Read], pid: str) -> _Read:
 
 
 def _check_moment(value: object) -> object:
-    """Refuse numbers, which pydantic takes as seconds since 1970, as in `since=2026`, and offsets missing or wrong."""
+    """Refuse numbers, which pydantic reads as seconds since 1970, as in `since=2026`, and wrong offsets."""
     if re.search(r":\d\d\S* \d\d(:?\d\d)?$", str(value)):
         raise ValueError("its offset lacks the +: in an address, write + as %2B")
     if re.search(r":\d\d\S*[+-]\d\d$", str(value)):
