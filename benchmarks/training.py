@@ -73,9 +73,9 @@ Turn = Generator[int, None, None]
 """Every `next` does one batch's work and gives its number of images; closing it ends its workers."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Setting:
-    """What every side of every case is given."""
+    """What every side of every case is given. Equal only to itself: a configuration has no hash."""
 
     config: Config
     device: torch.device
@@ -311,15 +311,20 @@ class Side:
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(name, setting, theirs))
         self._process.start()
+        theirs.close()  # so that a side that dies ends the benchmark
 
     def ask(self, case: str, seconds: float) -> dict[str, float]:
         """A turn: "rate" in images/s, and what else the side has to say."""
         self._pipe.send((case, seconds))
-        answer: dict[str, float] = self._pipe.recv()
+        try:
+            answer: dict[str, float] = self._pipe.recv()
+        except EOFError:
+            raise SystemExit(f"{case}: a side ended early (its traceback is above)") from None
         return answer
 
     def close(self) -> None:
-        self._pipe.send(None)
+        if self._process.is_alive():
+            self._pipe.send(None)
         self._process.join()
 
 
@@ -424,14 +429,16 @@ def main() -> None:
     image_cache(config.data.height, config.data.width)
     results = json.loads(args.out.read_text()) if args.out.is_file() else {}
     sides = {name: Side(name, setting) for name in ("public", "ours")}
-    for name in args.cases or known:
-        log(f"{name}...")
-        found = measure(known[name], sides, setting, args.seconds, args.repeats)
-        results[name] = {**found, "machine": here}
-        log(json.dumps(found, indent=1))
-        args.out.write_text(json.dumps(results, indent=1) + "\n")
-    for side in sides.values():
-        side.close()
+    try:
+        for name in args.cases or known:
+            log(f"{name}...")
+            found = measure(known[name], sides, setting, args.seconds, args.repeats)
+            results[name] = {**found, "machine": here}
+            log(json.dumps(found, indent=1))
+            args.out.write_text(json.dumps(results, indent=1) + "\n")
+    finally:
+        for side in sides.values():
+            side.close()
 
 
 if __name__ == "__main__":

@@ -91,9 +91,12 @@ def test_a_finished_run_keeps_the_digest_of_the_version_that_trained_it():
         "base": "b198856e5b3710c7", "full": "8454a61dd09d39b5", "agw-caj": "8576f6f9756b7c5b",
         "fmcnet-plus": "5803dc39b2e3ee67",
     }  # fmt: skip
-    rows = {row.key: row for study in STUDIES.values() for row in study.rows}
-    caj = rows["agw-caj"]
-    rows["agw-caj"] = replace(caj, overrides=(*caj.overrides, "losses.wrt=3"))  # its weight at that commit
+    then = {"agw-caj": ("losses.wrt=3",)}  # weights at that commit
+    rows = {
+        row.key: replace(row, overrides=(*row.overrides, "model.specific_weight=0.5", *then.get(row.key, ())))
+        for study in STUDIES.values()
+        for row in study.rows
+    }
     for key, digest in wanted.items():
         assert run_digest(options(budget=2).row_config(rows[key], 1), "0123456789abcdef") == digest
 

@@ -261,7 +261,7 @@ def test_a_discriminant_descriptor_is_learnt_at_the_end_of_training(tiny_sysu, t
     assert descriptors.shape[1] == width
     lengths = np.linalg.norm(descriptors.reshape(len(table), 2, -1), axis=2)
     weight = encoder.card.config.model.specific_weight
-    assert weight == 0.5
+    assert weight == 0.25
     assert np.allclose(weight * lengths[:, 0], lengths[:, 1], atol=1e-4)  # each part was of unit length
     expected = fit_projection(descriptors, table.pid, min(width, persons - 1))(descriptors)
     found = encoder.embed_table(table).features

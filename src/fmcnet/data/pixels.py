@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import reduce
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -228,10 +228,11 @@ def colours_doubtful(pixels: Pixels, modality: Modality) -> BoolArray:
     # Sums over blocks, so that a sensor's colour noise does not count as colour.
     rows, columns = min(4, height), min(4, width)
     height, width = height - height % rows, width - width % columns
-    block_sums = np.zeros((count, height // rows, width // columns, 3), np.uint16)
-    for row, column in itertools.product(range(rows), range(columns)):
-        block_sums += pixels[:, row:height:rows, column:width:columns]
-    values = block_sums.reshape(count, -1, 3).astype(np.float32) / (rows * columns)
+    lines = pixels[:, :height, :width].reshape(count, height // rows, rows, width * 3)
+    sums = reduce(np.add, (lines[:, :, row] for row in range(1, rows)), lines[:, :, 0].astype(np.uint16))
+    sums = sums.reshape(count, -1, columns, 3)
+    sums = reduce(np.add, (sums[:, :, column] for column in range(1, columns)), sums[:, :, 0])
+    values = sums.astype(np.float32) / (rows * columns)
     light = values.mean(2) - values.mean((1, 2))[:, None]
     light_variance = (light**2).mean(1)
     colour_variance = np.zeros(len(pixels), dtype=np.float32)
@@ -241,9 +242,10 @@ def colours_doubtful(pixels: Pixels, modality: Modality) -> BoolArray:
         colour_variance += (tint**2).mean(1) - (tint * light).mean(1) ** 2 / np.maximum(light_variance, 1e-9)
     if modality is Modality.INFRARED:
         return np.asarray(colour_variance > COLOURED_FROM**2)
-    grey = (pixels == pixels[..., :1]).all(axis=(1, 2, 3))
-    # A flat image of one colour is not judged.
-    return np.asarray(grey | ((colour_variance < COLOURLESS_BELOW**2) & (light_variance > 64)))
+    colourless = colour_variance < COLOURLESS_BELOW**2
+    for index in np.flatnonzero(colourless & (light_variance <= 64)):  # flat: judged only if it is grey
+        colourless[index] = (pixels[index] == pixels[index, ..., :1]).all()
+    return colourless
 
 
 def note_colours(pixels: Pixels, modality: Modality, names: Sequence[str], remarks: Remarks) -> None:

@@ -166,7 +166,7 @@ def read_pixels(
             remarks.add(kind, name)
         if is_full_frame(*image.size):
             remarks.add(FULL_FRAME, name)
-        if int(np.ptp(pixels, axis=(0, 1)).max()) < 4:
+        if all(np.ptp(pixels[..., channel]) < 4 for channel in range(3)):
             remarks.add(FLAT_8, name)
     return pixels
 
