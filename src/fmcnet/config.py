@@ -313,7 +313,7 @@ class TrainingConfig(_Section):
     channels_last: Literal["auto", "yes", "no"] = "auto"
     """The memory format is channels_last; auto takes it where it was measured quicker (ours)"""
     compile: bool = False
-    """torch.compile compiles the network: a minute at the start, quicker steps on GPUs (ours)"""
+    """torch.compile compiles the network, which takes a minute and more at the start (ours)"""
     accumulate: Positive = 1
     """A step averages the gradients of this many whole P x K batches (ours)"""
     recompute: bool = False
