@@ -17,8 +17,8 @@ class FmcnetError(Exception):
     """A mistake in the input (data, configuration, checkpoint, arguments), not a bug in fmcnet.
 
     Attributes:
-        printer: of several processes, those print it in which this variable is 0: LOCAL_RANK (raised before they
-            connected: one of each machine) or RANK (all raise it: one of all). "": each that raises it.
+        printer: which of several processes prints the error: those where this environment variable is 0. LOCAL_RANK:
+            one on each machine, since they are not connected yet. RANK: one of all. "": each that raises it.
     """
 
     printer = "LOCAL_RANK"
