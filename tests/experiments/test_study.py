@@ -291,6 +291,15 @@ def test_a_worker_that_cannot_start_costs_its_own_run_alone(tmp_path, monkeypatc
     assert (tmp_path / "a").read_text() == "done"
 
 
+def test_a_study_ends_when_no_worker_can_start(tmp_path, monkeypatch):
+    def refused(process):
+        raise OSError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(SPAWN.Process, "start", refused)
+    with pytest.raises(FmcnetError, match=r"2 of 2 runs failed"):
+        complete_runs([FakeRun(name, tmp_path) for name in ("a", "b")], 2, device="cpu", progress=False)
+
+
 def test_devices_without_a_gpu():
     assert find_devices("cpu") == ("cpu",)
     assert len(find_devices("auto")) >= 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
+from datetime import tzinfo
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -83,7 +84,7 @@ def list_(
 
     fmcnet gallery list people.gallery --camera gate2 --since 2026-03-01
     """
-    from fmcnet.times import parse_timezone, shown_time
+    from fmcnet.times import parse_timezone
 
     where = console.make_filter(
         camera, since, until, timezone, modality=modality, ids=id_, pids=pid, tracks=track, tags=tag
@@ -100,25 +101,28 @@ def list_(
         _print_ids([entry.id for entry in shown])
     else:
         zone = parse_timezone(timezone)
-        console.show_rows(
-            [
-                {
-                    "modality": entry.modality,
-                    "camera": entry.camera,
-                    "time": shown_time(entry.time, zone),
-                    "track": entry.track,
-                    "pid": entry.pid,
-                    "tags": ", ".join(entry.tags) or None,
-                    "source": entry.source or entry.id,
-                }
-                for entry in shown
-            ]
-        )
+        console.show_rows([_row(entry, zone) for entry in shown])
     more = "" if len(shown) == matching else f"; {len(shown):,} shown, --limit 0 shows all"
     console.echo(f"{matching:,} entr{'y' if matching == 1 else 'ies'}{more}", err=ids)
 
 
+def _row(entry: retrieval.Entry, zone: tzinfo) -> dict[str, Any]:
+    """An entry in the table of `list`."""
+    from fmcnet.times import shown_time
+
+    return {
+        "modality": entry.modality,
+        "camera": entry.camera,
+        "time": shown_time(entry.time, zone),
+        "track": entry.track,
+        "pid": entry.pid,
+        "tags": ", ".join(entry.tags) or None,
+        "source": entry.source or entry.id,
+    }
+
+
 def _print_ids(ids: list[str]) -> None:
+    """Print ids, one a line, where the output can hold them as they are."""
     encoding = sys.stdout.encoding or "utf-8"
     try:  # elsewhere such characters are escaped, but these lines are read by other commands
         "".join(ids).encode(encoding)
@@ -210,19 +214,16 @@ def expire(
     It counts them and asks; a daily timer says --yes. fmcnet index leaves out what expired. Entries from before 1970
     also stay, with a warning: their time was read wrongly.
     """
-    from datetime import datetime, timezone
-
     from fmcnet.retrieval.inputs import expires_before
     from fmcnet.retrieval.records import EARLIEST, EPOCH
 
-    now = datetime.now(timezone.utc)
-    expired = retrieval.Where(since=EPOCH, until=expires_before(keep, now))
+    expired = retrieval.Where(since=EPOCH, until=expires_before(keep))
     _check_answers(json_, yes, all_, dry_run)
     with retrieval.Gallery(gallery, create=False, read_only=dry_run) as opened:
         count = opened.count(expired)
         if not dry_run:
             _confirm_removal(opened, count, f"were seen longer ago than {keep}", yes, all_)
-            count = opened.expire(keep, now=now) if count else 0
+            count = opened.remove(expired) if count else 0
         entries = len(opened)
         timeless = entries - opened.count(retrieval.Where(since=EARLIEST))
         early = opened.count(retrieval.Where(until=EPOCH))

@@ -64,9 +64,10 @@ def complete_runs(
     unfinished = [run for run in runs if run.result() is None]
     devices = find_devices(device)
     workers = min(max(workers, len(devices)), len(unfinished))
-    completed = ((run, _complete_or_reason(run, devices[0], progress)) for run in unfinished)
     if workers > 1:
         completed = _complete_in_processes(unfinished, workers, devices)
+    else:
+        completed = ((run, _complete_or_reason(run, devices[0], progress)) for run in unfinished)
     done, failures = len(runs) - len(unfinished), {}
     with contextlib.closing(completed):
         for run, error in completed:
@@ -94,40 +95,30 @@ def _complete_in_processes(
     runs: Sequence[StudyRun], workers: int, devices: tuple[str, ...]
 ) -> Generator[tuple[StudyRun, str], None, None]:
     """Complete runs in a process each, `workers` at a time; each run with the reason where it failed, else ""."""
-    logs = runs[0].study / LOGS
-    logs.mkdir(parents=True, exist_ok=True)
-    queue, idle = deque(runs), list(range(workers))
+    folder = runs[0].study / LOGS
+    folder.mkdir(parents=True, exist_ok=True)
+    logs = [folder / f"worker-{worker}.log" for worker in range(workers)]
+    queue, idle = deque(runs), deque(range(workers))
     running: dict[Connection, tuple[StudyRun, int, BaseProcess]] = {}
     try:
         while queue or running:
-            while queue and idle:
-                run, worker = queue.popleft(), idle.pop(0)
+            if queue and idle:
+                run, worker = queue.popleft(), idle.popleft()
                 receiver, sender = SPAWN.Pipe(duplex=False)
-                arguments = (run, devices[worker % len(devices)], logs / f"worker-{worker}.log", sender)
+                arguments = (run, devices[worker % len(devices)], logs[worker], sender)
                 process: BaseProcess = SPAWN.Process(target=_run_worker, args=arguments)
                 try:
-                    with ignored("SIGPIPE"), _one_thread_without_ctrl_c():
+                    with sender, ignored("SIGPIPE"), _one_thread_without_ctrl_c():
                         process.start()
-                        running[receiver] = run, worker, process
+                        running[receiver] = run, worker, process  # before Ctrl-C can come
                 except OSError as failure:
-                    receiver.close()
                     idle.append(worker)
                     yield run, f"its worker process cannot be started: {failure}"
-                finally:
-                    sender.close()
+                continue
             ready = wait(list(running))
             for receiver in [connection for connection in running if connection in ready]:
                 run, worker, process = running.pop(receiver)
-                try:
-                    error = receiver.recv()
-                    process.join(PATIENCE)
-                    process.kill()  # if it hangs at exit
-                except (EOFError, OSError):  # it ended before or while it answered
-                    process.join()
-                    log = logs / f"worker-{worker}.log"
-                    lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
-                    code, last_lines = process.exitcode, " | ".join(lines[-3:])
-                    error = f"its worker process ended (exit code {code}); {log} ends with: {last_lines}"
+                error = _receive_reason(receiver, process, logs[worker])
                 idle.append(worker)
                 yield run, error
     finally:  # on Ctrl-C: each training writes a checkpoint and ends
@@ -137,6 +128,20 @@ def _complete_in_processes(
         for _, _, process in running.values():
             process.join(max(0.0, deadline - time.monotonic()))
             process.kill()
+
+
+def _receive_reason(receiver: Connection, process: BaseProcess, log: Path) -> str:
+    """The reason where the run of a worker failed, else ""; the process has ended then."""
+    try:
+        reason: str = receiver.recv()
+    except (EOFError, OSError):  # it ended before or while it answered
+        process.join()
+        lines = log.read_text(errors="replace").splitlines()[-3:] if log.is_file() else []
+        ended = f"its worker process ended (exit code {process.exitcode})"
+        return f"{ended}; {log} ends with: {' | '.join(lines)}"
+    process.join(PATIENCE)
+    process.kill()  # if it hangs at exit
+    return reason
 
 
 @contextlib.contextmanager
@@ -150,9 +155,8 @@ def _one_thread_without_ctrl_c() -> Iterator[None]:
     try:
         yield
     finally:
-        if threads is None:
-            del os.environ["OMP_NUM_THREADS"]
-        else:
+        del os.environ["OMP_NUM_THREADS"]
+        if threads is not None:
             os.environ["OMP_NUM_THREADS"] = threads
         if can_mask:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])

@@ -130,7 +130,7 @@ def train(
     if not isinstance(config, Config):
         raise ConfigError(f"config is of type {type(config).__name__}: give what load_config returns")
     run = Path(out)
-    with distributed_context(device) as ctx:
+    with distributed_context(device) as ctx, ExitStack() as stack:
         if ctx.device.type == "cpu":
             keep_freed_memory()
         with agree_on_errors(ctx):
@@ -145,12 +145,11 @@ def train(
                 table = read_dataset(table, layout=config.data.layout, trial=config.data.split)
             if not resume:  # runs of an earlier version may have it
                 check_split(config, table.name)
-            trainer = Trainer(config, table, run, ctx, extra_terms, resume=resume, progress=progress)
-        with ExitStack() as stack:
-            with agree_on_errors(ctx):  # last, so that an error in data or settings leaves no run folder
-                if ctx.main:
-                    stack.enter_context(open_folder(run, config))
-            return trainer.fit(description, trackers, profile)
+        trainer = Trainer(config, table, run, ctx, extra_terms, resume=resume, progress=progress)
+        with agree_on_errors(ctx):  # last, so that an error in data or settings leaves no run folder
+            if ctx.main:
+                stack.enter_context(open_folder(run, config))
+        return trainer.fit(description, trackers, profile)
 
 
 def train_splits(
@@ -204,9 +203,9 @@ def train_splits(
 
 
 class Trainer:
-    """One training: its images and model, then the loop over steps with log, validation and checkpoints.
+    """One training: its images, model and optimisers, then the loop over steps with log, validation and checkpoints.
 
-    Arguments as of `train`; nothing is written into the run folder before `fit`.
+    Arguments as of `train`; every process must call, and nothing is written into the run folder before `fit`.
     """
 
     def __init__(
@@ -220,56 +219,53 @@ class Trainer:
         resume: bool,
         progress: bool | None,
     ) -> None:
+        data, seed = config.data, config.training.seed
         self._config, self._run, self._ctx, self._terms = config, run, ctx, terms
         self._resume, self._progress = resume, progress
-        table = hold_out(table, config)
-        rows = table.select(split=config.data.train_splits)
-        self._labels, pids = rows.labels()
-        self._sampler = make_sampler(config, rows, self._labels, ctx.rank, ctx.world)
-        self._selection = ModelSelection(config, table, run, ctx)
-        precision(config.training.precision, ctx.device)  # raises if the device lacks it
-        if ctx.main:
-            for note in (*table.notes, *self._sampler.notes):
-                logger.info("%s", note)
-        folder = cache_folder(config.data.cache, table.root)
-        self._cache = ImageCache(
-            rows, config.data.height, config.data.width, folder=folder, progress=progress
+        self._first, self._started = 0, 0.0  # steps done before `fit`, and when it started
+        with agree_on_errors(ctx):
+            table = hold_out(table, config)
+            rows = table.select(split=data.train_splits)
+            self._labels, pids = rows.labels()
+            self._sampler = make_sampler(config, rows, self._labels, ctx.rank, ctx.world)
+            self._steps_per_epoch = self._sampler.steps // config.training.accumulate
+            self._steps = config.training.epochs * self._steps_per_epoch
+            self._selection = ModelSelection(config, table, run, ctx)
+            precision(config.training.precision, ctx.device)  # raises if the device lacks it
+            if ctx.main:
+                for note in (*table.notes, *self._sampler.notes):
+                    logger.info("%s", note)
+            folder = cache_folder(data.cache, table.root)
+            self._cache = ImageCache(rows, data.height, data.width, folder=folder, progress=progress)
+            torch.manual_seed(seed)
+            model = build_model(config.model, len(pids))
+            if not (resume and checkpoints(run)):
+                load_pretrained(model, config.model.pretrained, config.model.arch)
+            torch.manual_seed((seed * 1_000_003 + ctx.rank) % 2**63)  # dropout differs between processes
+            self._card = ModelCard(
+                config=config,
+                pids=tuple(int(pid) for pid in pids),
+                dataset=table.name,
+                step=0,
+                data=fingerprint(table),
+                samples=sample_pictures(self._cache.table) if ctx.main else (),
+                start_samples=start_samples(config, run, resume) if ctx.main else (),
+            )
+            warn_of_seen_identities(self._card, table)
+        self._train_step = TrainStep(config, model, ctx, self._sampler.identities, self._steps, terms)
+        self._logger = StepLogger(run, config, self._steps)
+        self._checkpointer = Checkpointer(
+            run, ctx, self._train_step, self._card, self._selection, self._logger, self._invariants()
         )
-        torch.manual_seed(config.training.seed)
-        self._model = build_model(config.model, len(pids))
-        if not (resume and checkpoints(run)):
-            load_pretrained(self._model, config.model.pretrained, config.model.arch)
-        # Dropout differs between processes.
-        torch.manual_seed((config.training.seed * 1_000_003 + ctx.rank) % 2**63)
-        self._card = ModelCard(
-            config=config,
-            pids=tuple(int(pid) for pid in pids),
-            dataset=table.name,
-            step=0,
-            data=fingerprint(table),
-            samples=sample_pictures(self._cache.table) if ctx.main else (),
-            start_samples=start_samples(config, run, resume) if ctx.main else (),
-        )
-        warn_of_seen_identities(self._card, table)
-        self._steps_per_epoch = self._sampler.steps // config.training.accumulate
-        self._steps = config.training.epochs * self._steps_per_epoch
 
     def fit(self, description: str, trackers: Sequence[str | Tracker], profile: bool) -> TrainingSummary:
         """Train from the newest checkpoint (or the start) to the last step, and write the model."""
-        config, ctx = self._config, self._ctx
-        self._train_step = TrainStep(
-            config, self._model, ctx, self._sampler.identities, self._steps, self._terms
-        )
-        self._logger = StepLogger(self._run, config, self._steps)
-        self._checkpointer = Checkpointer(
-            self._run, ctx, self._train_step, self._card, self._selection, self._logger, self._invariants()
-        )
+        ctx, accumulate = self._ctx, self._config.training.accumulate
         self._started = time.perf_counter()
         self._first = self._checkpointer.restore() if self._resume else 0
         bar = Progress(description, self._steps, self._first, show=self._progress if ctx.main else False)
         profiler = StepProfile(self._run, ctx.device.type == "cuda") if profile and ctx.main else None
-        accumulate = config.training.accumulate
-        batches = self._batches(config.augment, self._first * accumulate, self._steps * accumulate)
+        batches = self._batches(self._config.augment, self._first * accumulate, self._steps * accumulate)
         try:
             with agree_on_errors(ctx):
                 if ctx.main:
@@ -279,7 +275,7 @@ class Trainer:
                     for step in range(self._first, self._steps):
                         with record_function("fmcnet: data"):
                             step_batches = list(islice(batches, accumulate))
-                        with translate_errors(compiled=config.training.compile):
+                        with translate_errors(compiled=self._config.training.compile):
                             self._train_step.step(step_batches, step)
                         if profiler:
                             profiler.step()
@@ -287,6 +283,54 @@ class Trainer:
                 return self._finish()
         finally:
             self._logger.close()
+
+    def _after_step(self, done: int, stop: StopAtStepEnd, bar: Progress) -> None:
+        """Log, validate, save and stop, each if due after `done` steps."""
+        training = self._config.training
+        epoch_ends = done % self._steps_per_epoch == 0
+        stopping, late = agree([stop.signals > 0, self._ctx.main and self._checkpointer.late()], self._ctx)
+        saves = done < self._steps and (stopping or late or done % training.checkpoint_every == 0)
+        logs = epoch_ends or saves or done % training.log_every == 0
+        if logs:
+            self._write_log(done)
+        bar.advance(self._note(done) if logs else "", line=epoch_ends)
+        if epoch_ends and self._selection.due(done // self._steps_per_epoch):
+            self._validate(done)
+        if saves:
+            self._checkpointer.save(done, must=stopping)
+            if stopping:
+                raise Interrupted(
+                    f"stopped after step {done} of {self._steps}; the checkpoint is in {self._run / 'checkpoints'}",
+                    143 if stop.terminated else 130,
+                )
+
+    def _finish(self) -> TrainingSummary:
+        """Write the last checkpoint and the model; the summary."""
+        seconds = time.perf_counter() - self._started
+        if self._first < self._steps:
+            self._checkpointer.save(self._steps, must=True)
+        elif self._ctx.main:
+            drop_others(self._run, self._steps, self._config.training.keep)
+        model = self._export()
+        with agree_on_errors(self._ctx):
+            if self._ctx.main:
+                self._selection.write_model(model, replace(self._card, step=self._steps), self._run)
+                if self._config.model.descriptor == "discriminant":
+                    write_projection(self._run, self._cache.table, self._ctx.device, self._progress)
+        return TrainingSummary(
+            run=self._run,
+            variant=model.variant,
+            dataset=self._card.dataset,
+            steps=self._steps,
+            resumed_from=self._first,
+            seconds=seconds,
+            images_per_second=self._images_per_second(self._steps, seconds),
+            images=len(self._cache),
+            identities=self._card.classes,
+            parameters=sum(p.numel() for p in model.parameters()),
+            last_terms=self._logger.terms,
+            selected=self._selection.selected,
+        )
 
     def _batches(self, augment: AugmentConfig, first: int, last: int) -> Iterator[TrainingBatch]:
         """Batches `first` to `last - 1` of the training, on the device."""
@@ -310,29 +354,9 @@ class Trainer:
             "precision": str(self._train_step.precision).removeprefix("torch."),
             "device": self._ctx.device.type,
             "pixels": self._cache.digest(),
-            "discriminators": "Adam, betas 0.5 and 0.999" if self._model.compensation else None,
+            "discriminators": "Adam, betas 0.5 and 0.999" if self._train_step.model.compensation else None,
             "own_terms": ", ".join(sorted(self._terms)) or None,
         }
-
-    def _after_step(self, done: int, stop: StopAtStepEnd, bar: Progress) -> None:
-        """Log, validate, save and stop, each if due after `done` steps."""
-        training = self._config.training
-        epoch_ends = done % self._steps_per_epoch == 0
-        stopping, late = agree([stop.signals > 0, self._ctx.main and self._checkpointer.late()], self._ctx)
-        saves = done < self._steps and (stopping or late or done % training.checkpoint_every == 0)
-        logs = epoch_ends or saves or done % training.log_every == 0
-        if logs:
-            self._write_log(done)
-        bar.advance(self._note(done) if logs else "", line=epoch_ends)
-        if epoch_ends and self._selection.due(done // self._steps_per_epoch):
-            self._validate(done)
-        if saves:
-            self._checkpointer.save(done, must=stopping)
-            if stopping:
-                raise Interrupted(
-                    f"stopped after step {done} of {self._steps}; the checkpoint is in {self._run / 'checkpoints'}",
-                    143 if stop.terminated else 130,
-                )
 
     def _write_log(self, done: int) -> None:
         """Log the steps since the last call; waits for the device."""
@@ -389,34 +413,6 @@ class Trainer:
             estimate_statistics(model, lambda: self._batches(no_augmentation, first, last), self._ctx.world)
         return model
 
-    def _finish(self) -> TrainingSummary:
-        """Write the last checkpoint and the model."""
-        seconds = time.perf_counter() - self._started
-        if self._first < self._steps:
-            self._checkpointer.save(self._steps, must=True)
-        elif self._ctx.main:
-            drop_others(self._run, self._steps, self._config.training.keep)
-        model = self._export()
-        with agree_on_errors(self._ctx):
-            if self._ctx.main:
-                self._selection.write_model(model, replace(self._card, step=self._steps), self._run)
-                if self._config.model.descriptor == "discriminant":
-                    write_projection(self._run, self._cache.table, self._ctx.device, self._progress)
-        return TrainingSummary(
-            run=self._run,
-            variant=model.variant,
-            dataset=self._card.dataset,
-            steps=self._steps,
-            resumed_from=self._first,
-            seconds=seconds,
-            images_per_second=self._images_per_second(self._steps, seconds),
-            images=len(self._cache),
-            identities=self._card.classes,
-            parameters=sum(p.numel() for p in model.parameters()),
-            last_terms=self._logger.terms,
-            selected=self._selection.selected,
-        )
-
 
 class StopAtStepEnd:
     """Ctrl-C or SIGTERM ends the training after the current step, with a checkpoint; a third signal ends it at once.
@@ -431,9 +427,8 @@ class StopAtStepEnd:
 
     def __enter__(self) -> StopAtStepEnd:
         if threading.current_thread() is threading.main_thread():
-            self._before = {
-                number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)
-            }
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(self, *_: object) -> None:
