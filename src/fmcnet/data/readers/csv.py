@@ -334,23 +334,18 @@ def _joined_time(date: str, time: str) -> str:
 
 
 def _time_notes(records: dict[int, Record]) -> list[str]:
-    """A note on the times that an index would refuse, if there are any; training does not need them."""
-    faults = [(line, fault) for line, record in records.items() if (fault := _time_fault(record.time))]
+    """A note on the times, by line, that an index would refuse, if there are any; training does not need them."""
+    faults = list[str]()
+    for line, record in records.items():
+        try:
+            if record.time:
+                parse_capture_time(record.time)
+        except DataError as error:
+            faults.append(f"line {line}: {error!s:.300}")
     if not faults:
         return []
     rows = f"{len(faults)} row{'s' * (len(faults) > 1)}"
-    line, fault = faults[0]
-    return [f"fmcnet index will refuse the time of {rows}, the first in line {line}: {fault:.300}"]
-
-
-def _time_fault(time: str) -> str:
-    """Why a gallery refuses such a time; "" where it does not."""
-    try:
-        if time:
-            parse_capture_time(time)
-    except DataError as error:
-        return str(error)
-    return ""
+    return [f"fmcnet index will refuse the time of {rows}, the first in {faults[0]}"]
 
 
 def _without_fractions(records: list[Record]) -> list[Record]:
