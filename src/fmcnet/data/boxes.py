@@ -226,7 +226,6 @@ def _add_mot_row(path: Path, boxes: Boxes, line: int, row: str, separator: str) 
 
 
 def _read_csv(path: Path, text: str, separator: str) -> Boxes:
-    boxes, faults = Boxes("supervision", first=0), list[str]()
     reader = csv.DictReader(io.StringIO(text), delimiter=separator)
     reader.fieldnames = columns = [name.strip() for name in reader.fieldnames or ()]
     frame_column = next((name for name in (*_NUMBER_COLUMNS, *_NAME_COLUMNS) if name in columns), None)
@@ -235,43 +234,39 @@ def _read_csv(path: Path, text: str, separator: str) -> Boxes:
             f"{path} has no column of the frame ({', '.join(columns):.400}): write one by "
             "sink.append(detections, custom_data={'frame_index': index}), or 'file_name' for images"
         )
-    rows: list[tuple[str, str, Box]] = []
-    classes: set[str] = set()
+    rows, faults = list[tuple[str, str, str, Box]](), list[str]()
     try:
         for cells in reader:
             with _faults_added(path, faults, f"line {reader.line_num}"):
                 if None in cells or None in cells.values():
                     raise ValueError(f"not {len(columns)} values, as there are columns")
-                frame, box = _parse_csv_row(cells, frame_column, reader.line_num)
-                class_name = cells.get("class_name", "").strip().lower()
-                classes |= set() if class_name else {cells.get("class_id", "").strip()}
-                rows.append((frame, class_name, box))
+                rows.append(_parse_csv_row(cells, frame_column, reader.line_num))
     except csv.Error as error:
         _add_fault(path, faults, f"line {reader.line_num}", error)
     refuse_faults(path, faults)
-    frames = [frame for frame, _, _ in rows]
+    frames = [frame for frame, *_ in rows]
     # `frame` and `frame_id` may hold names, as 000003.
     padded = frame_column in ("frame", "frame_id") and any(re.match("0[0-9]", frame) for frame in frames)
     are_digits = all(frame.isascii() and frame.isdigit() for frame in frames)
     numbered = frame_column in _NUMBER_COLUMNS and are_digits and not padded
-    for frame, class_name, box in rows:
+    boxes = Boxes("supervision", first=0 if numbered else None)
+    for frame, class_name, _, box in rows:
         key = int(frame) if numbered else frame
         if class_name and class_name not in PERSON_WORDS:
             boxes.leave_out(key, NO_PERSON, box.name)
         else:
             boxes.add(key, box)
-    if not numbered:
-        boxes.first = None
-    elif frame_column != "frame_index" and min(map(int, frames), default=0) == 1:
+    if numbered and frame_column != "frame_index" and min(map(int, frames), default=0) == 1:
         boxes.first = 1
         boxes.notes.append(
             f"{frame_column} begins with 1: frames count from 1; --first-frame 0 says otherwise"
         )
-    _note_classes(boxes, "class_id", classes, {"", "0"})
+    _note_classes(boxes, "class_id", {number for _, name, number, _ in rows if not name}, {"", "0"})
     return boxes
 
 
-def _parse_csv_row(cells: dict[str, str], frame_column: str, line: int) -> tuple[str, Box]:
+def _parse_csv_row(cells: dict[str, str], frame_column: str, line: int) -> tuple[str, str, str, Box]:
+    """The frame, the class's name and number, and the box."""
     for name in (frame_column, "class_name", "class_id"):
         if fault := control_fault(cells.get(name, "").strip(" \t"), name):
             raise ValueError(fault)
@@ -280,7 +275,8 @@ def _parse_csv_row(cells: dict[str, str], frame_column: str, line: int) -> tuple
         raise ValueError(f"{frame_column} is empty")
     left, top, right, bottom = (_finite_number(cells[name]) for name in CSV_HEADER)
     track = _track_id(cells.get("tracker_id", ""), "tracker_id")
-    return frame, Box(left, top, right, bottom, track, f"frame {frame}, line {line}")
+    box = Box(left, top, right, bottom, track, f"frame {frame}, line {line}")
+    return frame, cells.get("class_name", "").strip().lower(), cells.get("class_id", "").strip(), box
 
 
 def _note_classes(boxes: Boxes, column: str, classes: set[str], usual: set[str]) -> None:

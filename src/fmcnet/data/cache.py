@@ -275,25 +275,13 @@ def write_cache(
     Raises:
         OSError: the disk is full, cannot be written or does not hold what was written.
     """
-
-    content: dict[str, Any] = {"version": FORMAT, "key": path.stem[-24:], "shape": list(shape)}
-
-    def write_pixels(temporary: Path) -> None:
-        with temporary.open("wb") as stream:
-            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(stream, header)
-            for image in images:
-                stream.write(np.ascontiguousarray(image).data)
-        content["bytes"] = temporary.stat().st_size
-        content["made"] = iso_time(time.time())
-        content["crc32"] = _checksum(temporary)
-
+    facts: dict[str, Any] = {"version": FORMAT, "key": path.stem[-24:], "shape": list(shape)}
     mode = private_mode(path.parent)
-    write_atomically(path, write_pixels, mode)
+    write_atomically(path, lambda file: facts.update(_write_images(file, shape, images)), mode)
+    text = json.dumps(facts | description, indent=1)
     try:
-        text = json.dumps(content | description, indent=1)
         write_atomically(
-            path.with_suffix(".json"), lambda temporary: temporary.write_text(text, encoding="utf-8"), mode
+            path.with_suffix(".json"), lambda file: file.write_text(text, encoding="utf-8"), mode
         )
         return _memory_map(path, shape)
     except UnusableCacheError as error:
@@ -301,6 +289,16 @@ def write_cache(
     except OSError:
         path.unlink(missing_ok=True)
         raise
+
+
+def _write_images(file: Path, shape: tuple[int, ...], images: Iterable[NDArray[np.uint8]]) -> dict[str, Any]:
+    """Write a .npy file, and describe it before it is renamed: an interrupted checksum then leaves no file."""
+    with file.open("wb") as stream:
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(stream, header)
+        for image in images:
+            stream.write(np.ascontiguousarray(image).data)
+    return {"bytes": file.stat().st_size, "made": iso_time(time.time()), "crc32": _checksum(file)}
 
 
 def _checksum(path: Path) -> str:

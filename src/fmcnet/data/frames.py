@@ -89,7 +89,8 @@ def open_frames(
         raise DataError(f"no such folder of frames or video: {path}")
     if is_image(path.name) or has_image_head(path):
         raise DataError(f"{path} is one image: give the folder of the frames, or a video")
-    return _open_video(path, boxes, first, value_range)
+    require("av", "video")
+    return Frames(_decode_video(path, _keys_by_index(path, boxes, first), value_range))
 
 
 def _open_folder(folder: Path, boxes: Boxes, first: int | None, value_range: ValueRange | None) -> Frames:
@@ -103,38 +104,25 @@ def _open_folder(folder: Path, boxes: Boxes, first: int | None, value_range: Val
     indices = [number - counter[0] for number in counter] or list(range(len(images)))
     order_note = _order_note(list(names.values()), counter, fault)
     keys, notes = _keys_by_name(names, boxes), list[str]()
-    if any(isinstance(key, int) for key in boxes.of_frame):
-        if not one_folder:
-            raise DataError(
-                f"the boxes number their frames, but the images of {folder} lie in several folders: give the folder "
-                "of one recording"
-            )
-        if not counter and first is None and fault:
-            raise DataError(
-                f"the boxes number their frames, but {printable(fault)}: remove what is no frame, or count all "
-                f"images in order with --first-frame {1 if boxes.first is None else boxes.first}"
-            )
+    if not any(isinstance(key, int) for key in boxes.of_frame):
+        _check_named(folder, boxes, first, keys)
+    elif not one_folder:
+        raise DataError(
+            f"the boxes number their frames, but the images of {folder} lie in several folders: give the folder "
+            "of one recording"
+        )
+    elif not counter and first is None and fault:
+        raise DataError(
+            f"the boxes number their frames, but {printable(fault)}: remove what is no frame, or count all "
+            f"images in order with --first-frame {1 if boxes.first is None else boxes.first}"
+        )
+    else:
         numbers, indices, notes = _number_frames(names[images[0]], counter, indices, boxes, first, order_note)
         keys, order_note = dict(zip(images, numbers, strict=True)), ""
-    elif first is not None:
-        raise DataError(
-            f"--first-frame {first} is of frame numbers, and the boxes name their images: leave it out"
-        )
-    elif not keys:
-        key = printable(str(next(iter(boxes.of_frame))))
-        is_number = boxes.format == "supervision" and key.isdigit()
-        hint = ": numbers of frames belong in a column frame_index" if is_number else ""
-        raise DataError(f"the boxes name their frames, as '{key}', and {folder} holds none of them{hint}")
-    paths = {image: PurePosixPath(name) for image, name in names.items()}
-    counts = Counter(path.with_suffix("") for path in paths.values())
-    frames = []
-    for image, index in zip(images, indices, strict=True):
-        path = paths[image].with_suffix("")
-        if counts[path] > 1:  # a.jpg and a.png
-            path = path.with_name(image.name.replace(".", "_"))
-        frames.append(
-            Frame(path.as_posix(), keys.get(image, ""), index, None, partial(open_rgb, image, value_range))
-        )
+    frames = [
+        Frame(crop_name, keys.get(image, ""), index, None, partial(open_rgb, image, value_range))
+        for image, crop_name, index in zip(images, _crop_names(names), indices, strict=True)
+    ]
     return Frames(frames, tuple(notes), order_note, listing.ignored)
 
 
@@ -154,6 +142,29 @@ def _sorted_names(folder: Path, images: Sequence[Path]) -> dict[Path, str]:
         return _natural_key(PurePosixPath(item[1]).with_suffix("").as_posix()), item[1]
 
     return dict(sorted(names.items(), key=key))
+
+
+def _check_named(folder: Path, boxes: Boxes, first: int | None, keys: dict[Path, FrameKey]) -> None:
+    """Raise DataError when boxes that name their images come with a first number, or name none of the folder's."""
+    if first is not None:
+        raise DataError(
+            f"--first-frame {first} is of frame numbers, and the boxes name their images: leave it out"
+        )
+    if not keys:
+        key = printable(str(next(iter(boxes.of_frame))))
+        is_number = boxes.format == "supervision" and key.isdigit()
+        hint = ": numbers of frames belong in a column frame_index" if is_number else ""
+        raise DataError(f"the boxes name their frames, as '{key}', and {folder} holds none of them{hint}")
+
+
+def _crop_names(names: dict[Path, str]) -> list[str]:
+    """The images' paths below the folder without suffix; where two share one, as a.jpg and a.png: a_jpg, a_png."""
+    paths = [PurePosixPath(name).with_suffix("") for name in names.values()]
+    counts = Counter(paths)
+    return [
+        (path if counts[path] == 1 else path.with_name(image.name.replace(".", "_"))).as_posix()
+        for image, path in zip(names, paths, strict=True)
+    ]
 
 
 def _order_note(names: Sequence[str], counter: Sequence[int], fault: str) -> str:
@@ -288,11 +299,6 @@ def _name_fault(order: Sequence[Path]) -> str:
     if len(groups) > 1 and any(_NUMBER.search(image.stem) for image in order):
         return f"{groups[-1][0].name} and {groups[0][0].name} differ in more than a number"
     return ""
-
-
-def _open_video(path: Path, boxes: Boxes, first: int | None, value_range: ValueRange | None) -> Frames:
-    require("av", "video")
-    return Frames(_decode_video(path, _keys_by_index(path, boxes, first), value_range))
 
 
 def _decode_video(path: Path, keys: dict[int, FrameKey], value_range: ValueRange | None) -> Iterator[Frame]:

@@ -215,42 +215,28 @@ class Encoder:
             )
         value_range = None if value_range is None else check_range(value_range)
         noted = Remarks() if remarks is None else remarks
-        rows: list[int] = []
-        parts: list[FloatArray] = []
-        faults: list[Fault] = []
         show = progress if progress is not None or len(items) > batch_size else False
+        embedded: dict[int, FloatArray] = {}
+        faults: list[Fault] = []
         with Progress("embedding", len(items), show=show) as bar:
-            for batch, decoded in read_ahead(
+            for readable, unreadable in read_ahead(
                 items, batch_size, self.height, self.width, workers, value_range, noted
             ):
-                bar.advance(count=len(batch))
-                faults += [image for image in decoded if isinstance(image, Fault)]
-                if faults and on_error == "raise":
-                    continue  # the rest is only read, to name all faults
-                readable = {
-                    position: image
-                    for position, image in zip(batch, decoded, strict=True)
-                    if not isinstance(image, Fault)
-                }
-                if readable:
-                    pixels, kind = np.stack(list(readable.values())), items[batch[0]].modality
-                    note_colours(pixels, kind, [items[position].name for position in readable], noted)
-                    parts.append(self._embed(pixels, kind, flip))
-                    rows += readable
+                bar.advance(count=len(readable) + len(unreadable))
+                faults += unreadable
+                if not readable or (faults and on_error == "raise"):
+                    continue  # with "raise", the rest is only read, to name all faults
+                batch = [items[position] for position in readable]
+                pixels, kind = np.stack(list(readable.values())), batch[0].modality
+                note_colours(pixels, kind, [item.name for item in batch], noted)
+                embedded.update(zip(readable, self._embed(pixels, kind, flip), strict=True))
         if remarks is None:
             for line in noted.lines():
                 logger.warning("%s", line)
-        faults.sort()
-        if callable(on_error):
-            for fault in faults:
-                on_error(fault)
-        if faults and (on_error == "raise" or not rows):
-            raise DataError(list_faults(faults, len(items)))
-        if faults and on_error == "skip":
-            logger.warning("left out: %s", list_faults(faults, len(items)))
-        order = np.argsort(rows)
-        features = np.concatenate(parts)[order]
-        kept = [items[rows[index]] for index in order]
+        _report_faults(sorted(faults), len(items), on_error)
+        positions = sorted(embedded)
+        features = np.stack([embedded[position] for position in positions])
+        kept = [items[position] for position in positions]
         return Embeddings.unlabelled(
             l2_normalize(features) if normalize else features,
             np.array([item.modality.code for item in kept], dtype=np.uint8),
@@ -392,6 +378,17 @@ class Encoder:
         if flip:
             features = (features + self.backend(images[:, :, ::-1], modality)) * np.float32(0.5)
         return features
+
+
+def _report_faults(faults: Sequence[Fault], total: int, on_error: OnError) -> None:
+    """Raise, log or hand over the faults, as `on_error` says; raise, too, if none of `total` images is left."""
+    if callable(on_error):
+        for fault in faults:
+            on_error(fault)
+    if faults and (on_error == "raise" or len(faults) == total):
+        raise DataError(list_faults(faults, total))
+    if faults and on_error == "skip":
+        logger.warning("left out: %s", list_faults(faults, total))
 
 
 def embed_batches(

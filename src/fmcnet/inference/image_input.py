@@ -184,8 +184,8 @@ def read_ahead(
     workers: int,
     value_range: ValueRange | None = None,
     remarks: Remarks | None = None,
-) -> Iterator[tuple[Sequence[int], list[Pixels | Fault]]]:
-    """Positions and pixels of batch after batch, of one modality each, order kept within it.
+) -> Iterator[tuple[dict[int, Pixels], list[Fault]]]:
+    """Pixels by position, and faults, of batch after batch; each is of one modality and keeps the order.
 
     Threads decode the next two batches while the caller computes on this one.
     """
@@ -210,7 +210,9 @@ def read_ahead(
         for number, batch in enumerate(batches):
             for following in batches[number + len(waiting) : number + 3]:
                 waiting.append([pool.submit(read, position) for position in following])
-            yield batch, [future.result() for future in waiting.popleft()]
+            results = dict(zip(batch, [future.result() for future in waiting.popleft()], strict=True))
+            faults = [result for result in results.values() if isinstance(result, Fault)]
+            yield {at: result for at, result in results.items() if not isinstance(result, Fault)}, faults
     finally:
         pool.shutdown(cancel_futures=True)  # a caller that stops early does not wait for queued images
 

@@ -88,8 +88,7 @@ def read_csv(file: str | Path, *, training: bool = True, modality: Modality | No
     file = Path(file).expanduser()
     if not file.is_file():
         raise DataError(f"{file} does not exist or is no file: give a CSV like{EXPECTED}")
-    identities, records, faults, notes = _parse_rows(file, training, None if training else modality)
-    refuse_faults(file, faults)
+    identities, records, notes = _parse_rows(file, training, None if training else modality)
     if not records:
         raise DataError(f"{file} has no row below its header: give a CSV like{EXPECTED}")
     identities = _unify_spellings(identities, notes)
@@ -140,62 +139,43 @@ def write_csv(table: Table, file: str | Path) -> Path:
 
 def _parse_rows(
     file: Path, training: bool, modality: Modality | None
-) -> tuple[list[str], list[Record], list[str], list[str]]:
-    """Identities ("" where unknown), records without them, faults ("line 7: ..."), and notes."""
-    identities, records, faults, notes = list[str](), list[Record](), list[str](), list[str]()
-    columns: list[str] = []
-    first_line: dict[Hashable, tuple[int, str]] = {}
-    time_faults: list[str] = []  # times that an index would refuse; training does not need them
+) -> tuple[list[str], list[Record], list[str]]:
+    """Identities ("" where unknown), records without them, and notes; DataError: lists the faults by their lines."""
+    columns, notes, faults, identities = list[str](), list[str](), list[str](), list[str]()
+    records: dict[int, Record] = {}  # by line
+    first_rows: dict[Hashable, tuple[int, str]] = {}
     try:
         for line, cells in _read_cells(file):
             if not columns:
-                header = [printable(cell.strip().lower()) for cell in cells[: MOST_COLUMNS + 1]]
-                columns, notes = _canonical_columns(header)
+                columns, notes = _canonical_columns(cells[: MOST_COLUMNS + 1])
                 if fault := _header_fault(columns, len(cells), training, modality):
-                    return [], [], [f"line {line}: {fault}"], []
+                    refuse_faults(file, [f"line {line}: {fault}"])
                 continue
             if len(faults) >= MOST_FAULTS:
-                return identities, records, faults, notes
-            if len(cells) != len(columns):
-                faults.append(f"line {line}: {len(cells)} values for {len(columns)} columns")
+                refuse_faults(file, faults)
+            if cell_faults := _cell_faults(columns, cells):
+                faults += [f"line {line}: {fault}" for fault in cell_faults]
                 continue
-            values = dict(zip(columns, cells, strict=True))
-            controls = [control_fault(values[name].strip(" \t"), name) for name in columns if name in COLUMNS]
-            if any(controls):
-                faults += [f"line {line}: {fault}" for fault in controls if fault]
-                continue
-            values = {name: cell.strip() for name, cell in values.items()}
-            values["path"], image, path_fault = _find_file(values["path"], file.parent)
-            identity, record, row_faults = _parse_row(values, training, modality)
+            values = {name: cell.strip() for name, cell in zip(columns, cells, strict=True)}
+            identity, record, image, row_faults = _parse_row(values, file.parent, training, modality)
             identities.append(identity)
-            records.append(record)
-            # To be searched: indexing leaves a missing file out, or refuses it.
-            if path_fault and (training or not path_fault.startswith(MISSING)):
-                row_faults.insert(0, path_fault)
-            path = values["path"]
-            first, first_path = first_line.setdefault(image, (line, path))
-            if first != line and path == first_path:
-                row_faults.append(f"path '{path}' stands in line {first} already")
-            elif first != line and path:
-                row_faults.append(
-                    f"path '{path}' is the image '{first_path}' of line {first}: name an image once"
-                )
+            records[line] = record
+            first, first_path = first_rows.setdefault(image, (line, record.path))
+            if first != line:
+                same = f"stands in line {first} already"
+                other = f"is the image '{first_path}' of line {first}: name an image once"
+                row_faults.append(f"path '{record.path}' {same if record.path == first_path else other}")
             faults += [f"line {line}: {fault:.500}" for fault in row_faults]
-            if training and (fault := _time_fault(record.time)):
-                time_faults.append(f"line {line}: {fault:.300}")
     except csv.Error as error:
         faults.append(str(error))
-    if time_faults:
-        notes.append(
-            f"fmcnet index will refuse the time of {len(time_faults)} row{'s' * (len(time_faults) > 1)}, "
-            f"the first in {time_faults[0]}"
-        )
-    without_split = [record.path for record in records if not record.split]
+    without_split = [record.path for record in records.values() if not record.split]
     if training and 0 < len(without_split) < len(records):
         faults.append(
             f"{len(without_split)} rows have no split, the first is {without_split[0]}: give all or none"
         )
-    return identities, records, faults, notes
+    refuse_faults(file, faults)
+    notes += _time_notes(records) if training else []
+    return identities, list(records.values()), notes
 
 
 def _read_cells(file: Path) -> Iterator[tuple[int, list[str]]]:
@@ -215,8 +195,9 @@ def _read_cells(file: Path) -> Iterator[tuple[int, list[str]]]:
         raise csv.Error(f"line {end + 1}: {error}") from error
 
 
-def _canonical_columns(columns: list[str]) -> tuple[list[str], list[str]]:
-    """The header with `ALIASES` replaced, and notes of those replaced or ignored."""
+def _canonical_columns(header: list[str]) -> tuple[list[str], list[str]]:
+    """The columns of a header with `ALIASES` replaced, and notes of those replaced or ignored."""
+    columns = [printable(cell.strip().lower()) for cell in header]
     names, notes = list[str](), list[str]()
     for name in columns:
         canonical = ALIASES.get(name, name)
@@ -251,6 +232,14 @@ def _header_fault(columns: list[str], count: int, training: bool, modality: Moda
     return f"the column {', '.join(repeated)} stands twice in the header" if repeated else ""
 
 
+def _cell_faults(columns: list[str], cells: list[str]) -> list[str]:
+    """Why a row's cells cannot be read: there are too few or too many, or they hold control characters."""
+    if len(cells) != len(columns):
+        return [f"{len(cells)} values for {len(columns)} columns"]
+    read = [(name, cell.strip(" \t")) for name, cell in zip(columns, cells, strict=True) if name in COLUMNS]
+    return [fault for name, cell in read if (fault := control_fault(cell, name))]
+
+
 def _find_file(path: str, base: Path) -> tuple[str, Hashable, str]:
     """The path in POSIX form, relative where possible; a key that all its spellings share; and a fault or ""."""
     if not path:
@@ -268,10 +257,13 @@ def _find_file(path: str, base: Path) -> tuple[str, Hashable, str]:
 
 
 def _parse_row(
-    cells: dict[str, str], training: bool, default: Modality | None
-) -> tuple[str, Record, list[str]]:
-    """The identity as written, "" where unknown; the record without it; faults."""
-    pid, camid, identity, faults = cells.get("pid", ""), cells.get("camid", ""), None, list[str]()
+    cells: dict[str, str], base: Path, training: bool, default: Modality | None
+) -> tuple[str, Record, Hashable, list[str]]:
+    """The identity as written, "" where unknown; the record without it; a key of the image; faults."""
+    pid, camid, identity = cells.get("pid", ""), cells.get("camid", ""), None
+    path, image, path_fault = _find_file(cells["path"], base)
+    # To be searched: indexing leaves a missing file out, or refuses it.
+    faults = [path_fault] if path_fault and (training or not path) else []
     try:
         identity = parse_identity(pid)
         if identity is None and training:
@@ -307,7 +299,7 @@ def _parse_row(
     if role not in ROLE_WORDS:
         faults.append(f"role '{role}' is neither query nor gallery (leave it empty for both)")
     record = Record(
-        path=cells["path"],
+        path=path,
         pid=NO_PID,
         modality=modality or Modality.VISIBLE,
         camid=NO_CAMERA if number is None else number,
@@ -316,7 +308,7 @@ def _parse_row(
         time=_joined_time(cells.get("date", ""), cells.get("time", "")),
         **{name: cells.get(name, "") for name in Table.TEXTS},
     )
-    return "" if identity is None else pid, record, faults
+    return "" if identity is None else pid, record, image, faults
 
 
 def _unify_spellings(identities: list[str], notes: list[str]) -> list[str]:
@@ -341,14 +333,19 @@ def _joined_time(date: str, time: str) -> str:
     return time or date
 
 
-def _time_fault(time: str) -> str:
-    """Why a gallery refuses such a time; "" where it does not."""
-    try:
-        if time:
-            parse_capture_time(time)
-    except DataError as error:
-        return str(error)
-    return ""
+def _time_notes(records: dict[int, Record]) -> list[str]:
+    """A note on the times, by line, that an index would refuse, if there are any; training does not need them."""
+    faults = list[str]()
+    for line, record in records.items():
+        try:
+            if record.time:
+                parse_capture_time(record.time)
+        except DataError as error:
+            faults.append(f"line {line}: {error!s:.300}")
+    if not faults:
+        return []
+    rows = f"{len(faults)} row{'s' * (len(faults) > 1)}"
+    return [f"fmcnet index will refuse the time of {rows}, the first in {faults[0]}"]
 
 
 def _without_fractions(records: list[Record]) -> list[Record]:
