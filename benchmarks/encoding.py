@@ -59,7 +59,8 @@ def public_features(encoder: Encoder, images: list[Path] | np.ndarray, workers: 
             TestImages(images, encoder.height, encoder.width), batch_size=64, num_workers=workers
         )
         parts = []
-        with torch.no_grad(), patch("fmcnet.models.fmcnet._check_range"):  # it would refuse normalised images
+        with torch.no_grad(), patch("fmcnet.models.fmcnet._check_range", new=lambda _: None):
+            # which would refuse normalised images
             for batch in loader:
                 there = batch.to(device)
                 found = model.embed(there, Modality.VISIBLE) + model.embed(there.flip(-1), Modality.VISIBLE)

@@ -26,7 +26,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -315,15 +315,15 @@ class Side:
 
     def ask(self, case: str, seconds: float) -> dict[str, float]:
         """A turn: "rate" in images/s, and what else the side has to say."""
-        self._pipe.send((case, seconds))
         try:
+            self._pipe.send((case, seconds))
             answer: dict[str, float] = self._pipe.recv()
-        except EOFError:
-            raise SystemExit(f"{case}: a side ended early (its traceback is above)") from None
+        except (EOFError, OSError):
+            raise SystemExit(f"{case}: a side ended early; if it raised, its traceback is above") from None
         return answer
 
     def close(self) -> None:
-        if self._process.is_alive():
+        with suppress(OSError):  # it has ended already
             self._pipe.send(None)
         self._process.join()
 

@@ -20,6 +20,7 @@ from fmcnet.config import load_config
 from fmcnet.data.readers import read_dataset
 from fmcnet.data.readers.csv import write_csv
 from fmcnet.errors import FmcnetError
+from fmcnet.experiments import workers as study_workers
 from fmcnet.experiments.rows import select_studies
 from fmcnet.experiments.runs import MODEL_CARD, StudyRun
 from fmcnet.experiments.study import StudyOptions, _read_tables, parse_seeds, run_study
@@ -296,7 +297,8 @@ def test_a_study_ends_when_no_worker_can_start(tmp_path, monkeypatch):
         raise OSError(11, "Resource temporarily unavailable")
 
     monkeypatch.setattr(SPAWN.Process, "start", refused)
-    with pytest.raises(FmcnetError, match=r"2 of 2 runs failed"):
+    monkeypatch.setattr(study_workers, "wait", lambda connections: pytest.fail("waits for no process"))
+    with pytest.raises(FmcnetError, match=r"2 of 2 runs failed.*cannot be started: .*unavailable"):
         complete_runs([FakeRun(name, tmp_path) for name in ("a", "b")], 2, device="cpu", progress=False)
 
 

@@ -119,6 +119,17 @@ def test_refusals(tiny_run, tiny_sysu, tmp_path):
     (tmp_path / "mine" / "thesis.txt").write_text("keep me")
     with pytest.raises(DataError, match="not an fmcnet run"):
         loop.train(load_config("tiny"), tiny_sysu, tmp_path / "mine")
+    (tmp_path / "mine" / "config.yaml").write_text("lr: 0.1")  # another program's
+    with pytest.raises(DataError, match="not an fmcnet run"):
+        loop.train(load_config("tiny"), tiny_sysu, tmp_path / "mine")
+    (tmp_path / "mine" / "config.yaml").write_text(load_config("tiny").to_yaml())
+    with pytest.raises(
+        CheckpointError, match=r"already holds a run.*another --out$"
+    ):  # it may not be deleted
+        loop.train(load_config("tiny"), tiny_sysu, tmp_path / "mine")
+    (tmp_path / "mine" / "thesis.txt").unlink()
+    with pytest.raises(CheckpointError, match="its folder can be deleted"):
+        loop.train(load_config("tiny"), tiny_sysu, tmp_path / "mine")
     with pytest.raises(DataError, match="lower the number of identities"):
         loop.train(load_config("tiny", ["data.identities=99"]), tiny_sysu, tmp_path / "many")
     with pytest.raises(DataError, match="does not exist"):

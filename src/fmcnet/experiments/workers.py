@@ -131,7 +131,7 @@ def _complete_in_processes(
 
 
 def _receive_reason(receiver: Connection, process: BaseProcess, log: Path) -> str:
-    """The reason where the run of a worker failed, else ""; the process has ended then."""
+    """The reason where the run of a worker failed, else ""; ends the process."""
     try:
         reason: str = receiver.recv()
     except (EOFError, OSError):  # it ended before or while it answered

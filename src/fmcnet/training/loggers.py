@@ -21,11 +21,10 @@ from fmcnet.errors import ConfigError, require
 from fmcnet.files import write_text
 from fmcnet.parsing import parse_json
 from fmcnet.training import health
-from fmcnet.training.run_folder import unwritable
+from fmcnet.training.run_folder import LOG, unwritable
 
 logger = logging.getLogger(__name__)
 
-LOG = "log.jsonl"
 
 TRACKERS = {"tensorboard": "track", "wandb": "wandb"}
 """Names of trackers, which are those of their packages, and the extras that install these."""

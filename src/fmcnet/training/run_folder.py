@@ -20,7 +20,8 @@ from fmcnet.parsing import read_yaml
 
 logger = logging.getLogger(__name__)
 
-CONFIG = "config.yaml"
+CONFIG, LOG = "config.yaml", "log.jsonl"
+"""Files of a run folder from the start on."""
 MAY_CHANGE = (
     "training.log_every",
     "training.checkpoint_every",
@@ -41,8 +42,10 @@ def check_folder(run: Path, config: Config, resume: bool) -> None:
     config_file = run / CONFIG
     if config_file.is_file():
         if not resume:
-            has_checkpoint = any((run / "checkpoints").glob("step-*"))
-            hint = "" if has_checkpoint else ". It has no checkpoint yet: its folder can be deleted"
+            others = set(run.iterdir()) - {config_file, run / ".lock", run / LOG, *left_in(run)}
+            if others and run / "checkpoints" not in others and not _is_config(config_file):
+                raise DataError(f"{run} exists and is not an fmcnet run: give a new or empty folder as --out")
+            hint = "" if others else ". It has no checkpoint yet: its folder can be deleted"
             raise CheckpointError(
                 f"{run} already holds a run: go on with --resume (in Python: resume=True), or give another "
                 f"--out{hint}"
@@ -76,6 +79,15 @@ def _read_stored_config(config_file: Path) -> tuple[dict[str, Any], Config]:
         reason = " ".join(str(error).split())
         raise _damaged_error(config_file, f"is damaged ({reason[:200]})") from error
     return _flatten({name: values for name, values in tree.items() if isinstance(values, dict)}), config
+
+
+def _is_config(config_file: Path) -> bool:
+    """Whether a file holds the settings of a run."""
+    try:
+        _read_stored_config(config_file)
+    except CheckpointError:
+        return False
+    return True
 
 
 def _damaged_error(path: Path, problem: str) -> CheckpointError:
