@@ -298,7 +298,7 @@ def test_a_study_ends_when_no_worker_can_start(tmp_path, monkeypatch):
 
     monkeypatch.setattr(SPAWN.Process, "start", refused)
     monkeypatch.setattr(study_workers, "wait", lambda connections: pytest.fail("waits for no process"))
-    with pytest.raises(FmcnetError, match=r"2 of 2 runs failed.*cannot be started: .*unavailable"):
+    with pytest.raises(FmcnetError, match=r"(?s)2 of 2 runs failed.*cannot be started: .*unavailable"):
         complete_runs([FakeRun(name, tmp_path) for name in ("a", "b")], 2, device="cpu", progress=False)
 
 
