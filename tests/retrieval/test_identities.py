@@ -164,6 +164,67 @@ def test_tracks_of_another_recording_are_told(crops):
     assert (again["added"], of_tracks(again)) == (1, [])  # the same folder goes on
 
 
+def of_mixed(report):
+    return [note for note in report["notes"] if note.startswith("tracks of several")]
+
+
+HEADER = "path,modality,camera,track,pid"
+
+
+@pytest.mark.parametrize(
+    ("rows", "held"),
+    [
+        (("visible,gate,1,anna", "visible,door,1,ben"), "1 (cameras door, gate; identities anna, ben)"),
+        (("visible,gate,1,", "visible,door,1,"), "1 (cameras door, gate)"),
+        (("visible,gate,1,anna", "visible,door,1,"), "1 (cameras door, gate)"),
+        (("visible,gate,1,anna", "visible,gate,1,ben"), "1 (identities anna, ben)"),
+        (("visible,gate,1,07", "visible,door,1,7"), None),  # followed over cameras
+        (("visible,gate,1,anna", "visible,,1,"), None),
+        (("visible,gate,1,anna", "ir,door,1,ben"), None),  # pooled apart
+        (("visible,gate,,anna", "visible,door,,ben"), None),
+    ],
+)
+def test_a_track_of_several_cameras_or_identities_is_told(crops, rows, held):
+    lines = [f"{name}.png,{row}" for name, row in zip("ab", rows, strict=True)]
+    end = (
+        "; --group track answers each as one: unless that is meant, give tracks names of their own, as gate/1, "
+        "and repeat with --existing update"
+    )
+    expected = [] if held is None else [f"tracks of several cameras or identities: {held}{end}"]
+    for name, tables in (("at once", [lines]), ("one by one", [[line] for line in lines])):
+        for number, rows_of_table in enumerate(tables):
+            listed = table(f"{number}.csv", *rows_of_table, header=HEADER)
+            report = as_json("index", name, listed, "--model", "run")
+        assert of_mixed(report) == expected, name
+        found = as_json("search", name, "a.png", "--modality", "ir", "--group", "track")
+        said = (
+            []
+            if held is None
+            else [f"tracks of several cameras or identities: {held}; each is answered as one"]
+        )
+        assert of_mixed(found) == said, name
+        assert of_mixed(as_json("search", name, "a.png", "--modality", "ir")) == []
+
+
+def test_many_mixed_tracks_are_one_note_and_are_mended(crops):
+    Path("other").mkdir()
+    for name in "abcde":
+        shutil.copy(f"{name}.png", "other")
+    table("1.csv", *(f"{name}.png,visible,gate,{name}," for name in "abcde"), header=HEADER)
+    rows = [f"{name}.png,visible,door,{{}}{name}," for name in "abcd"]
+    listed = table("other/2.csv", *(row.format("") for row in rows), header=HEADER)
+    assert as_json("index", "g", "1.csv", "--model", "run")["notes"] == []
+    notes = as_json("index", "g", listed)["notes"]
+    (note,) = [note for note in notes if note.startswith(("tracks", "the tracks"))]  # one note for a track
+    assert (
+        "a (cameras door, gate), b (cameras door, gate), c (cameras door, gate) and 1 more; --group" in note
+    )
+    table("other/2.csv", *(row.format("door/") for row in rows), header=HEADER)
+    assert as_json("index", "g", listed, "--existing", "update")["updated"] == 4
+    found = as_json("search", "g", "a.png", "--modality", "ir", "--group", "track")
+    assert of_mixed(found) == []
+
+
 @pytest.mark.parametrize(
     ("pid", "words"),
     [

@@ -24,7 +24,7 @@ from fmcnet.identities import near_spelling
 from fmcnet.inference.calibration import Calibration
 from fmcnet.names import FRACTION, nearest, printable, spelling
 from fmcnet.retrieval.gallery import Gallery
-from fmcnet.retrieval.records import Hit, HitGroup, Where
+from fmcnet.retrieval.records import Hit, HitGroup, Where, list_mixed, mixed_tracks
 from fmcnet.times import shown_time
 from fmcnet.types import Modality
 
@@ -287,6 +287,8 @@ def answer_notes(
         notes.append(f"{images} images were taken as ONE person and pooled{caveat}")
     if group and found and all(hit_group.key is None for hit_group in found):
         notes.append("no entry found has what it was to be grouped by, so each is a group of its own")
+    if group == "track" and (mixed := mixed_tracks(hit for hit_group in found for hit in hit_group.hits)):
+        notes.append(f"{list_mixed(mixed)}; each is answered as one")
     if asked and not found and candidates:
         best = candidates[0]
         noun = "track" if group == "track" else "entry"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -22,7 +22,7 @@ from fmcnet.progress import Progress
 from fmcnet.retrieval.answer import MOST_COMPARED
 from fmcnet.retrieval.freshness import Difference, FileChanges, compare_files
 from fmcnet.retrieval.gallery import Gallery
-from fmcnet.retrieval.records import EPOCH, Added, Entry, Where, as_pid
+from fmcnet.retrieval.records import EPOCH, Added, Entry, Where, as_pid, list_mixed, mixed_tracks
 from fmcnet.retrieval.searcher import Searcher
 from fmcnet.retrieval.sources import Picture, Sources
 
@@ -332,6 +332,8 @@ def added_notes(
 ) -> list[str]:
     """Notes on identities and tracks of added pictures that entries from outside `folder` have, too.
 
+    And on their tracks that are of several cameras or identities, one note for a track.
+
     Args:
         gallery: as it is now.
         identities: of its entries before.
@@ -341,28 +343,41 @@ def added_notes(
     """
     pids = {picture.pid for picture in added if picture.pid is not None}
     numbers = sorted((pid for pid in pids & {*identities} if is_number(pid)), key=int)
-    shared_tracks = sorted({picture.track for picture in added if picture.track is not None} & {*tracks})
+    shared = sorted({picture.track for picture in added if picture.track is not None} & {*tracks})
+    stored = [*_early_entries(gallery, Where(tracks=shared[:LOOKED_UP]))] if shared else []
+    mixed = mixed_tracks((*added, *stored))
+    shared_tracks = [track for track in shared if track not in mixed]
     notes = _near_spelling_notes(identities, pids)
-    if numbers and (source := _source_outside(gallery, folder, Where(pids=numbers[:LOOKED_UP]))):
+    if numbers and (
+        source := _source_outside(_early_entries(gallery, Where(pids=numbers[:LOOKED_UP])), folder)
+    ):
         notes.append(
             f"the numbers {first_of(numbers, 3)} are persons of the gallery already, as of {source}, and are taken "
             "as the same; if they are others, repeat with a --pid-prefix, as regdb-, and --existing update"
         )
-    if shared_tracks and (
-        source := _source_outside(gallery, folder, Where(tracks=shared_tracks[:LOOKED_UP]))
-    ):
+    if source := _source_outside((entry for entry in stored if entry.track not in mixed), folder):
         notes.append(
             f"the tracks {first_of(shared_tracks, 3)} are in the gallery already, as of {source}, and are taken as "
             "the same; if they are others, give each recording's tracks names of their own, as fmcnet crop --camera "
             "does, and repeat with --existing update"
         )
+    if mixed:
+        notes.append(
+            f"{list_mixed(mixed)}; --group track answers each as one: unless that is meant, give tracks names of "
+            "their own, as gate/1, and repeat with --existing update"
+        )
     return notes
 
 
-def _source_outside(gallery: Gallery, folder: Path, where: Where) -> str | None:
-    """A picture of matching entries that lies outside the folder; None if no early entry has one."""
+def _early_entries(gallery: Gallery, where: Where) -> Iterator[Entry]:
+    """The matching entries that were added first."""
     entries = gallery.scan(where, chunk=64)  # in the order of adding
-    for entry, _ in itertools.islice(entries, LOOKED_UP**2):
+    return (entry for entry, _ in itertools.islice(entries, LOOKED_UP**2))
+
+
+def _source_outside(entries: Iterable[Entry], folder: Path) -> str | None:
+    """A picture of the entries that lies outside the folder; None if none does."""
+    for entry in entries:
         if entry.source and Path(entry.source).is_absolute() and folder not in Path(entry.source).parents:
             return entry.source
     return None
