@@ -651,6 +651,15 @@ def test_selection_on_test_stamps_everything(tiny_sysu, tmp_path):
     assert "selected on the test set" in compared["rows"][-1]["flags"]
 
 
+def test_an_evaluation_goes_on_where_embeddings_cannot_be_kept(tiny_run, tiny_sysu, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(tiny_run, folder, ignore=shutil.ignore_patterns("embeddings", "report"))
+    (folder / "embeddings").touch()  # a file: no folder can be made there, as in one that is read-only
+    found = run("evaluate", str(folder), "--data", str(tiny_sysu), "--no-report", "draw=seeded")
+    assert "mAP" in found.output
+    assert "the embeddings are not kept" in said(found)
+
+
 def test_the_embedding_cache_is_used_and_never_stale(tiny_run, tiny_sysu, tmp_path, monkeypatch):
     from fmcnet.inference.encoder import Encoder
 

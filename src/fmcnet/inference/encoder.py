@@ -416,10 +416,13 @@ def embed_batches(
 
 
 def keep(features: FloatArray, table: Table, kept: Path | None) -> Embeddings:
-    """Features (N, E) of a table's rows as `Embeddings`, written to the file `kept` if there is one."""
+    """Features (N, E) of a table's rows as `Embeddings`, written to the file `kept` if there is one and it can be."""
     pids = table.identity_numbers()
     result = Embeddings(features, pids, table.camid, table.modality, table.positions(), table.path)
     if kept is not None:
-        kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_atomically(kept, result.save, private_mode(kept.parent))
+        try:
+            kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_atomically(kept, result.save, private_mode(kept.parent))
+        except OSError as error:
+            logger.warning("the embeddings are not kept for a next call in %s: %s", kept.parent, error.strerror)
     return result
