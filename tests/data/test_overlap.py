@@ -11,7 +11,7 @@ from fmcnet.config import load_config
 from fmcnet.data.check import check
 from fmcnet.data.readers import read_dataset
 from fmcnet.data.readers.csv import write_csv
-from fmcnet.data.table import sample_pictures, seen_identities
+from fmcnet.data.table import Table, fingerprint, sample_pictures, seen_identities
 from fmcnet.errors import DataError
 from fmcnet.evaluation.evaluate_model import evaluate_model
 from fmcnet.inference.fit_calibration import calibrate_model
@@ -79,6 +79,55 @@ def test_a_calibration_leaves_them_out(tiny_run, tiny_sysu, tmp_path, caplog):
     card = read_card(tiny_run)
     assert found.source["identities"] == len(np.unique(table.pid)) - card.classes
     assert f"left out: {card.classes} identities that have pictures" in caplog.text
+
+
+def test_copies_in_the_dataset_of_the_run_itself_are_found(tiny_sysu, tmp_path, caplog):
+    """Test rows that are training pictures under other names and identities; those of strangers are left alone."""
+    table = read_dataset(tiny_sysu)
+    records = [record._replace(path=str(table.root / record.path)) for record in table.records()]
+    copies = []
+    for row, record in enumerate(records):
+        if record.split == "train":
+            copy = tmp_path / f"{row}.jpg"
+            shutil.copy(record.path, copy)
+            copies.append(record._replace(path=str(copy), pid=record.pid + 1000, split="test"))
+    both = Table.from_records("csv", tmp_path, [*records, *copies])
+    file = write_csv(both, tmp_path / "leak.csv")
+    data = read_dataset(file)
+    settings = load_config("tiny", ["training.epochs=1", "training.steps_per_epoch=1"])
+    train(settings, data, tmp_path / "run", device="cpu", progress=False)
+    card = read_card(tmp_path / "run")
+    count = card.classes
+    assert card.data == fingerprint(data)
+    with pytest.raises(
+        DataError,
+        match=rf"{count} of the test identities have pictures that .* was trained on.*: leave them out",
+    ):
+        evaluate_model(tmp_path / "run", data, settings.evaluation, progress=False)
+    with pytest.raises(DataError, match=f"{count} identities of split 'test' have pictures"):
+        calibrate_model(tmp_path / "run", file, split="test", progress=False)
+    found, _ = calibrate_model(tmp_path / "run", file, out=tmp_path / "c.json", progress=False)
+    assert found.source["identities"] == len(np.unique(table.pid)) - count
+    assert f"left out: {count} identities that have pictures" in caplog.text
+
+
+def test_a_few_copies_in_the_dataset_of_the_run_itself_are_told(
+    tiny_run, tiny_sysu, tmp_path, caplog, monkeypatch
+):
+    """One test picture is a training picture, which does not change the dataset's paths and identities."""
+    table = read_dataset(tiny_sysu)
+    settings = load_config("tiny").evaluation
+    evaluate_model(tiny_run, table, settings, progress=False)
+    assert "have pictures" not in caplog.text
+    known, rows = table.select(split="train"), table.select(split="test")
+    shutil.copytree(tiny_sysu, tmp_path / "d")
+    first = known.path[np.argsort(known.path)[0]]
+    shutil.copy(tmp_path / "d" / first, tmp_path / "d" / rows.path[0])
+    leaked = read_dataset(tmp_path / "d")
+    assert fingerprint(leaked) == read_card(tiny_run).data
+    monkeypatch.setattr("fmcnet.evaluation.evaluate_model.FEW_SEEN", 0.2)
+    evaluate_model(tiny_run, leaked, settings, progress=False)
+    assert f"1 of the test identities have pictures that {tiny_run}" in caplog.text
 
 
 def test_pictures_that_are_there_twice_are_told(tiny_sysu, tmp_path):

@@ -14,10 +14,11 @@ LLCM_IDS = {"train": (1, 4), "test": (2, 30)}
 
 
 def write_image(path: Path, value: int = 100, mode: str = "RGB", size: tuple[int, int] = (6, 12)) -> Path:
-    """A small image (width, height) with a gradient whose level depends on `value`."""
+    """A small image (width, height) with a gradient whose level depends on `value`; above 150 its first row, too."""
     path.parent.mkdir(parents=True, exist_ok=True)
     width, height = size
     ramp = np.arange(height * width).reshape(height, width) % 100 + value % 150
+    ramp[0] += value // 150 * 12
     image = Image.fromarray(ramp.astype(np.uint8))
     image.convert(mode).save(path)
     return path

@@ -97,8 +97,7 @@ def _calibration_rows(encoder: Encoder, table: Table, split: str) -> Table:
     if split not in ("auto", "all", *SPLITS):
         raise FmcnetError(f"split '{split}': say auto, all, {', '.join(SPLITS)}")
     rows = table if split in ("auto", "all") else table.select(split=split)
-    data = fingerprint(table)
-    if encoder.card.data == data:
+    if encoder.card.data == fingerprint(table):
         trained = np.isin(rows.pid, np.array(encoder.card.pids, dtype=np.int64))
         if split == "auto":
             rows = rows.take(~trained)
@@ -117,7 +116,7 @@ def _calibration_rows(encoder: Encoder, table: Table, split: str) -> Table:
                 " and ".join(encoder.card.config.data.train_splits),
             )
             rows = rows.take(~in_training)
-    if len(seen := seen_identities(encoder.card.seen_samples(data), rows)):
+    if len(seen := seen_identities(encoder.card.seen_samples, rows)):
         if split != "auto":
             raise DataError(
                 f"{len(seen)} identities of split '{split}' have pictures that the model was trained on, whose "

@@ -61,9 +61,10 @@ class ModelCard:
         """Number of training identities."""
         return len(self.pids)
 
-    def seen_samples(self, data: str) -> tuple[str, ...]:
-        """Samples of all images trained on; for the training dataset itself, only those of earlier trainings."""
-        return self.start_samples if data == self.data else (*self.samples, *self.start_samples)
+    @property
+    def seen_samples(self) -> tuple[str, ...]:
+        """Samples of all images trained on, here and in the model that the training started from."""
+        return (*self.samples, *self.start_samples)
 
     def to_dict(self) -> dict[str, Any]:
         """As written to `model.json`."""
