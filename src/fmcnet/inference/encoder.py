@@ -424,5 +424,7 @@ def keep(features: FloatArray, table: Table, kept: Path | None) -> Embeddings:
             kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_atomically(kept, result.save, private_mode(kept.parent))
         except OSError as error:
-            logger.warning("the embeddings are not kept for a next call in %s: %s", kept.parent, error.strerror)
+            logger.warning(
+                "the embeddings are not kept for a next call in %s: %s", kept.parent, error.strerror
+            )
     return result
