@@ -29,6 +29,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -237,9 +238,7 @@ def our_step(setting: Setting, stream: Iterator[TrainingBatch]) -> Turn:
 
 def our_step_alone(setting: Setting) -> Turn:
     """The step alone, on one batch that lies on the device."""
-    batch = next(our_batches(setting))
-    while True:
-        yield from our_step(setting, iter([batch]))
+    yield from our_step(setting, repeat(next(our_batches(setting))))
 
 
 def our_both(setting: Setting) -> Turn:
