@@ -658,6 +658,13 @@ def test_an_evaluation_goes_on_where_embeddings_cannot_be_kept(tiny_run, tiny_sy
     found = run("evaluate", str(folder), "--data", str(tiny_sysu), "--no-report", "draw=seeded")
     assert "mAP" in found.output
     assert "the embeddings are not kept" in said(found)
+    (folder / "report").touch()
+    found = run("evaluate", str(folder), "--data", str(tiny_sysu), "draw=seeded")
+    assert "mAP" in found.output
+    assert re.search(r"no report in .*report \(.*\): --out FOLDER writes one elsewhere", said(found))
+    assert "report" in said(
+        run("evaluate", str(folder), "--data", str(tiny_sysu), "--out", str(folder / "report"), code=2)
+    )
 
 
 def test_the_embedding_cache_is_used_and_never_stale(tiny_run, tiny_sysu, tmp_path, monkeypatch):

@@ -60,6 +60,7 @@ def evaluate(
     A folder with several RegDB splits (fmcnet train --splits) gives the mean over its splits.
     """
     from fmcnet.experiments.evaluate_run import evaluate_run
+    from fmcnet.models.shipped import is_shipped
 
     if out is not None and not report:
         raise FmcnetError("--out is the folder of the report, which --no-report leaves out: give one of them")
@@ -92,7 +93,7 @@ def evaluate(
         console.echo(f"note: {note}", err=True)
     if result.report:
         console.echo(f"report: {result.report}")
-    elif report:
+    elif report and is_shipped(result.run):
         source = "came with the package or the hub, which is not written to"
         console.echo(f"no report: {run} {source}; --out FOLDER writes one")
 

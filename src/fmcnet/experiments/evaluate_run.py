@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -37,6 +38,8 @@ from fmcnet.models.shipped import find_model, is_shipped
 from fmcnet.training.checkpointing import checkpoints
 from fmcnet.training.run_folder import split_runs
 from fmcnet.types import NO_PID
+
+logger = logging.getLogger(__name__)
 
 BATCH_AND_DISTANCE = ("batch", "distance")
 """Evaluation settings that are not part of a protocol."""
@@ -103,8 +106,8 @@ def evaluate_run(
         flip: average each embedding with its mirror image's; named in every report, as the next two.
         rerank: k-reciprocal re-ranking.
         expand: average query expansion.
-        out: where the report goes; None: `report` in the run's folder (none for a shipped model, as the package is
-            read-only).
+        out: where the report goes; None: `report` in the run's folder, or none where that is read-only or a shipped
+            model's.
         report: whether to write one.
         device: where to embed: "auto", "cpu", "cuda", ...
         progress: show a bar; None: on a terminal only.
@@ -136,13 +139,17 @@ def evaluate_run(
     notes = tuple(dict.fromkeys(note for _, part_notes in evaluated for note in part_notes))
     stamp = STAMP if any(part.encoder.card.selected == "test" for part in parts) else ""
     pooled = _pool(parts)
-    if out is None and not is_shipped(run):
-        out = run / "report"
+    folder = out or (None if is_shipped(run) else run / "report")
     report_path = None
-    if out is not None and report:
+    if folder is not None and report:
         title = TITLES[pooled.encoder.model.variant]
         extra = {"splits": len(parts), "stamp": stamp} if len(parts) > 1 or stamp else {}
-        report_path = write_report({title: pooled}, {title: runs[-1]}, out, extra=extra, keep=True)
+        try:
+            report_path = write_report({title: pooled}, {title: runs[-1]}, folder, extra=extra, keep=True)
+        except OSError as error:
+            if out is not None:
+                raise
+            logger.warning("no report in %s (%s): --out FOLDER writes one elsewhere", folder, error.strerror)
     return EvaluateResult(run, runs, pooled.evaluations, stamp, report_path, notes)
 
 

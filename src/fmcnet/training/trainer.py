@@ -145,10 +145,7 @@ def train(
                 table = read_dataset(table, layout=config.data.layout, trial=config.data.split)
             if not resume:  # runs of an earlier version may have it
                 check_split(config, table.name)
-        trainer = Trainer(config, table, run, ctx, extra_terms, resume=resume, progress=progress)
-        with agree_on_errors(ctx):  # last, so that an error in data or settings leaves no run folder
-            if ctx.main:
-                stack.enter_context(open_folder(run, config))
+        trainer = Trainer(config, table, run, ctx, extra_terms, stack, resume=resume, progress=progress)
         return trainer.fit(description, trackers, profile)
 
 
@@ -205,7 +202,7 @@ def train_splits(
 class Trainer:
     """One training: its images, model and optimisers, then the loop over steps with log, validation and checkpoints.
 
-    Arguments as of `train`; every process must call, and nothing is written into the run folder before `fit`.
+    Arguments as of `train`; `stack` gets the lock of the run folder. Every process must call.
     """
 
     def __init__(
@@ -215,6 +212,7 @@ class Trainer:
         run: Path,
         ctx: DistributedContext,
         terms: Mapping[str, ExtraTerm],
+        stack: ExitStack,
         *,
         resume: bool,
         progress: bool | None,
@@ -252,6 +250,10 @@ class Trainer:
                 start_samples=start_samples(config, run, resume) if ctx.main else (),
             )
             warn_of_seen_identities(self._card, table)
+        with agree_on_errors(ctx):  # after the data, whose errors leave no run folder; before the GPU is used
+            if ctx.main:
+                stack.enter_context(open_folder(run, config))
+            self._pixels = self._cache.digest()
         self._train_step = TrainStep(config, model, ctx, self._sampler.identities, self._steps, terms)
         self._logger = StepLogger(run, config, self._steps)
         self._checkpointer = Checkpointer(
@@ -353,7 +355,7 @@ class Trainer:
             "steps": self._steps,
             "precision": str(self._train_step.precision).removeprefix("torch."),
             "device": self._ctx.device.type,
-            "pixels": self._cache.digest(),
+            "pixels": self._pixels,
             "discriminators": "Adam, betas 0.5 and 0.999" if self._train_step.model.compensation else None,
             "own_terms": ", ".join(sorted(self._terms)) or None,
         }
