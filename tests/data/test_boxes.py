@@ -259,3 +259,18 @@ def test_a_file_of_faults_alone_is_not_read_to_its_end(tmp_path, text):
 def test_one_fault_is_counted_as_one(tmp_path):
     with pytest.raises(DataError, match="has 1 fault:\n  line 2: "):
         read_boxes(write(tmp_path, "1,1,0,0,9,9\n1,1,0,0,x,9\n"))
+
+
+def test_an_open_quote_does_not_swallow_the_boxes_below_it(tmp_path):
+    file = tmp_path / "boxes.csv"
+    row = "0,0,20,40,0,0.9,{0},{0},gate\n"
+    header = "x_min,y_min,x_max,y_max,class_id,confidence,tracker_id,frame_index,site\n"
+    rows = [row.format(n) for n in range(4)]
+    file.write_text(header + "".join(rows))
+    assert read_boxes(file).total == 4
+    file.write_text(header + rows[0] + rows[1].replace("gate", '"gate') + "".join(rows[2:]))
+    with pytest.raises(DataError, match="line 3: unexpected end of data: a quote"):
+        read_boxes(file)
+    file.write_text(header.replace("site", '"site') + "".join(rows))
+    with pytest.raises(DataError, match="line 1: unexpected end of data: a quote"):
+        read_boxes(file)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from fmcnet.data import cache as cache_module
-from fmcnet.data.cache import ImageCache
+from fmcnet.data.cache import ImageCache, UnusableCacheError
 from fmcnet.data.readers.sysu import read_sysu
 from fmcnet.data.table import Table
 from fmcnet.errors import DataError
@@ -202,6 +202,19 @@ def test_a_write_that_fails_midway(
             lambda to, *how: plain(to, *how) if to.suffix == ".npy" else full(),
         )
         in_memory(table, tmp_path / "cache", caplog)
+
+
+@pytest.mark.parametrize("fault", [UnusableCacheError("it holds nothing"), OSError(errno.EIO, "input error")])
+def test_a_cache_that_does_not_hold_what_was_written_is_removed(
+    tmp_path: Path, table: Table, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    def failing(*_: object) -> None:
+        raise fault
+
+    monkeypatch.setattr(cache_module, "_memory_map", failing)
+    cache = ImageCache(table, 12, 6, folder=tmp_path / "cache")
+    assert cache.path is None  # memory holds the images
+    assert list((tmp_path / "cache").iterdir()) == []
 
 
 def test_neither_disk_nor_memory_has_room(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import io
 import math
 import re
 from collections import Counter
@@ -17,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
+from fmcnet.data.readers.common import read_rows
 from fmcnet.errors import MOST_FAULTS, DataError, refuse_faults
 from fmcnet.names import control_fault, printable
 from fmcnet.parsing import BLOCK, parse_json, read_text
@@ -226,23 +226,21 @@ def _add_mot_row(path: Path, boxes: Boxes, line: int, row: str, separator: str) 
 
 
 def _read_csv(path: Path, text: str, separator: str) -> Boxes:
-    reader = csv.DictReader(io.StringIO(text), delimiter=separator)
-    reader.fieldnames = columns = [name.strip() for name in reader.fieldnames or ()]
-    frame_column = next((name for name in (*_NUMBER_COLUMNS, *_NAME_COLUMNS) if name in columns), None)
-    if frame_column is None:
-        raise DataError(
-            f"{path} has no column of the frame ({', '.join(columns):.400}): write one by "
-            "sink.append(detections, custom_data={'frame_index': index}), or 'file_name' for images"
-        )
-    rows, faults = list[tuple[str, str, str, Box]](), list[str]()
+    rows, faults, columns = list[tuple[str, str, str, Box]](), list[str](), list[str]()
+    frame_column = None
     try:
-        for cells in reader:
-            with _faults_added(path, faults, f"line {reader.line_num}"):
-                if None in cells or None in cells.values():
+        for line, cells in read_rows(text.split("\n"), separator):
+            if frame_column is None:
+                columns = [name.strip() for name in cells]
+                frame_column = _frame_column(path, columns)
+                continue
+            with _faults_added(path, faults, f"line {line}"):
+                if len(cells) != len(columns):
                     raise ValueError(f"not {len(columns)} values, as there are columns")
-                rows.append(_parse_csv_row(cells, frame_column, reader.line_num))
-    except csv.Error as error:
-        _add_fault(path, faults, f"line {reader.line_num}", error)
+                row = dict(zip(columns, cells, strict=True))
+                rows.append(_parse_csv_row(row, frame_column, line))
+    except csv.Error as error:  # it names the line
+        faults.append(f"{error!s:.300}")
     refuse_faults(path, faults)
     frames = [frame for frame, *_ in rows]
     # `frame` and `frame_id` may hold names, as 000003.
@@ -263,6 +261,16 @@ def _read_csv(path: Path, text: str, separator: str) -> Boxes:
         )
     _note_classes(boxes, "class_id", {number for _, name, number, _ in rows if not name}, {"", "0"})
     return boxes
+
+
+def _frame_column(path: Path, columns: Sequence[str]) -> str:
+    for name in (*_NUMBER_COLUMNS, *_NAME_COLUMNS):
+        if name in columns:
+            return name
+    raise DataError(
+        f"{path} has no column of the frame ({', '.join(columns):.400}): write one by "
+        "sink.append(detections, custom_data={'frame_index': index}), or 'file_name' for images"
+    )
 
 
 def _parse_csv_row(cells: dict[str, str], frame_column: str, line: int) -> tuple[str, str, str, Box]:

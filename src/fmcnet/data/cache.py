@@ -284,11 +284,13 @@ def write_cache(
             path.with_suffix(".json"), lambda file: file.write_text(text, encoding="utf-8"), mode
         )
         return _memory_map(path, shape)
-    except UnusableCacheError as error:
+    except (OSError, UnusableCacheError) as error:
+        for file in (path, path.with_suffix(".json")):
+            with contextlib.suppress(OSError):  # report the first error, not this one
+                file.unlink()
+        if isinstance(error, OSError):
+            raise
         raise OSError(f"{path} does not hold what was written: {error}") from error
-    except OSError:
-        path.unlink(missing_ok=True)
-        raise
 
 
 def _write_images(file: Path, shape: tuple[int, ...], images: Iterable[NDArray[np.uint8]]) -> dict[str, Any]:

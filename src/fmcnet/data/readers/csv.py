@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fmcnet.data.pixels import parse_range
-from fmcnet.data.readers.common import check_splits, number_of, read_lines
+from fmcnet.data.readers.common import check_splits, number_of, read_lines, read_rows
 from fmcnet.data.table import ROLE_WORDS, SPLIT_WORDS, SPLITS, Record, Table
 from fmcnet.errors import MOST_FAULTS, DataError, refuse_faults
 from fmcnet.files import write_rows
@@ -179,20 +179,12 @@ def _parse_rows(
 
 
 def _read_cells(file: Path) -> Iterator[tuple[int, list[str]]]:
-    """The line and the cells of each row that is not blank; the error of a broken row names its line."""
+    """As `read_rows`, of a file."""
     lines = read_lines(file)
     separator = max(",;\t", key=lines[0].count)
     if stated := re.fullmatch(r"sep=([,;\t])", lines[0].strip(" ")):  # a line of Excel
         lines[0], separator = "", stated[1]
-    reader = csv.reader((f"{line}\n" for line in lines), delimiter=separator, strict=True)
-    end = 0
-    try:
-        for cells in reader:
-            line, end = end + 1, reader.line_num  # a cell in quotes may hold line breaks
-            if any(cell.strip() for cell in cells):
-                yield line, cells
-    except csv.Error as error:
-        raise csv.Error(f"line {end + 1}: {error}") from error
+    yield from read_rows(lines, separator)
 
 
 def _canonical_columns(header: list[str]) -> tuple[list[str], list[str]]:
