@@ -260,11 +260,11 @@ def test_line_breaks_where_nothing_is_read_from(file: Path) -> None:
 
 def test_quotes_that_stay_open_are_told_by_the_row_that_opens_them(file: Path) -> None:
     file.write_text(file.read_text().replace("img/bob_visible_1", '"img/bob_visible_1'))
-    with pytest.raises(DataError, match="line 6: unexpected end of data: a quote .* of this row stays open"):
+    with pytest.raises(DataError, match=r"line 6: unexpected end of data: a quote .* of this row stays open"):
         read_csv(file)
     # A second stray quote closes the first: the text behind it is the fault, also told by the row that begins it.
     file.write_text(file.read_text().replace("img/dora_visible_1", '"img/dora_visible_1'))
-    with pytest.raises(DataError, match="line 6: ',' expected after '\"': a quote .* or text follows it"):
+    with pytest.raises(DataError, match=r"line 6: ',' expected after '\"': a quote .* or text follows it"):
         read_csv(file)
 
 

@@ -223,6 +223,20 @@ def test_a_zero_embedding_names_its_row_under_cosine_only():
     assert evaluate(e, custom(), distance="euclidean").trials[0].queries == 2
 
 
+@pytest.mark.parametrize("scale", [1e20, 1e-25])
+def test_embeddings_whose_squares_do_not_fit_are_refused(scale):
+    """In float32 they overflow, or vanish: every figure was 0, or the probes had no match."""
+    features = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
+    pid, modality = np.arange(40) % 5, np.arange(40) // 5 % 2
+    plain, scaled = (embeddings(f, pid, [1] * 40, modality) for f in (features, features * np.float32(scale)))
+    for distance, text in (("cosine", "embedding 0, pid 0, has a length"), ("euclidean", "differ by up to")):
+        expected = evaluate(plain, custom(), distance=distance)
+        wide = evaluate(scaled, custom(), distance=distance, precision="float64")
+        assert wide.mean == pytest.approx(expected.mean)
+        with pytest.raises(DataError, match=text):
+            evaluate(scaled, custom(), distance=distance, precision="float32")
+
+
 def test_hand_made_ranks():
     """One probe, identities A (probe's), B, C: ranking B A B C A by image; B A C by identity."""
     e = embeddings(

@@ -70,10 +70,17 @@ def replaced(name, value):
     return {**arrays(), name: value}
 
 
-def nan_row():
-    features = arrays()["features"].copy()
-    features[17, 2] = np.nan
+def odd_row(value):
+    features = arrays()["features"].astype(np.float64)
+    features[17] = [0, value, *[0] * (features.shape[1] - 2)]
     return features
+
+
+def two_sets(**changed):
+    sets = {}
+    for side, cam in (("query", 3), ("gallery", 4)):
+        sets |= {f"{side}_features": np.eye(3), f"{side}_pid": np.arange(3), f"{side}_cam": np.full(3, cam)}
+    return sets | changed
 
 
 N = len(arrays()["pid"])
@@ -89,7 +96,22 @@ N = len(arrays()["pid"])
         (replaced("pid", np.full(N, 0.5)), "whole numbers"),
         (replaced("features", np.ones(N)), "'features' must be a matrix"),
         (replaced("features", np.array([["a"] * 2] * N)), "'features' must be a matrix of numbers"),
-        (replaced("features", nan_row()), "first in row 17"),
+        (
+            replaced("features", odd_row(np.nan)),
+            "'features' holds NaN or infinity in 1 of 54 .* the first is row 17",
+        ),
+        (
+            replaced("features", odd_row(-1e300)),
+            r"1e\+300, which is too large for float32, .* row 17: scale all",
+        ),
+        (
+            replaced("features", odd_row(1e-300)),
+            "1e-300, which is too small for float32, .* row 17: scale all",
+        ),
+        (
+            two_sets(gallery_features=np.diag([1, np.inf, 1])),
+            "'gallery_features' holds NaN .* the first is row 1",
+        ),
         (replaced("cam", np.full(N, 8)), "row 0 has camera 8, but sysu has cameras 1, 2, 3, 4, 5, 6"),
         (replaced("modality", np.full(N, 2)), "'modality' is 2 in row 0"),
         (replaced("modality", np.ones(N)), "'modality' is 1 in row 0, whose camera 4 is of the other"),

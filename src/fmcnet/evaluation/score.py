@@ -342,7 +342,21 @@ class EmbeddingsFile:
                 f"got {array.dtype} of shape {array.shape}"
             )
         with np.errstate(over="ignore"):
-            return np.asarray(array, dtype=np.float32)
+            features = np.asarray(array, dtype=np.float32)
+        lost = np.flatnonzero(
+            ~np.isfinite(features).all(axis=1) | (~features.any(axis=1) & array.any(axis=1))
+        )
+        if len(lost):
+            largest = np.abs(array[lost[0]]).max()
+            what, advice = "NaN or infinity", "check the model or drop these rows"
+            if np.isfinite(largest):
+                what = f"{largest:.3g}, which is too {'large' if largest > 1 else 'small'} for float32,"
+                advice = "scale all features by one factor"
+            raise DataError(
+                f"{self.path}: '{name}' holds {what} in {len(lost)} of {len(array)} rows, the first is row "
+                f"{lost[0]}: {advice}"
+            )
+        return features
 
     def _parse_identities(self, array: NDArray[Any], name: str, n: int) -> IntArray:
         """Whole numbers, or texts as `identity_numbers`."""

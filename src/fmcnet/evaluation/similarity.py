@@ -67,6 +67,7 @@ class Similarity:
 
         Raises:
             ProtocolError: on an unknown option.
+            DataError: when squared Euclidean distances overflow or lose digits.
         """
         if distance not in ("cosine", "euclidean"):
             raise ProtocolError(f"unknown distance '{distance}': use cosine or euclidean")
@@ -80,26 +81,36 @@ class Similarity:
         if distance == "cosine":
             return Similarity(distance, dtype, torch_device, None, ULPS * epsilon)
         centre, largest = _centre_and_largest(embeddings, np.union1d(query, gallery))
+        if largest and not torch.finfo(dtype).tiny ** 0.8 < largest < torch.finfo(dtype).max / 4:
+            raise DataError(
+                f"the embeddings differ by up to {largest**0.5:.3g}, whose square "
+                f"{str(dtype).removeprefix('torch.')} does not hold: scale all by one factor"
+            )
         return Similarity(distance, dtype, torch_device, centre, ULPS * epsilon * 1.5 * largest, largest**0.5)
 
     def load(self, embeddings: Embeddings, rows: IntArray) -> Tensor:
         """(n, D): the embeddings of `rows` as they enter the product.
 
         Raises:
-            DataError: when an embedding is all zeros and the distance is cosine (names the row).
+            DataError: when the distance is cosine and an embedding is all zeros, or of a length whose square
+                overflows or loses digits (names the row).
         """
         selected = np.take(embeddings.features, rows, axis=0)
         block = torch.from_numpy(selected).to(self.device, self.dtype)
         if self.centre is not None:
             return block - torch.from_numpy(self.centre).to(self.device, self.dtype)
         length = torch.linalg.vector_norm(block, dim=1, keepdim=True)
-        if len(rows) and not bool(length.min() > 0):
-            row = rows[int(length[:, 0].argmin())]
+        fits = (length > torch.finfo(self.dtype).tiny ** 0.4) & (length < torch.inf)
+        if not bool(fits.all()):
+            row = rows[int(fits[:, 0].to(torch.uint8).argmin())]
             label = f" ({embeddings.name[row]})" if embeddings.name[row] else ""
-            raise DataError(
-                f"embedding {row}{label}, pid {int(embeddings.pid[row])}, is all zeros, which has no cosine "
-                "similarity: check the model, drop the row, or use the Euclidean distance"
-            )
+            fault = f"has a length that {self.precision} does not hold: scale all embeddings by one factor"
+            if not embeddings.features[row].any():
+                fault = (
+                    "is all zeros, which has no cosine similarity: check the model, drop the row, or use the "
+                    "Euclidean distance"
+                )
+            raise DataError(f"embedding {row}{label}, pid {int(embeddings.pid[row])}, {fault}")
         return block.div_(length)
 
     def block(self, query: Tensor, gallery: Tensor) -> Tensor:
