@@ -361,6 +361,16 @@ def test_an_identity_in_two_splits_is_named(file: Path) -> None:
         read_csv(file)
 
 
+@pytest.mark.parametrize("role", ["query", "gallery"])
+def test_a_test_set_of_one_role_is_told(file: Path, role: str) -> None:
+    header, *rows = file.read_text().splitlines()
+    lines = [f"{header},split,role", *(f"{row},test,{role}" for row in rows)]
+    file.write_text("\n".join(lines))
+    assert any(f"every test image has the role {role}" in note for note in read_csv(file).notes)
+    file.write_text("\n".join([*lines[:-1], f"{rows[-1]},test,"]))
+    assert not any("has the role" in note for note in read_csv(file).notes)
+
+
 def test_a_test_only_csv_is_welcome(file: Path) -> None:
     _with_splits(file, dict.fromkeys(("anna", "bob", "carl", "dora"), "test"))
     assert set(read_csv(file).split) == {"test"}

@@ -337,6 +337,15 @@ def test_empty_sets_and_wrong_masks_are_named():
         sysu(draw="seeded").trials(e)
     with pytest.raises(ProtocolError, match="the gallery mask must hold one bool"):
         custom("visible", "visible").trials(e, gallery_mask=np.ones(3, dtype=bool))
+    nobody = np.zeros(len(e), dtype=bool)
+    for side in ("query", "gallery"):
+        with pytest.raises(
+            ProtocolError,
+            match=rf"no {side} image.*the column role \(the {side} mask\) lets none of these 27",
+        ):
+            custom("visible", "visible").trials(e, **{f"{side}_mask": nobody})
+    with pytest.raises(ProtocolError, match=r"no query image.*; distractors and junk are left out"):
+        custom("visible", "visible", distractors=np.unique(e.pid)).trials(e)
 
 
 def test_probes_without_a_match_are_counted_and_named():

@@ -200,13 +200,20 @@ class Protocol:
                 )
             selected &= mask_array
         rows = np.flatnonzero(selected)
+        if not len(rows) and (candidates := int((selection.mask(embeddings) & allowed).sum())):
+            raise ProtocolError(
+                f"{self.name}: no {side} image. It takes {selection.describe()}, but the column role (the {side} "
+                f"mask) lets none of these {candidates} be one: leave role empty for both, or take the other "
+                "direction"
+            )
         if not len(rows):
             visible = int((embeddings.modality == 0).sum())
             cameras = ", ".join(map(str, np.unique(embeddings.camid).tolist()[:20]))
             raise ProtocolError(
                 f"{self.name}: no {side} image. It takes {selection.describe()}, but the {len(embeddings)} "
                 f"embeddings hold {visible} visible and {len(embeddings) - visible} infrared images "
-                f"of cameras {cameras or 'none'}: check modality, camera numbers and masks"
+                f"of cameras {cameras or 'none'}: check modality and camera numbers"
+                f"{'' if allowed.all() else '; distractors and junk are left out'}"
             )
         return rows
 

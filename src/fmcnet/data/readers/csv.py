@@ -111,6 +111,9 @@ def read_csv(file: str | Path, *, training: bool = True, modality: Modality | No
                 "the column 'range' is read by fmcnet index only: convert deep images to 8 bits first"
             )
         names_by_number = {number: name for name, number in numbers.items()}
+        roles = {record.role for record in records if record.split == "test"}
+        if len(roles) == 1 and (role := roles.pop()):
+            notes.append(f"every test image has the role {role}: evaluations need queries and a gallery")
         records, split_notes = check_splits(records, str(file), names_by_number.__getitem__, required=())
         notes += split_notes
     pid_names = () if are_numbers else names
