@@ -223,6 +223,21 @@ def test_a_zero_embedding_names_its_row_under_cosine_only():
     assert evaluate(e, custom(), distance="euclidean").trials[0].queries == 2
 
 
+@quick
+@given(seed=st.integers(0, 10**6), rule=st.sampled_from(RULES), gallery=st.sampled_from(["visible", None]))
+def test_chance_is_the_share_of_true_matches_among_what_is_compared(seed, rule, gallery):
+    e, protocol = made(seed), custom(gallery=gallery, skip=rule)
+    if scored(e, protocol) is None:
+        return
+    [(query, rows)] = protocol.trials(e)
+    shares = []
+    for row in query:
+        others = rows[~protocol.skip.hidden(e, np.array([row]), rows)]
+        if (e.pid[others] == e.pid[row]).any():
+            shares.append((e.pid[others] == e.pid[row]).mean())
+    assert evaluate(e, protocol).chance == pytest.approx(np.mean(shares))
+
+
 @pytest.mark.parametrize("scale", [1e20, 1e-25])
 def test_embeddings_whose_squares_do_not_fit_are_refused(scale):
     """In float32 they overflow, or vanish: every figure was 0, or the probes had no match."""

@@ -16,7 +16,6 @@ import fmcnet
 from fmcnet.data.readers import read_dataset
 from fmcnet.data.table import Record, Table
 from fmcnet.errors import ProtocolError
-from fmcnet.evaluation.evaluate_model import chance_rank1
 from fmcnet.evaluation.protocol_file import read_protocol
 from fmcnet.evaluation.protocols import custom
 from fmcnet.evaluation.skip_rule import SkipRule
@@ -203,8 +202,10 @@ def test_figures_of_visible_to_visible_without_the_own_camera():
         best = others[np.argmax(unit[others] @ unit[row])]
         right.append(e.pid[best] == e.pid[row])
     assert found.mean["rank1"] == pytest.approx(np.mean(right))
-    assert chance_rank1(e, rules, TABLE) == pytest.approx(2 / 6)
-    assert chance_rank1(e, custom(V, V), TABLE) == pytest.approx(3 / 11)  # itself is neither match nor rival
+    assert found.chance == pytest.approx(2 / 6)
+    assert fmcnet.evaluate(e, custom(V, V)).chance == pytest.approx(
+        3 / 11
+    )  # itself is neither match nor rival
 
 
 OWN = """\

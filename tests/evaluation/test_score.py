@@ -52,6 +52,18 @@ def test_given_sets_draw_nothing():
     assert "visible images searched in infrared" in score_file(CARRIED / "small.npz", "llcm").protocol
 
 
+def test_chance_is_told_and_that_one_identity_tells_nothing(tmp_path):
+    features = np.random.default_rng(0).normal(size=(12, 4))
+    content = {"features": features, "pid": np.arange(12) % 3, "modality": np.arange(12) // 6}
+    found = score_file(save(tmp_path, **content), "regdb")
+    assert found.to_dict()["chance_rank1"] == found.chance == pytest.approx(1 / 3)
+    assert f"chance Rank-1 33.33: {3 * found.mean['rank1']:.1f} x" in found.summary()
+    assert "tell nothing" not in found.summary()
+    alone = score_file(save(tmp_path, **{**content, "pid": np.full(12, 7)}), "regdb")
+    assert (alone.mean["rank1"], alone.chance) == (1, 1)
+    assert "so these figures tell nothing: add other identities" in alone.summary()
+
+
 def test_modality_and_saved_embeddings(tmp_path):
     content = arrays()
     content["modality"] = np.isin(content["cam"], (3, 6))

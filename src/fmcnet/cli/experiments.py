@@ -85,8 +85,6 @@ def evaluate(
         return
     for evaluation in result.evaluations:
         console.echo(evaluation.result.summary())
-        ratio = evaluation.result.mean["rank1"] / max(evaluation.chance, 1e-12)
-        console.echo(f"  chance Rank-1 {100 * evaluation.chance:.2f}: {ratio:.1f} x")
     if result.stamp:
         console.echo(result.stamp)
     for note in result.notes:

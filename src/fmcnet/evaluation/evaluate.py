@@ -66,6 +66,8 @@ class Evaluation:
         plain: with extras, the evaluation without them: never show one without the other.
         unmatched: of each trial, the queries that have no true match in its gallery, and are not counted: names, or
             "row 7" (of the embeddings, from 0) of those without one.
+        chance: the Rank-1 that a random order of each query's gallery expects, 0..1, mean over trials and counted
+            queries. It is the same for both rules of counting: the first image decides.
     """
 
     protocol: str
@@ -75,6 +77,7 @@ class Evaluation:
     extras: tuple[str, ...] = ()
     plain: Evaluation | None = None
     unmatched: tuple[tuple[str, ...], ...] = ()
+    chance: float | None = None
 
     def __repr__(self) -> str:
         mean, trials = self.mean, len(self.trials)
@@ -110,6 +113,7 @@ class Evaluation:
             "trials": [trial.to_dict() for trial in self.trials],
             "mean": self.mean,
             "std": self.std,
+            "chance_rank1": self.chance,
             "distance": self.distance,
             "precision": self.precision,
             "queries": [trial.queries for trial in self.trials],
@@ -130,6 +134,13 @@ class Evaluation:
         lines = [self.protocol, f"  {' + '.join([self.distance, *self.extras])}: {figures}"]
         if self.plain is not None:
             lines.append(self.plain.summary().splitlines()[1])
+        if self.chance is not None:
+            lines.append(f"  chance Rank-1 {100 * self.chance:.2f}: {mean['rank1'] / self.chance:.1f} x")
+            if self.chance == 1:
+                lines.append(
+                    "  every image that a probe is compared with shows its identity, so these figures tell nothing: "
+                    "add other identities to the gallery"
+                )
         queries, unmatched, names = self._unmatched_facts()
         if names:
             lines.append(
@@ -217,9 +228,19 @@ def evaluate_all(
                 tuple(str(embeddings.name[row]) or f"row {row}" for row in query[ranks.matches == 0].tolist())
                 for (query, _), ranks in trials
             ),
+            chance=_chance(embeddings, protocol.skip, trials),
         )
         for protocol, trials in zip(protocols, ranked, strict=True)
     )
+
+
+def _chance(embeddings: Embeddings, skip: SkipRule, trials: Sequence[tuple[Trial, Ranks]]) -> float:
+    """See `Evaluation.chance`."""
+    shares = (
+        (ranks.matches / np.maximum(skip.remaining(embeddings, *trial), 1))[ranks.matches > 0]
+        for trial, ranks in trials
+    )
+    return float(np.mean([share.mean() for share in shares]))
 
 
 def _rank_protocols(
@@ -303,12 +324,14 @@ def pool(evaluations: Sequence[Evaluation]) -> Evaluation:
     if len(settings) > 1:
         descriptions = " | ".join(sorted(f"{protocol} ({distance})" for protocol, distance, _ in settings))
         raise ProtocolError(f"evaluations of different protocols cannot be pooled: {descriptions}")
+    chances: list[Any] = [e.chance for e in evaluations]
     plains = [e.plain for e in evaluations if e.plain is not None]
     return replace(
         evaluations[0],
         trials=tuple(trial for e in evaluations for trial in e.trials),
         plain=pool(plains) if len(plains) == len(evaluations) else None,
         unmatched=tuple(names for e in evaluations for names in e.unmatched or ((),) * len(e.trials)),
+        chance=None if None in chances else float(np.mean(chances)),
     )
 
 

@@ -44,19 +44,16 @@ class DirectionResult:
         direction: "i2v" or "v2i" (RegDB: i is thermal); "custom" for your own protocol.
         protocol: what was evaluated.
         result: the figures.
-        chance: the Rank-1 that a random ranking expects, 0..1.
     """
 
     direction: str
     protocol: Protocol
     result: Evaluation
-    chance: float
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; `fmcnet.experiments.compare` reads it again."""
         return {
             "direction": self.direction,
-            "chance_rank1": self.chance,
             "settings": self.protocol.settings,
             **self.result.to_dict(),
         }
@@ -137,27 +134,6 @@ def role_masks(table: Table) -> dict[str, Any]:
     return {f"{role}_mask": (table.role == role) | (table.role == "") for role in ("query", "gallery")}
 
 
-def chance_rank1(embeddings: Embeddings, protocol: Protocol, table: Table) -> float:
-    """The Rank-1 that a random order of each query's gallery expects, mean over trials and counted queries.
-
-    An identity-counted CMC and an image-counted one agree at rank 1: the first image decides.
-    """
-    means = []
-    for query, gallery in protocol.trials(embeddings, **role_masks(table)):
-        gallery_pid, gallery_cam = embeddings.pid[gallery], embeddings.camid[gallery]
-        columns = (embeddings.pid[query], embeddings.camid[query], np.isin(query, gallery).astype(np.int64))
-        keys, counts = np.unique(np.stack(columns, axis=1), axis=0, return_counts=True)
-        pid, camid, itself = keys.T
-        skipped = protocol.skip.hides(pid[:, None], camid[:, None], gallery_pid, gallery_cam)
-        itself = itself * ~protocol.skip.hides(pid, camid, pid, camid)  # an image is never its own match
-        matches = ((pid[:, None] == gallery_pid) & ~skipped).sum(axis=1) - itself
-        remaining = (~skipped).sum(axis=1) - itself
-        counted = matches > 0
-        if counted.any():
-            means.append(np.average(matches[counted] / remaining[counted], weights=counts[counted]))
-    return float(np.mean(means)) if means else 0.0
-
-
 def evaluate_model(
     run: str | Path,
     table: Table,
@@ -212,7 +188,7 @@ def evaluate_model(
         if flip:
             plain_result = evaluate(plain, protocol, **rule_options)
             result = replace(result, extras=(FLIP, *result.extras), plain=plain_result)
-        results.append(DirectionResult(direction, protocol, result, chance_rank1(embeddings, protocol, rows)))
+        results.append(DirectionResult(direction, protocol, result))
     return EvaluatedRun(encoder, rows, embeddings, tuple(results))
 
 

@@ -97,6 +97,18 @@ class SkipRule:
         by_rule = self.hides(pid[query], camid[query], pid[gallery], camid[gallery])
         return np.asarray(by_rule | (query == gallery))
 
+    def remaining(self, embeddings: Embeddings, query: IntArray, gallery: IntArray) -> IntArray:
+        """(Q,) how many of the gallery rows each query row does not skip."""
+        pid, camid = embeddings.pid, embeddings.camid
+        counts = np.full(len(query), len(gallery), dtype=np.int64)
+        if self.kind != "none":
+            columns = np.stack([pid[query], camid[query]])
+            keys, inverse = np.unique(columns, axis=1, return_inverse=True)
+            skipped = [self.hides(key[0], key[1], pid[gallery], camid[gallery]).sum() for key in keys.T]
+            counts -= np.array(skipped)[inverse.reshape(-1)]
+        by_rule = self.hides(pid[query], camid[query], pid[query], camid[query])
+        return counts - (np.isin(query, gallery) & ~by_rule)  # an image is never its own match
+
     def check(
         self,
         protocol: str,

@@ -268,8 +268,7 @@ def _pool(parts: Sequence[EvaluatedRun]) -> EvaluatedRun:
         return parts[0]
     pooled = []
     for results in zip(*(part.evaluations for part in parts), strict=True):
-        chance = sum(result.chance for result in results) / len(results)
-        pooled.append(replace(results[0], result=pool([result.result for result in results]), chance=chance))
+        pooled.append(replace(results[0], result=pool([result.result for result in results])))
     return replace(parts[-1], evaluations=tuple(pooled))
 
 

@@ -118,7 +118,7 @@ def cmc_curves(judged: dict[str, EvaluatedRun], path: Path) -> Path:
         curve = np.mean([trial.cmc[:length] for trial in result.trials], axis=0)
         label = f"{fill(title, 60)}: R1 {100 * curve[0]:.1f} %, mAP {100 * result.mean['mAP']:.1f} %"
         ax.plot(np.arange(1, length + 1), 100 * curve, color=f"C{number}", label=label)
-    chance = next(iter(judged.values())).evaluations[0].chance
+    chance = next(iter(judged.values())).evaluations[0].result.chance or 0
     ax.axhline(100 * chance, color=INK, linestyle=":", label=f"chance at rank 1: {100 * chance:.2f} %")
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set(xlabel="rank", ylabel="probes with a match up to this rank, %", ylim=(0, 100))
