@@ -37,7 +37,24 @@ from fmcnet.interrupt import end_early
 from fmcnet.names import printable
 
 
-class _Commands(typer.core.TyperGroup):
+class _Group(typer.core.TyperGroup):
+    """Names the groups that have a command, where the one that was typed has it not."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and self.get_command(ctx, args[0]) is None and not ctx.resilient_parsing:
+            top = {"": ctx.find_root().command}
+            groups = top | {f"{name} ": command for name, command in top[""].commands.items()}
+            names = [
+                f"'fmcnet {group}{args[0]}'"
+                for group, command in groups.items()
+                if args[0] in getattr(command, "commands", {})
+            ]
+            if names:
+                ctx.fail(f"No such command '{args[0]}'. Did you mean {' or '.join(names)}?")
+        return super().resolve_command(ctx, args)
+
+
+class _Commands(_Group):
     """Turns user mistakes into one message and exit code 2, Ctrl-C into 130."""
 
     def invoke(self, ctx: Any) -> Any:
@@ -68,9 +85,9 @@ for command in (
 ):  # fmt: skip
     app.command()(command)
 report_app.command()(compare)
-app.add_typer(data_app, name="data")
-app.add_typer(report_app, name="report")
-app.add_typer(gallery_app, name="gallery")
+app.add_typer(data_app, name="data", cls=_Group)
+app.add_typer(report_app, name="report", cls=_Group)
+app.add_typer(gallery_app, name="gallery", cls=_Group)
 app.add_typer(keys_app, name="keys")
 
 
