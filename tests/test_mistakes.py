@@ -218,6 +218,23 @@ NO_EFFECT = {
     "serve {gallery} --model {run} --port 0 --read-only --keep-images {new}": "--keep-images",
 }
 """An option that would be ignored, and what is said instead."""
+MISPLACED = {
+    "evaluate draw=seeded {run} --data {data}": "evaluate RUN --data DATA draw=seeded",
+    "evaluate {run} {data} --data {data}": "is no setting (key=value, as shots=10): the run is the first argument",
+    "config training.seed=1 tiny": "settings come last: fmcnet config tiny training.seed=1",
+    "study training.epochs=1 table2 --out {new}": "settings come last: fmcnet study table2 training.epochs=1",
+    "train --config training.seed=1 --data {data} --out {new}": "--data DATA --out RUN training.seed=1",
+    "train {data} --data {data} --out {new}": "paths have options, as --data and --out",
+    "data crop {frames} {boxes}": "Did you mean 'fmcnet crop'?",
+    "generate --out {new}": "Did you mean 'fmcnet data generate'?",
+    "data index {new}": "Did you mean 'fmcnet index'?",
+    "check {data}": "Did you mean 'fmcnet data check'?",
+    "compare {run}": "Did you mean 'fmcnet report compare'?",
+    "gallery search {gallery}": "Did you mean 'fmcnet search'?",
+    "report export {run}": "Did you mean 'fmcnet export' or 'fmcnet gallery export'?",
+    "list": "Did you mean 'fmcnet gallery list' or 'fmcnet keys list'?",
+}
+"""A command in another group, or an argument in another's place, and the right one."""
 
 
 @pytest.fixture(scope="module")
@@ -304,6 +321,12 @@ def test_a_wrong_value_is_said(command, places, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("command", "said"), NO_EFFECT.items())
 def test_an_option_without_effect_is_refused(command, said, places, tmp_path, monkeypatch):
     assert said in " ".join(refused(command, places, tmp_path, monkeypatch).split())
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(("command", "said"), MISPLACED.items())
+def test_the_right_place_is_told(command, said, places, tmp_path, monkeypatch):
+    assert said in " ".join(refused(command, places, tmp_path, monkeypatch).replace("│", "").split())
     assert not (tmp_path / "new").exists()
 
 

@@ -513,7 +513,8 @@ def _apply_override(tree: dict[str, Any], item: str) -> str | None:
     key, equals, text = item.partition("=")
     parts = key.strip().split(".")
     if not equals or len(parts) != 2 or not all(parts):
-        return f"override '{item}': write section.key=value, as in model.variant=base"
+        hint = "; paths have options, as --data and --out" if "/" in item else ""
+        return f"override '{item}': write section.key=value, as in model.variant=base{hint}"
     try:
         value = parse_yaml(text)
     except ValueError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -108,6 +109,16 @@ def check_choice(option: str, value: str | None, choices: Sequence[str]) -> Any:
     if value is not None and value not in choices:
         raise FmcnetError(f"{option} {value}: say {', '.join(choices[:-1])} or {choices[-1]}")
     return value
+
+
+def check_first(value: object, command: str) -> None:
+    """Refuse a setting in the place of the first argument, which `command` shows before the settings.
+
+    Raises:
+        FmcnetError: for a text such as mode=indoor that is no path either.
+    """
+    if re.match(r"[\w.]+=", str(value)) and not Path(str(value)).exists():
+        raise FmcnetError(f"'{value}' is a setting, and settings come last: {command} {value}")
 
 
 # ---- questions ----

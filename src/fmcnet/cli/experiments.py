@@ -62,6 +62,7 @@ def evaluate(
     from fmcnet.experiments.evaluate_run import evaluate_run
     from fmcnet.models.shipped import is_shipped
 
+    console.check_first(run, "fmcnet evaluate RUN --data DATA")
     if out is not None and not report:
         raise FmcnetError("--out is the folder of the report, which --no-report leaves out: give one of them")
     settings = list(overrides or []) + (["direction=both"] if both else [])
@@ -155,6 +156,7 @@ def study(
     from fmcnet.experiments.rows import parse_rows
     from fmcnet.experiments.study import StudyOptions, parse_seeds, run_study
 
+    console.check_first(name, "fmcnet study table2")
     if data is not None and preset is not None:
         raise FmcnetError("--preset is of the generated benchmark, and --data is another: give one of them")
     options = StudyOptions(

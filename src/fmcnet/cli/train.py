@@ -62,6 +62,7 @@ def train(
     from fmcnet.training.prepare import parse_splits, warn_of_other_benchmark
     from fmcnet.training.run_folder import resumed_config, split_folder
 
+    console.check_first(config or "", "fmcnet train --config tiny --data DATA --out RUN")
     split_numbers = parse_splits(splits) if splits else ()
     if splits and any(item.startswith("data.split=") for item in overrides or ()):
         raise FmcnetError("--splits names the splits, so data.split would do nothing: leave it out")
@@ -135,6 +136,7 @@ def config(
         for shipped_name in shipped():
             console.echo(f"{shipped_name}: {purpose(shipped_name)}")
         return
+    console.check_first(name, "fmcnet config tiny")
     console.echo(load_config(name, overrides or []).to_yaml(comments=True), nl=False)
 
 

@@ -156,6 +156,11 @@ def evaluate_run(
 def _setting_names(overrides: Sequence[str]) -> dict[str, str]:
     """Each override, as "mode=indoor", by the name of its evaluation setting."""
     for item in overrides:
+        if "=" not in item:
+            raise ConfigError(
+                f"'{item}' is no setting (key=value, as shots=10): the run is the first argument, the dataset the "
+                "option --data"
+            )
         section, dot, _ = item.partition("=")[0].strip().partition(".")
         if dot and section in Config.model_fields and section != "evaluation":
             raise ConfigError(
