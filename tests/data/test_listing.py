@@ -7,11 +7,14 @@ import os
 import pytest
 from PIL import Image
 
-from fmcnet.data.listing import ignored_facts, ignored_line, list_folder
+from fmcnet.data.listing import ignored_facts, ignored_line, list_folder, near_file
 from fmcnet.data.readers.common import number_of, read_ids
-from fmcnet.data.readers.csv import read_csv
+from fmcnet.data.readers.csv import MISSING, read_csv
 from fmcnet.data.table import Record, Table
 from fmcnet.errors import DataError
+from fmcnet.inference.image_input import list_images
+from fmcnet.retrieval.indexing import check_faults
+from fmcnet.retrieval.sources import Rules, read_sources
 from fmcnet.types import Modality
 
 
@@ -109,3 +112,40 @@ def test_the_largest_number_is_read_and_larger_ones_are_refused_everywhere(tmp_p
     (tmp_path / "ids.txt").write_text(f"1,{HUGE[0]}")
     with pytest.raises(DataError, match="should hold comma-separated identity numbers, but has 1844"):
         read_ids(tmp_path / "ids.txt")
+
+
+@pytest.mark.parametrize(
+    ("written", "found"),
+    [
+        ("img/J\u00f6rg.JPG", "img/Jo\u0308rg.JPG', which is written in another Unicode form"),
+        ("img/j\u00f6rg.jpg", "img/Jo\u0308rg.JPG"),
+        ("IMG/b.PNG", "img/b.png"),
+        ("img/b.jpg", "img/b.png"),
+        ("img\\B.png", "img/b.png"),
+        ("C:\\work\\day\\img\\b.png", "img/b.png"),
+        ("day/img/b.png", "img/b.png"),
+        ("img/c.png", None),
+        ("img", None),
+        ("img/" + "x" * 300, None),
+        ("img/b\0.png", None),
+    ],
+)
+def test_a_missing_file_of_nearly_that_name_is_told(tmp_path, written, found):
+    (tmp_path / "img").mkdir()
+    for name in ("Jo\u0308rg.JPG", "b.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / "img" / name)
+    expected = f"; did you mean '{found}'?".replace("form'?", "form?") if found else ""
+    assert near_file(written, tmp_path) == expected
+    if found and "\0" not in written:
+        table = tmp_path / "t.csv"
+        table.write_text(f"path,pid,modality\n{written},a,visible\n")
+        with pytest.raises(DataError) as caught:
+            read_csv(table)
+        assert expected in str(caught.value)
+        sources = read_sources([table], Rules())
+        assert [fault.reason for fault in sources.faults] == [MISSING + expected]
+        check_faults(sources, missing_ok=True)  # it is still a file that is gone
+    with pytest.raises(
+        DataError, match=r"no such image or folder: .*/img/B\.png; did you mean '.*/img/b\.png'\?"
+    ):
+        list_images([tmp_path / "img" / "B.png"])

@@ -117,6 +117,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         ["lacks idx/test_thermal_1.txt", "Expected:"],
     ),
     "absent images": (_absent, ["lists 2 images that are not there", "Thermal/12/t_0.bmp (line 3)"]),
+    "absent images of another suffix": (
+        lambda r: edit(r / "idx/test_thermal_1.txt", lambda s: s.replace(".bmp", ".png")),
+        ["did you mean 'Thermal/"],
+    ),
     "many absent images": (_many_absent, ["lists 14 images that are not there", "no_9.bmp", "and 4 more"]),
     "no label": (
         lambda r: edit(r / "idx/test_visible_1.txt", lambda s: s + "Visible/2/v_0.bmp\n"),

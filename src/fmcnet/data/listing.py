@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import stat
+import unicodedata
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from fmcnet.errors import first_of
@@ -122,6 +124,50 @@ def _not_image_reason(path: Path) -> str:
     if has_image_head(path):
         return f"an image with the suffix {path.suffix}, which no image has" if path.suffix else ""
     return f"no image ({path.suffix.lower()})" if path.suffix else "no image (no suffix)"
+
+
+def near_file(path: str | Path, base: Path | None = None) -> str:
+    """An end for the message that there is no file: it names one of nearly this path; "" where there is none.
+
+    Nearly: other letter case or Unicode form (macOS writes "ä" as two characters), backslashes, another suffix of
+    images. With `base`, the folder that paths are relative to, the first folders of the path may be too many.
+    """
+    parts = PurePosixPath(str(path).replace("\\", "/")).parts
+    for first in range(len(parts) if base else 1):
+        folder = base or Path()
+        for part in parts[first:]:
+            if not os.path.exists(folder / part):  # noqa: PTH110 (False for names that no file can have)
+                names = _names_by_key(folder)
+                name = _name_key(part)
+                part = names.get(name) or names.get(os.path.splitext(name)[0]) or ""  # noqa: PTH122
+            if not part:
+                break
+            folder /= part
+        else:
+            if os.path.isfile(folder):  # noqa: PTH113 (False where it cannot be read)
+                found = folder.relative_to(base) if base and folder.is_relative_to(base) else folder
+                same = unicodedata.normalize("NFC", str(found)) == unicodedata.normalize("NFC", str(path))
+                return f"; did you mean '{found}'{', which is written in another Unicode form' * same}?"
+    return ""
+
+
+def _name_key(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _names_by_key(folder: Path) -> dict[str, str]:
+    """The names in a folder by `_name_key`, those of images also by that of their stem."""
+    try:
+        return _listed_names(folder, folder.stat().st_mtime_ns)
+    except OSError:
+        return {}
+
+
+@functools.lru_cache(8)
+def _listed_names(folder: Path, _: int) -> dict[str, str]:
+    names = sorted(os.listdir(folder))  # noqa: PTH208 (names are all that is needed)
+    stems = {_name_key(os.path.splitext(name)[0]): name for name in names if is_image(name)}  # noqa: PTH122
+    return stems | {_name_key(name): name for name in names}
 
 
 def ignored_facts(ignored: tuple[Ignored, ...]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fmcnet.data.images import REMARKS, open_rgb, resize, to_rgb
-from fmcnet.data.listing import IMAGE_SUFFIXES, Ignored, has_image_head, is_hidden, list_folder
+from fmcnet.data.listing import IMAGE_SUFFIXES, Ignored, has_image_head, is_hidden, list_folder, near_file
 from fmcnet.data.pixels import FLAT_8, FULL_FRAME, Remarks, ValueRange
 from fmcnet.errors import DataError, FmcnetError, fault_lines
 from fmcnet.names import printable
@@ -68,7 +68,7 @@ def list_images(sources: Sequence[str | Path], ignored: list[Ignored] | None = N
             else:
                 paths.append(source)
         else:
-            raise DataError(f"no such image or folder: {source}")
+            raise DataError(f"no such image or folder: {source}{near_file(source)}")
     if resources and not paths and ignored is None:
         raise DataError(f"{resources[0].path} is a hidden or resource file, not an image: give images")
     if ignored is not None:

@@ -299,7 +299,7 @@ def check_faults(sources: Sources, *, missing_ok: bool = False) -> None:
     Raises:
         DataError: naming the faults.
     """
-    faults = [fault for fault in sources.faults if not (missing_ok and fault.reason == MISSING)]
+    faults = [fault for fault in sources.faults if not (missing_ok and fault.reason.startswith(MISSING))]
     if faults:
         total = len(sources.pictures) + len(sources.faults)
         listing = list_faults(faults, total).replace("cannot be read", "cannot be indexed", 1)

@@ -14,7 +14,7 @@ from datetime import datetime, timezone, tzinfo
 from pathlib import Path
 from typing import NamedTuple
 
-from fmcnet.data.listing import Ignored
+from fmcnet.data.listing import Ignored, near_file
 from fmcnet.data.pixels import ValueRange, parse_range
 from fmcnet.data.readers import benchmark_layout, detect_layout, modality_of_folder, read_dataset
 from fmcnet.data.readers.csv import HELD_OUT, MISSING
@@ -181,7 +181,10 @@ def read_sources(sources: Sequence[str | Path], rules: Rules) -> Sources:
             faults.append(Fault(index, ascii(str(stated.path)), "its name is not valid Unicode"))
             continue
         except (DataError, GalleryError) as error:
-            faults.append(Fault(index, str(stated.path), str(error)))
+            reason = str(error)
+            if reason == MISSING:
+                reason += near_file(name, stated.root) if stated.root else near_file(stated.path)
+            faults.append(Fault(index, str(stated.path), reason))
             continue
         first = pictures.setdefault(key, picture)
         if first.path != picture.path:

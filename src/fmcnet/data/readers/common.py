@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fmcnet.data.listing import is_image
+from fmcnet.data.listing import is_image, near_file
 from fmcnet.data.mat import read_mat
 from fmcnet.data.table import SPLITS, Record
 from fmcnet.errors import DataError, first_of
@@ -284,7 +284,7 @@ def read_idx(folder: DatasetFolder, relative: str, top: str) -> list[ListedImage
     """
     folder.require((), (relative,))
     file = folder.root / (folder.find(relative) or "")
-    listed, malformed, absent = [], [], []
+    listed, malformed, absent = list[ListedImage](), list[str](), list[str]()
     for number, line in enumerate(read_lines(file), start=1):
         if not line.strip():
             continue
@@ -293,7 +293,8 @@ def read_idx(folder: DatasetFolder, relative: str, top: str) -> list[ListedImage
         if not path or value is None:
             malformed.append(f"line {number}: '{line.strip()[:60]}'")
         elif (on_disk := folder.find(path.strip())) is None:
-            absent.append(f"{path.strip()} (line {number})")
+            hint = near_file(path.strip(), folder.root) if not absent else ""
+            absent.append(f"{path.strip()} (line {number}){hint}")
         elif (pid := number_of(on_disk.split("/")[-2] if "/" in on_disk else "")) is None:
             raise DataError(f"'{on_disk[:200]}' does not lie in a folder named by its identity's number")
         else:

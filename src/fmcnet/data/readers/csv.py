@@ -10,6 +10,7 @@ from collections.abc import Hashable, Iterator
 from pathlib import Path
 from typing import Any
 
+from fmcnet.data.listing import near_file
 from fmcnet.data.pixels import parse_range
 from fmcnet.data.readers.common import check_splits, number_of, read_lines, read_rows
 from fmcnet.data.table import ROLE_WORDS, SPLIT_WORDS, SPLITS, Record, Table
@@ -248,7 +249,11 @@ def _find_file(path: str, base: Path) -> tuple[str, Hashable, str]:
         if image_path.is_absolute() and image_path.is_relative_to(base):
             image_path = image_path.relative_to(base)
         return image_path.as_posix(), (status.st_dev, status.st_ino), ""
-    return Path(path).as_posix(), path, f"{MISSING} '{path}' (looked for {base / path})"
+    return (
+        Path(path).as_posix(),
+        path,
+        f"{MISSING} '{path}' (looked for {base / path}){near_file(path, base)}",
+    )
 
 
 def _parse_row(
