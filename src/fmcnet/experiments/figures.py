@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -50,7 +51,10 @@ def new_axes(
 def write_png(figure: Any, path: Path) -> Path:
     """Write a figure and close it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    with warnings.catch_warnings():
+        # Its font lacks some scripts (Chinese, Thai): names in them are drawn as boxes, without a warning for each.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        figure.savefig(path, dpi=120)
     require("matplotlib.pyplot", "plot").close(figure)
     return path
 
@@ -175,7 +179,7 @@ def _pick_queries(judged: EvaluatedRun, protocol: Protocol, count: int) -> list[
 def _show_image(ax: Any, table: Table, row: int, caption: str, colour: str) -> None:
     ax.imshow(load_image(table.full_path(row)), aspect="auto")
     ax.set(xticks=[], yticks=[])
-    ax.set_xlabel(caption, fontsize=6.5, labelpad=2)
+    ax.set_xlabel(caption, fontsize=6.5, labelpad=2, parse_math=False)  # a name with $ is no formula
     for spine in ax.spines.values():
         spine.set(color=colour, linewidth=2.5)
 
