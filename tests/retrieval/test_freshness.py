@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -10,7 +12,8 @@ import pytest
 from PIL import Image
 
 from fmcnet.errors import GalleryError
-from fmcnet.retrieval import Gallery
+from fmcnet.retrieval import Gallery, indexing
+from fmcnet.retrieval import sources as sources_module
 from fmcnet.retrieval.freshness import relocate
 from fmcnet.retrieval.sources import path_id
 from fmcnet.retrieval.sqlite_connection import FILES
@@ -218,3 +221,79 @@ def test_a_record_goes_with_its_entry(crops):
 
 def _model(gallery):
     return gallery.settings.model
+
+
+def tables(crops, *folders):
+    """A CSV of the same pictures in each folder beside them."""
+    for folder in folders:
+        (crops.parent / folder).mkdir()
+        rows = "".join(
+            f"../{path.relative_to(crops.parent).as_posix()},ir\n" for path in sorted(crops.rglob("*.png"))
+        )
+        (crops.parent / folder / "t.csv").write_text(f"path,modality\n{rows}")
+    return [("index", "g", crops.parent / folder / "t.csv", "--model", "m") for folder in folders]
+
+
+def test_pictures_outside_the_folders_of_two_tables_are_one_entry_each(crops, monkeypatch):
+    first, second = tables(crops, "a", "b")
+    assert as_json(*first)["added"] == 4
+    assert [as_json(*again)["already"] for again in (first, second)] == [4, 4]
+    assert as_json("index", "g", crops, *RULES[:4])["already"] == 4
+    assert sources() == [str(path.relative_to(Path.cwd())) for path in sorted(crops.rglob("*.png"))]
+    assert as_json("gallery", "relocate", "g", crops, crops.parent / "c", "--dry-run")["would_relocate"] == 4
+
+
+@pytest.mark.parametrize("place", ["g", "milvus://localhost:19530/people"])
+def test_entries_that_an_older_version_made_of_a_path_with_dots_are_known(crops, monkeypatch, place):
+    milvus_stand_in.install(monkeypatch)
+    first, second = tables(crops, "a", "b")
+    with monkeypatch.context() as older:
+        older.setattr(sources_module, "_without_dots", lambda path: None)
+        assert as_json("index", place, *first[2:])["added"] == 4
+    made = as_json("index", place, *first[2:])
+    assert (made["added"], made["already"], made["entries"]) == (0, 4, 4)
+    if place != "g":
+        return
+    # Another table finds them by their content, and tells the command that renames them.
+    said = run(*second).output.replace("\n", "")
+    [(_, rename)] = re.findall(r"(if these files were moved: fmcnet) (gallery relocate g \S+ \S+)", said)
+    assert as_json(*shlex.split(rename), "--yes")["relocated"] == 4
+    assert sources() == [str(path.relative_to(Path.cwd())) for path in sorted(crops.rglob("*.png"))]
+    assert all(name == path_id(Path(entry.source)) for name, (entry, _) in entries().items())
+    assert [as_json(*again)["already"] for again in (first, second)] == [4, 4]
+
+
+def test_a_file_that_an_older_version_indexed_twice_is_not_relocated_onto_itself(crops, monkeypatch):
+    first, second = tables(crops, "a", "b")
+    with monkeypatch.context() as older:
+        older.setattr(sources_module, "_without_dots", lambda path: None)
+        assert [as_json(*one)["added"] for one in (first, second)] == [4, 4]
+    assert [as_json(*one)["already"] for one in (first, second)] == [4, 4]
+    crops.rename(crops.parent / "c")
+    said = wrong("gallery", "relocate", "g", crops, crops.parent / "c", "--yes")
+    assert "g has 4 files under two paths" in said
+    assert len(entries()) == 8
+
+
+def test_a_picture_removed_by_its_path_with_dots_stays_removed(crops, monkeypatch):
+    [first] = tables(crops, "a")
+    with monkeypatch.context() as older:
+        older.setattr(sources_module, "_without_dots", lambda path: None)
+        older.setattr(indexing, "compare_files", lambda *_: {})  # no record of the file, as in 0.1.0
+        assert as_json(*first)["added"] == 4
+    assert as_json("gallery", "remove", "g", "--modality", "ir", "--yes", "--all")["removed"] == 4
+    made = as_json(*first)
+    assert (made["added"], len(made["removed_before"])) == (0, 4)
+
+
+def test_dots_behind_a_linked_folder_lead_to_where_it_points(crops):
+    table = crops.parent / "a" / "t.csv"
+    tables(crops, "a")
+    (crops.parent / "a" / "link").symlink_to(crops / "gate1")
+    path = sorted(crops.rglob("*.png"))[-1]  # of gate2, beside gate1
+    (crops.parent / "a" / "gate2").mkdir()
+    picture(*RED).save(crops.parent / "a" / "gate2" / path.name)  # which the path without dots would name
+    table.write_text(f"path,modality\nlink/../gate2/{path.name},ir\n")
+    assert as_json("index", "g", table, "--model", "m")["added"] == 1
+    [(entry, _)] = entries().values()
+    assert Path(entry.source).samefile(path)

@@ -249,7 +249,8 @@ def _remark_lines(report: IndexReport, gallery: str) -> Iterator[str]:
         yield f"left out {name}: the CSV has no row of it"
     moved = list(report.changes.moved.values())
     for move in moved[:3]:
-        yield f"left out {move.path}: indexed as {move.before}, which is gone"
+        gone = "" if ".." in Path(move.before).parts else ", which is gone"
+        yield f"left out {move.path}: indexed as {move.before}{gone}"
     for old, new in moves(moved)[:3]:
         yield f"if these files were moved: {shlex.join(['fmcnet', 'gallery', 'relocate', gallery, old, new])}"
     for name in report.removed_before[:3]:

@@ -56,7 +56,8 @@ class FileChanges:
 
     Attributes:
         changed: by entry id.
-        moved: files that are indexed under another path, where they are gone; by the id of the new path.
+        moved: files that are indexed under another path, where they are gone, or one with `..`; by the id of the new
+            path.
         copies: of files that are still there, unless another copy of those is gone: then it moved.
         unrecorded: entries without a record until now, so earlier changes cannot be told.
         unwatched: entries of a cluster, which keeps no records.
@@ -134,7 +135,8 @@ def compare_files(
     explained = {move.before for move in changes.moved.values()}
     for name, record in new.items():
         paths = [twin.path for twin in twins.get(record.digest, ())]
-        gone = [path for path in paths if is_gone(Path(path))]
+        # The same file, as an older version took it from a table, moved as well.
+        gone = [path for path in paths if is_gone(Path(path)) or _without_dots(path) == record.path != path]
         existing = [path for path in paths if path not in gone]
         if existing:  # then a gone file explains one new path
             gone = [path for path in gone if path not in explained]
@@ -275,7 +277,8 @@ def relocate(gallery: Gallery, old: str, new: str, *, dry_run: bool = False) -> 
     origins = list(gallery.files.origins())
     renamed = {origin.id: moved for origin in origins if (moved := _relocated(origin, old, new)) is not None}
     if not renamed:
-        roots = sorted({str(Path(origin.source).parent) for origin in origins if origin.source})
+        sources = filter(None, (_without_dots(origin.source) for origin in origins))
+        roots = sorted({str(Path(source).parent) for source in sources})
         more = ", ..." if len(roots) > MAX_NAMED else ""
         hint = f"; sources lie in {', '.join(roots[:MAX_NAMED])}{more}" if roots else ""
         raise GalleryError(f"{gallery.location} has no entry whose source is {old} or lies below it{hint}")
@@ -293,11 +296,16 @@ def _normalized_path(text: str) -> str:
     return os.path.abspath(Path(text).expanduser())  # noqa: PTH100 (.. goes, links stay)
 
 
+def _without_dots(source: str | None) -> str | None:
+    """A path without `..`, which older versions took from tables; addresses stay."""
+    return source if not source or "://" in source or ".." not in source else os.path.normpath(source)
+
+
 def _relocated(origin: Origin, old: str, new: str) -> Origin | None:
     """The origin at its new place; None: it does not lie below `old`."""
     path = indexed_path(origin)
-    source = _replace_prefix(origin.source, old, new)
-    new_path = _replace_prefix(None if path is None else str(path), old, new)
+    source = _replace_prefix(_without_dots(origin.source), old, new)
+    new_path = _replace_prefix(_without_dots(None if path is None else str(path)), old, new)
     if source is None and new_path is None:
         return None
     made_by_index = path is not None and path_id(path) == origin.id
@@ -324,6 +332,13 @@ def _replace_prefix(text: str | None, old: str, new: str) -> str | None:
 
 
 def _check_not_taken(origins: list[Origin], renamed: dict[str, Origin], location: str) -> None:
+    places = Counter(origin.id for origin in renamed.values())
+    if twice := [origin for origin in renamed.values() if places[origin.id] > 1]:
+        raise GalleryError(
+            f"{location} has {len(set(twice))} files under two paths, with and without .., the first "
+            f"{twice[0].source or twice[0].id}: nothing was changed. Index them at the new place, and remove the old "
+            "entries with fmcnet index --prune"
+        )
     staying = [origin for origin in origins if origin.id not in renamed]
     ids, sources = {origin.id for origin in staying}, {origin.source for origin in staying} - {None}
     old_sources = {origin.id: origin.source for origin in origins}

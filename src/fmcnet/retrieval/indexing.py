@@ -24,7 +24,7 @@ from fmcnet.retrieval.freshness import Difference, FileChanges, compare_files
 from fmcnet.retrieval.gallery import Gallery
 from fmcnet.retrieval.records import EPOCH, Added, Entry, Where, as_pid, list_mixed, mixed_tracks
 from fmcnet.retrieval.searcher import Searcher
-from fmcnet.retrieval.sources import Picture, Sources
+from fmcnet.retrieval.sources import Picture, Sources, path_id
 
 LOOKED_UP = 20
 """Numbers whose earlier entries are looked at, and entries of each, on average."""
@@ -193,10 +193,15 @@ class _Portion:
     """Pictures that are looked up together, and added before the next ones."""
 
     def __init__(self, gallery: Gallery, pictures: Sequence[Picture], report: IndexReport) -> None:
-        self.gallery, self.pictures, self.report = gallery, pictures, report
-        ids = [picture.id for picture in pictures]
-        self.stored = {entry.id: entry for entry, _ in gallery.scan(Where(ids=ids))}
-        self.records = compare_files(gallery, pictures, self.stored, report.changes)
+        self.gallery, self.report = gallery, report
+        written = {picture.id: path_id(picture.written) for picture in pictures if picture.written}
+        ids = [*(picture.id for picture in pictures), *written.values()]
+        stored = {entry.id: entry for entry, _ in gallery.scan(Where(ids=ids))}
+        # An entry of an older version keeps its id, of the path as it was written.
+        old = {name for name, old_id in written.items() if name not in stored and old_id in stored}
+        self.pictures = [p._replace(path=p.written or p.path) if p.id in old else p for p in pictures]
+        self.stored = {p.id: stored[p.id] for p in self.pictures if p.id in stored}
+        self.records = compare_files(gallery, self.pictures, self.stored, report.changes)
         report.already += len(self.stored)
 
     def fresh(self, include_removed: bool) -> list[Picture]:
@@ -206,7 +211,7 @@ class _Portion:
         if include_removed:
             return fresh
         # The id was remembered of entries without a record.
-        keys = {picture.id: {picture.id} for picture in fresh}
+        keys = {p.id: {p.id, path_id(p.written or p.path)} for p in fresh}
         for name in keys.keys() & self.records.keys():
             keys[name].add(self.records[name].digest)
         removed = self.gallery.removed([key for picture_keys in keys.values() for key in picture_keys])

@@ -69,6 +69,7 @@ class Picture(NamedTuple):
         source: where it came from, as a table states it; None: its path.
         root: the folder that is indexed; None: the one that holds it.
         value_range: as `fmcnet.data.images.load_image`; None: that of all pictures.
+        written: `path` as a table writes it, with `..`; None: without. Older versions made the id of it.
     """
 
     path: Path
@@ -81,6 +82,7 @@ class Picture(NamedTuple):
     source: str | None = None
     root: Path | None = None
     value_range: ValueRange | None = None
+    written: Path | None = None
 
     @property
     def id(self) -> str:
@@ -347,6 +349,8 @@ def _read_table(source: Path, layout: str, rules: Rules) -> tuple[list[_Row], So
             path, record.modality, pid, camera, None, record.track or None, tags, record.source or None
         )
         picture = picture._replace(value_range=parse_range(record.range) if record.range else None)
+        if ".." in path.parts and (plain := _without_dots(path)) is not None:
+            path, picture = plain, picture._replace(path=plain, written=path)
         if path.is_relative_to(table.root):
             picture = picture._replace(root=table.root)
         rows.append((record.path, picture, record.time))
@@ -354,6 +358,15 @@ def _read_table(source: Path, layout: str, rules: Rules) -> tuple[list[_Row], So
     not_listed = _not_listed(source, table) if layout == "csv" and source.is_dir() else ()
     not_chosen = {option: count for option, count in left_out.items() if count}
     return rows, Sources(not_chosen=not_chosen, notes=tuple(notes), not_listed=not_listed)
+
+
+def _without_dots(path: Path) -> Path | None:
+    """The same file's path without `..`, as any table and `fmcnet gallery relocate` know it; None: there is none."""
+    plain = Path(os.path.abspath(path))  # noqa: PTH100 (links stay)
+    with contextlib.suppress(DataError):
+        if _file_key(plain) == _file_key(path):  # not where a link to a folder stands before the dots
+            return plain
+    return None
 
 
 def _apply_name(picture: Picture, name: str, time: str, rules: Rules) -> Picture:
