@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fmcnet.errors import CheckpointError, FmcnetError
-from fmcnet.files import put_in_place, room_beside
+from fmcnet.files import check_writable, put_in_place, room_beside
 from fmcnet.models.card import CARD
 from fmcnet.models.hub import fetch, is_fetched, is_hub_name
 from fmcnet.names import nearest
@@ -73,7 +73,11 @@ def check_target(
     overwrite: bool,
     describe: Callable[[], str],
 ) -> None:
-    """Raise a `CheckpointError` unless nothing is at `target`, or a model of `kind` (by its `files`) that may go."""
+    """Raise a `CheckpointError` unless nothing is at `target`, or a model of `kind` (by its `files`) that may go.
+
+    A `DataError` where nothing can be written there.
+    """
+    check_writable(target, "say --out FOLDER")
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     names = {path.name for path in target.iterdir()} if target.is_dir() else set()
