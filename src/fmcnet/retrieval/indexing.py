@@ -380,7 +380,8 @@ def mixed_notes(gallery: Gallery, ids: Sequence[str]) -> list[str]:
 def _stored_values(gallery: Gallery, name: str, pictures: Sequence[Picture]) -> list[str]:
     """Of a cluster, which lists no values: those of the first `LOOKED_UP` of the pictures that entries have, too."""
     values = sorted({getattr(picture, name) for picture in pictures} - {None})[:LOOKED_UP]
-    entries = _early_entries(gallery, Where(**{f"{name}s": values})) if values else ()
+    where = Where(pids=values) if name == "pid" else Where(tracks=values)
+    entries = _early_entries(gallery, where) if values else ()
     return sorted({getattr(entry, name) for entry in entries})
 
 
