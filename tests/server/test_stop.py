@@ -125,15 +125,25 @@ def test_a_gallery_that_is_made_by_mistake_is_told(tmp_path, monkeypatch, caplog
     monkeypatch.setattr(
         "fmcnet.server.run.Encoder.from_pretrained", lambda *arguments, **options: encoder(tmp_path)
     )
-    monkeypatch.setattr("fmcnet.server.run._run", lambda settings, *rest: rest[1].gallery.close())
+
+    def run(settings, keys, service, listener):
+        if "people" in settings.gallery:
+            service.gallery.add([[1.0, 2.0]], modality="visible", model=service.encoder.digest)
+        service.gallery.close()
+
+    monkeypatch.setattr("fmcnet.server.run._run", run)
+    monkeypatch.setattr("fmcnet.server.service.Service.warm", lambda self: None)
     for name in ("people.gallery", "peple.gallery", "peple.gallery"):
         serve(ServeOptions(str(tmp_path / name), "fake", port=0))
     told = [record.message for record in caplog.records if record.name == "fmcnet.server.run"]
-    assert told == [
-        f"there was no gallery at {tmp_path}/people.gallery: an empty one was made",
-        f"there was no gallery at {tmp_path}/peple.gallery: an empty one was made; did you mean "
-        f"{tmp_path}/people.gallery?",
-    ]
+    made = "a new one was made, which goes if nothing is added"
+    mistyped = (
+        f"there was no gallery at {tmp_path}/peple.gallery: {made}; did you mean {tmp_path}/people.gallery?"
+    )
+    assert told == [f"there was no gallery at {tmp_path}/people.gallery: {made}", mistyped, mistyped]
+    assert not (tmp_path / "peple.gallery").exists()
+    with Gallery(tmp_path / "people.gallery", read_only=True) as gallery:
+        assert len(gallery) == 1
 
 
 def test_where_the_audit_log_is():
