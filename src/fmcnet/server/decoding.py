@@ -15,12 +15,14 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import forkserver
 from typing import NamedTuple
 
 from pebble import ProcessExpired, ProcessPool
 from PIL import Image
 
 from fmcnet.data.pixels import ValueRange
+from fmcnet.interrupt import ignored
 from fmcnet.server.errors import ApiError, overloaded
 from fmcnet.server.limits import Limits
 from fmcnet.server.uploads import (
@@ -92,6 +94,8 @@ class _Queue:
         context = multiprocessing.get_context(method)
         if method == "forkserver":
             context.set_forkserver_preload([decode_upload.__module__])
+            with ignored("SIGINT"):  # a Ctrl-C goes to them, too, and would end them while they start
+                forkserver.ensure_running()
         initializer = _yield_to_others if self._slow is None else None
         return ProcessPool(self._processes, RECYCLE, initializer, context=context)
 
