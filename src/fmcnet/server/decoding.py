@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import forkserver
 from typing import NamedTuple
 
 from pebble import ProcessExpired, ProcessPool
@@ -93,6 +92,8 @@ class _Queue:
         method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
         context = multiprocessing.get_context(method)
         if method == "forkserver":
+            from multiprocessing import forkserver  # not on Windows
+
             context.set_forkserver_preload([decode_upload.__module__])
             with ignored("SIGINT"):  # a Ctrl-C goes to them, too, and would end them while they start
                 forkserver.ensure_running()
