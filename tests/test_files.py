@@ -3,10 +3,62 @@
 from __future__ import annotations
 
 import errno
+import os
 
+import numpy as np
 import pytest
 
-from fmcnet.files import left_in, put_in_place, write_atomically
+from fmcnet.errors import DataError, FmcnetError
+from fmcnet.files import check_writable, left_in, put_in_place, write_atomically
+from fmcnet.inference.adapt import Crops, adapt_model
+from fmcnet.inference.embed import embed_dataset
+from fmcnet.inference.encoder import Encoder
+from fmcnet.inference.export.write import export
+from fmcnet.inference.fit_calibration import calibrate_model
+from fmcnet.inference.fit_projection import project_model
+
+
+@pytest.fixture
+def read_only(tmp_path, monkeypatch):
+    """A folder that this process may not write into, root or not."""
+    folder, access = tmp_path / "read-only", os.access
+    folder.mkdir()
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: access(path, mode) and (path != folder or mode == os.F_OK)
+    )
+    return folder
+
+
+def test_a_place_that_cannot_be_written_is_named_with_the_cause(tmp_path, read_only):
+    check_writable(tmp_path / "new" / "folder" / "x.json", "say --out FILE")
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "file").touch()
+    for path, cause in (
+        (tmp_path / "file" / "x", "a file, not a folder, is at"),
+        (read_only / "a" / "x", "write into"),
+    ):
+        with pytest.raises(DataError, match=f"{path} cannot be written: .*{cause} .*; say --out FILE"):
+            check_writable(path, "say --out FILE")
+
+
+def test_no_work_is_done_for_what_cannot_be_written(tiny_run, tiny_sysu, read_only, monkeypatch):
+    for name in ("embed_table", "encode", "_embed"):
+        monkeypatch.setattr(Encoder, name, lambda *_, **__: pytest.fail("images were embedded"))
+    out = read_only / "new"
+    for work, advice in (
+        (lambda: calibrate_model(tiny_run, tiny_sysu, out=out, device="cpu"), "--calibration FILE to search"),
+        (lambda: project_model(tiny_run, tiny_sysu, dim=4, out=out, device="cpu"), "say --out FOLDER"),
+        (
+            lambda: adapt_model(tiny_run, Crops((), (), np.empty(0, np.int64)), out, device="cpu"),
+            "say --out FOLDER",
+        ),
+        (lambda: export(tiny_run, out=out, data=tiny_sysu), "say --out FOLDER"),
+        (lambda: embed_dataset(tiny_run, tiny_sysu, read_only / "e.npz", device="cpu"), "say --out FILE.npz"),
+    ):
+        with pytest.raises(
+            FmcnetError, match=f"cannot be written: you may not write into {read_only}; .*{advice}"
+        ):
+            work()
 
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.ENOSPC, errno.ENOENT])

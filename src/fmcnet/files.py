@@ -91,6 +91,19 @@ def take_from_others(paths: Iterable[Path]) -> list[Path]:
     return changed
 
 
+def check_writable(path: Path, advice: str) -> None:
+    """Raise a `DataError` where no file or folder can be written at `path`: before the work for it, not after.
+
+    Args:
+        path: of the file or folder; folders above it may be missing.
+        advice: what to do, for the message.
+    """
+    existing = next(folder for folder in path.absolute().parents if os.access(folder, os.F_OK))
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        fault = "you may not write into" if existing.is_dir() else "a file, not a folder, is at"
+        raise DataError(f"{path} cannot be written: {fault} {existing}; {advice}")
+
+
 def write_atomically(path: Path, write: Callable[[Path], Any], mode: int | None = None) -> Path:
     """Let `write` fill a temporary file beside `path`, then rename it to `path`; a kill leaves the old file.
 

@@ -54,13 +54,13 @@ def parse_timezone(name: str) -> tzinfo:
         raise FmcnetError(f"--timezone {name}: unknown; say UTC or a name as Europe/Berlin") from error
 
 
-def shown_time(moment: datetime | None, zone: tzinfo, *, name: bool = False) -> str | None:
-    """The local time, to the second, with the name of its offset (CET, CEST) if asked for; None stays None."""
+def shown_time(moment: datetime | None, zone: tzinfo) -> str | None:
+    """The local time, to the second, with the name of its offset (CET, CEST); None stays None."""
     if moment is None:
         return None
     with contextlib.suppress(OverflowError):  # a wrong clock, in the year 1
         moment = moment.astimezone(zone)
-    return f"{moment:%Y-%m-%d %H:%M:%S}" + (f" {moment:%Z}" if name else "")
+    return f"{moment:%Y-%m-%d %H:%M:%S %Z}"
 
 
 def localize(naive: datetime, zone: tzinfo, doubtful: Doubtful = "refuse") -> datetime:

@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -129,7 +130,11 @@ print(json.dumps([said(find_model, name) for name in names]))
     for offline in ("0", "1"):
         cached, absent = process(code, address, tmp_path, HF_HUB_OFFLINE=offline)
         assert model_digest(cached) == model_digest(run)
-        assert "cannot be reached for 'me/unheard-of', which is not in its cache" in absent
+        assert absent.startswith(
+            "CheckpointError: there is no folder 'me/unheard-of'. As a name of the Hugging"
+        )
+        assert "cannot be reached (" in absent
+        assert "its cache does not hold 'me/unheard-of'" in absent
         assert "\n" not in absent
     refused = process(f'print(json.dumps(said(push, {str(run)!r}, "me/people")))', address, tmp_path)
     assert refused.endswith(
@@ -165,11 +170,43 @@ def test_only_names_of_its_form_are_asked_for(monkeypatch):
         "a/b c",
     ]
     assert not [name for name in names if is_hub_name(name)]
-    monkeypatch.setattr(shipped, "fetch", lambda source: pytest.fail("asked the hub"))
+    monkeypatch.setattr(shipped, "fetch", lambda *_: pytest.fail("asked the hub"))
     for name in names[1:]:
         with pytest.raises(CheckpointError, match="there is no model"):
             find_model(name)
     assert find_model("fmcnet-lite") == shipped_models()["fmcnet-lite"]
+
+
+def test_a_mistyped_folder_is_named_before_the_hub_is_asked(tiny_run, tmp_path, monkeypatch, caplog):
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    shutil.copy(tiny_run / "model.json", tmp_path / "runs" / "mine")
+    monkeypatch.chdir(tmp_path)
+
+    def offline(*_, **__):
+        assert "there is no folder 'runs/mien' (did you mean runs/mine?)" in caplog.text
+        raise OSError("the hub was asked")
+
+    hub = type(sys)("huggingface_hub")
+    hub.snapshot_download, hub.constants = offline, mock.Mock(ENDPOINT="https://hub")
+    kinds = ("GatedRepo", "RepositoryNotFound", "RevisionNotFound", "HfHubHTTP", "HFValidation")
+    hub.errors = mock.Mock(**{f"{kind}Error": KeyError for kind in kinds})
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: hub)
+    caplog.set_level("INFO")
+    with pytest.raises(
+        CheckpointError, match=r"there is no folder 'runs/mien' \(did you mean runs/mine\?\)\. "
+    ):
+        find_model("runs/mien")
+    with pytest.raises(
+        CheckpointError, match=r"there is no model './runs/mien' \(did you mean runs/mine\?\):"
+    ):
+        find_model("./runs/mien")
+
+
+@needs_hub
+def test_a_program_that_imported_the_hub_is_no_error(tmp_path):
+    code = "import huggingface_hub\nprint(json.dumps(is_shipped('.')))"
+    assert process(code, "http://127.0.0.1:9", tmp_path) is False
 
 
 def test_the_readme_is_the_models_own_where_it_has_metadata(tiny_run):

@@ -98,13 +98,13 @@ class Client:
 
 
 def passes(row, condition):
-    """Of "", `id in [...]`, `id > "..."`, and the last two joined."""
+    """Of "", `id in [...]` (also pid, track), `id > "..."`, and the last two joined."""
     if not condition:
         return True
     if found := re.fullmatch(r'(id > "(?:[^"\\]|\\.)*") and (.*)', condition, re.DOTALL):
         return passes(row, found[1]) and passes(row, found[2])
-    if found := re.fullmatch(r"id in (\[.*\])", condition, re.DOTALL):
-        return row["id"] in json.loads(found[1])
+    if found := re.fullmatch(r"(id|pid|track) in (\[.*\])", condition, re.DOTALL):
+        return row[found[1]] in json.loads(found[2])
     if found := re.fullmatch(r'id > (".*")', condition, re.DOTALL):
         return row["id"].encode() > json.loads(found[1]).encode()
     if found := re.fullmatch(r'camera != ""(.*)', condition, re.DOTALL):

@@ -144,6 +144,27 @@ def test_a_gallery_is_replaced_only_when_said_and_not_in_use(folder, tmp_path):
         restore(tmp_path / "b", tmp_path / "b", replace=True)
 
 
+def test_a_copy_says_nothing_of_modes_and_names_what_the_user_knows(folder, tmp_path, caplog):
+    caplog.set_level("INFO")
+    backup.backup(str(folder), tmp_path / "b")
+    restore(tmp_path / "b", tmp_path / "restored")
+    assert [record.message for record in caplog.records if "others could read" in record.message] == []
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "b").iterdir()} == {0o600}
+    (tmp_path / "file").touch()
+    with pytest.raises(GalleryError, match=f"{tmp_path}/file/r cannot be made: Not a directory"):
+        backup.recover(folder, tmp_path / "file" / "r", "m")
+
+
+def test_a_folder_of_another_user_in_the_way_is_named(folder, tmp_path, monkeypatch):
+    part, access = tmp_path / "b.part", os.access
+    part.mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: path != part and access(path, mode))
+    with pytest.raises(
+        GalleryError, match=r"b\.part is needed for the copy .* may not write into it: move it away"
+    ):
+        backup.backup(str(folder), tmp_path / "b")
+
+
 def test_a_damaged_gallery_or_backup_is_refused_and_leaves_nothing(folder, tmp_path):
     with Gallery(folder) as gallery:
         gallery.backup(tmp_path / "b")

@@ -318,6 +318,11 @@ def test_a_gallery_lists_its_entries_cameras_and_times(crops):
     few = run("gallery", "list", "g", "--limit", "3", env={"COLUMNS": "250"}).output
     assert "4 entries; 3 shown, --limit 0 shows all" in few
     assert "1_0900.png" in few
+    assert "2020-03-01 10:00:00 UTC" in few
+    berlin = ("--timezone", "Europe/Berlin")
+    assert "2020-03-01 11:00:00 CET" in run("gallery", "list", "g", *berlin, env={"COLUMNS": "250"}).output
+    asked = ("search", "g", "night.png", "--modality", "ir", *berlin)
+    assert "2020-03-01 11:00:00 CET" in run(*asked, env={"COLUMNS": "250"}).output
     assert len(as_json("gallery", "list", "g", "--limit", "0")["entries"]) == 4
     ids = run("gallery", "list", "g", "--camera", "2", "--ids").stdout.splitlines()
     assert ids == [entry.id for name, (entry, _) in entries_of().items() if entry.camera == "2"]

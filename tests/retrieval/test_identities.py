@@ -19,6 +19,7 @@ from fmcnet.retrieval.index_files import IndexManifest
 from fmcnet.retrieval.sqlite_connection import checksum
 from fmcnet.retrieval.sqlite_database import Database
 from tests.cli import run_command
+from tests.retrieval import milvus_stand_in
 from tests.retrieval.fakes import encoder, picture
 
 OLD = Path(__file__).parents[1] / "fixtures" / "v0.1.0" / "gallery"
@@ -204,6 +205,24 @@ def test_a_track_of_several_cameras_or_identities_is_told(crops, rows, held):
         )
         assert of_mixed(found) == said, name
         assert of_mixed(as_json("search", name, "a.png", "--modality", "ir")) == []
+
+
+def test_a_cluster_tells_of_tracks_and_numbers_of_earlier_entries(crops, monkeypatch):
+    milvus_stand_in.install(monkeypatch)
+    gallery = "milvus://localhost:19530/people"
+    for name in "abc":
+        Path(name).mkdir()
+        shutil.copy(f"{name}.png", name)
+    first = table("a/t.csv", "a.png,visible,gate,1,7", header=HEADER)
+    assert as_json("index", gallery, first, "--model", "run")["notes"] == []
+    second = table("b/t.csv", "b.png,visible,gate,1,8", header=HEADER)
+    notes = as_json("index", gallery, second, "--model", "run")["notes"]
+    assert [note.partition(";")[0] for note in notes] == [
+        "tracks of several cameras or identities: 1 (identities 7, 8)"
+    ]
+    third = table("c/t.csv", "c.png,visible,gate,2,7", header=HEADER)
+    (note,) = as_json("index", gallery, third, "--model", "run")["notes"]
+    assert note.startswith("the numbers 7 are persons of the gallery already")
 
 
 def test_many_mixed_tracks_are_one_note_and_are_mended(crops):

@@ -48,7 +48,7 @@ def test_hits_are_ranked_with_the_probability_of_their_pair_of_modalities(search
         odds = np.exp(8 * (cosine - (0.1 if hit.modality is NIGHT else 0.0))) / 5
         assert hit.similarity == pytest.approx(cosine, abs=3e-4)
         assert hit.probability == pytest.approx(odds / (1 + odds), abs=3e-4)
-    assert answer.notes == ()
+    assert answer.notes == (answer.order,)
 
 
 def test_the_prior_can_be_given(searcher):
@@ -328,6 +328,7 @@ def test_an_order_that_mixes_calibrations_is_explained(tmp_path):
         assert [hit.id for hit in answer.hits] == ["day", "night"]
         assert answer.hits[0].probability < answer.hits[1].probability
         assert answer.order.startswith("ranked by similarity: visible and infrared entries")
+        assert answer.order in answer.to_dict()["notes"]  # of every door
         alone = searcher.search(picture(250, 20, 20), NIGHT, where=Where(modality=DAY))
         assert alone.order == ""
 

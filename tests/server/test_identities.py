@@ -40,6 +40,12 @@ def test_what_is_doubtful_about_an_added_crop_is_told(tmp_path):
         assert "have a time in the future, the first image 1 2099-01-01 00:00:00 UTC" in late
         (old,) = one.add(7, time="2000-01-01T00:00:00Z").json()["notes"]
         assert "have a time of over ten years ago" in old
+        assert one.add(11, pid="bob", camera="gate", track="walk-7").json()["notes"] == []
+        (mixed,) = one.add(12, pid="cleo", camera="gate", track="walk-7").json()["notes"]
+        assert mixed.startswith(
+            "tracks of several cameras or identities: walk-7 (identities bob, cleo); group="
+        )
+        assert one.add(13, pid="cleo", camera="gate").json()["notes"] == []
         unset = one.add(8, time="1970-01-01T00:05:00Z")
         assert (unset.status_code, unset.json()["error"]["where"]) == (422, "time")
         assert "a clock that was never set" in unset.json()["error"]["what"]

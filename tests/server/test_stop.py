@@ -15,8 +15,10 @@ from fmcnet.cli.app import app
 from fmcnet.errors import FmcnetError
 from fmcnet.retrieval import Gallery
 from fmcnet.retrieval.sqlite_store import writer_lock
+from fmcnet.server.decoding import DecoderPool
 from fmcnet.server.limits import Limits
 from fmcnet.server.run import ServeOptions, _listen, audit_path, serve
+from fmcnet.server.uploads import DecodeRules
 from tests.cli import run_command
 from tests.server.process import started, until_it_answers
 from tests.server.service import DIGEST, files
@@ -125,15 +127,37 @@ def test_a_gallery_that_is_made_by_mistake_is_told(tmp_path, monkeypatch, caplog
     monkeypatch.setattr(
         "fmcnet.server.run.Encoder.from_pretrained", lambda *arguments, **options: encoder(tmp_path)
     )
-    monkeypatch.setattr("fmcnet.server.run._run", lambda settings, *rest: rest[1].gallery.close())
+
+    def run(settings, keys, service, listener):
+        if "people" in settings.gallery:
+            service.gallery.add([[1.0, 2.0]], modality="visible", model=service.encoder.digest)
+        service.gallery.close()
+
+    monkeypatch.setattr("fmcnet.server.run._run", run)
+    monkeypatch.setattr("fmcnet.server.service.Service.warm", lambda self: None)
     for name in ("people.gallery", "peple.gallery", "peple.gallery"):
         serve(ServeOptions(str(tmp_path / name), "fake", port=0))
     told = [record.message for record in caplog.records if record.name == "fmcnet.server.run"]
-    assert told == [
-        f"there was no gallery at {tmp_path}/people.gallery: an empty one was made",
-        f"there was no gallery at {tmp_path}/peple.gallery: an empty one was made; did you mean "
-        f"{tmp_path}/people.gallery?",
-    ]
+    made = "a new one was made, which goes if nothing is added"
+    mistyped = (
+        f"there was no gallery at {tmp_path}/peple.gallery: {made}; did you mean {tmp_path}/people.gallery?"
+    )
+    assert told == [f"there was no gallery at {tmp_path}/people.gallery: {made}", mistyped, mistyped]
+    assert not (tmp_path / "peple.gallery").exists()
+    with Gallery(tmp_path / "people.gallery", read_only=True) as gallery:
+        assert len(gallery) == 1
+
+
+def test_ctrl_c_while_it_starts_reaches_no_decoder(monkeypatch):
+    """A terminal sends it to the whole group, and processes that start up do not ignore it by themselves."""
+    handlers, before = [], signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(
+        "multiprocessing.forkserver.ensure_running",
+        lambda: handlers.append(signal.getsignal(signal.SIGINT)),
+    )
+    DecoderPool(DecodeRules(10**6, 8, 4), Limits())
+    assert handlers == [signal.SIG_IGN] * 2  # of the crops' processes, and of the large images'
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_where_the_audit_log_is():

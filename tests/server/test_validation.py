@@ -126,6 +126,28 @@ def test_a_plus_that_became_a_space_is_explained(serving):
         assert error["what"] == "query.until: its offset is missing: write Z for UTC, or +01:00, behind it"
 
 
+@pytest.mark.parametrize(
+    ("time", "fault"),
+    [
+        ("2026-11-29", "a date alone has no timezone: write its midnight, as 2026-03-01T00:00:00+01:00"),
+        ("29.11.2026", "it is no time: write it as 2026-03-01T12:00:00Z"),
+        ("2026-02-30T00:00Z", "it is no time: write it as 2026-03-01T12:00:00Z"),
+        ("1e9", "it is no time: write it as 2026-03-01T12:00:00Z"),
+    ],
+)
+def test_what_is_no_time_is_refused_in_plain_words(serving, time, fault):
+    for name in ("since", "until"):
+        form = {"modality": "visible", name: time}
+        error = told(serving.client.post("/v1/search", files=files(3), data=form))
+        assert error["what"] == f"body.{name}: {fault}"
+        for method, path in (("GET", "/v1/entries"), ("GET", "/v1/days"), ("DELETE", "/v1/entries")):
+            error = told(serving.client.request(method, path, params={name: time}))
+            assert error["what"] == f"query.{name}: {fault}"
+    form = {"modality": "visible", "time": [time]}
+    error = told(serving.client.post("/v1/entries", files=files(3), data=form))
+    assert error["what"] == f"body.time.0: {fault}"
+
+
 def test_health_is_asked_without_a_body_too(serving):
     for path in ("/healthz", "/readyz"):
         reply = serving.client.head(path)

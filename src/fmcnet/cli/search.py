@@ -127,5 +127,5 @@ def _print_answer(answer: Answer, zone: tzinfo) -> None:
         console.echo(f"{rank}: {printable(hit.source or hit.id)}")
     if not answer.hits:
         console.echo("nobody" if answer.compared else "no entry to compare with")
-    for note in filter(None, (answer.order, *answer.notes)):
+    for note in answer.notes:
         console.echo(note)

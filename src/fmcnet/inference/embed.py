@@ -13,7 +13,7 @@ from fmcnet.data.listing import Ignored
 from fmcnet.data.pixels import Remarks, ValueRange
 from fmcnet.data.table import SPLITS, Table
 from fmcnet.errors import DataError
-from fmcnet.files import private_mode, write_atomically
+from fmcnet.files import check_writable, private_mode, write_atomically
 from fmcnet.inference.encoder import Encoder, keep, load
 from fmcnet.inference.image_input import list_images
 from fmcnet.inference.projection import l2_normalize
@@ -96,10 +96,8 @@ def _prepare_output(out: str | Path) -> Path:
     out = Path(out)
     if out.is_dir() or out.suffix != ".npz":
         raise DataError(f"--out {out}: give the name of an .npz file")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"--out {out}: {error.strerror}") from error
+    check_writable(out, "say --out FILE.npz")
+    out.parent.mkdir(parents=True, exist_ok=True)
     return out
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from fmcnet.data.table import SPLITS, Table, fingerprint, seen_identities
 from fmcnet.errors import DataError, FmcnetError
+from fmcnet.files import check_writable
 from fmcnet.inference.calibration import CALIBRATION, DIRECTIONS, Calibration, Curve, FloatVector, direction
 from fmcnet.inference.encoder import Encoder
 from fmcnet.models.shipped import refuse_shipped
@@ -75,6 +76,10 @@ def calibrate_model(
     assert encoder.folder is not None
     if out is None:
         refuse_shipped(source, encoder.folder, "FILE")
+    path = Path(out) if out is not None else encoder.folder / CALIBRATION
+    if path.is_dir():
+        raise DataError(f"--out {path} is a folder: say --out FILE")
+    check_writable(path, "say --out FILE, and --calibration FILE to search and serve")
     config = encoder.card.config
     table = _calibration_rows(encoder, encoder.read_dataset(data), split)
     embeddings = encoder.embed_table(table, batch_size=config.evaluation.batch, progress=progress)
@@ -88,7 +93,6 @@ def calibrate_model(
         gallery_mask=np.isin(table.role, ("gallery", "")),
         source=facts,
     )
-    path = Path(out) if out is not None else encoder.folder / CALIBRATION
     return calibration, calibration.save(path)
 
 

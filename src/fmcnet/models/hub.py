@@ -28,8 +28,8 @@ NAME = re.compile(r"([\w][\w.-]*/[\w][\w.-]*?)(?:@([\w./-]+))?")
 """owner/name, or owner/name@revision."""
 
 FETCH = (
-    "the hub at {where} cannot be reached for '{source}', which is not in its cache ({kind}). Connect once, or give "
-    "a model's folder."
+    "{where} cannot be reached ({kind}), and its cache does not hold '{source}'. Give a model's folder, or connect "
+    "once."
 )
 PUSH = "the hub at {where} cannot be reached ({kind}). Connect, and push again."
 """Messages for a hub that cannot be reached."""
@@ -70,14 +70,18 @@ def is_hub_name(source: str | Path) -> bool:
 
 def is_fetched(folder: str | Path) -> bool:
     """Whether a folder lies in the hub's cache, where nothing is to be written."""
-    hub = sys.modules.get("huggingface_hub")  # not imported: nothing was fetched
-    return hub is not None and Path(folder).absolute().is_relative_to(
-        Path(hub.constants.HF_HUB_CACHE).absolute()
+    constants = sys.modules.get("huggingface_hub.constants")  # not imported: nothing was fetched
+    return constants is not None and Path(folder).absolute().is_relative_to(
+        Path(constants.HF_HUB_CACHE).absolute()
     )
 
 
-def fetch(source: str) -> Path:
+def fetch(source: str, advice: str = "") -> Path:
     """Fetch a model, owner/name or owner/name@revision, into the hub's cache unless it is there; returns its folder.
+
+    Args:
+        source: the name.
+        advice: for a name that was meant as a folder, in brackets behind a space.
 
     Raises:
         CheckpointError: when there is no such model, the hub cannot be reached and the cache lacks it, or a file is
@@ -89,13 +93,15 @@ def fetch(source: str) -> Path:
     if match is None:
         raise CheckpointError(f"'{source}' is no name on the hub: write owner/name, or owner/name@revision")
     name, revision = match.groups()
+    absent = f"there is no folder '{source}'{advice}"
+    logger.info("%s: looking on the Hugging Face Hub", absent)
     try:
         folder = hub.snapshot_download(
             name, revision=revision, allow_patterns=[*FILES, README, DIGESTS], library_name="fmcnet"
         )
     except Exception as error:
         raise CheckpointError(
-            _error_message(hub, error, f"there is no folder '{source}' here, and", source, FETCH)
+            _error_message(hub, error, f"{absent}. As a name of the Hugging Face Hub:", source, FETCH)
         ) from error
     _check_digests(Path(folder), source)
     return Path(folder)

@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fmcnet.errors import CheckpointError, FmcnetError
-from fmcnet.files import put_in_place, room_beside
+from fmcnet.files import check_writable, put_in_place, room_beside
 from fmcnet.models.card import CARD
 from fmcnet.models.hub import fetch, is_fetched, is_hub_name
+from fmcnet.names import nearest
 
 FOLDER = Path(__file__).parents[1] / "weights"
 
@@ -40,17 +41,19 @@ def find_model(source: str | Path) -> Path:
         return path
     if str(source) in known:
         return known[str(source)]
+    similar = nearest(path.name, (card.parent.name for card in path.parent.glob(f"*/{CARD}")))
+    advice = f" (did you mean {path.with_name(similar)}?)" if similar else ""
     hub_hint = ""
     if is_hub_name(source):
         if importlib.util.find_spec("huggingface_hub"):
-            return fetch(str(source))
+            return fetch(str(source), advice)
         hub_hint = ". For a model of the Hugging Face Hub: pip install 'fmcnet[hub]'"
     shipped_hint = (
         f", or a shipped model: {', '.join(known)}" if known else " (no model is shipped with this package)"
     )
     raise CheckpointError(
-        f"there is no model '{source}': give the folder of a finished run (fmcnet train --out FOLDER) or of an "
-        f"exported one (fmcnet export){shipped_hint}{hub_hint}"
+        f"there is no model '{source}'{advice}: give the folder of a finished run (fmcnet train --out FOLDER) or of "
+        f"an exported one (fmcnet export){shipped_hint}{hub_hint}"
     )
 
 
@@ -70,7 +73,11 @@ def check_target(
     overwrite: bool,
     describe: Callable[[], str],
 ) -> None:
-    """Raise a `CheckpointError` unless nothing is at `target`, or a model of `kind` (by its `files`) that may go."""
+    """Raise a `CheckpointError` unless nothing is at `target`, or a model of `kind` (by its `files`) that may go.
+
+    A `DataError` where nothing can be written there.
+    """
+    check_writable(target, "say --out FOLDER")
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     names = {path.name for path in target.iterdir()} if target.is_dir() else set()

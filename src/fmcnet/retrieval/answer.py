@@ -358,7 +358,7 @@ def _card(rank: int, hit: Hit, size: int, picture: bytes | None, zone: tzinfo) -
         f"similarity {hit.similarity:.3f}",
         str(hit.modality),
         "" if hit.camera is None else f"camera {hit.camera}",
-        shown_time(hit.time, zone, name=True),
+        shown_time(hit.time, zone),
         "" if hit.pid is None else f"person {hit.pid}",
         "" if hit.track is None else f"track {hit.track}",
         "" if size == 1 else f"{size} pictures",

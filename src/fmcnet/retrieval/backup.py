@@ -17,7 +17,7 @@ from typing import cast
 import numpy as np
 
 from fmcnet.errors import GalleryBusyError, GalleryDamagedError, GalleryError
-from fmcnet.files import make_private, private_mode, put_in_place, to_disk
+from fmcnet.files import make_private, private_mode, put_in_place, take_from_others, to_disk
 from fmcnet.retrieval.faiss_index import Codes, EntryColumns
 from fmcnet.retrieval.gallery import Gallery
 from fmcnet.retrieval.index_files import (
@@ -110,6 +110,10 @@ def _verified_copy(folder: Path, out: Path) -> Iterator[tuple[Path, int]]:
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
             work.mkdir(mode=0o700, exist_ok=True)
+            if not os.access(work, os.W_OK):
+                raise GalleryError(
+                    f"{work} is needed for the copy and you may not write into it: move it away"
+                )
             if foreign := {path.name for path in work.iterdir()} - {"gallery", "database", "old", LOCK}:
                 raise GalleryError(f"{work} is needed for the copy and holds {min(foreign)}: move it away")
             stack.enter_context(writer_lock(work, 0))
@@ -147,6 +151,7 @@ def _copy(folder: Path, work: Path) -> int:
     finally:
         source.close()
     (work / "database").rename(new / NAME)
+    take_from_others(new.iterdir())  # of the original, which was copied with the system's modes
     database = Database(new, read_only=False, timeout=WAIT)
     try:
         name = database.rename()
@@ -307,6 +312,10 @@ def recover(folder: str | Path, out: str | Path, model: str) -> Recovered:
                 parts.append(_rows_of_database(database, written, removed, damaged))
         if not parts:
             raise GalleryDamagedError(f"{folder}: its index cannot be read either: {reason}")
+        try:
+            partial.mkdir(mode=0o700, parents=True)
+        except OSError as error:
+            raise GalleryError(f"{out} cannot be made: {error.strerror}") from error
         gallery = stack.enter_context(
             Gallery(partial, model=model, dtype="float16" if dtype == "float16" else "float32")
         )

@@ -34,6 +34,7 @@ PORTION = 256
 Existing = Literal["keep", "update", "replace"]
 METADATA = ("camera", "time", "track", "pid", "tags")
 COMPARED = ("modality", *METADATA)
+_OWN_TRACKS = "answers each as one: unless that is meant, give tracks names of their own, as gate/1"
 ENCODED = {"modality", "picture", "content"}
 """What cannot be changed without reading the picture again."""
 
@@ -144,7 +145,8 @@ def index(
         check_faults(sources, missing_ok=missing_ok)
     gallery = searcher.gallery
     report, remarks = IndexReport(sources, list(sources.faults)), Remarks()
-    identities, tracks = gallery.identities(), gallery.tracks()
+    identities = gallery.identities() or _stored_values(gallery, "pid", sources.pictures)
+    tracks = gallery.tracks() or _stored_values(gallery, "track", sources.pictures)
     new: list[Picture] = []
     try:
         with Progress("indexing", len(sources.pictures), show=progress) as bar:
@@ -367,11 +369,25 @@ def added_notes(
             "does, and repeat with --existing update"
         )
     if mixed:
-        notes.append(
-            f"{list_mixed(mixed)}; --group track answers each as one: unless that is meant, give tracks names of "
-            "their own, as gate/1, and repeat with --existing update"
-        )
+        notes.append(f"{list_mixed(mixed)}; --group track {_OWN_TRACKS}, and repeat with --existing update")
     return notes
+
+
+def mixed_notes(gallery: Gallery, ids: Sequence[str]) -> list[str]:
+    """A note on the tracks of these entries that are of several cameras or identities, earlier entries included."""
+    added = [entry for entry, _ in gallery.scan(Where(ids=ids))]
+    tracks = sorted({entry.track for entry in added if entry.track is not None})
+    stored = _early_entries(gallery, Where(tracks=tracks[:LOOKED_UP])) if tracks else ()
+    mixed = mixed_tracks((*added, *stored))
+    return [f"{list_mixed(mixed)}; group=track {_OWN_TRACKS}"] if mixed else []
+
+
+def _stored_values(gallery: Gallery, name: str, pictures: Sequence[Picture]) -> list[str]:
+    """Of a cluster, which lists no values: those of the first `LOOKED_UP` of the pictures that entries have, too."""
+    values = sorted({getattr(picture, name) for picture in pictures} - {None})[:LOOKED_UP]
+    where = Where(pids=values) if name == "pid" else Where(tracks=values)
+    entries = _early_entries(gallery, where) if values else ()
+    return sorted({getattr(entry, name) for entry in entries})
 
 
 def _early_entries(gallery: Gallery, where: Where) -> Iterator[Entry]:

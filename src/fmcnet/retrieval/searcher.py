@@ -310,7 +310,7 @@ class Searcher:
         if not compared:
             reason = "the gallery is empty, or nothing in it passes the filter"
             notes.insert(0, f"there was no entry to compare with: {reason}")
-        return Answer(
+        answer = Answer(
             hits=tuple(hit_group.best for hit_group in groups),
             groups=tuple(groups) if group else (),
             no_match=not groups and (limited or not compared),
@@ -321,6 +321,7 @@ class Searcher:
             thresholds=thresholds,
             notes=tuple(notes),
         )
+        return replace(answer, notes=(answer.order, *notes)) if answer.order else answer
 
     def _calibrated_entries(self, scores: CalibratedScores, where: Where | None) -> list[Modality]:
         """The modalities of entries whose similarities can be judged; an error if there is none."""

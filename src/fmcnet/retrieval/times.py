@@ -35,7 +35,7 @@ def doubtful_times(times: Iterable[tuple[str, datetime | None]]) -> list[str]:
     ):
         if affected:
             name, first = affected[0]
-            shown = shown_time(first, first.tzinfo or timezone.utc, name=True)
+            shown = shown_time(first, first.tzinfo or timezone.utc)
             notes.append(
                 f"{len(affected)} of {len(pictures)} pictures have a time {kind}, the first {name} {shown}: {effect}"
             )

@@ -21,6 +21,7 @@ from pebble import ProcessExpired, ProcessPool
 from PIL import Image
 
 from fmcnet.data.pixels import ValueRange
+from fmcnet.interrupt import ignored
 from fmcnet.server.errors import ApiError, overloaded
 from fmcnet.server.limits import Limits
 from fmcnet.server.uploads import (
@@ -91,7 +92,11 @@ class _Queue:
         method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
         context = multiprocessing.get_context(method)
         if method == "forkserver":
+            from multiprocessing import forkserver  # not on Windows
+
             context.set_forkserver_preload([decode_upload.__module__])
+            with ignored("SIGINT"):  # a Ctrl-C goes to them, too, and would end them while they start
+                forkserver.ensure_running()
         initializer = _yield_to_others if self._slow is None else None
         return ProcessPool(self._processes, RECYCLE, initializer, context=context)
 

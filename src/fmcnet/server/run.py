@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import logging
 import os
@@ -25,6 +26,7 @@ from fmcnet.inference.encoder import Encoder
 from fmcnet.interrupt import ignored
 from fmcnet.names import nearest
 from fmcnet.retrieval import Gallery, Searcher
+from fmcnet.retrieval.backup import remove_empty
 from fmcnet.retrieval.searcher import choose_model
 from fmcnet.retrieval.sqlite_connection import NAME
 from fmcnet.server.app import Network, check_root_path, create_app
@@ -100,7 +102,9 @@ def _new_gallery_note(gallery: str) -> str:
     others = {path.parent.name for path in folder.absolute().parent.glob(f"*/{NAME}")}
     similar = nearest(folder.name, others)
     suggestion = f"; did you mean {folder.with_name(similar)}?" if similar else ""
-    return f"there was no gallery at {gallery}: an empty one was made{suggestion}"
+    return (
+        f"there was no gallery at {gallery}: a new one was made, which goes if nothing is added{suggestion}"
+    )
 
 
 def _can_write(gallery: str) -> bool:
@@ -156,7 +160,10 @@ def serve(settings: ServeOptions) -> None:
             message = "is served read-only: it can be searched, and nothing added or removed"
             logger.warning("%s %s", settings.gallery, message)
         note = _new_gallery_note(settings.gallery)
-        with Gallery(settings.gallery, read_only=read_only) as gallery:
+        with contextlib.ExitStack() as stack:
+            if note:  # a mistyped path is to be told at the next start, too
+                stack.callback(remove_empty, Path(settings.gallery), whole=True)
+            gallery = stack.enter_context(Gallery(settings.gallery, read_only=read_only))
             if note:
                 logger.warning(note)
             searcher = Searcher(encoder, gallery)

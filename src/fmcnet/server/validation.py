@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, File, Form, Query, Request, UploadFile
-from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field
+from pydantic import AfterValidator, AwareDatetime, Field, WrapValidator
 from python_multipart.multipart import parse_options_header
 
 from fmcnet.data.pixels import parse_range
@@ -94,22 +96,25 @@ def _parse_pid(parse: Callable[[str], _Read], pid: str) -> _Read:
         raise ValueError(str(error)) from error
 
 
-def _check_moment(value: object) -> object:
-    """Refuse numbers, which pydantic reads as seconds since 1970, as in `since=2026`, and wrong offsets."""
+def _parse_moment(value: object, parse: Callable[[object], datetime]) -> datetime:
+    """Refuse numbers, which pydantic reads as seconds since 1970, as in `since=2026`, dates and wrong offsets."""
     if re.search(r":\d\d\S* \d\d(:?\d\d)?$", str(value)):
         raise ValueError("its offset lacks the +: in an address, write + as %2B")
     if re.search(r":\d\d\S*[+-]\d\d$", str(value)):
         raise ValueError("write its offset with minutes, as +01:00")
     if re.search(r"[Tt ]\d\d(:\d\d){1,2}(\.\d+)?$", str(value)):
         raise ValueError("its offset is missing: write Z for UTC, or +01:00, behind it")
+    if re.fullmatch(r"\d{4}-?\d\d-?\d\d", str(value)):
+        raise ValueError("a date alone has no timezone: write its midnight, as 2026-03-01T00:00:00+01:00")
     try:
         float(str(value))
     except ValueError:
-        return value
-    raise ValueError("a moment is written as 2026-03-01T12:00:00Z")
+        with contextlib.suppress(ValueError):
+            return parse(value)
+    raise ValueError("it is no time: write it as 2026-03-01T12:00:00Z")
 
 
-Moment = Annotated[AwareDatetime, BeforeValidator(_check_moment)]
+Moment = Annotated[AwareDatetime, WrapValidator(_parse_moment)]
 """A datetime of a request, with its time zone."""
 Person = Annotated[str, AfterValidator(lambda pid: _parse_pid(as_pid, pid))]
 """An identity, a text or a number, of an entry."""

@@ -18,7 +18,14 @@ from fmcnet.data.cache import ImageCache
 from fmcnet.data.readers import read_dataset
 from fmcnet.data.table import Table
 from fmcnet.errors import CheckpointError, DataError, FmcnetError, require
-from fmcnet.files import file_digest, put_in_place, room_beside, write_json, write_text
+from fmcnet.files import (
+    check_writable,
+    file_digest,
+    put_in_place,
+    room_beside,
+    write_json,
+    write_text,
+)
 from fmcnet.inference.backends import GRAPHS, MANIFEST, Manifest, OnnxBackend, int8_digest, read_manifest
 from fmcnet.inference.calibration import CALIBRATION, Calibration
 from fmcnet.inference.encoder import Encoder
@@ -222,6 +229,7 @@ def _copy_calibration(source: Path, folder: Path, digest: str) -> None:
 
 def _check_target(target: Path, source: str, precision: str, overwrite: bool) -> None:
     """Refuse to replace anything but an earlier export; with `overwrite` also of another model or precision."""
+    check_writable(target, "say --out FOLDER")
     if not target.exists():
         return
     names = {path.name for path in target.iterdir()} if target.is_dir() else {"?"}

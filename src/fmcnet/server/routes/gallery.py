@@ -14,7 +14,7 @@ from fmcnet.errors import GalleryError
 from fmcnet.names import near_cameras
 from fmcnet.retrieval import Entry, Where
 from fmcnet.retrieval.answer import filter_notes
-from fmcnet.retrieval.indexing import near_notes
+from fmcnet.retrieval.indexing import mixed_notes, near_notes
 from fmcnet.retrieval.inputs import as_id
 from fmcnet.retrieval.times import doubtful_times
 from fmcnet.server import schemas, validation
@@ -163,6 +163,8 @@ async def add(
             kept = [pair for pair in zip(added.ids, pictures, strict=True) if pair[0] not in existing]
             notes = [*remarks, *await service.work(lambda: _store_pictures(service, kept))]
             notes += await service.work(lambda: _doubtful_notes(service, camera, pid, time))
+            if any(track):
+                notes += await service.work(lambda: mixed_notes(service.gallery, added.ids))
     return {"ids": list(added.ids), **counts, "notes": notes}
 
 
