@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import signal
@@ -242,19 +243,16 @@ def test_a_run_killed_before_it_began_is_begun_again(tiny_sysu, tmp_path):
     assert one.complete("cpu", progress=False)["steps"] == 2
 
 
-def test_a_run_that_fails_leaves_the_others_be(tiny_sysu, tmp_path):
+def test_a_run_that_fails_leaves_the_others_be(tiny_sysu, tmp_path, caplog):
     bad = run_named(tmp_path, tiny_sysu, "bad", "training.lr=1e30", "training.clip=0")
     runs = [bad, run_named(tmp_path, tiny_sysu, "good"), run_named(tmp_path, tiny_sysu, "fine")]
-    told = []
+    caplog.set_level(logging.INFO)
     with pytest.raises(FmcnetError, match=r"1 of 3 runs failed; the others are done:\n  bad: step"):
-        complete_runs(
-            runs,
-            device="cpu",
-            progress=False,
-            report=lambda run, done, total: told.append(done),
-        )
+        complete_runs(runs, device="cpu", progress=False)
     assert [one.result() is not None for one in runs] == [False, True, True]
-    assert told == [1, 2]
+    rank1 = 100 * runs[1].result()["evaluations"][0]["mean"]["rank1"]
+    assert f"1/3 good: i2v R1 {rank1:.2f} mAP " in caplog.text
+    assert "2/3 fine: i2v R1 " in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -265,15 +263,14 @@ def test_a_run_that_fails_leaves_the_others_be(tiny_sysu, tmp_path):
         ("refused", "refused: the settings"),
     ],
 )
-def test_a_worker_that_dies_costs_its_own_run_alone(tmp_path, fault, said):
+def test_a_worker_that_dies_costs_its_own_run_alone(tmp_path, caplog, fault, said):
     runs = [FakeRun("bad", tmp_path, fault), FakeRun("a", tmp_path), FakeRun("b", tmp_path)]
-    told, before = [], {*children(os.getpid())}  # other tests may have left a pool
+    caplog.set_level(logging.INFO)
+    before = {*children(os.getpid())}  # other tests may have left a pool
     with pytest.raises(FmcnetError, match=rf"1 of 3 runs failed; the others are done:\n  bad: {said}"):
-        complete_runs(
-            runs, 2, device="cpu", progress=False, report=lambda run, done, total: told.append(done)
-        )
+        complete_runs(runs, 2, device="cpu", progress=False)
     assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {"a", "b"}
-    assert told == [1, 2]
+    assert [message[:3] for message in caplog.messages if " left" in message] == ["1/3", "2/3"]
     assert {*children(os.getpid())} <= before
 
 

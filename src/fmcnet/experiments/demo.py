@@ -93,7 +93,7 @@ def run_demo(
     by_title = {TITLES[variant]: out / variant for variant in VARIANTS}
     evaluated = {title: evaluate_model(run, table, progress=progress) for title, run in by_title.items()}
     extra = {"seed": seed, "preset": preset, "seconds": {k: round(v, 1) for k, v in seconds.items()}}
-    report = write_report(evaluated, by_title, out / "report", extra=extra)
+    report = write_report(evaluated, out / "report", extra=extra)
     result = {
         "report": str(report),
         "data": str(out / "data"),

@@ -126,16 +126,14 @@ def complete_runs(
     *,
     device: str = "auto",
     progress: bool | None = None,
-    report: Callable[[StudyRun, int, int], None] = lambda run, done, total: None,
 ) -> None:
-    """Complete all runs that are not finished. A run that fails does not stop the others.
+    """Complete all runs that are not finished, and log each with its scores. One that fails does not stop the others.
 
     Args:
         runs: in order.
         workers: processes of one CPU thread each, at least one a device; 1: this process.
         device: "auto" and "cuda" use all GPUs.
         progress: show a bar for each training (one worker only).
-        report: called after each run with the run, the number of finished runs, and the number of all.
 
     Raises:
         FmcnetError: at the end, when runs failed, with the reason of each.
@@ -148,15 +146,18 @@ def complete_runs(
         completed = _complete_in_processes(unfinished, workers, devices)
     else:
         completed = ((run, _complete_or_reason(run, devices[0], progress)) for run in unfinished)
-    done, failures = len(runs) - len(unfinished), {}
+    started, done, failures = time.perf_counter(), 0, {}
     with contextlib.closing(completed):
         for run, reason in completed:
             if reason:
                 failures[run.name] = reason
                 logger.warning("%s failed: %s", run.name, reason)
-            else:
-                done += 1
-                report(run, done, len(runs))
+                continue
+            done += 1
+            left = len(unfinished) - done
+            minutes = (time.perf_counter() - started) / done * left / 60
+            number = f"{len(runs) - left}/{len(runs)}"
+            logger.info("%s %s: %s; about %.0f min left", number, run.name, run.scores(), minutes)
     if failures:
         listed = "\n".join(f"  {name}: {reason}" for name, reason in failures.items())
         raise FmcnetError(f"{len(failures)} of {len(runs)} runs failed; the others are done:\n{listed}")
