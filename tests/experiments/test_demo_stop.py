@@ -1,4 +1,4 @@
-"""A demo that is terminated takes its trainings with it."""
+"""A demo that is terminated or killed takes its trainings with it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.experiments.test_study import alive, children, wait_for
+
 CODE = """
 import sys
 from fmcnet.experiments.demo import run_demo
@@ -17,21 +19,9 @@ run_demo(sys.argv[1], preset="tiny", overrides=("training.epochs=2000",), quiet=
 """
 
 
-def trainings(out: Path) -> list[str]:
-    """Command lines of processes that train below `out`."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = path.read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if b"train" in words and any(word.startswith(str(out).encode()) for word in words):
-            found.append(str(path))
-    return found
-
-
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="processes are listed in /proc")
-def test_sigterm_ends_the_trainings_too(tmp_path):
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_ends_the_trainings_too(tmp_path, sent):
     out = tmp_path / "demo"
     process = subprocess.Popen([sys.executable, "-c", CODE, str(out)], stderr=subprocess.PIPE, text=True)
     try:
@@ -40,11 +30,14 @@ def test_sigterm_ends_the_trainings_too(tmp_path):
             assert process.poll() is None, process.stderr.read()
             assert time.monotonic() < end
             time.sleep(0.1)
-        assert trainings(out)
-        process.send_signal(signal.SIGTERM)
+        trainings = children(process.pid)
+        assert len(trainings) == 2
+        process.send_signal(sent)
         process.communicate(timeout=120)
         assert process.returncode != 0
-        assert not trainings(out)
+        if sent == signal.SIGKILL:
+            wait_for(lambda: not any(alive(training) for training in trainings))
+        assert not any(alive(training) for training in trainings)
         assert all(list((out / name / "checkpoints").glob("step-*")) for name in ("base", "full"))
     finally:
         process.kill()

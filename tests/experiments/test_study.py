@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
+import logging
 import os
 import re
 import signal
@@ -20,11 +20,10 @@ from fmcnet.config import load_config
 from fmcnet.data.readers import read_dataset
 from fmcnet.data.readers.csv import write_csv
 from fmcnet.errors import FmcnetError
-from fmcnet.experiments import workers as study_workers
 from fmcnet.experiments.rows import select_studies
 from fmcnet.experiments.runs import MODEL_CARD, StudyRun
 from fmcnet.experiments.study import StudyOptions, _read_tables, parse_seeds, run_study
-from fmcnet.experiments.workers import SPAWN, complete_runs, find_devices
+from fmcnet.experiments.workers import complete_runs, find_devices
 from fmcnet.inference.info import model_info
 from tests.cli import run_command
 from tests.experiments.fake_run import FakeRun
@@ -62,13 +61,16 @@ def under_way(out, most=LONG):
 
 def spawned_by(pid):
     """Process ids of a process's workers, where /proc lists them."""
-    return [one for one in children(pid) if b"spawn_main" in Path(f"/proc/{one}/cmdline").read_bytes()]
+    return [one for one in children(pid) if b"do_work" in Path(f"/proc/{one}/cmdline").read_bytes()]
 
 
 def children(pid):
     """Process ids of a process's children, where /proc lists them."""
-    path = Path(f"/proc/{pid}/task/{pid}/children")
-    return [int(child) for child in path.read_text().split()] if path.exists() else []
+    return [
+        int(child)
+        for path in Path(f"/proc/{pid}/task").glob("*/children")
+        for child in path.read_text().split()
+    ]
 
 
 def alive(pid):
@@ -241,19 +243,16 @@ def test_a_run_killed_before_it_began_is_begun_again(tiny_sysu, tmp_path):
     assert one.complete("cpu", progress=False)["steps"] == 2
 
 
-def test_a_run_that_fails_leaves_the_others_be(tiny_sysu, tmp_path):
+def test_a_run_that_fails_leaves_the_others_be(tiny_sysu, tmp_path, caplog):
     bad = run_named(tmp_path, tiny_sysu, "bad", "training.lr=1e30", "training.clip=0")
     runs = [bad, run_named(tmp_path, tiny_sysu, "good"), run_named(tmp_path, tiny_sysu, "fine")]
-    told = []
+    caplog.set_level(logging.INFO)
     with pytest.raises(FmcnetError, match=r"1 of 3 runs failed; the others are done:\n  bad: step"):
-        complete_runs(
-            runs,
-            device="cpu",
-            progress=False,
-            report=lambda run, done, total: told.append(done),
-        )
+        complete_runs(runs, device="cpu", progress=False)
     assert [one.result() is not None for one in runs] == [False, True, True]
-    assert told == [1, 2]
+    rank1 = 100 * runs[1].result()["evaluations"][0]["mean"]["rank1"]
+    assert f"1/3 good: i2v R1 {rank1:.2f} mAP " in caplog.text
+    assert "2/3 fine: i2v R1 " in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -264,40 +263,42 @@ def test_a_run_that_fails_leaves_the_others_be(tiny_sysu, tmp_path):
         ("refused", "refused: the settings"),
     ],
 )
-def test_a_worker_that_dies_costs_its_own_run_alone(tmp_path, fault, said):
+def test_a_worker_that_dies_costs_its_own_run_alone(tmp_path, caplog, fault, said):
     runs = [FakeRun("bad", tmp_path, fault), FakeRun("a", tmp_path), FakeRun("b", tmp_path)]
-    told, before = [], {*multiprocessing.active_children()}  # other tests may have left a pool
+    caplog.set_level(logging.INFO)
+    before = {*children(os.getpid())}  # other tests may have left a pool
     with pytest.raises(FmcnetError, match=rf"1 of 3 runs failed; the others are done:\n  bad: {said}"):
-        complete_runs(
-            runs, 2, device="cpu", progress=False, report=lambda run, done, total: told.append(done)
-        )
+        complete_runs(runs, 2, device="cpu", progress=False)
     assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {"a", "b"}
-    assert told == [1, 2]
-    assert {*multiprocessing.active_children()} <= before
+    assert [message[:3] for message in caplog.messages if " left" in message] == ["1/3", "2/3"]
+    assert {*children(os.getpid())} <= before
+
+
+def refuse_processes(monkeypatch, allowed):
+    """Let the system start no process but those of the numbers in `allowed`."""
+    start, tried = subprocess.Popen.__init__, []
+
+    def start_or_refuse(process, *arguments, **options):
+        tried.append(process)
+        if len(tried) not in allowed:
+            raise OSError(11, "Resource temporarily unavailable")
+        start(process, *arguments, **options)
+
+    monkeypatch.setattr(subprocess.Popen, "__init__", start_or_refuse)
 
 
 def test_a_worker_that_cannot_start_costs_its_own_run_alone(tmp_path, monkeypatch):
-    start, tried = SPAWN.Process.start, []
-
-    def refused_once(process):
-        tried.append(process)
-        if len(tried) == 1:
-            raise OSError(11, "Resource temporarily unavailable")
-        start(process)
-
-    monkeypatch.setattr(SPAWN.Process, "start", refused_once)
-    runs = [FakeRun(name, tmp_path) for name in ("bad", "a")]
-    with pytest.raises(FmcnetError, match=r"bad: its worker process cannot be started: .*unavailable"):
+    refuse_processes(monkeypatch, allowed=[1])
+    runs = [FakeRun(name, tmp_path) for name in ("a", "b")]
+    with pytest.raises(
+        FmcnetError, match=r"1 of 2 runs failed.*\n  [ab]: .*cannot be started: .*unavailable"
+    ):
         complete_runs(runs, 2, device="cpu", progress=False)
-    assert (tmp_path / "a").read_text() == "done"
+    assert [path.read_text() for path in tmp_path.glob("[ab]")] == ["done"]
 
 
 def test_a_study_ends_when_no_worker_can_start(tmp_path, monkeypatch):
-    def refused(process):
-        raise OSError(11, "Resource temporarily unavailable")
-
-    monkeypatch.setattr(SPAWN.Process, "start", refused)
-    monkeypatch.setattr(study_workers, "wait", lambda connections: pytest.fail("waits for no process"))
+    refuse_processes(monkeypatch, allowed=[])
     with pytest.raises(FmcnetError, match=r"(?s)2 of 2 runs failed.*cannot be started: .*unavailable"):
         complete_runs([FakeRun(name, tmp_path) for name in ("a", "b")], 2, device="cpu", progress=False)
 
@@ -318,7 +319,8 @@ def test_killed_it_goes_on_and_repeats_nothing(tmp_path, workers):
     try:
         wait_for(lambda: list((out / "runs").glob("*/result.json")))
         cut = wait_for(lambda: under_way(out, LONG // 2))  # for a worker does some steps more before it ends
-        workers_of_it = children(running.pid)
+        workers_of_it = spawned_by(running.pid)
+        assert workers_of_it or not Path("/proc/self").exists()
     finally:
         running.kill()
         running.wait()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import io
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 from fmcnet.errors import DataError
 from fmcnet.experiments.rows import DIRECTIONS, markdown_table, page
-from fmcnet.files import write_text
+from fmcnet.files import write_rows, write_text
 from fmcnet.models.shipped import shipped_models
 from fmcnet.parsing import read_json
 
@@ -50,12 +50,10 @@ class ComparisonRow:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Rows, their rendering, and the files written."""
+    """Rows, the table in Markdown, and the files written."""
 
     rows: tuple[ComparisonRow, ...]
     markdown: str
-    latex: str
-    table: str
     paths: tuple[Path, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -68,7 +66,7 @@ def published() -> tuple[ComparisonRow, ...]:
     """The published results that travel with the package."""
     text = resources.files("fmcnet.experiments").joinpath("published.csv").read_text(encoding="utf-8")
     rows = []
-    for line in csv.DictReader(io.StringIO(text)):
+    for line in csv.DictReader(text.splitlines()):
         numbers = {
             name: float(cell) for name, cell in line.items() if cell and name.endswith(("_r1", "_map"))
         }
@@ -92,12 +90,13 @@ def compare(runs: list[Path] | tuple[Path, ...], out: str | Path | None = None) 
     rows = (*published(), *_join_rows([_run_row(Path(run)) for run in runs]))
     filled = {key for row in rows for key, (rank1, _) in row.figures.items() if rank1 is not None}
     columns = [key for key in COLUMNS if key in filled]
-    rendered = (_markdown(rows, columns), _latex(rows, columns), _csv(rows, columns))
+    markdown = _markdown(rows, columns)
     if out is None:
-        return Comparison(rows, *rendered)
-    files = zip(("md", "tex", "csv"), rendered, strict=True)
-    written = (write_text(Path(out) / f"comparison.{suffix}", text) for suffix, text in files)
-    return Comparison(rows, *rendered, tuple(written))
+        return Comparison(rows, markdown)
+    path = Path(out) / "comparison.md"
+    written = [write_text(path, markdown), write_text(path.with_suffix(".tex"), _latex(rows, columns))]
+    written.append(write_rows(path.with_suffix(".csv"), _csv(rows, columns)))
+    return Comparison(rows, markdown, tuple(written))
 
 
 def _join_rows(rows: list[ComparisonRow]) -> list[ComparisonRow]:
@@ -143,11 +142,9 @@ def _row_from_report(run: str, facts: Any) -> ComparisonRow:
         if key := _published_column(dataset["name"], evaluation):
             chosen[key] = evaluation
         else:
-            name, direction = (
-                evaluation["protocol"].partition(":")[0],
-                DIRECTIONS.get(evaluation["direction"]),
-            )
-            flags.append(f"not a published setting, left out: {name}{f', {direction}' if direction else ''}")
+            name, direction = evaluation["protocol"].partition(":")[0], evaluation["direction"]
+            words = f", {DIRECTIONS[direction]}" if direction in DIRECTIONS else ""
+            flags.append(f"not a published setting, left out: {name}{words}")
     for evaluation in chosen.values():
         flags += _evaluation_flags(dataset["name"], evaluation)
     if dataset.get("generated"):
@@ -248,12 +245,9 @@ def _latex(rows: tuple[ComparisonRow, ...], columns: list[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _csv(rows: tuple[ComparisonRow, ...], columns: list[str]) -> str:
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
+def _csv(rows: tuple[ComparisonRow, ...], columns: list[str]) -> Iterator[list[str]]:
     scores = [f"{key}_{metric}" for key in columns for metric in ("r1", "map")]
-    writer.writerow(["method", "where", *scores, "flags"])
+    yield ["method", "where", *scores, "flags"]
     for row in rows:
         cells = (cell.replace("-", "") for cell in _cells(row, columns))
-        writer.writerow([row.name, row.where, *cells, "; ".join(row.flags)])
-    return stream.getvalue()
+        yield [row.name, row.where, *cells, "; ".join(row.flags)]

@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
+from concurrent.futures import wait
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from fmcnet.config import load_config
+from fmcnet.config import Config, load_config
 from fmcnet.data.readers import read_dataset
-from fmcnet.errors import FmcnetError, Interrupted, TrainingError
+from fmcnet.errors import FmcnetError, TrainingError
 from fmcnet.evaluation.evaluate import METRICS
 from fmcnet.evaluation.evaluate_model import EvaluatedRun, evaluate_model
 from fmcnet.experiments.report import TITLES, write_report
 from fmcnet.experiments.study import CONFIGS, check_folder
+from fmcnet.experiments.workers import work_in_process, worker_pool
 from fmcnet.models.card import CARD
 from fmcnet.progress import Progress
 from fmcnet.synthetic import generate
 from fmcnet.training.loggers import read_log
 from fmcnet.training.prepare import total_steps
+from fmcnet.training.run_folder import resumed_config
+from fmcnet.training.trainer import train
 from fmcnet.types import Modality
 
 logger = logging.getLogger(__name__)
@@ -81,15 +81,19 @@ def run_demo(
     table = read_dataset(out / "data")
     generated = time.perf_counter()
     progress = False if quiet else None
-    runs = {variant: out / variant for variant in VARIANTS}
-    unfinished = [variant for variant, run in runs.items() if not (run / CARD).is_file()]
-    with _training_processes(unfinished, out, CONFIGS[preset], settings) as running:
-        _wait_for_trainings(running, out, total_steps(config, table), progress)
+    configs: dict[str, Config] = {}
+    for variant in VARIANTS:
+        if not (out / variant / CARD).is_file():
+            overrides = (f"model.variant={variant}", *settings)
+            configs[variant] = resumed_config(out / variant, None, overrides) or load_config(
+                CONFIGS[preset], overrides
+            )
+    _train_all(configs, out, total_steps(config, table), progress)
     seconds = {"generate": generated - started, "train": time.perf_counter() - generated}
-    by_title = {TITLES[variant]: run for variant, run in runs.items()}
+    by_title = {TITLES[variant]: out / variant for variant in VARIANTS}
     evaluated = {title: evaluate_model(run, table, progress=progress) for title, run in by_title.items()}
     extra = {"seed": seed, "preset": preset, "seconds": {k: round(v, 1) for k, v in seconds.items()}}
-    report = write_report(evaluated, by_title, out / "report", extra=extra)
+    report = write_report(evaluated, out / "report", extra=extra)
     result = {
         "report": str(report),
         "data": str(out / "data"),
@@ -102,58 +106,25 @@ def run_demo(
     return result
 
 
-@contextlib.contextmanager
-def _training_processes(
-    variants: Sequence[str], out: Path, config: str, settings: Sequence[str]
-) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
-    """Train each variant in a process. At the end of the block, or on an error, each writes a checkpoint and ends."""
-    running: dict[str, subprocess.Popen[bytes]] = {}
-    previous_handler = None
-    with contextlib.suppress(ValueError):  # outside the main thread
-        previous_handler = signal.signal(signal.SIGTERM, _raise_interrupted)
-    try:
-        for variant in variants:
-            command = [sys.executable, "-m", "fmcnet", "train", "--config", config, "--resume", "--json"]
-            command += ["--data", str(out / "data"), "--out", str(out / variant)]
-            command += [f"model.variant={variant}", *settings]
-            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-            with (out / f"{variant}.log").open("wb") as log:
-                running[variant] = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-        yield running
-    finally:
-        for process in running.values():
-            process.terminate()
-        for process in running.values():
-            try:
-                process.wait(timeout=30)
-            except subprocess.TimeoutExpired:
-                process.kill()
-        if previous_handler is not None:
-            signal.signal(signal.SIGTERM, previous_handler)
-
-
-def _raise_interrupted(*_: object) -> None:
-    raise Interrupted("terminated; the same command goes on", 143)
-
-
-def _wait_for_trainings(
-    running: Mapping[str, subprocess.Popen[bytes]], out: Path, steps: int, progress: bool | None
-) -> None:
-    """Show one bar for all trainings until they end. If one fails, raise with the end of its log."""
-    if not running:
+def _train_all(configs: Mapping[str, Config], out: Path, steps: int, progress: bool | None) -> None:
+    """Train each variant in a process, with one bar for all. If one fails, the others write a checkpoint and end."""
+    if not configs:
         return
-    names = " and ".join(TITLES[variant] for variant in running)
-    done = sum(_last_step(out / variant)[0] for variant in running)
-    alive = True
-    with Progress(f"training {names}", steps * len(running), done, show=progress) as bar:
+    title = f"training {' and '.join(TITLES[variant] for variant in configs)}"
+    done = sum(_last_step(out / variant)[0] for variant in configs)
+    bar = Progress(title, steps * len(configs), done, show=progress)
+    with worker_pool(len(configs)) as (pool, lifeline), bar:
+        trainings = {}
+        for variant, config in configs.items():
+            work = partial(train, config, out / "data", out / variant, resume=True, progress=False)
+            trainings[variant] = pool.submit(work_in_process, work, out / f"{variant}.log", lifeline)
+        alive = True
         while alive:
-            time.sleep(1.0)
-            alive = any(process.poll() is None for process in running.values())
-            for variant, process in running.items():
-                if process.poll():
-                    log = (out / f"{variant}.log").read_text(errors="replace").strip().splitlines()
-                    raise TrainingError(f"training {variant} failed: " + "\n".join(log[-3:]))
-            last_steps = {variant: _last_step(out / variant) for variant in running}
+            alive = bool(wait(trainings.values(), timeout=1.0).not_done)
+            for variant, training in trainings.items():
+                if training.done() and (reason := training.result()):
+                    raise TrainingError(f"training {variant} failed: {reason}")
+            last_steps = {variant: _last_step(out / variant) for variant in configs}
             note = ", ".join(
                 f"{variant} loss {loss:.2f}" for variant, (step, loss) in last_steps.items() if step
             )

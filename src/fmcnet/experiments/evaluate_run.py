@@ -61,14 +61,10 @@ class EvaluateResult:
 
     run: Path
     runs: tuple[Path, ...]
-    """Several for RegDB's splits."""
     evaluations: tuple[DirectionResult, ...]
-    """By direction; trials of several splits are pooled."""
     stamp: str
-    """A warning that must stand beside the figures, or ""."""
     report: Path | None
     notes: tuple[str, ...] = ()
-    """One sentence for each thing that the dataset's reader left out or renamed."""
 
     def to_dict(self) -> dict[str, Any]:
         """For `--json` and `evaluation.json`."""
@@ -145,7 +141,7 @@ def evaluate_run(
         title = TITLES[pooled.encoder.model.variant]
         extra = {"splits": len(parts), "stamp": stamp} if len(parts) > 1 or stamp else {}
         try:
-            report_path = write_report({title: pooled}, {title: runs[-1]}, folder, extra=extra, keep=True)
+            report_path = write_report({title: pooled}, folder, extra=extra, keep=True)
         except OSError as error:
             if out is not None:
                 raise
@@ -219,15 +215,15 @@ def _evaluate_one(
         rules = read_protocol(protocol, table.select(split="test"))
         if rules.skip.pairs and (cameras := camera_names(table)):
             notes.append(f"cameras: {cameras}")
-        return evaluate_model(run, table, settings, given={"custom": rules}, **options), notes
-    standard = standard_settings(table, settings)
-    if len(standard) == 1 or names.keys() & {"mode", "shots", "direction"}:
-        return evaluate_model(run, table, settings, **options), notes
-    try:
-        return evaluate_model(run, table, standard, **options), notes
-    except ProtocolError as error:  # a part of SYSU-MM01 may lack the indoor cameras
-        notes.append(f"indoor-search was left out: {error}")
-        return evaluate_model(run, table, settings, **options), notes
+        options = {**options, "given": {"custom": rules}}
+    elif not names.keys() & {"mode", "shots", "direction"}:
+        try:
+            return evaluate_model(run, table, standard_settings(table, settings), **options), notes
+        except ProtocolError as error:  # a part of SYSU-MM01 may lack the indoor cameras
+            if len(standard_settings(table, settings)) == 1:
+                raise
+            notes.append(f"indoor-search was left out: {error}")
+    return evaluate_model(run, table, settings, **options), notes
 
 
 def _run_settings(run: Path, card: ModelCard, overrides: Sequence[str]) -> EvaluationConfig:

@@ -25,6 +25,8 @@ from fmcnet.training.loggers import read_log
 from fmcnet.training.train_step import MEASURED
 
 RIGHT, WRONG, INK = "#1a7f37", "#cf222e", "#24292f"
+Pictures = list[tuple[str, Path]]
+"""Title and file of each."""
 NO_TERMS = {"step", "epoch", "rate", "loss", *MEASURED}
 """Keys of a training's log that are no loss terms."""
 
@@ -59,11 +61,11 @@ def write_png(figure: Any, path: Path) -> Path:
     return path
 
 
-def training_curves(runs: dict[str, Path], path: Path) -> Path:
+def training_curves(judged: dict[str, EvaluatedRun], path: Path) -> Path:
     """Loss terms of each run (by title), below them its health, with the mAP on validation identities, by step."""
-    logs = {title: read_log(run) for title, run in runs.items()}
+    logs = {title: read_log(str(run.encoder.folder)) for title, run in judged.items()}
     healthy = any(name in record for records in logs.values() for record in records for name in health.NAMES)
-    figure, axes = new_axes(1 + healthy, len(runs), (5.6 * len(runs), 4.4 + 3.2 * healthy))
+    figure, axes = new_axes(1 + healthy, len(logs), (5.6 * len(logs), 4.4 + 3.2 * healthy))
     for column, (title, records) in zip(axes.T, logs.items(), strict=True):
         steps = [record for record in records if "step" in record]
         names = list(dict.fromkeys(name for record in steps for name in record))  # some terms begin later
@@ -109,8 +111,7 @@ def _plot_means(
 
 def cmc_curves(judged: dict[str, EvaluatedRun], path: Path) -> Path:
     """CMC of each run's first direction, mean over trials, with chance at rank 1."""
-    figure, axes = new_axes(1, 1, (5.4, 4.4))
-    ax = axes[0][0]
+    figure, [[ax]] = new_axes(1, 1, (5.4, 4.4))
     lines = []
     for title, run in judged.items():
         result = run.evaluations[0].result
@@ -186,8 +187,7 @@ def _show_image(ax: Any, table: Table, row: int, caption: str, colour: str) -> N
 
 def similarity_histogram(result: Verification, path: Path) -> Path:
     """Histogram of query-gallery similarities: same identity against different identities."""
-    figure, axes = new_axes(1, 1, (5.2, 3.6))
-    ax = axes[0][0]
+    figure, [[ax]] = new_axes(1, 1, (5.2, 3.6))
     width = np.diff(result.edges)
     for name, counts, colour in (
         ("same identity", result.positive_histogram, RIGHT),
@@ -229,8 +229,7 @@ def rows_picture(study: dict[str, Any], path: Path) -> Path:
 def pairs_picture(study: dict[str, Any], path: Path) -> Path:
     """Paired differences of mAP with their intervals; green: clear of zero up, red: down (of enough seeds)."""
     pairs = study["pairs"]
-    figure, axes = new_axes(1, 1, (8.4, 0.36 * len(pairs) + 1.2))
-    ax = axes[0][0]
+    figure, [[ax]] = new_axes(1, 1, (8.4, 0.36 * len(pairs) + 1.2))
     for line, pair in enumerate(pairs):
         difference = pair["mAP"]
         colour = INK
@@ -253,8 +252,7 @@ def fusion_picture(records: dict[str, list[dict[str, Any]]], path: Path) -> Path
     logged = {name: [r for r in rows if "w1" in r and "w2" in r] for name, rows in records.items()}
     if not any(logged.values()):
         return None
-    figure, axes = new_axes(1, 1, (5.6, 3.6))
-    ax = axes[0][0]
+    figure, [[ax]] = new_axes(1, 1, (5.6, 3.6))
     for number, (name, rows) in enumerate(logged.items()):
         for weight, style in (("w1", "-"), ("w2", "--")):
             steps, values = [r["step"] for r in rows], [r[weight] for r in rows]

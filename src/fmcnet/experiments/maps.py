@@ -1,8 +1,8 @@
-"""2-D maps of features by t-SNE, as the paper's Figures 4 and 5."""
+"""Figures 4 and 5: 2-D maps of features by t-SNE, and their statistics."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,19 @@ from numpy.typing import NDArray
 
 from fmcnet.data.table import Table
 from fmcnet.errors import require
-from fmcnet.experiments.features import Features, collect, unit
-from fmcnet.experiments.figures import new_axes, write_png
-from fmcnet.inference.encoder import Encoder
+from fmcnet.experiments.features import Features, collect, measure, unit
+from fmcnet.experiments.figures import Pictures, fusion_picture, new_axes, write_png
+from fmcnet.experiments.results import Runs, spread_of
+from fmcnet.experiments.rows import Study
+from fmcnet.experiments.runs import StudyRun
+from fmcnet.files import write_json
+from fmcnet.inference.encoder import Encoder, load
+from fmcnet.parsing import read_json
+from fmcnet.training.loggers import read_log
 from fmcnet.types import IntArray, Modality
 
 COLOURS = {"shared": "#0969da", "specific": "#1a7f37", "generated": "#d4730b"}
+STATISTICS_FILE = "numbers.json"
 IDENTITIES, IMAGES = 16, 6
 """A map shows at most this many identities, and images of each in each modality."""
 
@@ -44,19 +51,66 @@ def feature_map(encoder: Encoder, table: Table, path: Path) -> Path | None:
     return write_png(figure, path)
 
 
-def figure4(features: dict[str, Features], path: Path) -> Path:
-    """Draw a map of shared and specific features for each model, by title (the paper's Fig. 4)."""
-    return _draw({title: _clouds(replace(one, generated=None)) for title, one in features.items()}, path)
+def draw_study(
+    study: Study, runs: Runs, first_seed: int, out: Path, progress: bool | None
+) -> tuple[dict[str, Any], Pictures]:
+    """Draw Figure 4 or 5 of a study's rows: maps of the first seed; for Figure 5 also w1 and w2 over training.
 
-
-def figure5(features: Features, path: Path) -> Path:
-    """Draw a map of real and generated specific features for each direction (the paper's Fig. 5)."""
-    clouds = _clouds(features)
-    panels = {}
+    Returns the statistics by row's title, each with mean and deviation over seeds, and the pictures.
+    """
+    titles = {"md-none": "without L_MD", "md-all": "with L_MD"}
+    finished = {
+        titles.get(row.key, row.title): [*runs[row.key].values()] for row in study.rows if runs[row.key]
+    }
+    if not finished:
+        return {}, []
+    features = {title: _features(done[0], progress) for title, done in finished.items()}
+    statistics = {}
+    for title, (first, *others) in finished.items():
+        measured = [_statistics(first, features[title], progress)]
+        measured += [_statistics(run, None, progress) for run in others]
+        statistics[title] = {name: _spread([values[name] for values in measured]) for name in measured[0]}
+    caption, path = f"t-SNE, test identities, seed {first_seed}", out / f"{study.name}.png"
+    if study.name != "figure5":
+        shown = {title: _clouds(replace(one, generated=None)) for title, one in features.items()}
+        return statistics, [(caption, _draw(shown, path))]
+    clouds, panels = _clouds(list(features.values())[-1]), {}
     for target in (Modality.INFRARED, Modality.VISIBLE):
-        shown = ("shared", target.other), ("specific", target), ("generated", target)
-        panels[f"{target}: generated from {target.other} images"] = {key: clouds[key] for key in shown}
-    return _draw(panels, path)
+        kinds = ("shared", target.other), ("specific", target), ("generated", target)
+        panels[f"{target}: generated from {target.other} images"] = {key: clouds[key] for key in kinds}
+    pictures = [(caption, _draw(panels, path))]
+    logs = {
+        f"{title}, seed {run.seed}": read_log(run.folder) for title, done in finished.items() for run in done
+    }
+    if fusion_path := fusion_picture(logs, out / "fusion.png"):
+        pictures.append(("w1 and w2 of (15) over training", fusion_path))
+    return statistics, pictures
+
+
+def _features(run: StudyRun, progress: bool | None) -> Features:
+    return collect(load(run.folder), run.table().select(split="test"), progress=progress)
+
+
+def _statistics(run: StudyRun, features: Features | None, progress: bool | None) -> dict[str, float | None]:
+    """Statistics of a run's features and w1, w2; computed once and stored in the run folder."""
+    path = run.folder / STATISTICS_FILE
+    try:
+        stored: dict[str, Any] = read_json(path)
+        if stored.pop("digest") == run.digest:
+            return stored
+    except (OSError, ValueError, KeyError):
+        pass
+    fusion = load(run.folder, "cpu").model.fusion
+    w1, w2 = [float(weight.detach()) for weight in fusion.weights()] if fusion else [None, None]
+    statistics = {**asdict(measure(features or _features(run, progress))), "w1": w1, "w2": w2}
+    write_json(path, {"digest": run.digest, **statistics})
+    return statistics
+
+
+def _spread(values: list[float | None]) -> dict[str, float | None] | None:
+    """Mean and deviation of the values that are not None; None without any."""
+    spread = spread_of([value for value in values if value is not None])
+    return spread and {"mean": spread["mean"], "std": spread["std"]}
 
 
 def _draw(panels: dict[str, Clouds], path: Path) -> Path:

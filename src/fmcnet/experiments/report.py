@@ -32,7 +32,6 @@ TITLES = {
 
 def write_report(
     judged: dict[str, EvaluatedRun],
-    runs: dict[str, Path],
     out: str | Path,
     *,
     extra: dict[str, Any] | None = None,
@@ -44,8 +43,7 @@ def write_report(
     last model.
 
     Args:
-        judged: embeddings and evaluations by title.
-        runs: run folder by title, for training curves.
+        judged: runs of a folder, with embeddings and evaluations, by title.
         out: the folder.
         extra: facts for both files (dataset, seeds, timings).
         keep: keep the evaluations by other protocols that a report of the same models and data in `out` holds.
@@ -55,11 +53,11 @@ def write_report(
     verified = _verification(main)
     pictures = {}
     if figures.can_draw():
-        for title, path in _draw(judged, runs, verified, out / "figures").items():
+        for title, path in _draw(judged, verified, out / "figures").items():
             pictures[title] = path.relative_to(out).as_posix()
     else:
         logger.warning("no pictures in the report: pip install 'fmcnet[plot]' brings what draws them")
-    facts = _report_facts(judged, runs, extra or {})
+    facts = _report_facts(judged, extra or {})
     if keep:
         _keep_other_protocols(facts, out / "report.json")
     facts["verification"] = verified.to_dict() if verified else None
@@ -87,15 +85,13 @@ def _evaluation_key(evaluation: dict[str, Any]) -> tuple[str, ...]:
     return evaluation["protocol"], evaluation["distance"], *evaluation.get("extras", ())
 
 
-def _draw(
-    judged: dict[str, EvaluatedRun], runs: dict[str, Path], verified: Verification | None, out: Path
-) -> dict[str, Path]:
+def _draw(judged: dict[str, EvaluatedRun], verified: Verification | None, out: Path) -> dict[str, Path]:
     """All figures by title, without those that the data do not allow."""
     main = list(judged.values())[-1]
     ranked = "Ranked lists (green: right, red: wrong; first trial, plain ranking, queries drawn at random)"
     drawn = {
         "CMC": figures.cmc_curves(judged, out / "cmc.png"),
-        "Training curves": figures.training_curves(runs, out / "curves.png"),
+        "Training curves": figures.training_curves(judged, out / "curves.png"),
         ranked: figures.ranked_lists(main, out / "ranked.png"),
     }
     if verified is not None:
@@ -123,9 +119,7 @@ def _across_modalities(judged: EvaluatedRun) -> str:
     return " across the modalities" if across else ""
 
 
-def _report_facts(
-    judged: dict[str, EvaluatedRun], runs: dict[str, Path], extra: dict[str, Any]
-) -> dict[str, Any]:
+def _report_facts(judged: dict[str, EvaluatedRun], extra: dict[str, Any]) -> dict[str, Any]:
     table = list(judged.values())[-1].table
     return {
         "dataset": {
@@ -139,7 +133,7 @@ def _report_facts(
         "versions": versions(),
         "runs": {
             title: {
-                "run": str(runs[title]),
+                "run": str(evaluated.encoder.folder),
                 "variant": evaluated.encoder.model.variant,
                 "seed": evaluated.encoder.card.config.training.seed,
                 "step": evaluated.encoder.card.step,

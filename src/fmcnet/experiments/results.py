@@ -23,8 +23,8 @@ from fmcnet.experiments.runs import StudyRun
 COMPARED = {"rank1": ("Rank-1", "hit"), "mAP": ("mAP", "ap")}
 """Metrics that are compared in pairs: title, and the column of `queries.npz` with its value for each query."""
 
-Runs = Mapping[tuple[str, int], StudyRun]
-"""Runs by (row's key, seed)."""
+Runs = Mapping[str, Mapping[int, StudyRun]]
+"""Finished runs by a row's key, then by seed."""
 
 DRAWS = 2000
 LEVEL = 0.95
@@ -124,25 +124,29 @@ def study_facts(study: Study, runs: Runs, seeds: Sequence[int], *, crossed: bool
 
     `crossed`: all seeds have one test set.
     """
-    wanted = [(row.key, seed) for row in study.rows for seed in seeds]
-    finished = {key: runs[key] for key in wanted if runs[key].result() is not None}
     pairs = []
     for row, other in study.pairs:
-        for direction in DIRECTIONS:
-            pair = _compare(study.row(row), study.row(other), direction, finished, seeds, crossed)
-            pairs += [pair] if pair else []
+        if common_runs := [
+            (runs[row][seed], runs[other][seed]) for seed in seeds if seed in runs[row].keys() & runs[other]
+        ]:
+            title = f"{study.row(row).title} minus {study.row(other).title}"
+            for direction in DIRECTIONS:
+                differences = _compare(common_runs, direction, crossed)
+                pairs.append(
+                    {"row": row, "other": other, "title": title, "direction": direction, **differences}
+                )
     return {
         "name": study.name,
         "title": study.title,
         "maps": study.maps,
-        "rows": [_row_facts(row, finished, seeds) for row in study.rows],
+        "rows": [_row_facts(row, runs[row.key], seeds) for row in study.rows],
         "pairs": pairs,
         "order": [sentence for pair in pairs if (sentence := order_of(study, pair))],
     }
 
 
-def _row_facts(row: TableRow, done: Runs, seeds: Sequence[int]) -> dict[str, Any]:
-    results = {seed: done[row.key, seed].result() or {} for seed in seeds if (row.key, seed) in done}
+def _row_facts(row: TableRow, runs: Mapping[int, StudyRun], seeds: Sequence[int]) -> dict[str, Any]:
+    results = {seed: run.result() or {} for seed, run in runs.items()}
     figures: dict[str, Any] = {}
     for direction in DIRECTIONS:
         evaluations = [e for r in results.values() for e in r["evaluations"] if e["direction"] == direction]
@@ -160,7 +164,7 @@ def _row_facts(row: TableRow, done: Runs, seeds: Sequence[int]) -> dict[str, Any
         "paper": list(row.paper) if row.paper else None,
         "source": row.source,
         "deviations": list(row.deviations),
-        "runs": {str(seed): done[row.key, seed].name for seed in results},
+        "runs": {str(seed): run.name for seed, run in runs.items()},
         "missing": [seed for seed in seeds if seed not in results],
         "images_seen": sorted({r["images_seen"] for r in results.values()}),
         "figures": figures,
@@ -176,22 +180,14 @@ def spread_of(values: list[float]) -> dict[str, Any] | None:
 
 
 def _compare(
-    row: TableRow, other: TableRow, direction: str, done: Runs, seeds: Sequence[int], crossed: bool
-) -> dict[str, Any] | None:
-    """The paired difference row minus other, percent points; None where no seed has both."""
-    seed_pairs = [
-        (done[row.key, seed].queries()[direction], done[other.key, seed].queries()[direction])
-        for seed in seeds
-        if (row.key, seed) in done and (other.key, seed) in done
-    ]
-    if not seed_pairs:
-        return None
-    differences = {
-        metric: paired_interval([query_gap(a, b, column) for a, b in seed_pairs], crossed=crossed).to_dict()
+    pairs: Sequence[tuple[StudyRun, StudyRun]], direction: str, crossed: bool
+) -> dict[str, dict[str, float]]:
+    """The paired differences of the first runs minus the second, percent points, by metric."""
+    queries = [(a.queries()[direction], b.queries()[direction]) for a, b in pairs]
+    return {
+        metric: paired_interval([query_gap(a, b, column) for a, b in queries], crossed=crossed).to_dict()
         for metric, (_, column) in COMPARED.items()
     }
-    title = f"{row.title} minus {other.title}"
-    return {"row": row.key, "other": other.key, "title": title, "direction": direction, **differences}
 
 
 def query_gap(a: dict[str, NDArray[Any]], b: dict[str, NDArray[Any]], column: str) -> NDArray[np.float64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import subprocess
@@ -96,6 +97,13 @@ class StudyRun:
             return None
         return result if result.get("digest") == self.digest else None
 
+    def scores(self) -> str:
+        """Rank-1 and mAP of each direction, in percent, for the log."""
+        return ", ".join(
+            f"{result['direction']} R1 {100 * result['mean']['rank1']:.2f} mAP {100 * result['mean']['mAP']:.2f}"
+            for result in (self.result() or {}).get("evaluations", [])
+        )
+
     def queries(self) -> dict[str, dict[str, NDArray[Any]]]:
         """The scores of each query by direction: "row", "ap" and "hit", each (Q,)."""
         scores: dict[str, dict[str, NDArray[Any]]] = {}
@@ -177,12 +185,9 @@ def _write_queries(evaluated: EvaluatedRun, path: Path) -> None:
     for one in evaluated.evaluations:
         scores = query_scores(evaluated.embeddings, one.protocol, distance=one.result.distance, **masks)
         arrays |= {f"{one.direction}_{column}": getattr(scores, column) for column in ("row", "ap", "hit")}
-
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as stream:
-            np.savez(stream, **arrays)
-
-    write_atomically(path, write)
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    write_atomically(path, lambda temporary: temporary.write_bytes(content.getvalue()))
 
 
 def commit() -> str:

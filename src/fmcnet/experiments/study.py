@@ -6,8 +6,7 @@ import hashlib
 import json
 import logging
 import shlex
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
@@ -171,8 +170,7 @@ def run_study(options: StudyOptions, *, quiet: bool = False) -> dict[str, Any]:
     progress = False if quiet else None
     failure: FmcnetError | None = None
     try:
-        report = _progress_report(finished)
-        complete_runs(runs, options.jobs, device=options.device, progress=progress, report=report)
+        complete_runs(runs, options.jobs, device=options.device, progress=progress)
     except FmcnetError as error:
         failure = error
         if not any(run.result() for run in runs):
@@ -280,18 +278,3 @@ def _read_tables(options: StudyOptions, config: Config, quiet: bool) -> dict[int
         generate("sysu", options.preset, world, folder, progress=not quiet)
         tables[world] = read_dataset(folder)
     return {seed: tables[world] for seed, world in worlds.items()}
-
-
-def _progress_report(finished_before: int) -> Callable[[StudyRun, int, int], None]:
-    """Log each finished run with its scores and the time left; `finished_before`: runs finished earlier."""
-    started = time.perf_counter()
-
-    def report(run: StudyRun, done: int, total: int) -> None:
-        scores = ", ".join(
-            f"{result['direction']} R1 {100 * result['mean']['rank1']:.2f} mAP {100 * result['mean']['mAP']:.2f}"
-            for result in (run.result() or {}).get("evaluations", [])
-        )
-        minutes_left = (time.perf_counter() - started) / max(1, done - finished_before) * (total - done) / 60
-        logger.info("%d/%d %s: %s; about %.0f min left", done, total, run.name, scores, minutes_left)
-
-    return report

@@ -5,28 +5,24 @@ from __future__ import annotations
 import logging
 import textwrap
 import time
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fmcnet.experiments import figures, maps
-from fmcnet.experiments.features import Features, collect, measure
-from fmcnet.experiments.results import COMPARED, FEWEST, Runs, interval, spread_of, study_facts, too_few
+from fmcnet.experiments.figures import Pictures
+from fmcnet.experiments.results import COMPARED, FEWEST, interval, study_facts, too_few
 from fmcnet.experiments.rows import DIRECTIONS, Study, markdown_table, page
 from fmcnet.experiments.runs import StudyRun, commit
 from fmcnet.files import write_json, write_text
-from fmcnet.inference.encoder import load
 from fmcnet.models.card import versions
-from fmcnet.parsing import read_json
-from fmcnet.training.loggers import read_log
 
 if TYPE_CHECKING:
     from fmcnet.experiments.study import StudyOptions
 
 logger = logging.getLogger(__name__)
 
-STATISTICS_FILE = "numbers.json"
 RUN_FACTS = (
     "name", "steps", "images_seen", "parameters", "device", "commands", "commit", "finished", "versions",
 )  # fmt: skip
@@ -48,9 +44,6 @@ STATISTICS = {
 }
 """Title of each statistic, and the value that the paper's claim implies; in the order of the report."""
 
-Pictures = list[tuple[str, Path]]
-"""Title and file of each."""
-
 
 def write_study(
     studies: Sequence[Study],
@@ -66,8 +59,11 @@ def write_study(
     and "report", the path of results.md.
     """
     out, seeds = options.report or options.out / "report", options.seeds
-    by_row = {(key, run.seed): run for run in runs for key in run.rows}
     finished = [(run, result) for run in runs if (result := run.result()) is not None]
+    by_row: dict[str, dict[int, StudyRun]] = defaultdict(dict)
+    for run, _ in finished:
+        for key in run.rows:
+            by_row[key][run.seed] = run
     facts: dict[str, Any] = {
         "command": options.command(),
         "written": time.strftime("%Y-%m-%d"),
@@ -89,7 +85,9 @@ def write_study(
     if figures.can_draw():
         for study, content in zip(studies, facts["studies"], strict=True):
             if study.maps:
-                content["numbers"], pictures = _draw_maps(study, by_row, seeds, out / "figures", progress)
+                content["numbers"], pictures = maps.draw_study(
+                    study, by_row, seeds[0], out / "figures", progress
+                )
             else:
                 pictures = _draw_table(content, out / "figures")
             facts["pictures"][study.name] = [
@@ -113,61 +111,6 @@ def _draw_table(content: dict[str, Any], out: Path) -> Pictures:
         path = figures.pairs_picture(content, out / f"{content['name']}-paired.png")
         pictures.append(("Paired differences of mAP", path))
     return pictures
-
-
-def _draw_maps(
-    study: Study, runs: Runs, seeds: Sequence[int], out: Path, progress: bool | None
-) -> tuple[dict[str, Any], Pictures]:
-    """Statistics by row's title (mean and spread over seeds), maps of the first seed, w1 and w2 over training."""
-    finished: dict[str, list[StudyRun]] = {}
-    for row in study.rows:
-        title = {"md-none": "without L_MD", "md-all": "with L_MD"}.get(row.key, row.title)
-        if done := [run for seed in seeds if (run := runs[row.key, seed]).result() is not None]:
-            finished[title] = done
-    if not finished:
-        return {}, []
-    features = {title: _features(done[0], progress) for title, done in finished.items()}
-    statistics = {}
-    for title, (first, *others) in finished.items():
-        measured = [_statistics(first, features[title], progress)]
-        measured += [_statistics(run, None, progress) for run in others]
-        statistics[title] = {name: _spread([values[name] for values in measured]) for name in measured[0]}
-    caption = f"t-SNE, test identities, seed {seeds[0]}"
-    if study.name != "figure5":
-        return statistics, [(caption, maps.figure4(features, out / f"{study.name}.png"))]
-    pictures = [(caption, maps.figure5(list(features.values())[-1], out / "figure5.png"))]
-    logs = {
-        f"{title}, seed {run.seed}": read_log(run.folder) for title, done in finished.items() for run in done
-    }
-    if path := figures.fusion_picture(logs, out / "fusion.png"):
-        pictures.append(("w1 and w2 of (15) over training", path))
-    return statistics, pictures
-
-
-def _features(run: StudyRun, progress: bool | None) -> Features:
-    return collect(load(run.folder), run.table().select(split="test"), progress=progress)
-
-
-def _statistics(run: StudyRun, features: Features | None, progress: bool | None) -> dict[str, float | None]:
-    """Statistics of a run's features and w1, w2; computed once and stored in the run folder."""
-    path = run.folder / STATISTICS_FILE
-    try:
-        stored: dict[str, Any] = read_json(path)
-        if stored.pop("digest") == run.digest:
-            return stored
-    except (OSError, ValueError, KeyError):
-        pass
-    fusion = load(run.folder, "cpu").model.fusion
-    w1, w2 = [float(weight.detach()) for weight in fusion.weights()] if fusion else [None, None]
-    statistics = {**asdict(measure(features or _features(run, progress))), "w1": w1, "w2": w2}
-    write_json(path, {"digest": run.digest, **statistics})
-    return statistics
-
-
-def _spread(values: list[float | None]) -> dict[str, float | None] | None:
-    """Mean and deviation of the values that are not None; None without any."""
-    spread = spread_of([value for value in values if value is not None])
-    return spread and {"mean": spread["mean"], "std": spread["std"]}
 
 
 def study_page(facts: dict[str, Any]) -> str:

@@ -1,24 +1,24 @@
-"""Complete the runs of a study, one after another or by worker processes."""
+"""Worker processes of one CPU thread each: the runs of a study, and the trainings of the demo."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import multiprocessing
 import os
+import pickle
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fmcnet.errors import FmcnetError
-from fmcnet.interrupt import ignored
+from fmcnet.errors import FmcnetError, Interrupted
 
 if TYPE_CHECKING:
     from fmcnet.experiments.runs import StudyRun
@@ -26,9 +26,89 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LOGS = "logs"
-SPAWN = multiprocessing.get_context("spawn")
 PATIENCE = 30.0
 """Seconds for a worker to write a checkpoint and end."""
+
+
+@contextlib.contextmanager
+def worker_pool(workers: int) -> Iterator[tuple[ThreadPoolExecutor, int]]:
+    """Threads for `work_in_process`, and the file descriptor that it takes.
+
+    At the end of the block, on Ctrl-C, on SIGTERM, and if this process is killed, that descriptor ends. Each training
+    in a worker then writes a checkpoint and ends.
+    """
+    previous_handler = None
+    with contextlib.suppress(ValueError):  # outside the main thread
+        previous_handler = signal.signal(signal.SIGTERM, _raise_interrupted)
+    lifeline, end = os.pipe()
+    pool = ThreadPoolExecutor(workers)
+    try:
+        yield pool, lifeline
+    finally:
+        os.close(end)
+        pool.shutdown(cancel_futures=True)
+        os.close(lifeline)
+        if previous_handler is not None:
+            signal.signal(signal.SIGTERM, previous_handler)
+
+
+def _raise_interrupted(*_: object) -> None:
+    raise Interrupted("terminated; the same command goes on", 143)
+
+
+def work_in_process(work: Callable[[], object], log: Path, lifeline: int) -> str:
+    """Call `work` in a process of one CPU thread; the reason where it fails, else "".
+
+    Args:
+        work: can be pickled.
+        log: gets, at its end, what the process prints.
+        lifeline: of `worker_pool`.
+    """
+    command = [sys.executable, "-c", "from fmcnet.experiments.workers import do_work; do_work()"]
+    command.append(pickle.dumps(work).hex())
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    try:
+        with log.open("ab") as stream:
+            ended = subprocess.run(
+                command, stdin=lifeline, stdout=subprocess.PIPE, stderr=stream, env=environment
+            )
+    except OSError as failure:
+        return f"its worker process cannot be started: {failure}"
+    if ended.returncode == 0:
+        return ended.stdout.decode()
+    lines = log.read_text(errors="replace").splitlines()[-3:] if log.is_file() else []
+    return f"its worker process ended (exit code {ended.returncode}); {log} ends with: {' | '.join(lines)}"
+
+
+def do_work() -> None:
+    """In a worker: do the work that the argument holds, and answer with the reason where it fails, else ""."""
+    if hasattr(signal, "pthread_sigmask"):  # on Ctrl-C, the parent ends this process
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    answer = os.dup(1)
+    os.dup2(2, 1)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    reason = ""
+    try:
+        pickle.loads(bytes.fromhex(sys.argv[1]))()
+    except KeyboardInterrupt:  # SIGTERM: a checkpoint is written
+        reason = "interrupted"
+    except FmcnetError as error:
+        reason = str(error)
+    except Exception as failure:  # such as GPU memory: the next run may succeed
+        logger.exception("it failed")
+        reason = f"{type(failure).__name__}: {failure}"
+    os.write(answer, reason.encode())
+    sys.stdout.flush()
+    os._exit(0)  # an orderly exit may hang
+
+
+def _end_with_parent() -> None:
+    """When the lifeline ends, let the training write a checkpoint, and end this process."""
+    os.read(0, 1)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(PATIENCE)  # a training that has just ended ignores the signal
+    os._exit(1)
 
 
 def find_devices(device: str) -> tuple[str, ...]:
@@ -46,16 +126,14 @@ def complete_runs(
     *,
     device: str = "auto",
     progress: bool | None = None,
-    report: Callable[[StudyRun, int, int], None] = lambda run, done, total: None,
 ) -> None:
-    """Complete all runs that are not finished. A run that fails does not stop the others.
+    """Complete all runs that are not finished, and log each with its scores. One that fails does not stop the others.
 
     Args:
         runs: in order.
         workers: processes of one CPU thread each, at least one a device; 1: this process.
         device: "auto" and "cuda" use all GPUs.
         progress: show a bar for each training (one worker only).
-        report: called after each run with the run, the number of finished runs, and the number of all.
 
     Raises:
         FmcnetError: at the end, when runs failed, with the reason of each.
@@ -68,15 +146,18 @@ def complete_runs(
         completed = _complete_in_processes(unfinished, workers, devices)
     else:
         completed = ((run, _complete_or_reason(run, devices[0], progress)) for run in unfinished)
-    done, failures = len(runs) - len(unfinished), {}
+    started, done, failures = time.perf_counter(), 0, {}
     with contextlib.closing(completed):
-        for run, error in completed:
-            if error:
-                failures[run.name] = error
-                logger.warning("%s failed: %s", run.name, error)
-            else:
-                done += 1
-                report(run, done, len(runs))
+        for run, reason in completed:
+            if reason:
+                failures[run.name] = reason
+                logger.warning("%s failed: %s", run.name, reason)
+                continue
+            done += 1
+            left = len(unfinished) - done
+            minutes = (time.perf_counter() - started) / done * left / 60
+            number = f"{len(runs) - left}/{len(runs)}"
+            logger.info("%s %s: %s; about %.0f min left", number, run.name, run.scores(), minutes)
     if failures:
         listed = "\n".join(f"  {name}: {reason}" for name, reason in failures.items())
         raise FmcnetError(f"{len(failures)} of {len(runs)} runs failed; the others are done:\n{listed}")
@@ -97,93 +178,16 @@ def _complete_in_processes(
     """Complete runs in a process each, `workers` at a time; each run with the reason where it failed, else ""."""
     folder = runs[0].study / LOGS
     folder.mkdir(parents=True, exist_ok=True)
-    logs = [folder / f"worker-{worker}.log" for worker in range(workers)]
-    queue, idle = deque(runs), deque(range(workers))
-    running: dict[Connection, tuple[StudyRun, int, BaseProcess]] = {}
-    try:
-        while queue or running:
-            if queue and idle:
-                run, worker = queue.popleft(), idle.popleft()
-                receiver, sender = SPAWN.Pipe(duplex=False)
-                arguments = (run, devices[worker % len(devices)], logs[worker], sender)
-                process: BaseProcess = SPAWN.Process(target=_run_worker, args=arguments)
-                try:
-                    with sender, ignored("SIGPIPE"), _one_thread_without_ctrl_c():
-                        process.start()
-                        running[receiver] = run, worker, process  # before Ctrl-C can come
-                except OSError as failure:
-                    idle.append(worker)
-                    yield run, f"its worker process cannot be started: {failure}"
-                continue
-            ready = wait(list(running))
-            for receiver in [connection for connection in running if connection in ready]:
-                run, worker, process = running.pop(receiver)
-                error = _receive_reason(receiver, process, logs[worker])
-                idle.append(worker)
-                yield run, error
-    finally:  # on Ctrl-C: each training writes a checkpoint and ends
-        for _, _, process in running.values():
-            process.terminate()
-        deadline = time.monotonic() + PATIENCE
-        for _, _, process in running.values():
-            process.join(max(0.0, deadline - time.monotonic()))
-            process.kill()
+    idle = deque(range(workers))
 
+    def complete(run: StudyRun) -> str:
+        number = idle.popleft()
+        work = partial(run.complete, devices[number % len(devices)], progress=False)
+        reason = work_in_process(work, folder / f"worker-{number}.log", lifeline)
+        idle.append(number)
+        return reason
 
-def _receive_reason(receiver: Connection, process: BaseProcess, log: Path) -> str:
-    """The reason where the run of a worker failed, else ""; ends the process."""
-    try:
-        reason: str = receiver.recv()
-    except (EOFError, OSError):  # it ended before or while it answered
-        process.join()
-        lines = log.read_text(errors="replace").splitlines()[-3:] if log.is_file() else []
-        ended = f"its worker process ended (exit code {process.exitcode})"
-        return f"{ended}; {log} ends with: {' | '.join(lines)}"
-    process.join(PATIENCE)
-    process.kill()  # if it hangs at exit
-    return reason
-
-
-@contextlib.contextmanager
-def _one_thread_without_ctrl_c() -> Iterator[None]:
-    """Processes started here have one CPU thread and ignore Ctrl-C: this process ends them by SIGTERM."""
-    can_mask, threads = hasattr(signal, "pthread_sigmask"), os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
-    if can_mask:
-        resource_tracker.ensure_running()  # its start would lift the mask, so start it first
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        yield
-    finally:
-        del os.environ["OMP_NUM_THREADS"]
-        if threads is not None:
-            os.environ["OMP_NUM_THREADS"] = threads
-        if can_mask:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
-
-
-def _run_worker(run: StudyRun, device: str, log: Path, sender: Connection) -> None:
-    """Complete a run in this process of its own, and send the reason where it fails, else ""."""
-    with log.open("ab") as stream:
-        os.dup2(stream.fileno(), 1)
-        os.dup2(stream.fileno(), 2)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    try:
-        error = _complete_or_reason(run, device, progress=False)
-    except KeyboardInterrupt:  # SIGTERM: a checkpoint is written
-        return
-    except Exception as failure:  # such as GPU memory: the next run may succeed
-        logger.exception("%s failed", run.name)
-        error = f"{type(failure).__name__}: {failure}"
-    sender.send(error)
-
-
-def _end_with_parent() -> None:
-    """If the study is killed, let the training write a checkpoint, and end this process."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    while True:  # a training that has just ended ignores the first signal
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(PATIENCE)
+    with worker_pool(workers) as (pool, lifeline):
+        futures = {pool.submit(complete, run): run for run in runs}
+        for future in as_completed(futures):
+            yield futures[future], future.result()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import cast
 
 import torch
@@ -98,34 +98,34 @@ class HealthMonitor:
         if len(self._seen) < WINDOW:
             return
         mean = {k: sum(values.get(k, 0.0) for values in self._seen) / WINDOW for k in NAMES if k in record}
-        step = int(record["step"])
-        if "w1" in mean:
-            smallest = min(abs(mean["w1"]), abs(mean["w2"]))
-            if smallest < SMALLEST_WEIGHT or mean[FUSED] < SMALLEST_RATIO:
-                self._warn(
-                    "fusion",
-                    f"step {step}: the fusion has switched itself off: w1 {mean['w1']:.2f}, w2 {mean['w2']:.2f}, "
-                    f"F_fu {mean[FUSED]:.2f} times as long as F_sh. Set model.fusion=softmax and "
-                    "model.fusion_normalize=true, or train without it (model.variant=fmc).",
-                )
-        if COSINE in mean and mean[COSINE] > LARGEST_COSINE:
-            self._warn(
-                "compensation",
-                f"step {step}: the compensation has collapsed: generated features of different identities have a "
-                f"mean cosine of {mean[COSINE]:.2f}. Where the backbone starts from random weights, "
-                "wait for id_shared to fall; else set model.normalization=modality and "
-                "model.generator_residual=true, or lower losses.gan and losses.fc.",
-            )
-        if ACCURACY in mean and not IDLE < mean[ACCURACY] < WON:
-            state = "are idle" if mean[ACCURACY] <= IDLE else "have won"
-            self._warn(
-                "discriminators",
-                f"step {step}: the discriminators {state}: they tell {mean[ACCURACY]:.0%} of real and generated "
-                "features right. Set model.discriminator_bound=6 with model.normalization=modality, or change "
-                "training.discriminator_lr.",
-            )
+        for part, fault in _find_faults(mean):
+            if part not in self._warned:
+                self._warned.add(part)
+                logger.warning("step %d: %s", int(record["step"]), fault)
 
-    def _warn(self, part: str, text: str) -> None:
-        if part not in self._warned:
-            self._warned.add(part)
-            logger.warning("%s", text)
+
+def _find_faults(mean: Mapping[str, float]) -> Iterator[tuple[str, str]]:
+    """Each part that does nothing, and what to do."""
+    if "w1" in mean:
+        smallest = min(abs(mean["w1"]), abs(mean["w2"]))
+        if smallest < SMALLEST_WEIGHT or mean[FUSED] < SMALLEST_RATIO:
+            yield (
+                "fusion",
+                f"the fusion has switched itself off: w1 {mean['w1']:.2f}, w2 {mean['w2']:.2f}, F_fu "
+                f"{mean[FUSED]:.2f} times as long as F_sh. Set model.fusion=softmax and model.fusion_normalize=true, "
+                "or train without it (model.variant=fmc).",
+            )
+    if COSINE in mean and mean[COSINE] > LARGEST_COSINE:
+        yield (
+            "compensation",
+            "the compensation has collapsed: generated features of different identities have a mean cosine of "
+            f"{mean[COSINE]:.2f}. Where the backbone starts from random weights, wait for id_shared to fall; else "
+            "set model.normalization=modality and model.generator_residual=true, or lower losses.gan and losses.fc.",
+        )
+    if ACCURACY in mean and not IDLE < mean[ACCURACY] < WON:
+        state = "are idle" if mean[ACCURACY] <= IDLE else "have won"
+        yield (
+            "discriminators",
+            f"the discriminators {state}: they tell {mean[ACCURACY]:.0%} of real and generated features right. Set "
+            "model.discriminator_bound=6 with model.normalization=modality, or change training.discriminator_lr.",
+        )

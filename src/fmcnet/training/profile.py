@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from fmcnet.errors import DataError
+from fmcnet.files import write_json, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ PHASES = ("data", "forward", "discriminators", "losses", "backward", "optimizer"
 """Parts of a step in a profile."""
 
 
-class StepProfile:
+class StepProfile(profile):
     """Profiles `STEPS` steps (fewer if the training ends earlier) after `WARM` others, then writes `RUN/profile/`.
 
     The files are trace.json (chrome://tracing, Perfetto), where.md (PyTorch's table) and where.json.
@@ -46,32 +46,21 @@ class StepProfile:
             raise DataError(f"{self.folder} cannot be written: {error.strerror}") from error
         activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if cuda else [])
         steps = schedule(wait=0, warmup=WARM, active=STEPS, repeat=1)
-        self._profile = profile(activities=activities, schedule=steps, on_trace_ready=self._write)
+        super().__init__(activities=activities, schedule=steps, on_trace_ready=StepProfile._write)
         self.table = ""
-        self._done = 0
 
-    def __enter__(self) -> StepProfile:
-        self._profile.__enter__()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._profile.__exit__(None, None, None)
+    def __exit__(self, *exception: Any) -> None:
+        super().__exit__(*exception)  # type: ignore[no-untyped-call]
         if self.table:
             logger.info("%s\nthe profile: %s", self.table, self.folder)
         else:
             logger.warning("no profile: it takes more than %d steps", WARM)
 
-    def step(self) -> None:
-        """Count a finished step."""
-        if not self.table:
-            self._done += 1
-            self._profile.step()
-
-    def _write(self, profiler: Any) -> None:
-        steps = self._done - WARM
+    def _write(self) -> None:
+        steps = self.step_num - WARM
         if steps < 1:
             return
-        events, time_field = profiler.key_averages(), f"self_{'device' if self._cuda else 'cpu'}_time_total"
+        events, time_field = self.key_averages(), f"self_{'device' if self._cuda else 'cpu'}_time_total"
         phases = _phases(events, self._cuda, steps)
         kernels = [event for event in events if not event.key.startswith(("fmcnet:", "Profiler"))]
         kernels.sort(key=lambda event: -getattr(event, time_field))  # slowest first
@@ -88,9 +77,9 @@ class StepProfile:
             f"{_phase_table(phases)}\n\n```text\n{columns.rstrip()}\n```\n"
         )
         try:
-            (self.folder / "where.md").write_text(self.table, encoding="utf-8")
-            (self.folder / "where.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-            profiler.export_chrome_trace(str(self.folder / "trace.json"))
+            write_text(self.folder / "where.md", self.table)
+            write_json(self.folder / "where.json", facts)
+            self.export_chrome_trace(str(self.folder / "trace.json"))
         except (OSError, RuntimeError) as error:  # a full disk does not end a training
             logger.warning("the profile in %s is not whole: %s", self.folder, error)
 
