@@ -24,6 +24,7 @@ from fmcnet.models.shipped import FOLDER
 from fmcnet.retrieval import Gallery
 from fmcnet.synthetic import generate
 from tests.cli import run_command
+from tests.data import trees
 
 run = run_command
 
@@ -321,6 +322,19 @@ def test_what_embed_writes_score_reads(tiny_run, tiny_sysu, tmp_path):
     refused = run("embed", tiny_run, tiny_sysu / "cam6", "--data", tiny_sysu, "--out", few, code=2)
     assert "images would do nothing" in said(refused)
     assert "give images and their --modality" in said(run("embed", tiny_run, "--out", few, code=2))
+
+
+def test_embed_tells_what_the_table_holds_and_the_file_does_not(tiny_run, tmp_path):
+    table = trees.csv_folder(tmp_path)
+    header, *rows = table.read_text().splitlines()
+    command = ("embed", tiny_run, "--data", table, "--out", tmp_path / "e.npz")
+    told = said(run(*command))
+    assert "no split column: 1 of 4 identities are held out" in told  # it embeds those only
+    assert "role" not in told
+    table.write_text("\n".join([f"{header},split,role", *(f"{row},test,query" for row in rows)]))
+    assert "does not keep the column role: score takes every image as query and gallery" in said(
+        run(*command)
+    )
 
 
 def test_an_encoder_says_what_it_is(tiny_run):

@@ -354,7 +354,11 @@ def test_nobody_is_said(crops):
 
 
 def test_tables_for_people(crops):
-    assert "indexed before" in run("index", "g", crops, *RULES).output
+    made = run("index", "g", crops, *RULES, "--pid-from-name", "([0-9])_").output
+    assert "indexed before" in made
+    assert re.search("identities +│ 3 \\(1, 2, 3\\)", made)  # a pattern may find other names than meant
+    assert re.search("cameras +│ 2 \\(1, 2\\)", made)
+    assert "tracks" not in made
     shown = run("search", "g", "night.png", "--modality", "ir", env={"COLUMNS": "250"}).output
     assert "probability" in shown
     assert "1_0900.png" in shown

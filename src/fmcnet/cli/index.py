@@ -12,7 +12,7 @@ from typer import Argument, Option
 
 from fmcnet import retrieval
 from fmcnet.cli import console
-from fmcnet.errors import FmcnetError
+from fmcnet.errors import FmcnetError, first_of
 from fmcnet.names import printable
 
 if TYPE_CHECKING:
@@ -216,8 +216,8 @@ def index(
             console.echo(printable(line), err=True)
 
 
-def _counts(report: IndexReport) -> dict[str, int]:
-    """What was done with how many pictures."""
+def _counts(report: IndexReport) -> dict[str, int | str]:
+    """What was done with how many pictures, and the values found, since a pattern may find other ones than meant."""
     sources, moved, removed = report.sources, len(report.changes.moved), len(report.removed_before)
     optional = {
         "updated": report.updated,
@@ -226,9 +226,14 @@ def _counts(report: IndexReport) -> dict[str, int]:
         **{f"not chosen by {option}": count for option, count in sources.not_chosen.items()},
         "not in the CSV": len(sources.not_listed),
     }
+    found: dict[str, int | str] = {}
+    for column, name in (("pid", "identities"), ("camera", "cameras"), ("track", "tracks")):
+        if values := sorted({getattr(one, column) for one in sources.pictures} - {None}):
+            found[name] = f"{len(values)} ({first_of(values, 3)})"
     left_out = {"left out, moved": moved, "left out, removed before": removed}
     return {
         "images": report.pictures,
+        **found,
         "added": report.added,
         "indexed before": report.already,
         **{name: count for name, count in optional.items() if count},

@@ -280,7 +280,7 @@ def _embed_together(
     with distributed_context(device) as ctx:
         for run in runs:
             encoder = load(run, str(ctx.device))
-            table = encoder.read_dataset(data).select(split="test")
+            table = _read_table(data, encoder.card.config.data, unknown=False).select(split="test")
             batch, store = encoder.card.config.evaluation.batch, run / EMBEDDINGS
             for mirror in (False, True) if flip else (False,):
                 embeddings_file = encoder.kept_at(table, mirror, store)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,8 @@ from fmcnet.types import Embeddings, parse_modality
 
 if TYPE_CHECKING:
     from fmcnet.distributed import DistributedContext
+
+logger = logging.getLogger(__name__)
 
 
 def embed_shared(
@@ -84,6 +87,9 @@ def embed_dataset(
     encoder = load(run, device)
     table = encoder.read_dataset(data)
     rows = table if split == "all" else table.of_split(split, data)
+    if (rows.role != "").any():
+        text = "%s: %s does not keep the column role: score takes every image as query and gallery, unlike evaluate"
+        logger.warning(text, data, out)
     embeddings = encoder.embed_table(rows, batch_size=batch)
     if normalize:
         embeddings = replace(embeddings, features=l2_normalize(embeddings.features))

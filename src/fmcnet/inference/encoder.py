@@ -302,7 +302,7 @@ class Encoder:
         return keep(features, table, stored_path)
 
     def read_dataset(self, data: str | Path) -> Table:
-        """Read a dataset as the model's training read its own.
+        """Read a dataset as the model's training read its own, and log the reader's notes.
 
         Args:
             data: its folder or CSV.
@@ -311,7 +311,10 @@ class Encoder:
             Its table.
         """
         config = self.card.config.data
-        return read_dataset(data, layout=config.layout, trial=config.split)
+        table = read_dataset(data, layout=config.layout, trial=config.split)
+        for note in table.notes:
+            logger.info("%s", note)
+        return table
 
     def cached_images(self, table: Table, progress: bool | None = None) -> NDArray[np.uint8]:
         """Every image of a table at the input size, decoded once and cached.
