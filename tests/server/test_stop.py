@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import threading
@@ -155,8 +156,10 @@ def test_ctrl_c_while_it_starts_reaches_no_decoder(monkeypatch):
         "multiprocessing.forkserver.ensure_running",
         lambda: handlers.append(signal.getsignal(signal.SIGINT)),
     )
-    DecoderPool(DecodeRules(10**6, 8, 4), Limits())
-    assert handlers == [signal.SIG_IGN] * 2  # of the crops' processes, and of the large images'
+    monkeypatch.setattr("fmcnet.server.decoding._Queue.put", lambda self, images: images[0].future.cancel())
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(DecoderPool(DecodeRules(10**6, 8, 4), Limits()).start())
+    assert handlers == [signal.SIG_IGN]
     assert signal.getsignal(signal.SIGINT) is before
 
 

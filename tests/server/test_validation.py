@@ -148,11 +148,15 @@ def test_what_is_no_time_is_refused_in_plain_words(serving, time, fault):
     assert error["what"] == f"body.time.0: {fault}"
 
 
-def test_health_is_asked_without_a_body_too(serving):
-    for path in ("/healthz", "/readyz"):
-        reply = serving.client.head(path)
-        assert (reply.status_code, reply.content) == (200, b"")
-        assert serving.client.post(path).headers["Allow"] == "GET, HEAD"
+@pytest.mark.parametrize(
+    "path",
+    ["/healthz", "/readyz", "/", "/v1/gallery", "/v1/entries?camera=gate", "/v1/entries?bad=1", "/v1/days"],
+)
+def test_head_is_answered_as_get_without_the_body(serving, path):
+    reply, whole = serving.client.head(path), serving.client.get(path)
+    assert (reply.status_code, reply.content) == (whole.status_code, b"")
+    assert reply.headers["Content-Length"] == whole.headers["Content-Length"]
+    assert {"GET", "HEAD"} <= {*serving.client.put(path).headers["Allow"].split(", ")}
 
 
 def test_known_parameters_belong_to_their_route(serving):

@@ -94,10 +94,11 @@ async def _error_response(request: Request, error: Exception) -> JSONResponse:
 
 
 def _allowed_methods(request: Request) -> str:
-    """All methods of an address; Starlette names those of the first matching route only."""
+    """All methods of an address; Starlette names those of the first matching route only, and FastAPI no HEAD."""
     routes: list[BaseRoute] = [*ROUTES, *request.app.routes]  # the app's own: the documentation
     matching = (route for route in routes if route.matches(request.scope)[0] is not Match.NONE)
-    return ", ".join(sorted({method for route in matching for method in getattr(route, "methods", ())}))
+    methods = {method for route in matching for method in getattr(route, "methods", ())}
+    return ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
 
 
 def _openapi_document(app: FastAPI, needs_key: bool) -> dict[str, Any]:

@@ -92,11 +92,7 @@ class _Queue:
         method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
         context = multiprocessing.get_context(method)
         if method == "forkserver":
-            from multiprocessing import forkserver  # not on Windows
-
             context.set_forkserver_preload([decode_upload.__module__])
-            with ignored("SIGINT"):  # a Ctrl-C goes to them, too, and would end them while they start
-                forkserver.ensure_running()
         initializer = _yield_to_others if self._slow is None else None
         return ProcessPool(self._processes, RECYCLE, initializer, context=context)
 
@@ -235,6 +231,13 @@ class DecoderPool:
             _Request("the service"),
         )
         images = [_Image(upload, loop.create_future(), request, START_SECONDS) for _ in self._queues]
+        if "forkserver" in multiprocessing.get_all_start_methods():
+            from multiprocessing import forkserver  # not on Windows
+
+            with ignored(
+                "SIGINT"
+            ):  # a Ctrl-C goes to its processes, too, and would end them while they start
+                forkserver.ensure_running()
         for queue, image in zip(self._queues, images, strict=True):
             queue.put([image])
         await asyncio.gather(*(image.future for image in images))

@@ -103,6 +103,9 @@ class SecurityMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        method = scope["method"]
+        if method == "HEAD":  # every GET route answers it; the server leaves out the body
+            scope = {**scope, "method": "GET"}
         answer = _Answer(send, secrets.token_hex(8))
         state = scope.setdefault("state", {})
         state["request"] = answer.request
@@ -116,7 +119,7 @@ class SecurityMiddleware:
         except Exception as error:
             api_error = api_error_of(error)
             if api_error.status in AUDITED and not state.get("routed"):
-                request = {"request": answer.request, "method": scope["method"], "path": scope["path"]}
+                request = {"request": answer.request, "method": method, "path": scope["path"]}
                 self.audit.refused(_client(scope), api_error, **request)
             if answer.started:
                 logger.error("request %s broke off in its answer", answer.request, exc_info=error)

@@ -86,14 +86,12 @@ async def swagger_file(name: str) -> Response:
     return _file(name, SWAGGER_POLICY, SWAGGER, "static")
 
 
-@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz", responses=error_schema(*ANYWHERE), summary="The process answers")
 async def healthz() -> StateBody:
     """200 as long as it lives."""
     return StateBody(ok=True)
 
 
-@router.head("/readyz", include_in_schema=False)
 @router.get(
     "/readyz",
     response_model=StateBody,
