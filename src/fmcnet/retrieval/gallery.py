@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 
 from fmcnet.errors import FmcnetError, GalleryError
 from fmcnet.retrieval import inputs
+from fmcnet.retrieval.entry_columns import DayCount
 from fmcnet.retrieval.records import (
     EPOCH,
     Added,
@@ -29,7 +30,6 @@ from fmcnet.retrieval.records import (
     group,
     rank_pooled,
 )
-from fmcnet.retrieval.times import DayCount
 from fmcnet.types import FloatArray, Modality
 
 if TYPE_CHECKING:
