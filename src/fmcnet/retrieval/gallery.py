@@ -33,8 +33,8 @@ from fmcnet.retrieval.records import (
 from fmcnet.types import FloatArray, Modality
 
 if TYPE_CHECKING:
+    from fmcnet.retrieval.file_records import FileRecords
     from fmcnet.retrieval.milvus_store import MilvusStore
-    from fmcnet.retrieval.sqlite_database import FileRecords
     from fmcnet.retrieval.sqlite_store import SqliteStore
 
     Store: TypeAlias = SqliteStore | MilvusStore

@@ -25,6 +25,7 @@ from fmcnet.errors import GalleryBusyError, GalleryError, GalleryReplacedError
 from fmcnet.files import lock_file, make_private, take_from_others
 from fmcnet.retrieval.entry_columns import DayCount, count_days
 from fmcnet.retrieval.faiss_index import FaissIndex, faiss
+from fmcnet.retrieval.file_records import FileRecords
 from fmcnet.retrieval.gallery_index import GalleryIndex
 from fmcnet.retrieval.index_files import FILES as INDEX_FILES
 from fmcnet.retrieval.index_files import IndexManifest, check_loss, lost
@@ -45,8 +46,8 @@ from fmcnet.retrieval.records import (
     from_micros,
     ranked,
 )
-from fmcnet.retrieval.sqlite_connection import FIRST_TABLES, NAME, TABLES, not_writable
-from fmcnet.retrieval.sqlite_database import Database, FileRecords
+from fmcnet.retrieval.sqlite_connection import NAME, not_writable
+from fmcnet.retrieval.sqlite_database import FIRST_TABLES, TABLES, Database
 from fmcnet.types import BoolArray, FloatArray
 
 logger = logging.getLogger(__name__)
