@@ -249,9 +249,9 @@ class Trainer:
                 step=0,
                 data=fingerprint(table),
                 samples=sample_pictures(self._cache.table) if ctx.main else (),
-                start_samples=start_samples(config, run, resume) if ctx.main else (),
+                start_samples=_start_samples(config, run, resume) if ctx.main else (),
             )
-            warn_of_seen_identities(self._card, table)
+            _warn_of_seen_identities(self._card, table)
         with agree_on_errors(ctx):  # after the data, whose errors leave no run folder; before the GPU is used
             if ctx.main:
                 stack.enter_context(open_folder(run, config))
@@ -418,7 +418,7 @@ class Trainer:
         return model
 
 
-def start_samples(config: Config, run: Path, resume: bool) -> tuple[str, ...]:
+def _start_samples(config: Config, run: Path, resume: bool) -> tuple[str, ...]:
     """Training samples of the model that the training starts from; a resumed run reads them from its checkpoint."""
     for folder in reversed(checkpoints(run)) if resume else ():
         with contextlib.suppress(CheckpointError):
@@ -430,7 +430,7 @@ def start_samples(config: Config, run: Path, resume: bool) -> tuple[str, ...]:
     return tuple(sorted({*start_card.samples, *start_card.start_samples}))
 
 
-def warn_of_seen_identities(card: ModelCard, table: Table) -> None:
+def _warn_of_seen_identities(card: ModelCard, table: Table) -> None:
     """Warn of evaluation identities that the pretrained model was trained on."""
     evaluation_rows = table.take(~np.isin(table.split, card.config.data.train_splits))
     if card.start_samples and len(seen := seen_identities(card.start_samples, evaluation_rows)):
