@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader
 
 import fmcnet
 from fmcnet.data.cache import ImageCache
-from fmcnet.data.loader import IdentityModalitySampler, TrainingImages, collate
+from fmcnet.data.loader import TrainingImages, collate
+from fmcnet.data.sampler import IdentityModalitySampler
 from fmcnet.losses.criterion import FMCNetLoss
 
 

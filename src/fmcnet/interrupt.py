@@ -1,4 +1,4 @@
-"""Handling of Ctrl-C before a command starts, of broken pipes, and of workers whose parent is killed."""
+"""Handling of Ctrl-C (before a command, in a training), broken pipes, and workers whose parent is killed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 
 def end_with_parent() -> None:
@@ -57,3 +58,31 @@ def ignored(name: str) -> Iterator[None]:
         yield
     finally:
         signal.signal(number, previous_handler)
+
+
+class StopAtStepEnd:
+    """Ctrl-C or SIGTERM ends the training after the current step, with a checkpoint; a third signal ends it at once.
+
+    Two signals count as one: a terminal and a parent process may both deliver the same Ctrl-C.
+    """
+
+    def __init__(self) -> None:
+        self.signals = 0
+        self.terminated = False  # whether a signal was SIGTERM
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> StopAtStepEnd:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, *_: object) -> None:
+        self.signals += 1
+        self.terminated |= number == signal.SIGTERM
+        if self.signals > 2:
+            raise KeyboardInterrupt

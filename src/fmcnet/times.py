@@ -1,10 +1,10 @@
-"""Parses times in texts and file names; incomplete and ambiguous ones are refused."""
+"""Parses times in texts and file names; incomplete and ambiguous ones are refused, and doubtful ones get a note."""
 
 from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from datetime import datetime, timedelta, timezone, tzinfo
 from typing import Literal
 from zoneinfo import ZoneInfo
@@ -32,6 +32,7 @@ DIRECTIVES = {
 
 CLOCKS_FROM = datetime(1971, 1, 1, tzinfo=timezone.utc)
 """A clock that was never set starts at the beginning of 1970."""
+OLD = timedelta(days=3653)
 
 _NEEDS = (("%f", ("%S", "%s")), ("%S", ("%M",)), ("%M", ("%H",)))
 """A directive, and directives of which it needs one."""
@@ -280,3 +281,27 @@ def _pattern_fault(used: Collection[str]) -> str:
         if directive in present and not present & set(needed)
     ]
     return f"has {unmet[0][0]} without {unmet[0][1]}" if unmet else ""
+
+
+def doubtful_times(times: Iterable[tuple[str, datetime | None]]) -> list[str]:
+    """A note on times later than tomorrow, and one on times more than `OLD` ago, which come from wrong clocks.
+
+    Args:
+        times: name and time of each picture.
+    """
+    now, pictures = datetime.now(timezone.utc), list(times)
+    known = [(name, time) for name, time in pictures if time is not None]
+    late = [picture for picture in known if picture[1] > now + timedelta(days=1)]
+    old = [picture for picture in known if picture[1] < now - OLD]
+    notes = []
+    for kind, effect, affected in (
+        ("in the future", "they expire late; check how times are written", late),
+        ("of over ten years ago", "gallery expire removes them; check the camera's clock", old),
+    ):
+        if affected:
+            name, first = affected[0]
+            shown = shown_time(first, first.tzinfo or timezone.utc)
+            notes.append(
+                f"{len(affected)} of {len(pictures)} pictures have a time {kind}, the first {name} {shown}: {effect}"
+            )
+    return notes

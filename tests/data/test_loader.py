@@ -10,8 +10,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from fmcnet.config import AugmentConfig
-from fmcnet.data.loader import IdentityModalitySampler, TrainingImages, collate, load_batches
-from fmcnet.data.transforms import augment_image, draw_params
+from fmcnet.data.loader import TrainingImages, augment_image, collate, draw_params, load_batches
+from fmcnet.data.sampler import IdentityModalitySampler
 from fmcnet.distributed import seeded_generator
 from fmcnet.types import Modality
 

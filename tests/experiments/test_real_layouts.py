@@ -9,10 +9,10 @@ import pytest
 
 from fmcnet.config import load_config
 from fmcnet.data.readers import read_dataset
+from fmcnet.data.sampler import total_steps
 from fmcnet.evaluation.evaluate_model import evaluate_model
 from fmcnet.experiments.rows import select_studies
 from fmcnet.experiments.study import StudyOptions, plan_runs
-from fmcnet.training.prepare import total_steps
 from fmcnet.training.trainer import train
 from tests.data import trees
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from fmcnet.retrieval import Entry, Gallery, Where
+from fmcnet.retrieval.entry_columns import DayCount, count_days
 from fmcnet.retrieval.records import EPOCH, NONE, to_micros
-from fmcnet.retrieval.times import DayCount, count_days
 from fmcnet.types import Modality
 from tests.retrieval.people import add, crops, entries, matches
 

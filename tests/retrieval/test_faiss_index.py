@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from fmcnet.retrieval import Gallery, Where, faiss_index
-from fmcnet.retrieval.faiss_index import EntryColumns, FaissIndex, ModalityIndex, empty_flat, exact, merged
+from fmcnet.retrieval.entry_columns import EntryColumns
+from fmcnet.retrieval.faiss_index import FaissIndex, ModalityIndex, empty_flat, exact, merged
 from tests.retrieval.people import Plain, add, answers, crops, entries
 
 

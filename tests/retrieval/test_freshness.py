@@ -16,7 +16,7 @@ from fmcnet.retrieval import Gallery, indexing
 from fmcnet.retrieval import sources as sources_module
 from fmcnet.retrieval.freshness import relocate
 from fmcnet.retrieval.sources import path_id
-from fmcnet.retrieval.sqlite_connection import FILES
+from fmcnet.retrieval.sqlite_database import FILES
 from tests.retrieval import milvus_stand_in
 from tests.retrieval.fakes import picture
 from tests.retrieval.test_commands import BLUE, RED, RULES, as_json, crops, model, run, wrong

@@ -16,8 +16,7 @@ from fmcnet.inference.encoder import Encoder
 from fmcnet.retrieval import Gallery, Where, searcher
 from fmcnet.retrieval.backup import backup, recover, restore
 from fmcnet.retrieval.index_files import IndexManifest
-from fmcnet.retrieval.sqlite_connection import checksum
-from fmcnet.retrieval.sqlite_database import Database
+from fmcnet.retrieval.sqlite_database import Database, checksum
 from tests.cli import run_command
 from tests.retrieval import milvus_stand_in
 from tests.retrieval.fakes import encoder, picture

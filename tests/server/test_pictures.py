@@ -13,8 +13,8 @@ import pytest
 from PIL import Image, features
 
 from fmcnet.errors import FmcnetError
+from fmcnet.inference.image_input import thumbnail
 from fmcnet.retrieval import Gallery, Where
-from fmcnet.retrieval.answer import thumbnail
 from fmcnet.server.limits import Limits
 from fmcnet.server.pictures import KeptImages, Pictures, SourceImages
 from fmcnet.server.uploads import UploadError, decode

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from fmcnet.config import LossConfig, load_config
+from fmcnet.data.table import hold_out
 from fmcnet.errors import CheckpointError, ConfigError, DataError, TrainingError
 from fmcnet.experiments.study import StudyOptions, run_study
 from fmcnet.losses.criterion import TERMS, FMCNetLoss
@@ -17,7 +18,6 @@ from fmcnet.synthetic import generate
 from fmcnet.training import trainer as loop
 from fmcnet.training.checkpointing import checkpoints
 from fmcnet.training.loggers import read_log
-from fmcnet.training.prepare import hold_out
 from fmcnet.training.train_step import TrainStep
 from fmcnet.types import Modality
 

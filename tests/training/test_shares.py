@@ -7,10 +7,9 @@ from math import ceil
 import pytest
 
 from fmcnet.config import load_config
-from fmcnet.data.loader import identities_of, make_sampler
 from fmcnet.data.readers import read_dataset
+from fmcnet.data.sampler import identities_of, make_sampler, total_steps
 from fmcnet.errors import ConfigError
-from fmcnet.training.prepare import total_steps
 
 
 def test_processes_have_identities_each_or_share_them():

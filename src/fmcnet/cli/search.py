@@ -96,7 +96,8 @@ def search(
         if ignored:
             answer = replace(answer, notes=(*answer.notes, ignored_line(tuple(ignored))))
         if html is not None:
-            write_page(html, answer, paths, opened.picture, parse_timezone(timezone))
+            pictures = {hit.id: opened.picture(hit.id) for hit in answer.hits}
+            write_page(html, answer, paths, pictures, parse_timezone(timezone))
     if json_:
         console.print_json({"gallery": gallery, **answer.to_dict()})
         return

@@ -58,9 +58,9 @@ def train(
     torchrun --nproc-per-node 4 -m fmcnet train ... (fmcnet docs train: from laptop to eight GPUs).
     """
     from fmcnet.config import load_config
+    from fmcnet.data.readers import warn_of_other_benchmark
     from fmcnet.training import trainer
-    from fmcnet.training.prepare import parse_splits, warn_of_other_benchmark
-    from fmcnet.training.run_folder import resumed_config, split_folder
+    from fmcnet.training.run_folder import parse_splits, resumed_config, split_folder
 
     console.check_first(config or "", "fmcnet train --config tiny --data DATA --out RUN")
     split_numbers = parse_splits(splits) if splits else ()

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 from fmcnet.errors import DataError, FmcnetError
 from fmcnet.identities import identity_number, parse_identity
 from fmcnet.types import NO_CAMERA, NO_PID, IntArray, Modality, check_arrays, parse_modality
+
+if TYPE_CHECKING:
+    from fmcnet.config import Config
 
 SPLITS = ("train", "val", "test")
 SPLIT_WORDS = {name: name for name in ("", *SPLITS)}
@@ -377,3 +380,21 @@ def positions(
     position = np.empty(len(path), dtype=np.int64)
     position[order] = np.arange(len(path)) - np.repeat(first, np.diff(first, append=len(path))) + 1
     return position
+
+
+def hold_out(table: Table, config: Config) -> Table:
+    """Move a share of the training identities to the split "val", if validation needs some and there are none.
+
+    RegDB, LLCM and most CSVs have no validation identities. The share is `data.val_share` of the training
+    identities, drawn by `training.seed`.
+    """
+    needs_validation = config.training.validate_every and config.training.select != "test"
+    if not needs_validation or (table.split == "val").any() or not config.data.val_share:
+        return table
+    pids = np.unique(table.pid[table.split == "train"])
+    count = max(1, round(config.data.val_share * len(pids)))
+    held_out = np.random.default_rng(config.training.seed).permutation(pids)[:count]
+    mask = (table.split == "train") & np.isin(table.pid, held_out)
+    note = f"{count} of {len(pids)} training identities are held out for validation (data.val_share)"
+    split = np.where(mask, "val", table.split.astype("<U5"))
+    return replace(table, split=split, notes=(*table.notes, note))

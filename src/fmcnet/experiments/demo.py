@@ -15,6 +15,7 @@ from rich.table import Table as RichTable
 
 from fmcnet.config import Config, load_config
 from fmcnet.data.readers import read_dataset
+from fmcnet.data.sampler import total_steps
 from fmcnet.errors import FmcnetError, TrainingError
 from fmcnet.evaluation.evaluate import METRICS
 from fmcnet.evaluation.evaluate_model import EvaluatedRun, evaluate_model
@@ -25,7 +26,6 @@ from fmcnet.models.card import CARD
 from fmcnet.progress import Progress
 from fmcnet.synthetic import generate
 from fmcnet.training.loggers import read_log
-from fmcnet.training.prepare import total_steps
 from fmcnet.training.run_folder import resumed_config
 from fmcnet.training.trainer import train
 from fmcnet.types import Modality

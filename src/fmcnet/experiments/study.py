@@ -18,7 +18,7 @@ from pydantic_core import to_json
 
 from fmcnet.config import Config, load_config, shipped
 from fmcnet.data.check import TITLES
-from fmcnet.data.readers import detect_layout, read_dataset
+from fmcnet.data.readers import check_split, detect_layout, read_dataset, warn_of_other_benchmark
 from fmcnet.data.table import Table, fingerprint
 from fmcnet.distributed import pick_device
 from fmcnet.errors import ConfigError, FmcnetError
@@ -27,7 +27,6 @@ from fmcnet.experiments.runs import StudyRun, is_generated
 from fmcnet.experiments.study_report import write_study
 from fmcnet.experiments.workers import LOGS, complete_runs
 from fmcnet.synthetic import MANIFEST, generate
-from fmcnet.training.prepare import check_split, warn_of_other_benchmark
 
 logger = logging.getLogger(__name__)
 

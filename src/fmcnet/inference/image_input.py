@@ -1,7 +1,8 @@
-"""The inputs of `Encoder.encode` as a list of named items, and their decoding to pixels."""
+"""The inputs of `Encoder.encode` as a list of named items, their decoding to pixels, and small pictures of them."""
 
 from __future__ import annotations
 
+import io
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 MIN_FRAME, MIN_TALL_FRAME = 100, 720
 """Least pixels of the shorter side of a frame: one that is wider than high (thermal: 160 x 120), and others."""
+
+THUMBNAIL = (192, 384)
+"""Most width and height of a small picture, pixels."""
 
 ImageLike: TypeAlias = Union[str, Path, Image.Image, NDArray[np.uint8], "torch.Tensor"]
 """A path, a folder, a Pillow image, a uint8 array ((N,) H, W, 3), a tensor ((N,) 3, H, W) of uint8 or 0..1 floats."""
@@ -169,6 +173,28 @@ def read_pixels(
         if all(np.ptp(pixels[..., channel]) < 4 for channel in range(3)):
             remarks.add(FLAT_8, name)
     return pixels
+
+
+def thumbnail(source: Any, value_range: ValueRange | None = None, size: tuple[int, int] = THUMBNAIL) -> bytes:
+    """A JPEG of at most `size`, without metadata, of a path, a Pillow image or an (H, W, 3) uint8 array.
+
+    Raises:
+        DataError: when it cannot be read. FmcnetError: for anything else.
+    """
+    if isinstance(source, (str, Path)):
+        image = open_rgb(source, value_range)
+    elif isinstance(source, Image.Image):
+        image = to_rgb(source, value_range).copy()
+    elif isinstance(source, np.ndarray) and source.dtype == np.uint8 and source.ndim == 3:
+        image = Image.fromarray(source).convert("RGB")
+    else:
+        raise FmcnetError(
+            f"keep_images takes paths, Pillow images and uint8 arrays, not {type(source).__name__}"
+        )
+    image.thumbnail(size)
+    buffer = io.BytesIO()
+    Image.frombytes("RGB", image.size, image.tobytes()).save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
 
 
 def is_full_frame(width: int, height: int) -> bool:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import io
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timezone, tzinfo
 from html import escape
@@ -14,14 +13,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image
 
-from fmcnet.data.images import open_rgb, to_rgb
-from fmcnet.data.pixels import ValueRange
-from fmcnet.errors import DataError, FmcnetError, first_of
+from fmcnet.errors import DataError, first_of
 from fmcnet.files import private_mode, write_atomically
 from fmcnet.identities import near_spelling
 from fmcnet.inference.calibration import Calibration
+from fmcnet.inference.image_input import thumbnail
 from fmcnet.names import FRACTION, nearest, printable, spelling
 from fmcnet.retrieval.gallery import Gallery
 from fmcnet.retrieval.records import Hit, HitGroup, Where, list_mixed, mixed_tracks
@@ -33,8 +30,6 @@ MOST_WORDS = 20
 """A filter of at most so many values gets a note on each; a longer one gets none."""
 MOST_COMPARED = 20_000
 """A gallery of more identities is not searched for near spellings."""
-THUMBNAIL = (192, 384)
-"""Most width and height of a small picture, pixels."""
 STYLE = """
 :root{color-scheme:light dark;--back:#f4f5f7;--card:#fff;--text:#1c2128;--soft:#5c6672;--line:#dfe3e8;--bar:#2563eb}
 @media(prefers-color-scheme:dark){:root{--back:#14171b;--card:#1f242b;--text:#e8ebef;--soft:#9aa5b1;--line:#333b45;
@@ -304,7 +299,7 @@ def write_page(
     path: str | Path,
     answer: Answer,
     query: Sequence[str | Path],
-    stored: Callable[[str], bytes | None] = lambda _: None,
+    pictures: Mapping[str, bytes | None],
     zone: tzinfo = timezone.utc,
 ) -> Path:
     """Write the page atomically: one file, which loads nothing from elsewhere.
@@ -313,8 +308,8 @@ def write_page(
         path: the .html file.
         answer: to show.
         query: paths of the query's pictures.
-        stored: as `Gallery.picture`. Where it returns None, the picture is read from its source. A picture that
-            cannot be read becomes a placeholder.
+        pictures: `Gallery.picture` of each hit, by id. Where it is None, the picture is read from its source. A
+            picture that cannot be read becomes a placeholder.
         zone: of the times shown.
     """
     modality = str(answer.modality or "visible and infrared")
@@ -325,7 +320,8 @@ def write_page(
         else ""
     )
     cards = "".join(
-        _card(rank, hit, size, stored(hit.id), zone) for rank, (hit, size) in enumerate(answer.ranking, 1)
+        _card(rank, hit, size, pictures.get(hit.id), zone)
+        for rank, (hit, size) in enumerate(answer.ranking, 1)
     )
     prior = (
         ""
@@ -380,25 +376,3 @@ def _frame(source: str | None, name: str, picture: bytes | None = None) -> str:
         data = base64.b64encode(picture).decode("ascii")
         content = f'<img alt="{escape(name)}" src="data:image/jpeg;base64,{data}">'
     return f'<div class="frame" title="{escape(printable(source or ""))}">{content}</div>'
-
-
-def thumbnail(source: Any, value_range: ValueRange | None = None, size: tuple[int, int] = THUMBNAIL) -> bytes:
-    """A JPEG of at most `size`, without metadata, of a path, a Pillow image or an (H, W, 3) uint8 array.
-
-    Raises:
-        DataError: when it cannot be read. FmcnetError: for anything else.
-    """
-    if isinstance(source, (str, Path)):
-        image = open_rgb(source, value_range)
-    elif isinstance(source, Image.Image):
-        image = to_rgb(source, value_range).copy()
-    elif isinstance(source, np.ndarray) and source.dtype == np.uint8 and source.ndim == 3:
-        image = Image.fromarray(source).convert("RGB")
-    else:
-        raise FmcnetError(
-            f"keep_images takes paths, Pillow images and uint8 arrays, not {type(source).__name__}"
-        )
-    image.thumbnail(size)
-    buffer = io.BytesIO()
-    Image.frombytes("RGB", image.size, image.tobytes()).save(buffer, "JPEG", quality=85)
-    return buffer.getvalue()

@@ -18,7 +18,8 @@ import numpy as np
 
 from fmcnet.errors import GalleryBusyError, GalleryDamagedError, GalleryError
 from fmcnet.files import make_private, private_mode, put_in_place, take_from_others, to_disk
-from fmcnet.retrieval.faiss_index import Codes, EntryColumns
+from fmcnet.retrieval.entry_columns import EntryColumns
+from fmcnet.retrieval.faiss_index import Codes
 from fmcnet.retrieval.gallery import Gallery
 from fmcnet.retrieval.index_files import (
     BLOCK,

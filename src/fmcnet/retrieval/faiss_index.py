@@ -1,4 +1,4 @@
-"""A gallery's index in memory: embeddings in FAISS indexes, and as arrays what filters need of every row.
+"""A gallery's index in memory: the embeddings of each modality in FAISS indexes.
 
 A position is a row's place in the order of adding. Removed rows keep theirs until the gallery is compacted. Each
 modality has an HNSW graph over its first rows and a flat index of the rest. A graph never links rows of different
@@ -7,9 +7,8 @@ modalities: otherwise a search for one would be lost among rows of the query's o
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,8 @@ from numpy.typing import NDArray
 
 from fmcnet.errors import require
 from fmcnet.parsing import read_npz
-from fmcnet.retrieval.records import NONE, Entry, Where, to_micros
+from fmcnet.retrieval.entry_columns import EntryColumns
+from fmcnet.retrieval.records import NEAR, SPARE, Entry, ties_go_on
 from fmcnet.types import BoolArray, FloatArray, IntArray, Modality
 
 Codes = NDArray[np.float32 | np.float16]
@@ -42,17 +42,6 @@ MOST_DEAD = 0.25
 """Share of removed rows from which a graph is not used, until the gallery is compacted."""
 SELF_SEARCH = {"k": 8, "ef": 64}
 """A row that such a search for its own embedding misses is compared one by one."""
-KINDS = {
-    "seq": np.int64,
-    "time": np.int64,
-    "modality": np.uint8,
-    "pid": np.int32,
-    "camera": np.int32,
-    "track": np.int32,
-    "tags": np.int32,
-    "alive": np.bool_,
-}
-TEXTS = ("pid", "camera", "track", "tags")
 
 
 def faiss() -> Any:
@@ -205,153 +194,6 @@ class ModalityIndex:
         return similarity, row
 
 
-class EntryColumns:
-    """N rows by position.
-
-    Attributes:
-        numbers: for each column of texts, the number of each text; "tags" has sets of tags, as JSON lists.
-    """
-
-    def __init__(self) -> None:
-        self._n = 0
-        self._arrays: dict[str, NDArray[np.generic]] = {k: np.empty(0, t) for k, t in KINDS.items()}
-        self.numbers: dict[str, dict[str, int]] = {name: {} for name in TEXTS}
-
-    def __len__(self) -> int:
-        return self._n
-
-    def __getitem__(self, name: str) -> NDArray[np.generic]:
-        return self._arrays[name][: self._n]
-
-    @property
-    def alive(self) -> BoolArray:
-        """(N,) not removed."""
-        return self._arrays["alive"][: self._n]  # type: ignore[return-value]
-
-    @property
-    def seq(self) -> IntArray:
-        """(N,) row numbers, rising."""
-        return self._arrays["seq"][: self._n]  # type: ignore[return-value]
-
-    def append(self, seqs: Sequence[int], entries: Sequence[Entry]) -> None:
-        """Add rows at the end; their numbers are larger than all before."""
-        needed = self._n + len(seqs)
-        if needed > len(self._arrays["seq"]):
-            capacity = max(needed, 2 * self._n, 1024)
-            for name, array in self._arrays.items():
-                self._arrays[name] = np.empty(capacity, array.dtype)
-                self._arrays[name][: self._n] = array[: self._n]
-        start, self._n = self._n, needed
-        self._arrays["seq"][start:needed] = seqs
-        self._arrays["alive"][start:needed] = True
-        self._set(slice(start, needed), entries)
-
-    def replace(self, seq: int, entry: Entry) -> None:
-        """Replace a row's metadata."""
-        position = int(self.positions([seq])[0])
-        self._set(slice(position, position + 1), [entry])
-
-    def _set(self, rows: slice, entries: Sequence[Entry]) -> None:
-        arrays = self._arrays
-        arrays["time"][rows] = [NONE if entry.time is None else to_micros(entry.time) for entry in entries]
-        arrays["modality"][rows] = [entry.modality.code for entry in entries]
-        tags = [json.dumps(entry.tags, ensure_ascii=False) if entry.tags else None for entry in entries]
-        for name in TEXTS:
-            numbers = self.numbers[name]
-            texts = tags if name == "tags" else [getattr(entry, name) for entry in entries]
-            arrays[name][rows] = [-1 if t is None else numbers.setdefault(t, len(numbers)) for t in texts]
-
-    def positions(self, seqs: Sequence[int] | IntArray) -> IntArray:
-        """Positions of row numbers that are there."""
-        return np.searchsorted(self.seq, np.asarray(seqs, np.int64)).astype(np.int64)
-
-    def existing(self, seqs: Sequence[int]) -> list[int]:
-        """Those row numbers that are not removed."""
-        if not self._n:
-            return []
-        requested = np.asarray(seqs, np.int64)
-        positions = np.minimum(self.positions(requested), self._n - 1)
-        existing: list[int] = requested[self.alive[positions] & (self.seq[positions] == requested)].tolist()
-        return existing
-
-    def forget(self, positions: IntArray) -> None:
-        """Mark rows as removed and clear their values."""
-        for name, value in {"alive": False, "time": NONE, "modality": 0}.items():
-            self._arrays[name][positions] = value
-        for name in TEXTS:
-            self._arrays[name][positions] = -1
-
-    def mask(self, where: Where | None, seqs: Collection[int] | None = None) -> BoolArray:
-        """(N,) which rows match; `seqs` are the row numbers of `where.ids`."""
-        matches = self.alive.copy()
-        if where is None:
-            return matches
-        if where.ids is not None:
-            has_id = np.zeros(self._n, np.bool_)
-            has_id[self.positions(sorted(seqs or ()))] = True
-            matches &= has_id
-        pids = None if where.pids is None else [str(pid) for pid in where.pids]
-        for name, texts in (("pid", pids), ("camera", where.cameras), ("track", where.tracks)):
-            if texts is not None:
-                numbers = self.numbers[name]
-                matches &= self._has_any(name, [numbers[text] for text in texts if text in numbers])
-        if where.modality is not None:
-            matches &= self["modality"] == Modality(where.modality).code
-        if where.since is not None:
-            matches &= self["time"] >= np.int64(to_micros(where.since))  # NONE is less than any
-        if where.until is not None:
-            matches &= (self["time"] < np.int64(to_micros(where.until))) & (self["time"] != NONE)
-        if where.tags:
-            tags = set(where.tags)
-            sets = self.numbers["tags"].items()
-            matches &= self._has_any(
-                "tags", [number for text, number in sets if tags <= set(json.loads(text))]
-            )
-        return matches
-
-    def texts(self, name: str) -> set[str]:
-        """The texts of a column of the rows that are alive."""
-        numbers = self.numbers[name]
-        codes: IntArray = self[name][self.alive].astype(np.int64)
-        used = np.bincount(codes + 1, minlength=len(numbers) + 1)[1:].astype(np.bool_).tolist()
-        return {text for text, number in numbers.items() if used[number]}
-
-    def _has_any(self, name: str, numbers: Collection[int]) -> BoolArray:
-        """(N,) whose text has one of these numbers; by a table, which takes a fifth of the time of `np.isin`."""
-        table = np.zeros(len(self.numbers[name]) + 1, np.bool_)  # the last is that of no text, -1
-        table[list(numbers)] = True
-        matches: BoolArray = table[self[name]]
-        return matches
-
-    def save(self, path: Path, rows: int) -> None:
-        """Write the first `rows` rows to an .npz file; texts that no row has are left out."""
-        arrays: dict[str, NDArray[np.generic]] = {name: self[name][:rows] for name in KINDS}
-        for name in TEXTS:
-            texts = list(self.numbers[name])
-            used, codes = np.unique(np.append(arrays[name], np.int32(-1)), return_inverse=True)
-            arrays[name] = codes[:-1].astype(np.int32) - 1  # -1 is the first of `used`
-            joined = "\0".join(texts[int(code)] for code in used[1:])
-            arrays[f"{name}_texts"] = np.frombuffer(joined.encode(), np.uint8)
-        with path.open("wb") as stream:
-            np.savez(stream, **arrays)  # type: ignore[arg-type]
-
-    @staticmethod
-    def load(path: Path) -> EntryColumns:
-        """Read what `save` wrote, also that of 0.1.0, whose identities are the numbers themselves."""
-        columns = EntryColumns()
-        arrays = read_npz(path)
-        if "pid_texts" not in arrays:
-            pids, codes = np.unique(np.append(arrays["pid"], NONE), return_inverse=True)  # NONE is the first
-            arrays["pid"] = codes[:-1] - 1
-            arrays["pid_texts"] = np.frombuffer("\0".join(map(str, pids[1:].tolist())).encode(), np.uint8)
-        columns._arrays = {name: arrays[name].astype(dtype) for name, dtype in KINDS.items()}
-        for name in TEXTS:
-            text = arrays[f"{name}_texts"].tobytes().decode()
-            columns.numbers[name] = {value: i for i, value in enumerate(text.split("\0") if text else ())}
-        columns._n = len(columns._arrays["seq"])
-        return columns
-
-
 class FaissIndex:
     """A process's view of a gallery, by position. Nothing here reads or writes the database.
 
@@ -492,3 +334,25 @@ class FaissIndex:
             if top:
                 results += part.search(queries, top, allowed, candidates if by_graph else 0)
         return merged(results, top)
+
+    def candidates(
+        self, queries: FloatArray, top: int, mask: BoolArray, *, only_exact: bool
+    ) -> list[IntArray]:
+        """For each query the positions of all rows that may be among its `top` best; arguments as `search`.
+
+        FAISS computes in float32, where equal embeddings may differ in the last bits: so more than `top`.
+        """
+        allowed, found = int(np.count_nonzero(mask)), list[IntArray]()
+        nearest = zip(*self.search(queries, top + SPARE, mask, only_exact=only_exact), strict=True)
+        for query, (similarity, rows) in zip(queries, nearest, strict=True):
+            row_count = len(similarity)
+            while row_count < allowed and ties_go_on(similarity, top):
+                row_count = min(4 * row_count, allowed)
+                wider = self.search(query[None], row_count, mask, only_exact=only_exact)
+                similarity, rows = wider[0][0], wider[1][0]
+                if len(similarity) < row_count:
+                    break
+            if len(rows):
+                rows = rows[(rows >= 0) & (similarity >= similarity[min(top, len(rows)) - 1] - NEAR)]
+            found.append(rows)
+        return found

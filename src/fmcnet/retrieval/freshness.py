@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 from fmcnet.errors import GalleryError
 from fmcnet.files import file_digest, file_state
+from fmcnet.retrieval.file_records import FileRecord, Origin
 from fmcnet.retrieval.gallery import Gallery
 from fmcnet.retrieval.records import Where
 from fmcnet.retrieval.sources import Picture, path_id
-from fmcnet.retrieval.sqlite_database import FileRecord, Origin
 
 REMOVED_AT_ONCE = 10_000
 """Entries."""

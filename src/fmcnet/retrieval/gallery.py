@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 
 from fmcnet.errors import FmcnetError, GalleryError
 from fmcnet.retrieval import inputs
+from fmcnet.retrieval.entry_columns import DayCount
 from fmcnet.retrieval.records import (
     EPOCH,
     Added,
@@ -29,12 +30,11 @@ from fmcnet.retrieval.records import (
     group,
     rank_pooled,
 )
-from fmcnet.retrieval.times import DayCount
 from fmcnet.types import FloatArray, Modality
 
 if TYPE_CHECKING:
+    from fmcnet.retrieval.file_records import FileRecords
     from fmcnet.retrieval.milvus_store import MilvusStore
-    from fmcnet.retrieval.sqlite_database import FileRecords
     from fmcnet.retrieval.sqlite_store import SqliteStore
 
     Store: TypeAlias = SqliteStore | MilvusStore

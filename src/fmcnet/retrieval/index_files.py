@@ -23,7 +23,8 @@ from pydantic import TypeAdapter
 from fmcnet.errors import GalleryDamagedError, GalleryError
 from fmcnet.files import private_mode, remove_left, to_disk, write_atomically
 from fmcnet.parsing import parse_json, read_json
-from fmcnet.retrieval.faiss_index import Codes, EntryColumns, FaissIndex
+from fmcnet.retrieval.entry_columns import EntryColumns
+from fmcnet.retrieval.faiss_index import Codes, FaissIndex
 from fmcnet.retrieval.sqlite_connection import NAME as DATABASE
 from fmcnet.retrieval.sqlite_connection import Mark, mark_path, read_mark
 from fmcnet.retrieval.sqlite_database import Database

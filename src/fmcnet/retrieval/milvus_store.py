@@ -15,6 +15,7 @@ import numpy as np
 
 from fmcnet.errors import GalleryError
 from fmcnet.retrieval import milvus_client as milvus
+from fmcnet.retrieval.entry_columns import DayCount, count_days
 from fmcnet.retrieval.inputs import check_new, check_settings, check_there
 from fmcnet.retrieval.records import (
     NONE,
@@ -32,7 +33,6 @@ from fmcnet.retrieval.records import (
     ranked,
     ties_go_on,
 )
-from fmcnet.retrieval.times import DayCount, count_days
 from fmcnet.types import FloatArray
 
 PAGE = 4_096

@@ -15,7 +15,7 @@ import numpy as np
 
 from fmcnet.errors import DataError, FmcnetError, GalleryError, first_of
 from fmcnet.identities import parse_identity
-from fmcnet.types import BoolArray, FloatArray, Modality, parse_modality
+from fmcnet.types import FloatArray, Modality, parse_modality
 
 if TYPE_CHECKING:
     from fmcnet.inference.image_input import Fault
@@ -354,14 +354,6 @@ def from_micros(value: int) -> datetime:
 def ties_go_on(similarity: Sequence[float] | FloatArray, top: int) -> bool:
     """Whether further candidates may be as similar as the `top`-th of these (K,), which are best first."""
     return len(similarity) >= top and bool(similarity[-1] >= similarity[top - 1] - NEAR)
-
-
-def may_be_among(similarity: FloatArray, top: int) -> BoolArray:
-    """(K,) which of these candidates, best first, may be among the `top` best."""
-    if not len(similarity):
-        return np.empty(0, np.bool_)
-    among: BoolArray = similarity >= similarity[min(top, len(similarity)) - 1] - NEAR
-    return among
 
 
 def ranked(query: FloatArray, stored: Sequence[Stored], top: int) -> list[Hit]:

@@ -17,10 +17,10 @@ from fmcnet.data.pixels import RANGE_UNUSED, Remarks, ValueRange, check_range, p
 from fmcnet.errors import DataError, FmcnetError, GalleryError
 from fmcnet.files import private_mode, write_atomically
 from fmcnet.inference.encoder import Encoder
-from fmcnet.inference.image_input import Fault, ImageLike, ModalityLike, expand
+from fmcnet.inference.image_input import Fault, ImageLike, ModalityLike, expand, thumbnail
 from fmcnet.models.shipped import shipped_models
 from fmcnet.parsing import read_json
-from fmcnet.retrieval.answer import Answer, CalibratedScores, answer_notes, filter_notes, thumbnail
+from fmcnet.retrieval.answer import Answer, CalibratedScores, answer_notes, filter_notes
 from fmcnet.retrieval.gallery import Gallery
 from fmcnet.retrieval.inputs import column, tag_column
 from fmcnet.retrieval.records import MADE_WITH, Added, HitGroup, OnDuplicate, Where

@@ -23,8 +23,7 @@ from fmcnet.errors import DataError, FmcnetError, GalleryError
 from fmcnet.identities import parse_identity
 from fmcnet.inference.image_input import Fault, list_images
 from fmcnet.retrieval.inputs import as_tags, optional_text, text
-from fmcnet.retrieval.times import doubtful_times
-from fmcnet.times import Doubtful, TimePattern, parse_capture_time
+from fmcnet.times import Doubtful, TimePattern, doubtful_times, parse_capture_time
 from fmcnet.types import NO_CAMERA, Modality
 
 

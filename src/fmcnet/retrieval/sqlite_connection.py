@@ -1,4 +1,4 @@
-"""The SQLite file: its tables, the values of `meta`, and SQLite's errors as GalleryErrors.
+"""The SQLite file: opening it, transactions, and SQLite's errors as GalleryErrors.
 
 It is opened to write, or to read even where nothing may be written. Beside it a mark says how far it goes, so that
 loss of its write-ahead log is noticed: SQLite takes a log up to its first damaged page, and a missing one as an empty
@@ -8,22 +8,17 @@ one.
 from __future__ import annotations
 
 import contextlib
-import functools
-import json
 import logging
 import os
 import sqlite3
-import uuid
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import quote
 
 from fmcnet.errors import GalleryBusyError, GalleryDamagedError, GalleryError
 from fmcnet.files import make_private
-from fmcnet.parsing import parse_json
-from fmcnet.retrieval.records import GallerySettings
 
 logger = logging.getLogger(__name__)
 
@@ -31,33 +26,6 @@ NAME = "gallery.sqlite"
 PAGE = 32_768
 LOG_PAGES = 128
 """Pages (4 MB) of the write-ahead log that are brought into the main file: what loss of the log can cost."""
-FORMAT = 1
-TEXT_PID_FORMAT = 3
-"""The format from the first identity on that is no number; 0.1.0 reads numbers only, and refuses it."""
-FILES = "files"
-"""The table of `FileRecords`."""
-REMOVED = "removed"
-"""The table of digests of removed ids."""
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value, crc INTEGER) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS rows (
-    seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, pid INTEGER, modality INTEGER NOT NULL,
-    camera TEXT, time INTEGER, source TEXT, track TEXT, tags TEXT, crc INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS vectors (seq INTEGER PRIMARY KEY, vector BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS log (
-    generation INTEGER, seq INTEGER, gone INTEGER NOT NULL, crc INTEGER NOT NULL,
-    PRIMARY KEY (generation, seq)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS pictures (seq INTEGER PRIMARY KEY, picture BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS files (
-    seq INTEGER PRIMARY KEY, path TEXT NOT NULL, root TEXT NOT NULL, state TEXT NOT NULL, digest TEXT NOT NULL,
-    crc INTEGER NOT NULL);
-CREATE INDEX IF NOT EXISTS files_digest ON files (digest);
-CREATE TABLE IF NOT EXISTS removed (digest BLOB PRIMARY KEY) WITHOUT ROWID;
-"""
-FIRST_TABLES = {"meta", "rows", "vectors", "log"}
-"""Those that every version made."""
-TABLES = FIRST_TABLES | {"pictures", FILES, REMOVED}
-"""All of them; a reader of a gallery of an earlier version may lack those that are newer."""
 DAMAGED = ("malformed", "not a database", "encoding", "no such", "could not decode")
 """In SQLite's messages of damage."""
 
@@ -277,97 +245,6 @@ class Connection:
     def close(self) -> None:
         """Close the connection."""
         self.connection.close()
-
-    # ---- values of meta ----
-
-    def get(self, key: str) -> str | int | None:
-        """A value of `meta`."""
-        rows = self.run("SELECT value, crc FROM meta WHERE key = ?", (key,))
-        if rows and checksum(key, rows[0][0]) != rows[0][1]:
-            raise self.damaged(f"checksum of '{key}'")
-        return rows[0][0] if rows else None
-
-    def put(self, key: str, value: str | int) -> None:
-        """Set a value of `meta`."""
-        self.connection.execute(
-            "INSERT OR REPLACE INTO meta VALUES (?, ?, ?)", (key, value, checksum(key, value))
-        )
-
-    def number(self, key: str) -> int:
-        """A number of `meta` that must be there."""
-        value = self.get(key)
-        if not isinstance(value, int):
-            raise self.damaged(f"'{key}' is missing")
-        return value
-
-    def name(self) -> str:
-        """The gallery's unique name; GalleryError where a newer fmcnet wrote the gallery."""
-        return str(self._header()["name"])
-
-    def _header(self) -> dict[str, Any]:
-        value = self.get("gallery")
-        if not isinstance(value, str):
-            raise self.damaged("'gallery' is missing")
-        try:
-            header: dict[str, Any] = parse_json(value)
-            version, _ = header["format"], header["name"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise self.damaged("'gallery' is not what was written") from error
-        if version not in (FORMAT, TEXT_PID_FORMAT):
-            raise GalleryError(
-                f"{self.path} has format {version}, this fmcnet reads {FORMAT} and {TEXT_PID_FORMAT}: update fmcnet"
-            )
-        return header
-
-    def settings(self) -> GallerySettings | None:
-        """What the first add fixed."""
-        value = self.get("settings")
-        if not isinstance(value, str):
-            return None
-        try:
-            return GallerySettings(**parse_json(value))
-        except (ValueError, TypeError) as error:
-            raise self.damaged("'settings' are not what was written") from error
-
-    @functools.cached_property
-    def dtype(self) -> str:
-        """Of the stored embeddings; read once, for it never changes."""
-        settings = self.settings()
-        if settings is None:
-            raise self.damaged("rows without settings")
-        return settings.dtype
-
-    def tables(self) -> set[str]:
-        """The names of the tables that are there: none, or at least those that every version has."""
-        names = {row[0] for row in self.run("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        missing = FIRST_TABLES - names
-        if missing and names:
-            raise self.damaged(f"no such table: {min(missing)}")
-        return names
-
-    def create(self) -> None:
-        """Make the tables where they are missing."""
-        with Connection.writing(
-            self
-        ):  # not that of Database, which counts rows of tables that are not there yet
-            for statement in SCHEMA.split(";\n"):
-                self.connection.execute(statement)
-            if self.get("gallery") is None:
-                self.rename()
-                self.put("generation", 0)
-                self.put("floor", 0)
-
-    def rename(self) -> str:
-        """Give the gallery a new name: a copy's index must not be taken for the original's."""
-        name = uuid.uuid4().hex
-        header = {"format": FORMAT} if self.get("gallery") is None else self._header()
-        self.put("gallery", json.dumps(header | {"name": name}))
-        return name
-
-
-def checksum(*values: object) -> int:
-    """CRC-32 of values; texts hold no NUL and are not empty, so the joined text is unambiguous."""
-    return zlib.crc32("\0".join("" if value is None else str(value) for value in values).encode())
 
 
 def not_writable(folder: Path, reason: str | None) -> GalleryError:

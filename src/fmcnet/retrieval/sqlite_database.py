@@ -1,4 +1,4 @@
-"""SQLite, the record of truth: entries, embeddings, pictures and files, and a checksum on every row.
+"""SQLite, the record of truth: its tables of entries, embeddings and pictures, and a checksum on every row.
 
 `vectors` and `pictures` only ever grow at their end, and what is removed is overwritten by zeros in its place: SQLite
 then never moves it between pages, so no stale copy can be left in a page's slack. `secure_delete` zeroes what
@@ -8,32 +8,50 @@ is deleted from the other tables. `compact` drops the zeroed rows and rewrites t
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import functools
 import json
+import uuid
 import zlib
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fmcnet.errors import GalleryError
 from fmcnet.identities import is_number
-from fmcnet.retrieval.records import Entry, Stored, from_micros, to_micros
-from fmcnet.retrieval.sqlite_connection import (
-    FILES,
-    REMOVED,
-    TEXT_PID_FORMAT,
-    Connection,
-    Mark,
-    checksum,
-    write_mark,
-)
+from fmcnet.parsing import parse_json
+from fmcnet.retrieval.records import Entry, GallerySettings, Stored, from_micros, to_micros
+from fmcnet.retrieval.sqlite_connection import Connection, Mark, write_mark
 from fmcnet.types import Modality
 
+FORMAT = 1
+TEXT_PID_FORMAT = 3
+"""The format from the first identity on that is no number; 0.1.0 reads numbers only, and refuses it."""
+FILES = "files"
+"""The table of `FileRecords`."""
+REMOVED = "removed"
+"""The table of digests of removed ids."""
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value, crc INTEGER) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS rows (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, pid INTEGER, modality INTEGER NOT NULL,
+    camera TEXT, time INTEGER, source TEXT, track TEXT, tags TEXT, crc INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS vectors (seq INTEGER PRIMARY KEY, vector BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS log (
+    generation INTEGER, seq INTEGER, gone INTEGER NOT NULL, crc INTEGER NOT NULL,
+    PRIMARY KEY (generation, seq)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS pictures (seq INTEGER PRIMARY KEY, picture BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS files (
+    seq INTEGER PRIMARY KEY, path TEXT NOT NULL, root TEXT NOT NULL, state TEXT NOT NULL, digest TEXT NOT NULL,
+    crc INTEGER NOT NULL);
+CREATE INDEX IF NOT EXISTS files_digest ON files (digest);
+CREATE TABLE IF NOT EXISTS removed (digest BLOB PRIMARY KEY) WITHOUT ROWID;
+"""
+FIRST_TABLES = {"meta", "rows", "vectors", "log"}
+"""Those that every version made."""
+TABLES = FIRST_TABLES | {"pictures", FILES, REMOVED}
+"""All of them; a reader of a gallery of an earlier version may lack those that are newer."""
 COLUMNS = "seq, id, pid, modality, camera, time, source, track, tags"
 Values = tuple[
     int, str, "int | bytes | None", int, "str | None", "int | None", "str | None", "str | None", "str | None"
@@ -41,8 +59,6 @@ Values = tuple[
 """A row of `rows` without its checksum, in the order of `COLUMNS`."""
 CHUNK = 4096
 """Rows read at once."""
-NO_FILES = f"(SELECT NULL seq, NULL path, NULL root, NULL state, NULL digest, NULL crc LIMIT 0) AS {FILES}"
-"""Stands for the table in a gallery of 0.1.0."""
 LISTED = "(SELECT value FROM json_each(?))"
 """Follows IN: any number of values, as one parameter, which `listed` gives."""
 
@@ -90,6 +106,90 @@ class Database(Connection):
             header = self._header()
             if header["format"] != TEXT_PID_FORMAT:
                 self.put("gallery", json.dumps(header | {"format": TEXT_PID_FORMAT}))
+
+    # ---- values of meta ----
+
+    def get(self, key: str) -> str | int | None:
+        """A value of `meta`."""
+        rows = self.run("SELECT value, crc FROM meta WHERE key = ?", (key,))
+        if rows and checksum(key, rows[0][0]) != rows[0][1]:
+            raise self.damaged(f"checksum of '{key}'")
+        return rows[0][0] if rows else None
+
+    def put(self, key: str, value: str | int) -> None:
+        """Set a value of `meta`."""
+        self.connection.execute(
+            "INSERT OR REPLACE INTO meta VALUES (?, ?, ?)", (key, value, checksum(key, value))
+        )
+
+    def number(self, key: str) -> int:
+        """A number of `meta` that must be there."""
+        value = self.get(key)
+        if not isinstance(value, int):
+            raise self.damaged(f"'{key}' is missing")
+        return value
+
+    def name(self) -> str:
+        """The gallery's unique name; GalleryError where a newer fmcnet wrote the gallery."""
+        return str(self._header()["name"])
+
+    def _header(self) -> dict[str, Any]:
+        value = self.get("gallery")
+        if not isinstance(value, str):
+            raise self.damaged("'gallery' is missing")
+        try:
+            header: dict[str, Any] = parse_json(value)
+            version, _ = header["format"], header["name"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise self.damaged("'gallery' is not what was written") from error
+        if version not in (FORMAT, TEXT_PID_FORMAT):
+            raise GalleryError(
+                f"{self.path} has format {version}, this fmcnet reads {FORMAT} and {TEXT_PID_FORMAT}: update fmcnet"
+            )
+        return header
+
+    def settings(self) -> GallerySettings | None:
+        """What the first add fixed."""
+        value = self.get("settings")
+        if not isinstance(value, str):
+            return None
+        try:
+            return GallerySettings(**parse_json(value))
+        except (ValueError, TypeError) as error:
+            raise self.damaged("'settings' are not what was written") from error
+
+    @functools.cached_property
+    def dtype(self) -> str:
+        """Of the stored embeddings; read once, for it never changes."""
+        settings = self.settings()
+        if settings is None:
+            raise self.damaged("rows without settings")
+        return settings.dtype
+
+    def tables(self) -> set[str]:
+        """The names of the tables that are there: none, or at least those that every version has."""
+        names = {row[0] for row in self.run("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        missing = FIRST_TABLES - names
+        if missing and names:
+            raise self.damaged(f"no such table: {min(missing)}")
+        return names
+
+    def create(self) -> None:
+        """Make the tables where they are missing."""
+        with super().writing():  # without the counts of tables that are not there yet
+            for statement in SCHEMA.split(";\n"):
+                self.connection.execute(statement)
+            if self.get("gallery") is None:
+                self.rename()
+                self.put("generation", 0)
+                self.put("floor", 0)
+
+    def rename(self) -> str:
+        """Give the gallery a new name: a copy's index must not be taken for the original's."""
+        name = uuid.uuid4().hex
+        header = {"format": FORMAT} if self.get("gallery") is None else self._header()
+        self.put("gallery", json.dumps(header | {"name": name}))
+        return name
 
     # ---- rows ----
 
@@ -302,156 +402,6 @@ def seal(seq: int, vector: bytes) -> bytes:
     return vector + zlib.crc32(vector, seq & 0xFFFFFFFF).to_bytes(4, "little")
 
 
-class FileRecord(NamedTuple):
-    """A file as it was just before it was encoded.
-
-    Attributes:
-        path: absolute.
-        root: the folder that was indexed, which holds it.
-        state: as `fmcnet.files.file_state`.
-        digest: as `fmcnet.files.file_digest`.
-    """
-
-    path: str
-    root: str
-    state: str
-    digest: str
-
-
-class Origin(NamedTuple):
-    """Where an entry came from; `record` is None for one that no record was made of."""
-
-    id: str
-    source: str | None
-    record: FileRecord | None
-
-
-@dataclass(frozen=True)
-class FileRecords:
-    """The files that a gallery's entries came from: where they lay, and their content when it was encoded.
-
-    A record is deleted with its entry; only a digest then tells what was removed. A gallery of 0.1.0 lacks
-    both tables until it is written to. `reading` and `writing` are the store's rules of locking.
-    """
-
-    database: Database
-    reading: Callable[[], AbstractContextManager[Any]]
-    writing: Callable[[], AbstractContextManager[Any]]
-
-    def of(self, ids: Iterable[str]) -> dict[str, FileRecord]:
-        """Records of entries, by id."""
-        found = self._select(f"rows.id IN {LISTED}", listed(ids))
-        return {origin.id: origin.record for _, origin in found if origin.record is not None}
-
-    def with_digest(self, digests: Iterable[str]) -> dict[str, list[FileRecord]]:
-        """Records with these digests, by digest."""
-        by_digest = defaultdict[str, list[FileRecord]](list)
-        for _, origin in self._select(f"{FILES}.digest IN {LISTED}", listed(sorted(set(digests)))):
-            if origin.record is not None:
-                by_digest[origin.record.digest].append(origin.record)
-        return by_digest
-
-    def origins(self) -> Iterator[Origin]:
-        """Of all entries, in the order of adding, by blocks; others may write in between."""
-        last = 0
-        while rows := self._select("rows.seq > ? ORDER BY rows.seq LIMIT ?", last, CHUNK):
-            yield from (origin for _, origin in rows)
-            last = rows[-1][0]
-
-    def put(self, records: Mapping[str, FileRecord], *, added: bool = False) -> None:
-        """Set the records of entries.
-
-        Args:
-            records: by entry id; those of other ids are left out.
-            added: these entries are new, so their content is not removed any more.
-        """
-        if records:
-            with self.writing(), self.database.writing():
-                if added:
-                    self.forget_removed(record.digest for record in records.values())
-                self._put({seq: records[name] for name, seq in self.database.seqs(list(records)).items()})
-
-    def rename(self, renamed: Mapping[str, Origin]) -> None:
-        """Give entries another id, source and record, all or nothing.
-
-        Args:
-            renamed: by the present id; the new ids must not be those of other entries.
-        """
-        with self.writing(), self.database.writing():
-            seqs = self.database.seqs(list(renamed))
-            new = {seq: renamed[name] for name, seq in seqs.items()}
-            before: dict[int, Entry] = {}
-            for seq in new:  # first away from all ids, since some may be taken by each other
-                before[seq], _ = self.database.stored([seq])[seq]
-                self.database.connection.execute("UPDATE rows SET id = ? WHERE seq = ?", (f"\0{seq}", seq))
-            for seq, origin in new.items():
-                self.database.rewrite(seq, replace(before[seq], id=origin.id, source=origin.source))
-            self._put({seq: origin.record for seq, origin in new.items() if origin.record is not None})
-            self.forget_removed(origin.id for origin in new.values())
-            self.database.note(new, gone=False)
-
-    def removed(self, ids: Iterable[str]) -> set[str]:
-        """Those of these ids, or digests of files, that were removed and not added since."""
-        with self.reading():
-            if REMOVED not in self.database.tables():
-                return set()
-            query = f"SELECT 1 FROM {REMOVED} WHERE digest = ?"
-            return {name for name in ids if self.database.run(query, (_removal_digest(name),))}
-
-    def remember_removed(self, seqs: Sequence[int]) -> None:
-        """Remember removed entries by the digest of their file, or by id where it has no record.
-
-        As `forget_removed`, in the caller's transaction.
-        """
-        rows = self.database.run(
-            f"SELECT id, digest FROM rows LEFT JOIN {FILES} ON {FILES}.seq = rows.seq WHERE rows.seq IN {LISTED}",
-            (listed(seqs),),
-        )
-        self._remember(_removal_digest(name if digest is None else digest) for name, digest in rows)
-
-    def forget_removed(self, ids: Iterable[str]) -> None:
-        """Forget the removal of these ids, or digests of files."""
-        self.database.connection.executemany(
-            f"DELETE FROM {REMOVED} WHERE digest = ?", ((_removal_digest(name),) for name in ids)
-        )
-
-    def take(self, other: FileRecords) -> None:
-        """Copy what another gallery of the same entries knows of files, and of what was removed."""
-        self.put({origin.id: origin.record for origin in other.origins() if origin.record is not None})
-        with other.reading():
-            has_table = REMOVED in other.database.tables()
-            digests = other.database.run(f"SELECT digest FROM {REMOVED}") if has_table else []
-        if digests:
-            with self.writing(), self.database.writing():
-                self._remember(row[0] for row in digests)
-
-    def _remember(self, digests: Iterable[bytes]) -> None:
-        self.database.connection.executemany(
-            f"INSERT OR IGNORE INTO {REMOVED} VALUES (?)", ((digest,) for digest in digests)
-        )
-
-    def _put(self, records: Mapping[int, FileRecord]) -> None:
-        self.database.connection.executemany(
-            f"INSERT OR REPLACE INTO {FILES} VALUES (?, ?, ?, ?, ?, ?)",
-            ((seq, *record, checksum(seq, *record)) for seq, record in records.items()),
-        )
-
-    def _select(self, condition: str, *values: object) -> list[tuple[int, Origin]]:
-        """Row numbers of entries, and where they came from."""
-        rows: list[tuple[int, Origin]] = []
-        with self.reading():
-            table = FILES if FILES in self.database.tables() else NO_FILES
-            for seq, name, source, file_seq, *record, crc in self.database.run(
-                f"SELECT rows.seq, rows.id, rows.source, {FILES}.* FROM rows "
-                f"LEFT JOIN {table} ON {FILES}.seq = rows.seq WHERE {condition}",
-                values,
-            ):
-                if file_seq is not None and checksum(file_seq, *record) != crc:
-                    raise self.database.damaged(f"checksum of row {file_seq}, file")
-                rows.append((seq, Origin(name, source, None if file_seq is None else FileRecord(*record))))
-        return rows
-
-
-def _removal_digest(name: str) -> bytes:
-    """Identifies a removed entry without its id, which may be a file's name."""
-    return hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:16]
+def checksum(*values: object) -> int:
+    """CRC-32 of values; texts hold no NUL and are not empty, so the joined text is unambiguous."""
+    return zlib.crc32("\0".join("" if value is None else str(value) for value in values).encode())

@@ -23,7 +23,9 @@ from filelock import Timeout
 
 from fmcnet.errors import GalleryBusyError, GalleryError, GalleryReplacedError
 from fmcnet.files import lock_file, make_private, take_from_others
+from fmcnet.retrieval.entry_columns import DayCount, count_days
 from fmcnet.retrieval.faiss_index import FaissIndex, faiss
+from fmcnet.retrieval.file_records import FileRecords
 from fmcnet.retrieval.gallery_index import GalleryIndex
 from fmcnet.retrieval.index_files import FILES as INDEX_FILES
 from fmcnet.retrieval.index_files import IndexManifest, check_loss, lost
@@ -31,7 +33,6 @@ from fmcnet.retrieval.inputs import check_new, check_settings, check_there
 from fmcnet.retrieval.records import (
     MADE_WITH,
     NONE,
-    SPARE,
     Added,
     EntryBatch,
     GalleryInfo,
@@ -43,13 +44,10 @@ from fmcnet.retrieval.records import (
     Stored,
     Where,
     from_micros,
-    may_be_among,
     ranked,
-    ties_go_on,
 )
-from fmcnet.retrieval.sqlite_connection import FIRST_TABLES, NAME, TABLES, not_writable
-from fmcnet.retrieval.sqlite_database import Database, FileRecords
-from fmcnet.retrieval.times import DayCount, count_days
+from fmcnet.retrieval.sqlite_connection import NAME, not_writable
+from fmcnet.retrieval.sqlite_database import FIRST_TABLES, TABLES, Database
 from fmcnet.types import BoolArray, FloatArray
 
 logger = logging.getLogger(__name__)
@@ -257,23 +255,12 @@ class SqliteStore:
     def search(self, queries: FloatArray, top: int, where: Where | None, exact: bool) -> list[list[Hit]]:
         """For each of (Q, D) queries its best entries; similarities are computed anew from the database."""
         with self._reading() as state:
-            mask = self._mask(state, where)
-            allowed = int(np.count_nonzero(mask))
-            only_exact = exact or self.index.choice == "exact"
-            nearest = zip(*state.search(queries, top + SPARE, mask, only_exact=only_exact), strict=True)
-            results: list[list[Hit]] = []
-            for query, (similarity, rows) in zip(queries, nearest, strict=True):
-                row_count = len(similarity)
-                while row_count < allowed and ties_go_on(similarity, top):
-                    row_count = min(4 * row_count, allowed)
-                    wider = state.search(query[None], row_count, mask, only_exact=only_exact)
-                    similarity, rows = wider[0][0], wider[1][0]
-                    if len(similarity) < row_count:
-                        break
-                rows = rows[(rows >= 0) & may_be_among(similarity, top)]
-                stored = self.database.stored(state.columns.seq[rows].tolist())
-                results.append(ranked(query, list(stored.values()), top))
-            return results
+            mask, only_exact = self._mask(state, where), exact or self.index.choice == "exact"
+            candidates = state.candidates(queries, top, mask, only_exact=only_exact)
+            stored = (self.database.stored(state.columns.seq[rows].tolist()) for rows in candidates)
+            return [
+                ranked(query, list(found.values()), top) for query, found in zip(queries, stored, strict=True)
+            ]
 
     def _mask(self, state: FaissIndex, where: Where | None) -> BoolArray:
         """(N,) which rows match."""

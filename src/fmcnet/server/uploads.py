@@ -16,8 +16,7 @@ from fmcnet.data.images import FAILURES, REMARKS, register_heic, to_rgb
 from fmcnet.data.listing import AVIF_BRANDS
 from fmcnet.data.pixels import Remarks, ValueRange
 from fmcnet.errors import DataError
-from fmcnet.inference.image_input import read_pixels
-from fmcnet.retrieval.answer import thumbnail
+from fmcnet.inference.image_input import read_pixels, thumbnail
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 """What is taken, beside HEIC and AVIF where they can be read; others of Pillow's decoders are never started."""

@@ -162,6 +162,21 @@ def split_folder(out: Path, split: int) -> Path:
     return out / f"split-{split:02d}"
 
 
+def parse_splits(text: str) -> tuple[int, ...]:
+    """Parse "1-10" or "1,3,5-7"; raises `ConfigError` for anything else, or numbers outside 1..10."""
+    numbers: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        try:
+            ends = int(first), int(last if dash else first)
+            numbers += range(min(ends), max(ends) + 1)
+        except ValueError:
+            raise ConfigError(f"--splits {text}: write numbers and ranges, as 1-10 or 1,3,5-7") from None
+    if not numbers or min(numbers) < 1 or max(numbers) > 10:
+        raise ConfigError(f"--splits {text}: RegDB's splits are 1 to 10")
+    return tuple(dict.fromkeys(numbers))
+
+
 def split_runs(folder: Path) -> list[Path]:
     """List the finished runs of a folder that `train_splits` wrote, by split."""
     return [path for path in sorted(folder.glob("split-*")) if (path / CARD).is_file()]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import signal
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
@@ -13,14 +12,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.profiler import record_function
 
 from fmcnet.config import AugmentConfig, Config
 from fmcnet.data.cache import ImageCache, cache_folder
-from fmcnet.data.loader import TrainingBatch, TrainingImages, load_batches, make_sampler
-from fmcnet.data.readers import detect_layout, read_dataset
-from fmcnet.data.table import Table, fingerprint, sample_pictures
+from fmcnet.data.loader import TrainingBatch, TrainingImages, load_batches
+from fmcnet.data.readers import check_split, detect_layout, read_dataset
+from fmcnet.data.sampler import make_sampler
+from fmcnet.data.table import Table, fingerprint, hold_out, sample_pictures, seen_identities
 from fmcnet.distributed import (
     DistributedContext,
     agree,
@@ -30,17 +31,18 @@ from fmcnet.distributed import (
     mark_agreed,
     resident_bytes,
 )
-from fmcnet.errors import ConfigError, Interrupted, TrainingError, translate_errors
+from fmcnet.errors import CheckpointError, ConfigError, Interrupted, TrainingError, translate_errors
+from fmcnet.interrupt import StopAtStepEnd
 from fmcnet.losses.criterion import ExtraTerm, check_extra_terms
 from fmcnet.models.backbones import make_backbone
 from fmcnet.models.build import build_model
-from fmcnet.models.card import ModelCard
+from fmcnet.models.card import ModelCard, read_card
 from fmcnet.models.fmcnet import FMCNet
-from fmcnet.models.pretrained import load_pretrained
+from fmcnet.models.pretrained import is_model, load_pretrained
+from fmcnet.models.shipped import find_model
 from fmcnet.progress import Progress
 from fmcnet.training.checkpointing import Checkpointer, checkpoints, drop_others
 from fmcnet.training.loggers import StepLogger, Tracker, check_trackers
-from fmcnet.training.prepare import check_split, hold_out, start_samples, warn_of_seen_identities
 from fmcnet.training.profile import StepProfile
 from fmcnet.training.run_folder import check_folder, open_folder, split_folder
 from fmcnet.training.selection import BATCHES, ModelSelection, estimate_statistics, write_projection
@@ -247,9 +249,9 @@ class Trainer:
                 step=0,
                 data=fingerprint(table),
                 samples=sample_pictures(self._cache.table) if ctx.main else (),
-                start_samples=start_samples(config, run, resume) if ctx.main else (),
+                start_samples=_start_samples(config, run, resume) if ctx.main else (),
             )
-            warn_of_seen_identities(self._card, table)
+            _warn_of_seen_identities(self._card, table)
         with agree_on_errors(ctx):  # after the data, whose errors leave no run folder; before the GPU is used
             if ctx.main:
                 stack.enter_context(open_folder(run, config))
@@ -416,29 +418,27 @@ class Trainer:
         return model
 
 
-class StopAtStepEnd:
-    """Ctrl-C or SIGTERM ends the training after the current step, with a checkpoint; a third signal ends it at once.
+def _start_samples(config: Config, run: Path, resume: bool) -> tuple[str, ...]:
+    """Training samples of the model that the training starts from; a resumed run reads them from its checkpoint."""
+    for folder in reversed(checkpoints(run)) if resume else ():
+        with contextlib.suppress(CheckpointError):
+            return read_card(folder).start_samples
+    source = config.model.pretrained
+    if source is None or not is_model(source):
+        return ()
+    start_card = read_card(find_model(source))
+    return tuple(sorted({*start_card.samples, *start_card.start_samples}))
 
-    Two signals count as one: a terminal and a parent process may both deliver the same Ctrl-C.
-    """
 
-    def __init__(self) -> None:
-        self.signals = 0
-        self.terminated = False  # whether a signal was SIGTERM
-        self._before: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> StopAtStepEnd:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._receive)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, *_: object) -> None:
-        self.signals += 1
-        self.terminated |= number == signal.SIGTERM
-        if self.signals > 2:
-            raise KeyboardInterrupt
+def _warn_of_seen_identities(card: ModelCard, table: Table) -> None:
+    """Warn of evaluation identities that the pretrained model was trained on."""
+    evaluation_rows = table.take(~np.isin(table.split, card.config.data.train_splits))
+    if card.start_samples and len(seen := seen_identities(card.start_samples, evaluation_rows)):
+        logger.warning(
+            "%d of %d identities that are not trained on here have pictures that %s was trained on, the first is %s: "
+            "evaluate and calibrate on others, or move them to the split train",
+            len(seen),
+            len(np.unique(evaluation_rows.pid)),
+            card.config.model.pretrained,
+            table.pid_name(int(seen[0])),
+        )

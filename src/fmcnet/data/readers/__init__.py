@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import logging
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fmcnet.data.readers.common import require_complete
 from fmcnet.data.readers.csv import read_csv
@@ -13,9 +15,14 @@ from fmcnet.data.readers.llcm import read_llcm
 from fmcnet.data.readers.regdb import read_regdb
 from fmcnet.data.readers.sysu import CAMERAS, INFRARED_CAMERAS, read_sysu
 from fmcnet.data.table import Table
-from fmcnet.errors import DataError, FmcnetError, one_line
+from fmcnet.errors import ConfigError, DataError, FmcnetError, one_line
 from fmcnet.plugins import READERS, load_plugin, plugins
 from fmcnet.types import Modality
+
+if TYPE_CHECKING:
+    from fmcnet.config import Config
+
+logger = logging.getLogger(__name__)
 
 
 class Layout(NamedTuple):
@@ -49,6 +56,8 @@ LAYOUTS = {
     "csv": Layout(read_csv, options=("training", "modality")),
 }
 """The shipped layouts by name: a new one is one entry here."""
+BENCHMARKS = {*LAYOUTS} - {"csv"}
+"""Those that a shipped configuration is named after."""
 
 _READERS: dict[str, Layout] = {}
 """The layouts of `register_reader`."""
@@ -207,6 +216,38 @@ def modality_of_folder(layout: str, name: str) -> Modality | None:
         return Modality.INFRARED
     image_folders = {marker.lower() for marker in known.markers if marker not in known.lists}
     return Modality.VISIBLE if name in image_folders else None
+
+
+def check_split(config: Config, dataset: str) -> None:
+    """Refuse `data.split` for data with one split.
+
+    Args:
+        config: settings.
+        dataset: the name of its table.
+
+    Raises:
+        ConfigError: for a split other than 1 of another benchmark than RegDB.
+    """
+    if config.data.split != 1 and dataset != "regdb":
+        raise ConfigError(f"data.split is for RegDB; the data are {dataset}, which has one: leave it out")
+
+
+def warn_of_other_benchmark(config: str | None, data: str | Path) -> None:
+    """Warn of a shipped configuration that is for another benchmark than the data."""
+    if config not in BENCHMARKS or int(os.environ.get("RANK", "0")):
+        return
+    try:
+        layout = detect_layout(data)
+    except DataError:
+        return  # the training reports the error
+    if layout != config and layout in BENCHMARKS:  # any configuration may train on a CSV
+        logger.warning(
+            "--config %s is for another benchmark: %s has the layout of %s. Take --config %s",
+            config,
+            data,
+            layout,
+            layout,
+        )
 
 
 def _lower_names(folder: Path) -> set[str]:

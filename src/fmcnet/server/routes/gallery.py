@@ -16,12 +16,11 @@ from fmcnet.retrieval import Entry, Where
 from fmcnet.retrieval.answer import filter_notes
 from fmcnet.retrieval.indexing import mixed_notes, near_notes
 from fmcnet.retrieval.inputs import as_id
-from fmcnet.retrieval.times import doubtful_times
 from fmcnet.server import schemas, validation
 from fmcnet.server.errors import ApiError, error_schema, refused_at
 from fmcnet.server.security import CHANGES_NOTHING
 from fmcnet.server.service import Service
-from fmcnet.times import check_clock, parse_timezone
+from fmcnet.times import check_clock, doubtful_times, parse_timezone
 from fmcnet.types import Modality
 
 logger = logging.getLogger(__name__)
