@@ -59,6 +59,7 @@ def test_chance_is_told_and_that_one_identity_tells_nothing(tmp_path):
     assert found.to_dict()["chance_rank1"] == found.chance == pytest.approx(1 / 3)
     assert f"chance Rank-1 33.33: {3 * found.mean['rank1']:.1f} x" in found.summary()
     assert "tell nothing" not in found.summary()
+    assert "; 6 probes counted, 6 images in the gallery" in found.summary()
     alone = score_file(save(tmp_path, **{**content, "pid": np.full(12, 7)}), "regdb")
     assert (alone.mean["rank1"], alone.chance) == (1, 1)
     assert "so these figures tell nothing: add other identities" in alone.summary()
@@ -88,7 +89,7 @@ def odd_row(value):
     return features
 
 
-def two_sets(**changed):
+def given_sets(**changed):
     sets = {}
     for side, cam in (("query", 3), ("gallery", 4)):
         sets |= {f"{side}_features": np.eye(3), f"{side}_pid": np.arange(3), f"{side}_cam": np.full(3, cam)}
@@ -121,7 +122,7 @@ N = len(arrays()["pid"])
             "1e-300, which is too small for float32, .* row 17: scale all",
         ),
         (
-            two_sets(gallery_features=np.diag([1, np.inf, 1])),
+            given_sets(gallery_features=np.diag([1, np.inf, 1])),
             "'gallery_features' holds NaN .* the first is row 1",
         ),
         (replaced("cam", np.full(N, 8)), "row 0 has camera 8, but sysu has cameras 1, 2, 3, 4, 5, 6"),
@@ -212,6 +213,14 @@ def test_given_sets_are_held_against_the_direction(tmp_path):
         DataError, match="'query_modality' is 0 in row 0, whose camera 3 is of the other modality"
     ):
         score_file(contradiction, "sysu", direction="v2i")
+
+
+def test_a_camera_of_the_protocol_without_an_image_is_told(tmp_path):
+    assert "no image of camera" not in score_file(save(tmp_path, **arrays()), draw="seeded").protocol
+    kept = ~np.isin(arrays()["cam"], (1, 5))
+    part = save(tmp_path, **{name: array[kept] for name, array in arrays().items()})
+    assert "ours: no image of camera 1, 5" in score_file(part, draw="seeded").protocol
+    assert "ours: no image of camera 1." in score_file(part, draw="seeded", mode="indoor").protocol
 
 
 def test_a_camera_rule_needs_the_cameras_of_both_sets(tmp_path, caplog):

@@ -135,7 +135,11 @@ class Evaluation:
         if self.plain is not None:
             lines.append(self.plain.summary().splitlines()[1])
         if self.chance is not None:
-            lines.append(f"  chance Rank-1 {100 * self.chance:.2f}: {mean['rank1'] / self.chance:.1f} x")
+            counted, gallery = ([getattr(t, name) for t in self.trials] for name in ("queries", "gallery"))
+            lines.append(
+                f"  chance Rank-1 {100 * self.chance:.2f}: {mean['rank1'] / self.chance:.1f} x; "
+                f"{_range_text(counted)} probes counted, {_range_text(gallery)} images in the gallery"
+            )
             if self.chance == 1:
                 lines.append(
                     "  every image that a probe is compared with shows its identity, so these figures tell nothing: "

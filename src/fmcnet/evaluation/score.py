@@ -119,6 +119,9 @@ def score_file(
             remarks.append("the modalities, which the file does not tell")
     if not is_yaml and (remark := _foreign_cameras(embeddings.camid, protocol)):
         remarks.append(remark)
+    needed = {*(rules.query.cameras or ()), *(rules.gallery.cameras or ())}
+    if absent := sorted(needed - set(embeddings.camid.tolist())):
+        remarks.append(f"no image of camera {first_of([*map(str, absent)])}")
     return evaluate(
         embeddings,
         replace(rules, ours=(*rules.ours, *remarks)),
