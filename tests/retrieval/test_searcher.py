@@ -98,12 +98,25 @@ def test_a_filter_by_time_where_no_entry_has_one_is_told(tmp_path):
         gallery.add(
             np.ones((1, 4), np.float32), modality="visible", time=datetime(2026, 2, 1, tzinfo=timezone.utc)
         )
-        assert filter_notes(gallery, where) == ()
+        assert filter_notes(gallery, where) == ("1 of 2 entries have no time, and pass no filter by time",)
     with (
         Gallery(tmp_path / "g") as gallery,
         pytest.raises(GalleryError, match="must be more than no time"),
     ):
         gallery.expire("0d")
+
+
+def test_entries_that_no_filter_by_time_can_find_are_counted(tmp_path):
+    with Gallery(tmp_path / "g", model="0123456789abcdef") as gallery:
+        gallery.add(np.eye(3), modality="visible", time=[NOON, None, NOON])
+        left_out = ("1 of 3 entries have no time, and pass no filter by time",)
+        assert (
+            filter_notes(gallery, Where(since=NOON)) == filter_notes(gallery, Where(until=NOON)) == left_out
+        )
+        (reversed_,) = filter_notes(gallery, Where(since=NOON, until=NOON))
+        assert reversed_.endswith("is not before the one to search until, so no entry passes")
+        gallery.update([entry.id for entry, _ in gallery.scan()], time=NOON)
+        assert filter_notes(gallery, Where(since=NOON)) == ()
 
 
 def test_a_modality_that_no_entry_has_is_told(tmp_path):

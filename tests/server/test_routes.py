@@ -157,6 +157,23 @@ def test_ids_taken_are_refused_or_skipped_or_replaced(tmp_path):
         assert one.add(5, 5).status_code == 409
 
 
+def test_values_of_a_skipped_entry_that_are_not_stored_are_told(tmp_path):
+    given = {"camera": "gate", "time": "2026-03-01T08:00:00Z", "pid": "7", "track": "w", "tag": "hat"}
+    with running(tmp_path) as one:
+        one.add(1, **given)
+        same = given | {"time": "2026-03-01T09:00:00+01:00", "pid": "07"}
+        for values in (given, same, {}, {"camera": "unknown"}):
+            assert one.add(1, 2, on_duplicate="skip", **values).json()["notes"] == [], values
+        other = {"camera": ["door", "gate"], "track": "v", "modality": "ir"}
+        notes = one.add(1, 3, on_duplicate="skip", **other).json()["notes"]
+        (note,) = [note for note in notes if "crop-" in note and "kept" in note]
+        assert note == (
+            "the camera of crop-1 is gate, not door; the track of crop-1 is w, not v; the modality of crop-1 is "
+            "visible, not infrared: what is there was kept, on_duplicate=replace stores the values given"
+        )
+        assert one.service.gallery.get("crop-1").camera == "gate"
+
+
 def test_removal_is_of_the_gallery_itself(tmp_path):
     with running(tmp_path) as one:
         one.add(1, 2)

@@ -21,7 +21,7 @@ from fmcnet.inference.calibration import Calibration
 from fmcnet.inference.image_input import thumbnail
 from fmcnet.names import FRACTION, nearest, printable, spelling
 from fmcnet.retrieval.gallery import Gallery
-from fmcnet.retrieval.records import Hit, HitGroup, Where, list_mixed, mixed_tracks
+from fmcnet.retrieval.records import EARLIEST, Hit, HitGroup, Where, list_mixed, mixed_tracks
 from fmcnet.times import shown_time
 from fmcnet.types import Modality
 
@@ -172,8 +172,14 @@ def filter_notes(gallery: Gallery, where: Where | None) -> tuple[str, ...]:
             notes.append(f"no entry has the tag '{tag}'")
     if where.modality is not None and not gallery.count(Where(modality=where.modality)) and len(gallery):
         notes.append(f"no entry is {where.modality}, so none passes a filter by modality")
-    if (where.since or where.until) and gallery.times() is None and len(gallery):
-        notes.append("no entry has a time, so none passes a filter by time")
+    if where.since is not None and where.until is not None and where.since >= where.until:
+        notes.append("the time to search from is not before the one to search until, so no entry passes")
+    elif (where.since or where.until) and (entries := len(gallery)):
+        timeless = entries - gallery.count(Where(since=EARLIEST))
+        if timeless == entries:
+            notes.append("no entry has a time, so none passes a filter by time")
+        elif timeless:
+            notes.append(f"{timeless:,} of {entries:,} entries have no time, and pass no filter by time")
     return (*notes, *_identity_notes(gallery, [str(pid) for pid in _few(where.pids)]))
 
 

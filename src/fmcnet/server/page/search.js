@@ -131,14 +131,7 @@ function answerList(answer) {
   const said = hits.length ? `${nearest}, of ${answer.compared.toLocaleString()} compared, most similar first.`
     : answer.compared ? `No match: none of ${count(answer.compared, "crop")} reaches the least probability of ${$("least").value} %.`
       : "No crop of the gallery passes the filters.";
-  return listOf(hits, { said, notes: [...orderNote(hits), ...answer.notes], ranked: true });
-}
-
-/** Why a less probable crop stands above a more probable one, where one does. */
-function orderNote(hits) {
-  const sure = hits.map((hit) => hit.probability).filter((value) => typeof value === "number");
-  return sure.some((value, at) => value > sure[at - 1])
-    ? ["Infrared and visible crops have their own calibrations: a less similar crop may be more probable."] : [];
+  return listOf(hits, { said, notes: answer.notes, ranked: true });
 }
 
 /** The best crop of a track or person, with what ranks the group. */

@@ -10,12 +10,12 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Form, Query, Request
 from fastapi.responses import Response
 
-from fmcnet.errors import GalleryError
+from fmcnet.errors import GalleryError, first_of
 from fmcnet.names import near_cameras
-from fmcnet.retrieval import Entry, Where
+from fmcnet.retrieval import Entry, Gallery, Where
 from fmcnet.retrieval.answer import filter_notes
 from fmcnet.retrieval.indexing import mixed_notes, near_notes
-from fmcnet.retrieval.inputs import as_id
+from fmcnet.retrieval.inputs import CHECKS, as_id, column
 from fmcnet.server import schemas, validation
 from fmcnet.server.errors import ApiError, error_schema, refused_at
 from fmcnet.server.security import CHANGES_NOTHING
@@ -162,6 +162,9 @@ async def add(
             kept = [pair for pair in zip(added.ids, pictures, strict=True) if pair[0] not in existing]
             notes = [*remarks, *await service.work(lambda: _store_pictures(service, kept))]
             notes += await service.work(lambda: _doubtful_notes(service, camera, pid, time))
+            if added.skipped:
+                given = {**{name: columns[name] for name in fields}, "modality": modality, "tags": [tag] * n}
+                notes += await service.work(lambda: _difference_notes(service.gallery, added.ids, given))
             if any(track):
                 notes += await service.work(lambda: mixed_notes(service.gallery, added.ids))
     return {"ids": list(added.ids), **counts, "notes": notes}
@@ -260,6 +263,23 @@ def _doubtful_notes(
     notes = [note for note in notes if any(repr(camera) in note for camera in cameras)]
     images = ((f"image {index}", time) for index, time in enumerate(times, 1))
     return [*notes, *near_notes(service.gallery, [pid for pid in pids if pid]), *doubtful_times(images)]
+
+
+def _difference_notes(gallery: Gallery, ids: Sequence[str], given: dict[str, Any]) -> list[str]:
+    """A note on values given for entries that were skipped, which have others; as `fmcnet index` gives it."""
+    stored = {entry.id: entry for entry, _ in gallery.scan(Where(ids=ids))}
+    differing = []
+    for name, values in given.items():
+        one_each = values * len(ids) if name == "modality" and len(values) == 1 else values
+        for entry_id, value in zip(ids, column(one_each, len(ids), name), strict=True):
+            wanted, entry = CHECKS[name](value), stored.get(entry_id)
+            if wanted not in (None, ()) and entry is not None and getattr(entry, name) != wanted:
+                differing.append(f"the {name} of {entry_id} is {getattr(entry, name)}, not {wanted}")
+    if not differing:
+        return []
+    return [
+        f"{first_of(differing, 3, '; ')}: what is there was kept, on_duplicate=replace stores the values given"
+    ]
 
 
 def _store_pictures(service: Service, pictures: list[tuple[str, bytes | None]]) -> list[str]:
