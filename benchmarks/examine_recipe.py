@@ -21,7 +21,6 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +138,7 @@ def do(name: str, settings: tuple[str, ...], seed: int, a: argparse.Namespace) -
         train(config, table, run, resume=run.is_dir(), device=a.device, progress=False)
         record["mAP"] = parts(run, table, config)
         features = collect(load(run, "auto"), table.select(split="val"), progress=False)
-        record["numbers"] = asdict(measure(features))
+        record["numbers"] = measure(features)
         record["last"] = read_log(run)[-1]
     except TrainingError as error:  # a trial that diverges is a finding
         record["failed"] = str(error)

@@ -337,8 +337,8 @@ def test_killed_it_goes_on_and_repeats_nothing(tmp_path, workers):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2])
-def test_ctrl_c_ends_it_with_one_sentence(tmp_path, workers):
+@pytest.mark.parametrize(("workers", "sent"), [(1, signal.SIGINT), (2, signal.SIGINT), (2, signal.SIGTERM)])
+def test_ctrl_c_or_sigterm_ends_it_with_one_sentence(tmp_path, workers, sent):
     out = tmp_path / "s"
     running = subprocess.Popen(
         command(out, "--jobs", str(workers)),
@@ -348,11 +348,16 @@ def test_ctrl_c_ends_it_with_one_sentence(tmp_path, workers):
         start_new_session=True,
     )
     wait_for(lambda: under_way(out))
-    for pid in spawned_by(running.pid):  # none, where there is no /proc
+    workers_of_it = spawned_by(running.pid)  # none, where there is no /proc
+    for pid in workers_of_it:
         blocked = re.search(r"^SigBlk:\s*(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
         assert int(blocked[1], 16) & 1 << signal.SIGINT - 1, "a worker would end before its checkpoint"
-    os.killpg(running.pid, signal.SIGINT)  # as a terminal does
+    if sent == signal.SIGINT:
+        os.killpg(running.pid, sent)  # as a terminal does
+    else:
+        running.send_signal(sent)
     _, said = running.communicate(timeout=60)
+    assert not any(alive(pid) for pid in workers_of_it)
     assert running.returncode == 130, said
     assert "the same command continues it" in " ".join(said.split())
     assert "Traceback" not in said

@@ -24,6 +24,12 @@ Pair = tuple[Matrix, Matrix]
 """Features (N_m, D) of the visible and of the infrared images."""
 
 Identities = tuple[IntArray, IntArray]
+OF_SPECIFIC = (
+    "probe_specific", "shared_specific", "specific_spread", "generated_rank", "generated_chance", "generated_first",
+    "generated_distance", "between_centers",
+)  # fmt: skip
+"""Statistics that need specific features."""
+
 SPLITS = 5
 """Number of random halvings of the identities for the linear probe."""
 
@@ -88,41 +94,26 @@ def collect(
     return Features((pids[0], pids[1]), shared, specific, generated)
 
 
-@dataclass(frozen=True)
-class FeatureStatistics:
-    """Figures 4 and 5 as numbers; None if the model lacks the features.
+def measure(features: Features) -> dict[str, float | None]:
+    """Figures 4 and 5 as numbers by name; None if the model lacks the features.
 
-    Attributes:
-        shared_specific: mean distance from a specific centre to the nearest shared centre of its modality, 0..2.
-        specific_spread: mean distance from a specific centre to the farthest one of its modality, 0..2; (4) wants
-            it smaller than `shared_specific`.
+    Args:
+        features: of test images. Identities that lack a modality are left out.
+
+    Returns:
         mixing: overlap of visible and infrared shared features of one identity. Share of features whose nearest
             other feature of that identity is of the other modality, relative to chance: 1 mixed, 0 apart.
         cross_ratio: mean distance across the modalities over that within, of one identity's shared features; 1 mixed.
         probe_shared, probe_specific: balanced accuracy of a linear probe that predicts the modality, on identities
             that it was not fitted on, 0..1; 0.5 is chance.
+        shared_specific: mean distance from a specific centre to the nearest shared centre of its modality, 0..2.
+        specific_spread: mean distance from a specific centre to the farthest one of its modality, 0..2; (4) wants
+            it smaller than `shared_specific`.
         generated_rank: mean rank of the nearest real feature of the right identity among all real specific
             features of that modality, by distance to a generated one; 1 is best. `generated_chance`: at random.
         generated_first: share of generated features at rank 1, 0..1.
         generated_distance: mean distance from a generated feature to its identity's real centre in that modality;
             `between_centers`: mean distance between two identities' real centres, to compare.
-    """
-
-    mixing: float
-    cross_ratio: float
-    probe_shared: float
-    probe_specific: float | None = None
-    shared_specific: float | None = None
-    specific_spread: float | None = None
-    generated_rank: float | None = None
-    generated_chance: float | None = None
-    generated_first: float | None = None
-    generated_distance: float | None = None
-    between_centers: float | None = None
-
-
-def measure(features: Features) -> FeatureStatistics:
-    """Measure; see `FeatureStatistics`. Identities that lack a modality are left out.
 
     Raises:
         DataError: when fewer than four identities have both modalities.
@@ -139,12 +130,12 @@ def measure(features: Features) -> FeatureStatistics:
         for pair in (features.shared, features.specific, features.generated)
     )
     assert shared is not None
-    statistics: dict[str, float] = _overlap(shared, pid) | {"probe_shared": probe(shared, pid)}
+    statistics = {**_overlap(shared, pid), "probe_shared": probe(shared, pid), **dict.fromkeys(OF_SPECIFIC)}
     if specific:
         statistics |= _centre_distances(shared, specific, pid) | {"probe_specific": probe(specific, pid)}
     if specific and generated:
         statistics |= _generated_statistics(specific, generated, pid)
-    return FeatureStatistics(**statistics)
+    return statistics
 
 
 def unit(x: Matrix) -> Matrix:

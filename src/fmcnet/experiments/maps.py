@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +102,7 @@ def _statistics(run: StudyRun, features: Features | None, progress: bool | None)
         pass
     fusion = load(run.folder, "cpu").model.fusion
     w1, w2 = [float(weight.detach()) for weight in fusion.weights()] if fusion else [None, None]
-    statistics = {**asdict(measure(features or _features(run, progress))), "w1": w1, "w2": w2}
+    statistics = {**measure(features or _features(run, progress)), "w1": w1, "w2": w2}
     write_json(path, {"digest": run.digest, **statistics})
     return statistics
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import logging
 import os
 import pickle
@@ -98,7 +99,7 @@ def do_work() -> None:
     except Exception as failure:  # such as GPU memory: the next run may succeed
         logger.exception("it failed")
         reason = f"{type(failure).__name__}: {failure}"
-    os.write(answer, reason.encode())
+    os.write(answer, reason.encode(errors="replace"))
     sys.stdout.flush()
     os._exit(0)  # an orderly exit may hang
 
@@ -106,9 +107,10 @@ def do_work() -> None:
 def _end_with_parent() -> None:
     """When the lifeline ends, let the training write a checkpoint, and end this process."""
     os.read(0, 1)
+    faulthandler.dump_traceback_later(
+        PATIENCE, exit=True
+    )  # a training that has just ended ignores the signal
     os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(PATIENCE)  # a training that has just ended ignores the signal
-    os._exit(1)
 
 
 def find_devices(device: str) -> tuple[str, ...]:
@@ -121,11 +123,7 @@ def find_devices(device: str) -> tuple[str, ...]:
 
 
 def complete_runs(
-    runs: Sequence[StudyRun],
-    workers: int = 1,
-    *,
-    device: str = "auto",
-    progress: bool | None = None,
+    runs: Sequence[StudyRun], workers: int = 1, *, device: str = "auto", progress: bool | None = None
 ) -> None:
     """Complete all runs that are not finished, and log each with its scores. One that fails does not stop the others.
 
