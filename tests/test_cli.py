@@ -485,7 +485,7 @@ def test_a_message_in_a_file_is_one_line_and_a_training_ends_with_its_loss(tiny_
     words = ("train", "--config", "tiny", "--data", tiny_sysu, *settings)
     plain = run(*words, "--out", tmp_path / "a", "--resume")
     lines = plain.stderr.splitlines()
-    assert f"INFO     there is no run in {tmp_path / 'a'}: starting one" in lines
+    assert f"INFO     there is no run in {tmp_path / 'a'}: starting one with the configuration tiny" in lines
     [epoch] = [line for line in lines if line.startswith("INFO     training 1/1, 100 %, 0:00:00 left, loss ")]
     assert epoch.endswith("epoch 1/1")
     assert "last loss" in plain.stdout

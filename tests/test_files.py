@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,6 +33,8 @@ def read_only(tmp_path, monkeypatch):
 def test_a_place_that_cannot_be_written_is_named_with_the_cause(tmp_path, read_only):
     check_writable(tmp_path / "new" / "folder" / "x.json", "say --out FILE")
     assert not (tmp_path / "new").exists()
+    if os.access("/", os.W_OK):
+        check_writable(Path("/"), "say --out FILE")
     (tmp_path / "file").touch()
     for path, cause in (
         (tmp_path / "file" / "x", "a file, not a folder, is at"),

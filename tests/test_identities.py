@@ -162,7 +162,7 @@ def test_embeddings_of_named_people_are_scored(tmp_path):
     assert query_scores(Embeddings(features, *list(vars(wrong).values())[1:]), protocol).hit.mean() == 0.0
     arrays = vars(named) | {"pid": np.array(["anna"] * len(named))}
     np.savez(tmp_path / "one.npz", **arrays)
-    for bad in (["a\0b"], ["1.2E+11"], [str(2**64)], [0.5], [1e300], [2**64 - 1]):
+    for bad in (["a\0b"], ["1.2E+11"], ["1,2E+11"], [str(2**64)], [0.5], [1e300], [2**64 - 1]):
         np.savez(tmp_path / "bad.npz", **(arrays | {"pid": np.array(bad * len(named))}))
         with pytest.raises(DataError, match="'pid' must hold texts or whole numbers: pid"):
             score_file(tmp_path / "bad.npz", "llcm")

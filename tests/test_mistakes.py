@@ -222,6 +222,7 @@ MISPLACED = {
     "evaluate draw=seeded {run} --data {data}": "evaluate RUN --data DATA draw=seeded",
     "evaluate {run} {data} --data {data}": "is no setting (key=value, as shots=10): the run is the first argument",
     "config training.seed=1 tiny": "settings come last: fmcnet config tiny training.seed=1",
+    "train --config lr=1.yaml --data {new} --out {new}": "lr=1.yaml",
     "study training.epochs=1 table2 --out {new}": "settings come last: fmcnet study table2 training.epochs=1",
     "train --config training.seed=1 --data {data} --out {new}": "--data DATA --out RUN training.seed=1",
     "train {data} --data {data} --out {new}": "paths have options, as --data and --out",

@@ -115,6 +115,8 @@ def first_of(names: Sequence[str], most: int = 10, separator: str = ", ") -> str
 
 MOST_FAULTS = 1000
 """Number of faults after which a file is read no further."""
+LISTED = 20
+"""Faults that a message lists."""
 
 
 def refuse_faults(path: Path, faults: Sequence[str]) -> None:
@@ -128,9 +130,9 @@ def refuse_faults(path: Path, faults: Sequence[str]) -> None:
 
 
 def fault_lines(faults: Sequence[str]) -> str:
-    """The first 20 faults, an indented line each, and how many more there are."""
-    more = [f"... and {len(faults) - 20} more"] if len(faults) > 20 else []
-    return "\n".join(f"  {fault}" for fault in [*faults[:20], *more])
+    """The first `LISTED` faults, an indented line each, and how many more there are."""
+    more = [f"... and {len(faults) - LISTED} more"] if len(faults) > LISTED else []
+    return "\n".join(f"  {fault}" for fault in [*faults[:LISTED], *more])
 
 
 def require(module: str, extra: str) -> ModuleType:

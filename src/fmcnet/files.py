@@ -98,7 +98,8 @@ def check_writable(path: Path, advice: str) -> None:
         path: of the file or folder; folders above it may be missing.
         advice: what to do, for the message.
     """
-    existing = next(folder for folder in path.absolute().parents if os.access(folder, os.F_OK))
+    above = path.absolute().parents or (path,)
+    existing = next(folder for folder in above if os.access(folder, os.F_OK))
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         fault = "you may not write into" if existing.is_dir() else "a file, not a folder, is at"
         raise DataError(f"{path} cannot be written: {fault} {existing}; {advice}")

@@ -26,7 +26,7 @@ LARGEST = 2**63 - 1
 MOST_NOTES = 5
 
 _NUMBER = re.compile(r"(-?)0*([0-9]+?)(?:\.0+)?")
-_ROUNDED = re.compile(r"-?[0-9](?:\.[0-9]+)?[eE](\+?)([0-9]+)")
+_ROUNDED = re.compile(r"-?[0-9](?:[.,][0-9]+)?[eE](\+?)([0-9]+)")
 NEARLY_UNKNOWN = frozenset(
     {"", "na", "nil", "unk", "nobody", "noone", "undefined", "unidentified", "missing", "ref", "value"}
     | {word for word in UNKNOWN if word.isalpha()}

@@ -161,6 +161,19 @@ def test_whole_cameras_and_tracks_may_be_decimals(file: Path, cells, cameras, nu
     assert numbers is None or table.camid.tolist() == numbers
 
 
+def test_unknown_cameras_and_identities_of_spreadsheets(file: Path) -> None:
+    rows = zip(("unknown", "gate", "nan", "-1"), ("3,0", "3", "-1,0", "cam3.0"), strict=True)
+    _, *images = file.read_text().splitlines()[:5]
+    paths = [image.split(",")[0] for image in images]
+    lines = [f'{path},"{pid}",visible,{camera}' for path, (camera, pid) in zip(paths, rows, strict=True)]
+    file.write_text("\n".join(["path,pid,modality,camera", *lines]))
+    table = read_csv(file, training=False)
+    assert table.camid.tolist() == [NO_CAMERA, 1, NO_CAMERA, NO_CAMERA]
+    assert any("2 identities, as '-1,0', are taken as texts" in note for note in table.notes)
+    file.write_text("\n".join(["path,pid,modality,camid", *(line.replace("gate", "N/A") for line in lines)]))
+    assert read_csv(file, training=False).camid.tolist() == [NO_CAMERA] * 4
+
+
 @pytest.mark.parametrize("camid", ["1.5", "1.05", "1.", ".0", "1,000", "1.0.0", "1,5"])
 def test_other_decimals_are_no_cameras(file: Path, camid: str) -> None:
     file.write_text(f"path;pid;modality;camid\nimg/anna_visible_1.png;a;visible;{camid}\n")

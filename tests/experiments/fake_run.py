@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from fmcnet.data.readers import layouts
 from fmcnet.errors import FmcnetError
 
 
@@ -29,4 +30,6 @@ class FakeRun:
             raise FmcnetError("refused: the settings")
         if self.fault == "error":
             raise RuntimeError("CUDA out of memory, say")
+        if self.fault == "reader":
+            assert "of_a_script" in layouts()
         (self.study / self.name).write_text("done")

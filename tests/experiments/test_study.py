@@ -274,6 +274,30 @@ def test_a_worker_that_dies_costs_its_own_run_alone(tmp_path, caplog, fault, sai
     assert {*children(os.getpid())} <= before
 
 
+SCRIPT = """
+import sys
+sys.path.insert(0, {root!r})
+from fmcnet.data.readers import register_reader
+register_reader("of_a_script", print)
+if __name__ == "__main__":
+    from pathlib import Path
+    from fmcnet.experiments.workers import complete_runs
+    from tests.experiments.fake_run import FakeRun
+    complete_runs([FakeRun(name, Path("out"), "reader") for name in "ab"], 2, device="cpu", progress=False)
+"""
+
+
+def test_a_worker_knows_what_the_script_registered_and_no_module_of_the_working_folder(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "token.py").write_text("raise SystemExit('a module of this name was imported')")
+    (tmp_path / "scripts").mkdir()
+    script = tmp_path / "scripts" / "study.py"
+    script.write_text(SCRIPT.format(root=str(Path(__file__).parents[2])))
+    done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in (tmp_path / "out").iterdir() if path.is_file()} == {"a", "b"}
+
+
 def refuse_processes(monkeypatch, allowed):
     """Let the system start no process but those of the numbers in `allowed`."""
     start, tried = subprocess.Popen.__init__, []
@@ -358,7 +382,7 @@ def test_ctrl_c_or_sigterm_ends_it_with_one_sentence(tmp_path, workers, sent):
         running.send_signal(sent)
     _, said = running.communicate(timeout=60)
     assert not any(alive(pid) for pid in workers_of_it)
-    assert running.returncode == 130, said
+    assert running.returncode == 128 + sent, said
     assert "the same command continues it" in " ".join(said.split())
     assert "Traceback" not in said
 

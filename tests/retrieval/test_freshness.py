@@ -297,3 +297,5 @@ def test_dots_behind_a_linked_folder_lead_to_where_it_points(crops):
     assert as_json("index", "g", table, "--model", "m")["added"] == 1
     [(entry, _)] = entries().values()
     assert Path(entry.source).samefile(path)
+    there = crops.parent / "a" / "gate2"
+    assert "no entry whose source is" in wrong("gallery", "relocate", "g", there, "moved", "--dry-run")

@@ -169,7 +169,7 @@ def test_values_of_a_skipped_entry_that_are_not_stored_are_told(tmp_path):
         (note,) = [note for note in notes if "crop-" in note and "kept" in note]
         assert note == (
             "the camera of crop-1 is gate, not door; the track of crop-1 is w, not v; the modality of crop-1 is "
-            "visible, not infrared: what is there was kept, on_duplicate=replace stores the values given"
+            "visible, not infrared: the stored values were kept, on_duplicate=replace stores the new ones"
         )
         assert one.service.gallery.get("crop-1").camera == "gate"
 

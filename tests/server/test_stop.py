@@ -139,7 +139,7 @@ def test_a_gallery_that_is_made_by_mistake_is_told(tmp_path, monkeypatch, caplog
     for name in ("people.gallery", "peple.gallery", "peple.gallery"):
         serve(ServeOptions(str(tmp_path / name), "fake", port=0))
     told = [record.message for record in caplog.records if record.name == "fmcnet.server.run"]
-    made = "a new one was made, which goes if nothing is added"
+    made = "a new one was made, and is removed at the end if it stays empty"
     mistyped = (
         f"there was no gallery at {tmp_path}/peple.gallery: {made}; did you mean {tmp_path}/people.gallery?"
     )

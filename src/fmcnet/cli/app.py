@@ -38,7 +38,7 @@ from fmcnet.names import printable
 
 
 class _Group(typer.core.TyperGroup):
-    """Names the groups that have a command, where the one that was typed has it not."""
+    """Names the groups that have the command, where the typed group lacks it."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args and self.get_command(ctx, args[0]) is None and not ctx.resilient_parsing:

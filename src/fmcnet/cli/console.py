@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -16,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 from typer import Argument, Option
 
-from fmcnet.errors import FmcnetError
+from fmcnet.errors import FmcnetError, Interrupted
 from fmcnet.names import printable
 
 if TYPE_CHECKING:
@@ -117,7 +116,12 @@ def check_first(value: object, command: str) -> None:
     Raises:
         FmcnetError: for a text such as mode=indoor that is no path either.
     """
-    if re.match(r"[\w.]+=", str(value)) and not Path(str(value)).exists():
+    from fmcnet.config import Config, EvaluationConfig
+
+    name, equals, _ = str(value).partition("=")
+    section, dot, _ = name.partition(".")
+    known = Config.model_fields if dot else EvaluationConfig.model_fields
+    if equals and section in known and not Path(str(value)).exists():
         raise FmcnetError(f"'{value}' is a setting, and settings come last: {command} {value}")
 
 
@@ -153,11 +157,11 @@ def confirm(verb: Literal["Remove", "Relocate"], count: int, entries: int) -> No
 
 @contextlib.contextmanager
 def explain_resume() -> Iterator[None]:
-    """On Ctrl-C, report that the same command continues the work."""
+    """On Ctrl-C or SIGTERM, report that the same command continues the work."""
     try:
         yield
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("the same command continues it") from None
+    except KeyboardInterrupt as stop:
+        raise Interrupted("the same command continues it", getattr(stop, "code", 130)) from None
 
 
 # ---- output ----

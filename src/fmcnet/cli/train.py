@@ -71,7 +71,9 @@ def train(
     resumed = next((run_config for run_config in run_configs if run_config is not None), None)
     settings = resumed or load_config(config or "generated", overrides or [])
     if resume and resumed is None:
-        logging.getLogger(__name__).info("there is no run in %s: starting one", out)
+        level = logging.INFO if config else logging.WARNING  # a mistyped --out, perhaps
+        message = "there is no run in %s: starting one with the configuration %s"
+        logging.getLogger(__name__).log(level, message, out, config or "generated")
     warn_of_other_benchmark(config, data)
     options: dict[str, Any] = {
         "resume": resume,

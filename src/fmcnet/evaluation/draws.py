@@ -166,8 +166,8 @@ def _group_rows(embeddings: Embeddings, rows: IntArray) -> list[Group]:
     if len(duplicates):
         a, b = sorted(rows[duplicates[0] : duplicates[0] + 2].tolist())
         raise ProtocolError(
-            f"rows {a} and {b} have the same pid ({int(embeddings.pid[a])}), camera ({int(embeddings.camid[a])}) and "
-            f"index ({int(embeddings.index[a])}): a draw needs 'index', the 1-based position among the sorted images "
+            f"rows {a} and {b} have the same pid, camera ({int(embeddings.camid[a])}) and index "
+            f"({int(embeddings.index[a])}): a draw needs 'index', the 1-based position among the sorted images "
             "of an identity and camera"
         )
     parts = np.split(rows, np.flatnonzero(changes[:3].any(axis=0)) + 1)

@@ -99,6 +99,8 @@ def score_file(
         raise ProtocolError(
             f"{', '.join(given)} beside the protocol {protocol}: the file states the protocol"
         )
+    if is_yaml and not Path(protocol).is_file():
+        raise ProtocolError(f"there is no protocol file {protocol}")
     if not is_yaml and protocol not in OPTIONS:
         raise ProtocolError(f"unknown protocol '{protocol}': use {', '.join(OPTIONS)}, or a YAML file")
     file = EmbeddingsFile(Path(path))
@@ -248,6 +250,10 @@ class EmbeddingsFile:
         except (OSError, ValueError) as error:
             raise DataError(f"{path} is not a readable .npz file: {error}") from error
         self.has_two_sets = "query_features" in self.arrays or "gallery_features" in self.arrays
+        if self.has_two_sets and "features" in self.arrays:
+            raise DataError(
+                f"{path} holds features, and query_features or gallery_features beside them: give one set or two"
+            )
 
     def read(self, protocol: str) -> Sets:
         """Read what a protocol needs.

@@ -100,14 +100,19 @@ class SkipRule:
     def remaining(self, embeddings: Embeddings, query: IntArray, gallery: IntArray) -> IntArray:
         """(Q,) how many of the gallery rows each query row does not skip."""
         pid, camid = embeddings.pid, embeddings.camid
-        counts = np.full(len(query), len(gallery), dtype=np.int64)
-        if self.kind != "none":
-            columns = np.stack([pid[query], camid[query]])
-            keys, inverse = np.unique(columns, axis=1, return_inverse=True)
-            skipped = [self.hides(key[0], key[1], pid[gallery], camid[gallery]).sum() for key in keys.T]
-            counts -= np.array(skipped)[inverse.reshape(-1)]
+        cameras, codes = np.unique(camid, return_inverse=True)
+        if self.kind == "same_identity_and_camera":
+            codes = np.unique(np.stack([pid, codes]), axis=1, return_inverse=True)[1].reshape(-1)
+            images = np.bincount(codes[gallery], minlength=len(pid))
+            skipped = np.where(camid[query] == NO_CAMERA, 0, images[codes[query]])
+        else:
+            images = np.bincount(codes[gallery], minlength=len(cameras))
+            nobody = np.zeros_like(cameras)
+            skipped = (self.hides(nobody, cameras[:, None], nobody, cameras) @ images)[codes[query]]
         by_rule = self.hides(pid[query], camid[query], pid[query], camid[query])
-        return counts - (np.isin(query, gallery) & ~by_rule)  # an image is never its own match
+        itself = np.isin(query, gallery) & ~by_rule  # an image is never its own match
+        counts: IntArray = len(gallery) - skipped - itself
+        return counts
 
     def check(
         self,

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
+from multiprocessing import spawn
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,7 +55,7 @@ def worker_pool(workers: int) -> Iterator[tuple[ThreadPoolExecutor, int]]:
 
 
 def _raise_interrupted(*_: object) -> None:
-    raise Interrupted("terminated; the same command goes on", 143)
+    raise Interrupted("terminated; the same command continues", 143)
 
 
 def work_in_process(work: Callable[[], object], log: Path, lifeline: int) -> str:
@@ -65,8 +66,13 @@ def work_in_process(work: Callable[[], object], log: Path, lifeline: int) -> str
         log: gets, at its end, what the process prints.
         lifeline: of `worker_pool`.
     """
-    command = [sys.executable, "-c", "from fmcnet.experiments.workers import do_work; do_work()"]
-    command.append(pickle.dumps(work).hex())
+    # As multiprocessing starts a process: with the parent's path and main module, which may register a backbone.
+    preparation = spawn.get_preparation_data("worker")
+    del preparation["authkey"]  # it may not be pickled
+    code = (
+        f"import sys; sys.path[:] = {sys.path!r}; from fmcnet.experiments.workers import do_work; do_work()"
+    )
+    command = [sys.executable, "-c", code, pickle.dumps((preparation, pickle.dumps(work))).hex()]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     try:
         with log.open("ab") as stream:
@@ -91,7 +97,9 @@ def do_work() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     reason = ""
     try:
-        pickle.loads(bytes.fromhex(sys.argv[1]))()
+        preparation, work = pickle.loads(bytes.fromhex(sys.argv[1]))
+        spawn.prepare(preparation)
+        pickle.loads(work)()
     except KeyboardInterrupt:  # SIGTERM: a checkpoint is written
         reason = "interrupted"
     except FmcnetError as error:
@@ -99,8 +107,9 @@ def do_work() -> None:
     except Exception as failure:  # such as GPU memory: the next run may succeed
         logger.exception("it failed")
         reason = f"{type(failure).__name__}: {failure}"
-    os.write(answer, reason.encode(errors="replace"))
-    sys.stdout.flush()
+    with contextlib.suppress(OSError):  # the parent was killed
+        os.write(answer, reason.encode(errors="replace"))
+        sys.stdout.flush()
     os._exit(0)  # an orderly exit may hang
 
 
@@ -181,9 +190,10 @@ def _complete_in_processes(
     def complete(run: StudyRun) -> str:
         number = idle.popleft()
         work = partial(run.complete, devices[number % len(devices)], progress=False)
-        reason = work_in_process(work, folder / f"worker-{number}.log", lifeline)
-        idle.append(number)
-        return reason
+        try:
+            return work_in_process(work, folder / f"worker-{number}.log", lifeline)
+        finally:
+            idle.append(number)
 
     with worker_pool(workers) as (pool, lifeline):
         futures = {pool.submit(complete, run): run for run in runs}

@@ -272,6 +272,8 @@ def _images_in_folder(folder: Path, ignored: list[Ignored] | None = None) -> lis
     listing = list_folder(folder)
     if not listing.images:
         others = f"; {len(listing.ignored)} other files lie there" if listing.ignored else ""
+        if (folder / "gallery.sqlite").is_file():
+            others = ": it is a gallery, which comes first, before the images"
         raise DataError(f"{folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}){others}")
     if ignored is not None:
         ignored += listing.ignored

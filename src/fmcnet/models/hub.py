@@ -94,7 +94,8 @@ def fetch(source: str, advice: str = "") -> Path:
         raise CheckpointError(f"'{source}' is no name on the hub: write owner/name, or owner/name@revision")
     name, revision = match.groups()
     absent = f"there is no folder '{source}'{advice}"
-    logger.info("%s: looking on the Hugging Face Hub", absent)
+    if advice:
+        logger.info("%s: looking on the Hugging Face Hub", absent)
     try:
         folder = hub.snapshot_download(
             name, revision=revision, allow_patterns=[*FILES, README, DIGESTS], library_name="fmcnet"

@@ -229,6 +229,8 @@ def in_use(database: Path) -> bool:
 def remove_empty(folder: Path, *, whole: bool) -> None:
     """Remove a gallery that never had an entry and that nobody has open; another stays.
 
+    A process that opens it in this very moment gets a GalleryReplacedError at its next call.
+
     Args:
         folder: of the gallery.
         whole: remove the folder, too.

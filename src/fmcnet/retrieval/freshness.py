@@ -297,8 +297,13 @@ def _normalized_path(text: str) -> str:
 
 
 def _without_dots(source: str | None) -> str | None:
-    """A path without `..`, which older versions took from tables; addresses stay."""
-    return source if not source or "://" in source or ".." not in source else os.path.normpath(source)
+    """A path without `..`, which older versions took from tables; addresses stay, and links before the dots."""
+    if not source or "://" in source or ".." not in source:
+        return source
+    plain = os.path.normpath(source)
+    if os.path.exists(source) and not (os.path.exists(plain) and os.path.samefile(source, plain)):  # noqa: PTH110, PTH121
+        return source
+    return plain
 
 
 def _relocated(origin: Origin, old: str, new: str) -> Origin | None:

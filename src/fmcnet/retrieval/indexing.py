@@ -174,9 +174,7 @@ def index(
                     portion.count(added)
                 bar.advance(count=len(portion.pictures))
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"{report.added} pictures were added; the same command goes on from there"
-        ) from None
+        raise KeyboardInterrupt(f"{report.added} pictures were added; the same command continues") from None
     except DataError as error:
         raise DataError(
             f"{error}\n{report.added} pictures were added before; --on-error skip leaves out the broken"

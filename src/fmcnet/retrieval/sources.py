@@ -19,7 +19,7 @@ from fmcnet.data.pixels import ValueRange, parse_range
 from fmcnet.data.readers import benchmark_layout, detect_layout, modality_of_folder, read_dataset
 from fmcnet.data.readers.csv import HELD_OUT, MISSING
 from fmcnet.data.table import Table
-from fmcnet.errors import DataError, FmcnetError, GalleryError
+from fmcnet.errors import LISTED, DataError, FmcnetError, GalleryError
 from fmcnet.identities import parse_identity
 from fmcnet.inference.image_input import Fault, list_images
 from fmcnet.retrieval.inputs import as_tags, optional_text, text
@@ -183,7 +183,7 @@ def read_sources(sources: Sequence[str | Path], rules: Rules) -> Sources:
             continue
         except (DataError, GalleryError) as error:
             reason = str(error)
-            if reason == MISSING:
+            if reason == MISSING and len(faults) < LISTED:  # more are not shown
                 reason += near_file(name, stated.root) if stated.root else near_file(stated.path)
             faults.append(Fault(index, str(stated.path), reason))
             continue

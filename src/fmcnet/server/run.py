@@ -102,9 +102,8 @@ def _new_gallery_note(gallery: str) -> str:
     others = {path.parent.name for path in folder.absolute().parent.glob(f"*/{NAME}")}
     similar = nearest(folder.name, others)
     suggestion = f"; did you mean {folder.with_name(similar)}?" if similar else ""
-    return (
-        f"there was no gallery at {gallery}: a new one was made, which goes if nothing is added{suggestion}"
-    )
+    made = "a new one was made, and is removed at the end if it stays empty"
+    return f"there was no gallery at {gallery}: {made}{suggestion}"
 
 
 def _can_write(gallery: str) -> bool:

@@ -57,7 +57,7 @@ LAYOUTS = {
 }
 """The shipped layouts by name: a new one is one entry here."""
 BENCHMARKS = {*LAYOUTS} - {"csv"}
-"""Those that a shipped configuration is named after."""
+"""All but a CSV; each has a shipped configuration of its name."""
 
 _READERS: dict[str, Layout] = {}
 """The layouts of `register_reader`."""

@@ -14,7 +14,7 @@ from fmcnet.data.listing import near_file
 from fmcnet.data.pixels import parse_range
 from fmcnet.data.readers.common import check_splits, number_of, read_lines, read_rows
 from fmcnet.data.table import ROLE_WORDS, SPLIT_WORDS, SPLITS, Record, Table
-from fmcnet.errors import MOST_FAULTS, DataError, refuse_faults
+from fmcnet.errors import LISTED, MOST_FAULTS, DataError, refuse_faults
 from fmcnet.files import write_rows
 from fmcnet.identities import is_unknown, near_identities, parse_identity
 from fmcnet.names import FRACTION, control_fault, near_cameras, nearest, printable
@@ -101,6 +101,9 @@ def read_csv(file: str | Path, *, training: bool = True, modality: Modality | No
         ]
         notes.append(f"{HELD_OUT}: {note}")
     names = sorted({*identities} - {""})
+    if commas := [name for name in names if re.fullmatch("-?[0-9]+,00?", name)]:
+        text = f"{len(commas)} identities, as '{commas[0]}', are taken as texts"
+        notes.append(f"{text}: write whole numbers without a comma")
     are_numbers = all(str(number_of(name)) == name for name in names)
     numbers = {"": NO_PID} | {name: int(name) if are_numbers else row for row, name in enumerate(names)}
     records = [r._replace(pid=numbers[identity]) for identity, r in zip(identities, records, strict=True)]
@@ -162,6 +165,11 @@ def _parse_rows(
                 continue
             values = {name: cell.strip() for name, cell in zip(columns, cells, strict=True)}
             identity, record, image, row_faults = _parse_row(values, file.parent, training, modality)
+            if len(faults) < LISTED:  # more are not shown
+                row_faults = [
+                    f"{fault}{near_file(values['path'], file.parent)}" if fault.startswith(MISSING) else fault
+                    for fault in row_faults
+                ]
             identities.append(identity)
             records[line] = record
             first, first_path = first_rows.setdefault(image, (line, record.path))
@@ -249,11 +257,7 @@ def _find_file(path: str, base: Path) -> tuple[str, Hashable, str]:
         if image_path.is_absolute() and image_path.is_relative_to(base):
             image_path = image_path.relative_to(base)
         return image_path.as_posix(), (status.st_dev, status.st_ino), ""
-    return (
-        Path(path).as_posix(),
-        path,
-        f"{MISSING} '{path}' (looked for {base / path}){near_file(path, base)}",
-    )
+    return Path(path).as_posix(), path, f"{MISSING} '{path}' (looked for {base / path})"
 
 
 def _parse_row(
@@ -284,7 +288,7 @@ def _parse_row(
     number = number_of(match[1]) if match else None
     if match and number is None:
         faults.append(f"camid '{camid[:40]}' is too large: numbers go up to {2**63 - 1}")
-    elif match is None and number_text not in ("", str(NO_CAMERA)):
+    elif match is None and not is_unknown(number_text):
         advice = "leave it empty where unknown; names stand in a column camera"
         faults.append(f"camid '{camid[:40]}' is not a whole number ({advice})")
     try:
@@ -362,7 +366,7 @@ def _without_fractions(records: list[Record]) -> list[Record]:
 
 def _number_cameras(records: list[Record]) -> list[Record]:
     """Number the named cameras, where no row has a number."""
-    names = sorted({record.camera for record in records if record.camera})
+    names = sorted({record.camera for record in records if not is_unknown(record.camera)})
     if not names or any(record.camid != NO_CAMERA for record in records):
         return records
     numbers = {name: int(match[1]) for name in names if (match := _CAMERA.fullmatch(name))}

@@ -278,7 +278,7 @@ def _difference_notes(gallery: Gallery, ids: Sequence[str], given: dict[str, Any
     if not differing:
         return []
     return [
-        f"{first_of(differing, 3, '; ')}: what is there was kept, on_duplicate=replace stores the values given"
+        f"{first_of(differing, 3, '; ')}: the stored values were kept, on_duplicate=replace stores the new ones"
     ]
 
 
