@@ -32,8 +32,8 @@ def test_it_runs_and_shows_what_its_text_says(tmp_path, monkeypatch, capsys):
     assert one - two > 0.1 > blind_one - blind_two
     assert abs(specific_one - specific_two) < 0.1
     shipped, untrained = space["numbers"]["shipped"], space["numbers"]["untrained"]
-    assert shipped.generated_rank < 0.8 * shipped.generated_chance
-    assert untrained.generated_rank > 0.9 * untrained.generated_chance
+    assert shipped["generated_rank"] < 0.8 * shipped["generated_chance"]
+    assert untrained["generated_rank"] > 0.9 * untrained["generated_chance"]
     shared, whole = space["precision"]["shipped"]
     assert min(shared, whole) > 1.5 * space["precision"]["untrained"][0]
     assert (tmp_path / "what_the_parts_do" / "features.png").stat().st_size > 5000
