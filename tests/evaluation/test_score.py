@@ -52,6 +52,14 @@ def test_given_sets_draw_nothing():
     assert "visible images searched in infrared" in score_file(CARRIED / "small.npz", "llcm").protocol
 
 
+def test_two_forms_in_one_file_and_a_protocol_file_that_is_not_there_are_refused(tmp_path):
+    path = save(tmp_path, **arrays(), query_features=np.eye(3))
+    with pytest.raises(DataError, match=r"e\.npz holds features, and query_features or gallery_features"):
+        score_file(path, "sysu")
+    with pytest.raises(ProtocolError, match=r"there is no protocol file nope\.yaml"):
+        score_file(save(tmp_path, **arrays()), "nope.yaml")
+
+
 def test_chance_is_told_and_that_one_identity_tells_nothing(tmp_path):
     features = np.random.default_rng(0).normal(size=(12, 4))
     content = {"features": features, "pid": np.arange(12) % 3, "modality": np.arange(12) // 6}

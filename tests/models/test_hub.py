@@ -197,6 +197,11 @@ def test_a_mistyped_folder_is_named_before_the_hub_is_asked(tiny_run, tmp_path, 
         CheckpointError, match=r"there is no folder 'runs/mien' \(did you mean runs/mine\?\)\. "
     ):
         find_model("runs/mien")
+    caplog.clear()
+    hub.snapshot_download = mock.Mock(side_effect=OSError("the hub was asked"))
+    with pytest.raises(CheckpointError, match="there is no folder 'me/people'"):
+        find_model("me/people")
+    assert "no folder" not in caplog.text, "it was meant for the hub"
     with pytest.raises(
         CheckpointError, match=r"there is no model './runs/mien' \(did you mean runs/mine\?\):"
     ):

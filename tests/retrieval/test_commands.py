@@ -453,6 +453,7 @@ def test_mistakes_are_one_clear_message(crops):
     assert "2 modalities for 1" in wrong("search", "g", "night.png", "--modality=ir", "--modality=ir")
     run("index", "g", crops, *RULES)
     assert "no such" in wrong("search", "g", "gone.png", "--modality", "ir")
+    assert "g is a gallery, not images: it comes first" in wrong("search", "g", "g", "--modality", "ir")
     assert "2 modalities for 1" in wrong(
         "search", "g", "night.png", "--modality", "ir", "--modality", "visible"
     )

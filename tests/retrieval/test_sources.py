@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from fmcnet.data.readers import read_dataset
 from fmcnet.errors import DataError, FmcnetError
+from fmcnet.retrieval import sources as sources_module
 from fmcnet.retrieval.sources import NamePattern, Rules, _file_key, read_sources
 from fmcnet.times import TimePattern, parse_time, parse_timezone
 from fmcnet.types import Modality
@@ -171,6 +172,15 @@ def test_a_table_to_index_needs_no_identities_and_takes_the_modality_said(tmp_pa
     chosen = read_sources([mixed], Rules(Modality.INFRARED))
     assert [one.path.name for one in chosen.pictures] == ["a.png", "c.png"]
     assert chosen.not_chosen == {"--modality infrared": 1}
+
+
+def test_near_names_are_sought_for_the_listed_faults_only(tmp_path, monkeypatch):
+    sought = []
+    monkeypatch.setattr(sources_module, "near_file", lambda *path: sought.append(path) or "; near")
+    table = write_table(tmp_path, ["a.png,1,ir", *(f"gone{number}.png,1,ir" for number in range(50))])
+    faults = read_sources([table], Rules()).faults
+    assert len(faults) == 50
+    assert len(sought) == sum("; near" in fault.reason for fault in faults) == 20
 
 
 def test_rows_that_an_option_leaves_out_are_counted(tmp_path):

@@ -271,9 +271,9 @@ def _split_source(source: Any, label: str, single: bool) -> list[tuple[str, Any]
 def _images_in_folder(folder: Path, ignored: list[Ignored] | None = None) -> list[Path]:
     listing = list_folder(folder)
     if not listing.images:
-        others = f"; {len(listing.ignored)} other files lie there" if listing.ignored else ""
         if (folder / "gallery.sqlite").is_file():
-            others = ": it is a gallery, which comes first, before the images"
+            raise DataError(f"{folder} is a gallery, not images: it comes first, before the images")
+        others = f"; {len(listing.ignored)} other files lie there" if listing.ignored else ""
         raise DataError(f"{folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}){others}")
     if ignored is not None:
         ignored += listing.ignored
