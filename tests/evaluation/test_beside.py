@@ -129,7 +129,7 @@ def test_ranked_lists_under_skip_ties_and_faults():
     found = ranked_lists(e, custom(skip="same_camera"))[0]
     assert found.gallery.tolist() == [2, 3, 1]  # ties: wrong ones first; row 4 is skipped
     assert found.correct.tolist() == [False, False, True]
-    with pytest.raises(ProtocolError, match="row 3 is not a probe"):
+    with pytest.raises(ProtocolError, match="row 3 is not a query"):
         ranked_lists(e, custom(), queries=[3])
     with pytest.raises(ProtocolError, match="no trial 2"):
         ranked_lists(e, custom(), trial=2)

@@ -140,7 +140,7 @@ def test_the_official_draw_needs_exactly_the_images_that_the_permutation_counts(
 def test_sentences_name_draw_shots_skip_counting_and_direction(tmp_path):
     said = sysu("indoor", 1, "seeded").sentence()
     for part in ("indoor", "cameras 3, 6 searched in visible images of cameras 1, 2", "1 image", "seeds 0 to 9",
-                 "10 trials", "camera-3 probe skips every camera-2", "counts identities"):  # fmt: skip
+                 "10 trials", "camera-3 query skips every camera-2", "counts identities"):  # fmt: skip
         assert part in said
     assert "counts images" in regdb().sentence()
     assert "no image is skipped" in regdb().sentence()
@@ -348,7 +348,7 @@ def test_empty_sets_and_wrong_masks_are_named():
         custom("visible", "visible", distractors=np.unique(e.pid)).trials(e)
 
 
-def test_probes_without_a_match_are_counted_and_named():
+def test_queries_without_a_match_are_counted_and_named():
     made = benchmark((1, 3), people=(2, 5, 9))
     kept = made.take(~((made.pid == 5) & (made.modality == 0)))  # nobody saw 5 by day
     named = replace(kept, name=np.array([f"{p}/{i}.png" for p, i in zip(kept.pid, kept.index, strict=True)]))
@@ -356,7 +356,7 @@ def test_probes_without_a_match_are_counted_and_named():
     found = evaluate(named, custom(night, day))
     assert (found.trials[0].queries, found.to_dict()["probes"], found.to_dict()["unmatched"]) == (6, [9], [3])
     assert sorted(found.to_dict()["unmatched_probes"]) == ["5/1.png", "5/2.png", "5/3.png"]
-    assert "3 of 9 probes have no match in the gallery and are not counted: 5/" in found.summary()
+    assert "3 of 9 queries have no match in the gallery and are not counted: 5/" in found.summary()
     assert pool([found, found]).to_dict()["unmatched"] == [3, 3]
     rows = np.flatnonzero((kept.pid == 5) & (kept.modality == 1))
     nameless = evaluate(replace(named, name=np.full(len(kept), "")), custom(night, day))

@@ -67,7 +67,7 @@ def test_chance_is_told_and_that_one_identity_tells_nothing(tmp_path):
     assert found.to_dict()["chance_rank1"] == found.chance == pytest.approx(1 / 3)
     assert f"chance Rank-1 33.33: {3 * found.mean['rank1']:.1f} x" in found.summary()
     assert "tell nothing" not in found.summary()
-    assert "; 6 probes counted, 6 images in the gallery" in found.summary()
+    assert "; 6 queries counted, 6 images in the gallery" in found.summary()
     alone = score_file(save(tmp_path, **{**content, "pid": np.full(12, 7)}), "regdb")
     assert (alone.mean["rank1"], alone.chance) == (1, 1)
     assert "so these figures tell nothing: add other identities" in alone.summary()

@@ -357,7 +357,7 @@ def ranked_lists(
     invalid = np.flatnonzero(~np.isin(requested, query_rows))
     if len(invalid):
         raise ProtocolError(
-            f"row {int(requested[invalid[0]])} is not a probe of {protocol.name}: it takes "
+            f"row {int(requested[invalid[0]])} is not a query of {protocol.name}: it takes "
             f"{protocol.query.describe()}"
         )
     gallery = np.sort(gallery)
