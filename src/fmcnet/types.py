@@ -150,8 +150,8 @@ class Embeddings:
         pid: (N,) int64, the identity, `NO_PID` (-1) where unknown; texts become their `identity_numbers`.
         camid: (N,) int64, the camera; `NO_CAMERA` (-1) where unknown.
         modality: (N,) uint8, 0 visible, 1 infrared (`Modality.code`); words for them become these.
-        index: (N,) int64, 1-based position of the image among the sorted images of the same identity
-            and camera (what the official SYSU-MM01 draw counts).
+        index: (N,) int64, 1-based position of the image among the sorted images of the same identity, camera and
+            modality (what the official SYSU-MM01 draw counts).
         name: (N,) str, the image's path (of a table: relative to its dataset), another name, or "" where unknown.
 
     Raises:

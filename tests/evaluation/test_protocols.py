@@ -256,8 +256,11 @@ def test_an_image_is_never_its_own_match():
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda: sysu("outdoor", draw="seeded"), "mode 'outdoor': use all or indoor"),
-        (lambda: sysu(shots=3, draw="seeded"), "number of shots '3'"),
+        (
+            lambda: sysu("outdoor", draw="seeded"),
+            "mode 'outdoor' is none of all, indoor: did you mean indoor",
+        ),
+        (lambda: sysu(shots=3, draw="seeded"), "number of shots 3 is none of 1, 10"),
         (lambda: sysu(draw="mine"), "draw 'mine'"),
         (lambda: sysu(draw="seeded", direction="t2v"), "direction 't2v'"),
         (lambda: sysu(permutation="x", trials=11), "ten trials"),
@@ -267,7 +270,7 @@ def test_an_image_is_never_its_own_match():
         (lambda: llcm("d"), "reading 'd'"),
         (
             lambda: custom("x-ray"),
-            "query: unknown modality 'x-ray': say visible or infrared, or None for both",
+            "query 'x-ray' is none of visible, infrared, both",
         ),
         (lambda: custom(trials=3), "without shots"),
         (lambda: custom(skip="camera"), "skip rule 'camera'"),
@@ -364,3 +367,15 @@ def test_queries_without_a_match_are_counted_and_named():
     whole = evaluate(made, custom(night, day))
     assert whole.to_dict()["unmatched"] == [0]
     assert "no match" not in whole.summary()
+
+
+def test_the_index_of_the_guides_example_is_the_position_in_its_group():
+    from fmcnet.data.table import positions
+    from tests.test_readme import ROOT, blocks
+
+    (example,) = blocks(ROOT / "docs" / "guides" / "evaluate.md", "python")
+    names: dict = {}
+    exec(example.partition("extras =")[0], names)
+    shown = names["embeddings"]
+    rows = np.array([f"{row:02}" for row in range(len(shown))])
+    assert shown.index.tolist() == positions(rows, shown.modality, shown.camid, shown.pid).tolist()

@@ -3,9 +3,9 @@
 Two forms of file:
 
 - one set: `features` (N, D), `pid` (N,) texts or whole numbers, `cam` (N,), `index` (N,) 1-based among the sorted
-  images of an identity and camera, and `modality` (N,) 0 visible, 1 infrared where cameras do not give it (they do on
-  SYSU-MM01). `fmcnet embed --data` and `Embeddings.save` write such a file; `fmcnet gallery export` writes one under
-  other names. Without `index` the order of `name` (N,) counts;
+  images of an identity, camera and modality, and `modality` (N,) 0 visible, 1 infrared where cameras do not give it
+  (they do on SYSU-MM01 and RegDB). `fmcnet embed --data` and `Embeddings.save` write such a file; `fmcnet gallery
+  export` writes one under other names. Without `index` the order of `name` (N,) counts;
 - two sets, already drawn: `query_features`, `query_pid`, `query_cam`, and the same with `gallery_`.
   Camera arrays may end in the protocol's name (`query_cam_llcm`), `query_modality` may give the modality where the
   camera does not.
@@ -316,7 +316,7 @@ class EmbeddingsFile:
         return Sets(embeddings, modality >= 0, np.arange(n) < len(sides[0][0]))
 
     def _warn_of_copies(self, finding: str) -> None:
-        consequence = "a picture that is there twice is its own match, and figures come out too good"
+        consequence = "an image that is there twice is its own match, and figures come out too good"
         logger.warning("%s: %s: %s", self.path, finding, consequence)
 
     def _read_columns(
