@@ -133,8 +133,8 @@ def eight_bits(
         The same shape in uint8, and `STRETCHED`, `OUTSIDE`, `COARSE`, `RANGED` or None.
 
     Raises:
-        ValueError: for NaN or infinite values, for a nearly constant image, and where values far from the others
-            leave these no more than `FEW` levels; the text has the values.
+        ValueError: for NaN or infinite values, no pixel in the range, a nearly constant image, and where values far
+            from the others leave these no more than `FEW` levels; the text has the values.
     """
     is_float = values.dtype.kind == "f"
     floats = values.astype(np.float64)

@@ -58,7 +58,7 @@ class Table:
             `identity` is the same in every dataset.
         modality: (N,) uint8, 0 visible, 1 infrared.
         camid: (N,) int64, `NO_CAMERA` where unknown.
-        split: (N,) str, one of `SPLITS`.
+        split: (N,) str, one of `SPLITS`, or "" for images that take no part.
         role: (N,) str, "query", "gallery" or "" (both).
         time: (N,) str, a time stamp as given, or "".
         camera: (N,) str, the camera's name, where cameras are named and not numbered, or "".

@@ -35,7 +35,7 @@ class Scores:
         mINP: mean over counted queries of number of true matches / rank of the last one.
         queries: queries counted; a query with no true match left after the skip rule is not.
         gallery: gallery images of the trial.
-        cmc: (min(longest rank, 1000),) float64, the CMC curve from rank 1.
+        cmc: (C,) float64, the CMC curve from rank 1 to the largest of a first true match; C is 20 to `CURVE`.
     """
 
     rank1: float

@@ -73,8 +73,8 @@ def protocols_for(table: Table, config: EvaluationConfig) -> dict[str, Protocol]
     """The protocols of the table's benchmark, by direction.
 
     With `config.draw` "auto" SYSU-MM01 takes the official draw where `rand_perm_cam.mat` lies in the dataset
-    and the seeded one where it does not; the protocol's sentence says which. A CSV's images are searched
-    all against all in the other modality, minding the table's roles and, where cameras are known, nothing else.
+    and the seeded one where it does not; the protocol's sentence says which. A CSV's images are searched all against
+    all in the other modality, and nothing is skipped.
     """
     default = "v2i" if protocols.DEFAULT_DIRECTIONS.get(table.name, "i2v").startswith("v") else "i2v"
     directions = {"both": ("i2v", "v2i"), "auto": (default,)}.get(config.direction, (config.direction,))

@@ -117,7 +117,7 @@ class Protocol:
 
     @property
     def settings(self) -> dict[str, str | int]:
-        """The protocol's settings by name, as `fmcnet evaluate` takes them: {"mode": "all", "shots": 1, ...}."""
+        """The protocol's settings that are not empty, by name: {"mode": "all", "shots": 1, ...}."""
         settings = {"mode": self.mode, "reading": self.reading, "shots": self.draw.shots}
         settings |= {"draw": self.draw.kind, "trials": self.draw.trials, "cmc": self.cmc}
         return {name: value for name, value in settings.items() if value}
