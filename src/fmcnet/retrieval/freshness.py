@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from fmcnet.errors import GalleryError
 from fmcnet.files import file_digest, file_state
 from fmcnet.retrieval.file_records import FileRecord, Origin
 from fmcnet.retrieval.gallery import Gallery
-from fmcnet.retrieval.records import Where
+from fmcnet.retrieval.records import Entry, Where
 from fmcnet.retrieval.sources import Picture, path_id
 
 REMOVED_AT_ONCE = 10_000
@@ -33,7 +33,7 @@ class Difference(NamedTuple):
     """A value given for a picture that differs from the one the gallery stores.
 
     Attributes:
-        source: the picture's path.
+        source: the picture's path, or the id of its entry.
         name: "modality", "camera", "time", "track", "pid" or "tags"; "content" for a file that changed; "picture" for
             one that is to be kept and is not.
         stored: the gallery's value.
@@ -48,6 +48,13 @@ class Difference(NamedTuple):
     def __str__(self) -> str:
         stored, given = ("nothing" if v in (None, ()) else str(v) for v in (self.stored, self.given))
         return f"{self.source}: {self.name} is {stored} in the gallery, {given} now"
+
+
+def differences(source: str, given: Mapping[str, Any], entry: Entry) -> Iterator[Difference]:
+    """The given values that differ from the entry's; None, and no tags, are not given."""
+    for name, value in given.items():
+        if value not in (None, ()) and value != getattr(entry, name):
+            yield Difference(source, name, getattr(entry, name), value)
 
 
 @dataclass

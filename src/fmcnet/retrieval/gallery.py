@@ -163,6 +163,10 @@ class Gallery:
         """The tracks that entries have, sorted; of a cluster none, for it would read all rows."""
         return sorted(self._store.texts("track"))
 
+    def tags(self) -> list[str]:
+        """The tags that entries have, sorted; of a cluster none, for it would read all rows."""
+        return sorted(self._store.texts("tags"))
+
     def days(self, where: Where | None = None, zone: tzinfo = timezone.utc) -> tuple[DayCount, ...]:
         """How many entries each camera has on each day, the newest day first, those without a time last.
 

@@ -5,21 +5,19 @@ Hits are ranked by similarity, equal ones by id; alone, by track or by person.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from fmcnet.errors import DataError, FmcnetError, GalleryError, first_of
+from fmcnet.errors import DataError, FmcnetError, GalleryError
 from fmcnet.identities import parse_identity
 from fmcnet.types import FloatArray, Modality, parse_modality
 
 if TYPE_CHECKING:
     from fmcnet.inference.image_input import Fault
-    from fmcnet.retrieval.sources import Picture
 
 OnDuplicate = Literal["refuse", "replace", "skip"]
 IndexChoice = Literal["auto", "exact", "hnsw"]
@@ -431,35 +429,6 @@ def rank_pooled(
             cosine = float(np.dot(total, query.astype(np.float64))) / length if length > 1e-6 * count else 0.0
             results.append(replace(hit_group, similarity=max(-1.0, min(cosine, 1.0)), pooled=count))
     return sorted(results, key=lambda hit_group: (-hit_group.similarity, hit_group.hits[0].id))
-
-
-def mixed_tracks(items: Iterable[Entry | Hit | Picture]) -> dict[str, str]:
-    """What each track holds that may be several, as "cameras door, gate; identities anna, ben".
-
-    A track is looked at in each modality alone, as it is pooled. One known identity in several cameras is one track.
-
-    Args:
-        items: those without a track are left out.
-    """
-    held = defaultdict[tuple[str, Modality], tuple[set[str | None], set[str | None]]](lambda: (set(), set()))
-    for item in items:
-        if item.track is not None:
-            cameras, pids = held[item.track, item.modality]
-            cameras.add(item.camera)
-            pids.add(as_pid(item.pid))
-    mixed: dict[str, str] = {}
-    for (track, _), (cameras, pids) in sorted(held.items(), key=lambda item: item[0][0]):
-        names = {"cameras": sorted(filter(None, cameras)), "identities": sorted(filter(None, pids))}
-        several = [f"{noun} {first_of(values, 3)}" for noun, values in names.items() if len(values) > 1]
-        if several and (len(pids) > 1 or None in pids):
-            mixed.setdefault(track, "; ".join(several))
-    return mixed
-
-
-def list_mixed(mixed: Mapping[str, str]) -> str:
-    """The first tracks of `mixed_tracks`, for a note."""
-    tracks = first_of([f"{track} ({what})" for track, what in mixed.items()], 3)
-    return f"tracks of several cameras or identities: {tracks}"
 
 
 def _group_key(item: Hit | Entry, by: str, apart: bool) -> tuple[object, str, Modality | None]:

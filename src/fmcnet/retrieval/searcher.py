@@ -20,9 +20,10 @@ from fmcnet.inference.encoder import Encoder
 from fmcnet.inference.image_input import Fault, ImageLike, ModalityLike, expand, thumbnail
 from fmcnet.models.shipped import shipped_models
 from fmcnet.parsing import read_json
-from fmcnet.retrieval.answer import Answer, CalibratedScores, answer_notes, filter_notes
+from fmcnet.retrieval.answer import Answer, CalibratedScores
 from fmcnet.retrieval.gallery import Gallery
 from fmcnet.retrieval.inputs import column, tag_column
+from fmcnet.retrieval.notes import answer_notes, filter_notes
 from fmcnet.retrieval.records import MADE_WITH, Added, HitGroup, OnDuplicate, Where
 from fmcnet.retrieval.records import group as group_hits
 from fmcnet.types import Embeddings, FloatArray, Modality
