@@ -6,7 +6,7 @@ Hits are ranked by similarity, equal ones by id; alone, by track or by person.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -50,10 +50,8 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Hit:
+class Hit(Entry):
     """One result of a search: an entry and its similarity to the query.
-
-    The attributes that are not listed are those of `Entry`.
 
     Attributes:
         similarity: cosine, -1 to 1.
@@ -61,15 +59,7 @@ class Hit:
             the answer's prior. None without such a calibration, and from `Gallery`, which has none.
     """
 
-    id: str
-    similarity: float
-    modality: Modality
-    pid: str | None = None
-    camera: str | None = None
-    time: datetime | None = None
-    source: str | None = None
-    track: str | None = None
-    tags: tuple[str, ...] = ()
+    similarity: float = field(kw_only=True)
     probability: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -176,7 +166,7 @@ class Where:
     @property
     def unconditional(self) -> bool:
         """No condition is given: every entry matches."""
-        return all(getattr(self, field.name) is None for field in fields(self))
+        return all(getattr(self, condition.name) is None for condition in fields(self))
 
 
 @dataclass(frozen=True)

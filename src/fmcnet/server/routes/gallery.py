@@ -163,13 +163,13 @@ async def add(
     return {"ids": list(added.ids), **counts, "notes": notes}
 
 
-@router.get("/entries", summary="List entries, as those of a track")
+@router.get("/entries", response_model=schemas.EntriesBody, summary="List entries, as those of a track")
 async def entries(
     service: validation.Running,
     where: validation.Conditions,
     limit: Annotated[int, Query(ge=1, le=500)] = 100,
     offset: Annotated[int, Query(ge=0, le=FARTHEST)] = 0,
-) -> schemas.EntriesBody:
+) -> dict[str, Any]:
     """Entries that match, without embeddings, in the order of their adding."""
 
     def fetch() -> tuple[int, list[Entry], tuple[str, ...]]:
@@ -178,30 +178,28 @@ async def entries(
         return service.gallery.count(where), rows, filter_notes(service.gallery, where)
 
     total, rows, notes = await service.work(fetch)
-    bodies = [schemas.EntryBody.of(entry) for entry in rows]
-    return schemas.EntriesBody(total=total, entries=bodies, notes=list(notes))
+    return {"total": total, "entries": rows, "notes": notes}
 
 
-@router.get("/days", summary="How many entries each camera has on each day")
+@router.get("/days", response_model=schemas.DaysBody, summary="How many entries each camera has on each day")
 async def days(
     service: validation.Running,
     where: validation.Conditions,
     timezone: Annotated[str, Query(max_length=64, description="Whose days: Europe/Berlin")] = "UTC",
     limit: Annotated[int, Query(ge=1, le=10_000, description="Pairs of camera and day.")] = 1000,
-) -> schemas.DaysBody:
+) -> dict[str, Any]:
     """Entries that match, counted by camera and day, the newest day first."""
     with refused_at("query.timezone", "say UTC or a name as Europe/Berlin"):
         zone = parse_timezone(timezone)
     counts = await service.work(lambda: service.gallery.days(where, zone))
-    shown = [schemas.DayBody(**vars(count)) for count in counts[:limit]]
-    total = sum(count.entries for count in counts)
-    return schemas.DaysBody(total=total, days=shown, left_out=total - sum(count.entries for count in shown))
+    total, left_out = (sum(count.entries for count in part) for part in (counts, counts[limit:]))
+    return {"total": total, "days": counts[:limit], "left_out": left_out}
 
 
-@router.get("/entries/{entry_id:path}", summary="One entry")
-async def entry(service: validation.Running, entry_id: str) -> schemas.EntryBody:
+@router.get("/entries/{entry_id:path}", response_model=schemas.EntryBody, summary="One entry")
+async def entry(service: validation.Running, entry_id: str) -> Entry:
     """Without its embedding."""
-    return schemas.EntryBody.of(await _get_entry(service, entry_id))
+    return await _get_entry(service, entry_id)
 
 
 @router.get(
