@@ -14,7 +14,7 @@ from fmcnet.errors import FmcnetError, GalleryError
 from fmcnet.retrieval import Gallery, Where, group, pool
 from fmcnet.retrieval.inputs import as_duration, make_batch, new_id, unit_vectors
 from fmcnet.retrieval.records import Entry, Hit, as_pid, from_micros, rank_pooled, to_micros
-from fmcnet.retrieval.sqlite_database import checksum, seal, to_entry, to_values
+from fmcnet.retrieval.sqlite_database import checksum, to_entry, to_values, with_checksum
 from fmcnet.types import Modality
 from tests.retrieval.people import crops
 
@@ -185,7 +185,7 @@ def test_a_stored_entry_comes_back(entry):
 def test_checksums_tell_rows_and_fields_apart():
     assert checksum(1, "a", None) != checksum(1, None, "a")
     assert checksum(1, "ab") != checksum(1, "a", "b")
-    assert seal(1, b"abcd") != seal(2, b"abcd")
+    assert with_checksum(1, b"abcd") != with_checksum(2, b"abcd")
 
 
 def test_durations():

@@ -191,7 +191,7 @@ class _Portion:
         written = {picture.id: path_id(picture.written) for picture in pictures if picture.written}
         ids = [*(picture.id for picture in pictures), *written.values()]
         stored = {entry.id: entry for entry, _ in gallery.scan(Where(ids=ids))}
-        # An entry of an older version keeps its id, of the path as it was written.
+        # An id of 0.1.0, made of the path with `..`, stays.
         old = {name for name, old_id in written.items() if name not in stored and old_id in stored}
         self.pictures = [p._replace(path=p.written or p.path) if p.id in old else p for p in pictures]
         self.stored = {p.id: stored[p.id] for p in self.pictures if p.id in stored}
@@ -204,7 +204,7 @@ class _Portion:
         fresh = [picture for picture in self.pictures if picture.id not in known]
         if include_removed:
             return fresh
-        # The id was remembered of entries without a record.
+        # An entry without a record is remembered by its id.
         keys = {p.id: {p.id, path_id(p.written or p.path)} for p in fresh}
         for name in keys.keys() & self.records.keys():
             keys[name].add(self.records[name].digest)

@@ -256,7 +256,8 @@ class GalleryInfo:
         entries: how many.
         settings: None before the first add.
         index: "exact" or "hnsw": what an unfiltered search uses now.
-        unindexed: entries that are searched one by one beside the index.
+        unindexed: entries that no graph finds, and that are compared one by one; where there is no graph, those that
+            are not in the index's files yet.
         removed: rows whose space `compact` would give back.
         bytes: on disk; 0 where the backend does not tell.
         pictures: how many entries have a picture with them.
