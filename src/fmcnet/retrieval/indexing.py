@@ -191,7 +191,7 @@ class _Portion:
         written = {picture.id: path_id(picture.written) for picture in pictures if picture.written}
         ids = [*(picture.id for picture in pictures), *written.values()]
         stored = {entry.id: entry for entry, _ in gallery.scan(Where(ids=ids))}
-        # An id of 0.1.0, made of the path with `..`, stays.
+        # An entry whose id is made of the path with `..` keeps it.
         old = {name for name, old_id in written.items() if name not in stored and old_id in stored}
         self.pictures = [p._replace(path=p.written or p.path) if p.id in old else p for p in pictures]
         self.stored = {p.id: stored[p.id] for p in self.pictures if p.id in stored}

@@ -68,7 +68,7 @@ class Picture(NamedTuple):
         source: where it came from, as a table states it; None: its path.
         root: the folder that is indexed; None: the one that holds it.
         value_range: as `fmcnet.data.images.load_image`; None: that of all pictures.
-        written: `path` as a table writes it, with `..`; None: without. Ids of 0.1.0 are made of it.
+        written: `path` as a table writes it, with `..`; None: without. An entry whose id is made of it keeps it.
     """
 
     path: Path
