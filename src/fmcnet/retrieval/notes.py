@@ -31,6 +31,7 @@ MOST_COMPARED = 20_000
 """Names of a gallery that are compared for near spellings; none of a larger number."""
 LOOKED_UP = 20
 """Names whose earlier entries are looked at, and entries of each, on average."""
+APPROXIMATE = "probabilities were learnt from single images and are approximate here"
 OWN_TRACKS = (
     "a search by track answers each as one: unless that is meant, give tracks names of their own, as gate/1"
 )
@@ -98,25 +99,22 @@ def _value_notes(gallery: Gallery, field: _Field, values: Collection[str] | None
     for name in stored if len(stored) <= MOST_COMPARED else ():
         alike[field.key(name)].append(name)
     searches = MOST_COMPARED // max(len(stored), 1)  # each compares all names
+    listed = ""
+    if field.name == "camera":
+        listed = f"; those that are: {first_of(stored)}" if stored else "; no entry has any"
     for value in sorted(values):
         others = [name for name in alike[field.key(value)] if name not in values]
-        if value in stored or gallery.count(_one_of(field.condition, [value])):
-            if others:
-                names = ", ".join(map(repr, others))
-                yield (
-                    f"entries of the {field.name} {names} do not pass the filter, which may be '{value}', too"
-                )
-            continue
-        if not others and searches:
+        found = value in stored or gallery.count(_one_of(field.condition, [value])) > 0
+        if not found and not others and searches:
             searches -= 1
             others = [near] if (near := nearest(value, stored)) is not None else []
-        if others:
-            advice = f": did you mean {', '.join(map(repr, others))}?"
-        elif field.name == "camera":
-            advice = f"; those that are: {first_of(stored)}" if stored else "; no entry has any"
-        else:
-            advice = ""
-        yield f"no entry has the {field.name} '{value}'{advice}"
+        names = ", ".join(map(repr, others))
+        if not found:
+            yield f"no entry has the {field.name} '{value}'" + (
+                f": did you mean {names}?" if names else listed
+            )
+        elif names:
+            yield f"entries of the {field.name} {names} do not pass the filter, which may be '{value}', too"
 
 
 # ---- of an answer ----
@@ -153,26 +151,17 @@ def answer_notes(
     else:
         query = " and ".join(str(modality) for modality in scores.query)
         for modality in (where or Where()).modalities:
-            if scores.covers(modality):
-                continue
-            if asked:
-                notes.append(f"{modality} entries were left out: {query} to {modality} is not calibrated")
-            elif any(candidate.modality is modality for candidate in candidates):
-                notes.append(
-                    f"no probability for {modality} entries: {query} to {modality} is not calibrated"
-                )
+            reason = f"{query} to {modality} is not calibrated"
+            if asked and not scores.covers(modality):
+                notes.append(f"{modality} entries were left out: {reason}")
+            elif not scores.covers(modality) and any(item.modality is modality for item in candidates):
+                notes.append(f"no probability for {modality} entries: {reason}")
         if any(hit_group.pooled > 1 for hit_group in found):
-            notes.append(
-                "the pictures of each track were pooled; probabilities were learnt from single images and are "
-                "approximate here"
-            )
+            notes.append(f"the pictures of each track were pooled; {APPROXIMATE}")
         if len(scores.query) > 1:
             notes.append("the query has both modalities: the more cautious of two calibrations is shown")
     if images > 1:
-        calibrated = scores.calibration is not None
-        caveat = (
-            "; probabilities were learnt from single images and are approximate here" if calibrated else ""
-        )
+        caveat = "" if scores.calibration is None else f"; {APPROXIMATE}"
         notes.append(f"{images} images were taken as ONE person and pooled{caveat}")
     if group and found and all(hit_group.key is None for hit_group in found):
         notes.append("no entry found has what it was to be grouped by, so each is a group of its own")
