@@ -718,7 +718,7 @@ def test_a_filter_that_asks_for_what_no_entry_has_is_told(crops):
         "no entry has the camera 'gate3'",
         "no entry has the track 't'",
         "no entry has the tag 'x'",
-        "no entry has the pid '7'",
+        "no entry has the identity '7'",
     ]
     assert (
         "note: no entry has the camera 'gat'"

@@ -168,8 +168,9 @@ def test_values_of_a_skipped_entry_that_are_not_stored_are_told(tmp_path):
         notes = one.add(1, 3, on_duplicate="skip", **other).json()["notes"]
         (note,) = [note for note in notes if "crop-" in note and "kept" in note]
         assert note == (
-            "the camera of crop-1 is gate, not door; the track of crop-1 is w, not v; the modality of crop-1 is "
-            "visible, not infrared: the stored values were kept, on_duplicate=replace stores the new ones"
+            "crop-1: camera is gate in the gallery, door now; crop-1: track is w in the gallery, v now; crop-1: "
+            "modality is visible in the gallery, infrared now: the stored values were kept, on_duplicate=replace "
+            "stores the new ones"
         )
         assert one.service.gallery.get("crop-1").camera == "gate"
 

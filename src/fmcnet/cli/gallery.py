@@ -391,7 +391,7 @@ def recover(
 
 def _print_notes(opened: retrieval.Gallery, where: retrieval.Where) -> dict[str, Any]:
     """Print notes on a filter, and return them as the fact "notes", where there are any."""
-    from fmcnet.retrieval.answer import filter_notes
+    from fmcnet.retrieval.notes import filter_notes
 
     notes = filter_notes(opened, where)
     for note in notes:

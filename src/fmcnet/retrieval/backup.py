@@ -30,7 +30,7 @@ from fmcnet.retrieval.index_files import (
     discard,
 )
 from fmcnet.retrieval.records import MADE_WITH, NONE, Entry, EntryBatch, from_micros
-from fmcnet.retrieval.sqlite_connection import NAME, read_mark
+from fmcnet.retrieval.sqlite_connection import NAME, read_last_generation
 from fmcnet.retrieval.sqlite_database import Database
 from fmcnet.retrieval.sqlite_store import CONTENTS, LOCK, writer_lock
 from fmcnet.types import FloatArray, Modality
@@ -300,7 +300,9 @@ def recover(folder: str | Path, out: str | Path, model: str) -> Recovered:
         try:
             manifest = IndexManifest.read(folder)
             if database is not None and not _is_same_gallery(database, manifest):
-                if (mark := read_mark(folder / NAME)) is not None and mark.gallery != manifest.gallery:
+                if (
+                    mark := read_last_generation(folder / NAME)
+                ) is not None and mark.gallery != manifest.gallery:
                     raise InvalidIndexError("it belongs to another gallery")
                 database = None
             codes, columns = manifest.map(folder), manifest.load_columns(folder)

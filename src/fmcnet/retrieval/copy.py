@@ -54,7 +54,8 @@ class Copied:
         copied: entries that this call wrote.
         already_there: those of an earlier call that was stopped.
         entries: in the target now, each compared with the source's.
-        pictures: kept with entries of the target. pictures_left_out: those that a cluster cannot keep.
+        pictures: kept with entries of the target.
+        pictures_left_out: those that a cluster cannot keep.
     """
 
     source: str

@@ -63,8 +63,8 @@ class Gallery:
             new one.
         dtype: "float32", or "float16" for half the space (similarities then differ by up to about 1e-3); for a new
             gallery.
-        flush_rows: new rows, 1 or more, after which the embedded index is written to disk. It is also written after
-            5 % of all rows, and when the gallery is closed. The database is written at every add.
+        flush_rows: new rows, 1 or more, after which the embedded index is written to disk; in a large gallery 5 % of
+            those written before, at most 16,384 beside a graph. Closing writes it, too, and every add the database.
 
     Attributes:
         location: of the gallery, without a password.
@@ -162,6 +162,10 @@ class Gallery:
     def tracks(self) -> list[str]:
         """The tracks that entries have, sorted; of a cluster none, for it would read all rows."""
         return sorted(self._store.texts("track"))
+
+    def tags(self) -> list[str]:
+        """The tags that entries have, sorted; of a cluster none, for it would read all rows."""
+        return sorted(self._store.texts("tags"))
 
     def days(self, where: Where | None = None, zone: tzinfo = timezone.utc) -> tuple[DayCount, ...]:
         """How many entries each camera has on each day, the newest day first, those without a time last.

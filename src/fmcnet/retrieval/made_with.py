@@ -35,12 +35,15 @@ class MadeWith(NamedTuple):
         return self.ranges[0] if len(self.ranges) == 1 else None
 
     @property
-    def mixed(self) -> str | None:
-        """The ranges in words where there are several, as "15:40, 0:100 and none"."""
-        if len(self.ranges) < 2:
-            return None
-        words = [range_text(bounds) for bounds in self.ranges]
-        return f"{', '.join(words[:-1])} and {words[-1]}"
+    def mixed(self) -> bool:
+        """Deep images have several ranges."""
+        return len(self.ranges) > 1
+
+    @property
+    def ranges_text(self) -> str:
+        """As "15:40, 0:100 and none"."""
+        *others, last = map(range_text, self.ranges or (None,))
+        return f"{', '.join(others)} and {last}" if others else last
 
 
 def range_text(value_range: ValueRange | None) -> str:
@@ -55,16 +58,6 @@ def read_made_with(gallery: str) -> MadeWith:
     with contextlib.suppress(TypeError, DataError):
         ranges = [None if value is None else check_range(value) for value in note.get("ranges", ())]
     return MadeWith(str(note.get("model") or "") or None, tuple(ranges))
-
-
-def range_notes(recorded: MadeWith, used: Collection[ValueRange | None]) -> list[str]:
-    """A note on queries encoded with a range that no image of the gallery has."""
-    other = [bounds for bounds in used if recorded.ranges and bounds not in recorded.ranges]
-    return [
-        f"the value range {range_text(bounds)} of the query is not that of the gallery's images "
-        f"({recorded.mixed or range_text(recorded.value_range)}): the same person is not equally bright in both"
-        for bounds in other
-    ]
 
 
 def record_model(gallery: str, model: str | Path | None) -> None:

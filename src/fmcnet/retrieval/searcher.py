@@ -15,10 +15,11 @@ from fmcnet.data.pixels import RANGE, RANGE_UNUSED, Remarks, ValueRange
 from fmcnet.errors import DataError, FmcnetError, GalleryError
 from fmcnet.inference.encoder import Encoder
 from fmcnet.inference.image_input import Fault, ImageLike, ModalityLike, expand, thumbnail
-from fmcnet.retrieval.answer import Answer, CalibratedScores, answer_notes, filter_notes
+from fmcnet.retrieval.answer import Answer, CalibratedScores
 from fmcnet.retrieval.gallery import Gallery
 from fmcnet.retrieval.inputs import column, tag_column
-from fmcnet.retrieval.made_with import MadeWith, range_notes, read_made_with, record_ranges
+from fmcnet.retrieval.made_with import MadeWith, read_made_with, record_ranges
+from fmcnet.retrieval.notes import answer_notes, filter_notes, query_range_notes
 from fmcnet.retrieval.records import Added, HitGroup, OnDuplicate, Where
 from fmcnet.retrieval.records import group as group_hits
 from fmcnet.types import Embeddings, FloatArray, Modality
@@ -210,8 +211,8 @@ class Searcher:
         recorded = read_made_with(self.gallery.location)
         if None in used and recorded.mixed:
             raise GalleryError(
-                f"{self.gallery.location} has deep images of several value ranges ({recorded.mixed}), so an image "
-                f"like these needs one: {advice}"
+                f"{self.gallery.location} has deep images of several value ranges ({recorded.ranges_text}), so an "
+                f"image like these needs one: {advice}"
             )
         return recorded
 
@@ -274,7 +275,7 @@ class Searcher:
             group=group,
             exact=exact,
         )
-        notes = [*remarks.lines(), *range_notes(recorded, used)]
+        notes = [*remarks.lines(), *query_range_notes(recorded, used)]
         if given is not None and not remarks.ranged():
             notes.append(RANGE_UNUSED)
         return replace(answer, notes=(*answer.notes, *notes))

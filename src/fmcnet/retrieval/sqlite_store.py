@@ -291,7 +291,7 @@ class SqliteStore:
             times = state.columns["time"][state.columns["time"] != NONE]
             return (from_micros(int(times.min())), from_micros(int(times.max()))) if len(times) else None
 
-    def texts(self, name: Literal["camera", "pid", "track"]) -> set[str]:
+    def texts(self, name: Literal["camera", "pid", "track", "tags"]) -> set[str]:
         """The values of a column that entries have."""
         with self._reading() as state:
             return state.columns.texts(name)

@@ -21,7 +21,7 @@ from fmcnet.errors import FmcnetError, GalleryReplacedError
 from fmcnet.inference.projection import l2_normalize
 from fmcnet.names import printable
 from fmcnet.retrieval import Entry, Gallery, Searcher
-from fmcnet.retrieval.made_with import range_notes
+from fmcnet.retrieval.notes import query_range_notes
 from fmcnet.server.audit import AuditLog
 from fmcnet.server.batching import Batcher
 from fmcnet.server.decoding import DecoderPool, Upload
@@ -307,7 +307,7 @@ class Service:
         codes = np.array([image_modality.code for image_modality in modalities], dtype=np.uint8)
         names = np.array([upload.name for upload in uploads], dtype=np.str_)
         embeddings = Embeddings.unlabelled(l2_normalize(raw), codes, names)
-        notes = [*remarks.lines(RANGE_FIELD), *range_notes(recorded, ranges)]
+        notes = [*remarks.lines(RANGE_FIELD), *query_range_notes(recorded, ranges)]
         if any(upload.value_range for upload in uploads) and not remarks.ranged():
             notes.append(RANGE_UNUSED)
         return Embedded(embeddings, [image.picture for image in decoded], notes, ranges)
