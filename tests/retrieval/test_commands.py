@@ -859,3 +859,13 @@ def test_grey_images_given_as_visible_are_told(crops):
     ]
     infrared = ("--modality", "infrared", "--model", "run")
     assert not any("colour" in note for note in as_json("index", "h", crops / "gate1", *infrared)["notes"])
+
+
+def test_an_export_of_nothing_leaves_the_file_as_it_is(crops, tmp_path):
+    run("index", "g", crops, *RULES)
+    run("gallery", "export", "g", "e.npz")
+    before = (tmp_path / "e.npz").read_bytes()
+    assert "no entry of g matches: e.npz stays as it is" in wrong(
+        "gallery", "export", "g", "e.npz", "--camera", "x"
+    )
+    assert (tmp_path / "e.npz").read_bytes() == before
