@@ -104,7 +104,7 @@ def test_near_spellings_are_told(crops):
     other = as_json("index", "g", "f", "--modality", "ir", "--pid-from-name", "([A-Z]+)")
     assert "the identities 'ANNA', 'Anna', 'anna' may be one person: they are taken as 3" in other["notes"]
     asked = ("gallery", "remove", "g", "--dry-run", "--pid")
-    assert as_json(*asked, "BOB")["notes"] == ["no entry has the pid 'BOB': did you mean 'bob'?"]
+    assert as_json(*asked, "BOB")["notes"] == ["no entry has the identity 'BOB': did you mean 'bob'?"]
     (note,) = as_json(*asked, "anna")["notes"]
     assert note == "entries of the identity 'ANNA', 'Anna' do not pass the filter, which may be 'anna', too"
     assert "notes" not in as_json(*asked, "bob")
@@ -187,7 +187,7 @@ HEADER = "path,modality,camera,track,pid"
 def test_a_track_of_several_cameras_or_identities_is_told(crops, rows, held):
     lines = [f"{name}.png,{row}" for name, row in zip("ab", rows, strict=True)]
     end = (
-        "; --group track answers each as one: unless that is meant, give tracks names of their own, as gate/1, "
+        "; a search by track answers each as one: unless that is meant, give tracks names of their own, as gate/1, "
         "and repeat with --existing update"
     )
     expected = [] if held is None else [f"tracks of several cameras or identities: {held}{end}"]
@@ -235,7 +235,8 @@ def test_many_mixed_tracks_are_one_note_and_are_mended(crops):
     notes = as_json("index", "g", listed)["notes"]
     (note,) = [note for note in notes if note.startswith(("tracks", "the tracks"))]  # one note for a track
     assert (
-        "a (cameras door, gate), b (cameras door, gate), c (cameras door, gate) and 1 more; --group" in note
+        "a (cameras door, gate), b (cameras door, gate), c (cameras door, gate) and 1 more; a search by track"
+        in note
     )
     table("other/2.csv", *(row.format("door/") for row in rows), header=HEADER)
     assert as_json("index", "g", listed, "--existing", "update")["updated"] == 4

@@ -14,7 +14,7 @@ from fmcnet.errors import FmcnetError, GalleryError
 from fmcnet.retrieval import Gallery, Where, group, pool
 from fmcnet.retrieval.inputs import as_duration, make_batch, new_id, unit_vectors
 from fmcnet.retrieval.records import Entry, Hit, as_pid, from_micros, rank_pooled, to_micros
-from fmcnet.retrieval.sqlite_database import checksum, seal, to_entry, to_values
+from fmcnet.retrieval.sqlite_database import checksum, to_entry, to_values, with_checksum
 from fmcnet.types import Modality
 from tests.retrieval.people import crops
 
@@ -185,7 +185,7 @@ def test_a_stored_entry_comes_back(entry):
 def test_checksums_tell_rows_and_fields_apart():
     assert checksum(1, "a", None) != checksum(1, None, "a")
     assert checksum(1, "ab") != checksum(1, "a", "b")
-    assert seal(1, b"abcd") != seal(2, b"abcd")
+    assert with_checksum(1, b"abcd") != with_checksum(2, b"abcd")
 
 
 def test_durations():
@@ -230,10 +230,10 @@ def test_pooling_is_the_mean_of_unit_vectors():
 
 def test_groups_keep_the_order_of_their_best():
     hits = [
-        Hit("a", 0.9, Modality.VISIBLE, pid="1", track="t"),
-        Hit("b", 0.8, Modality.VISIBLE),
-        Hit("c", 0.7, Modality.VISIBLE, pid="2", track="t"),
-        Hit("d", 0.6, Modality.VISIBLE),
+        Hit("a", Modality.VISIBLE, similarity=0.9, pid="1", track="t"),
+        Hit("b", Modality.VISIBLE, similarity=0.8),
+        Hit("c", Modality.VISIBLE, similarity=0.7, pid="2", track="t"),
+        Hit("d", Modality.VISIBLE, similarity=0.6),
     ]
     found = group(hits, "track")
     assert [(g.key, g.similarity, [h.id for h in g.hits]) for g in found] == [
@@ -242,7 +242,7 @@ def test_groups_keep_the_order_of_their_best():
         (None, 0.6, ["d"]),
     ]
     assert [g.key for g in group(hits, "pid")] == ["1", None, "2", None]
-    night = [*hits, Hit("e", 0.5, Modality.INFRARED, track="t")]
+    night = [*hits, Hit("e", Modality.INFRARED, similarity=0.5, track="t")]
     assert [[h.id for h in g.hits] for g in group(night, "track")] == [["a", "c", "e"], ["b"], ["d"]]
     apart = group(night, "track", modalities_apart=True)
     assert [[h.id for h in g.hits] for g in apart] == [["a", "c"], ["b"], ["d"], ["e"]]
@@ -252,7 +252,8 @@ def test_groups_keep_the_order_of_their_best():
 
 def test_pooling_a_group_whose_entries_went_or_cancel_out():
     hits = [
-        Hit(name, 0.9, Modality.VISIBLE, track=track) for name, track in (("a", "t"), ("b", "u"), ("c", "v"))
+        Hit(name, Modality.VISIBLE, similarity=0.9, track=track)
+        for name, track in (("a", "t"), ("b", "u"), ("c", "v"))
     ]
     query = np.array([1.0, 0.0], np.float32)
 

@@ -10,7 +10,7 @@ import pytest
 
 from fmcnet.errors import CheckpointError, DataError, FmcnetError, GalleryError
 from fmcnet.retrieval import Gallery, Searcher, Where
-from fmcnet.retrieval.answer import filter_notes
+from fmcnet.retrieval.notes import filter_notes
 from fmcnet.types import Modality
 from tests.retrieval.fakes import DAY, DIGEST, NIGHT, curve, encoder, picture, similarity
 

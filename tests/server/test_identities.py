@@ -43,7 +43,7 @@ def test_what_is_doubtful_about_an_added_crop_is_told(tmp_path):
         assert one.add(11, pid="bob", camera="gate", track="walk-7").json()["notes"] == []
         (mixed,) = one.add(12, pid="cleo", camera="gate", track="walk-7").json()["notes"]
         assert mixed.startswith(
-            "tracks of several cameras or identities: walk-7 (identities bob, cleo); group="
+            "tracks of several cameras or identities: walk-7 (identities bob, cleo); a search by track"
         )
         assert one.add(13, pid="cleo", camera="gate").json()["notes"] == []
         unset = one.add(8, time="1970-01-01T00:05:00Z")
@@ -74,7 +74,7 @@ def test_filters_and_removals_take_texts_and_numbers(serving, asked, seeds):
     assert counted["matched"] == len(found)
     told = serving.search(3, pid=asked).json()
     assert {hit["id"] for hit in told["hits"]} == found
-    near = "no entry has the pid 'ANNA': did you mean 'anna'?"
+    near = "no entry has the identity 'ANNA': did you mean 'anna'?"
     assert (near in told["notes"]) == (asked == "ANNA")
 
 

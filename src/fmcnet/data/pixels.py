@@ -70,6 +70,15 @@ class Remarks:
         """Whether a range was applied to one of them."""
         return not {RANGED, OUTSIDE, COARSE}.isdisjoint(self._names)
 
+    def ranges(self, value_range: ValueRange | None) -> list[ValueRange | None]:
+        """The ranges that deep images were encoded with: `value_range`, which was given, and None where stretched."""
+        return [value_range] * self.ranged() + [None] * (STRETCHED in self._names)
+
+    def update(self, other: Remarks) -> None:
+        """Add the images of another."""
+        for kind, names in other._names.items():
+            self._names.setdefault(kind, set()).update(names)
+
     def lines(self, advice: str = RANGE) -> list[str]:
         """A sentence for each kind, with the number of images and the first name.
 

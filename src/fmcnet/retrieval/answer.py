@@ -1,10 +1,10 @@
-"""`Answer`: what a search returns; its probabilities, its notes for the reader, and its page, one HTML file."""
+"""`Answer`: what a search returns; its probabilities, and its page, one HTML file."""
 
 from __future__ import annotations
 
 import base64
 import contextlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timezone, tzinfo
 from html import escape
@@ -14,22 +14,16 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from fmcnet.errors import DataError, first_of
+from fmcnet.errors import DataError
 from fmcnet.files import private_mode, write_atomically
-from fmcnet.identities import near_spelling
 from fmcnet.inference.calibration import Calibration
 from fmcnet.inference.image_input import thumbnail
-from fmcnet.names import FRACTION, nearest, printable, spelling
-from fmcnet.retrieval.gallery import Gallery
-from fmcnet.retrieval.records import EARLIEST, Hit, HitGroup, Where, list_mixed, mixed_tracks
+from fmcnet.names import printable
+from fmcnet.retrieval.records import Hit, HitGroup
 from fmcnet.times import shown_time
 from fmcnet.types import Modality
 
 Scored = TypeVar("Scored", Hit, HitGroup)
-MOST_WORDS = 20
-"""A filter of at most so many values gets a note on each; a longer one gets none."""
-MOST_COMPARED = 20_000
-"""A gallery of more identities is not searched for near spellings."""
 STYLE = """
 :root{color-scheme:light dark;--back:#f4f5f7;--card:#fff;--text:#1c2128;--soft:#5c6672;--line:#dfe3e8;--bar:#2563eb}
 @media(prefers-color-scheme:dark){:root{--back:#14171b;--card:#1f242b;--text:#e8ebef;--soft:#9aa5b1;--line:#333b45;
@@ -66,7 +60,7 @@ class Answer:
         compared: how many entries it was compared with.
         prior: probability before comparing; None: there are no probabilities.
         thresholds: the least similarity asked for, by the entry's modality; empty when none was asked for.
-        notes: remarks for the reader, one sentence each.
+        notes: for the reader, one sentence each.
     """
 
     hits: tuple[Hit, ...]
@@ -155,150 +149,6 @@ class CalibratedScores:
         """The least similarity to such an entry, which `covers` allows."""
         assert self.calibration is not None
         return max(self.calibration.threshold(modality, entry, fmr=fmr) for modality in self.query)
-
-
-def filter_notes(gallery: Gallery, where: Where | None) -> tuple[str, ...]:
-    """Notes on filter values that no entry has, and on near spellings left out.
-
-    Args:
-        gallery: to look in.
-        where: its cameras, tracks, tags, identities, modality and times are looked for, each by itself.
-    """
-    if where is None:
-        return ()
-    notes = [*_camera_notes(gallery, where.cameras or ()), *_track_notes(gallery, _few(where.tracks))]
-    for tag in _few(where.tags):
-        if not gallery.count(Where(tags=[tag])):
-            notes.append(f"no entry has the tag '{tag}'")
-    if where.modality is not None and not gallery.count(Where(modality=where.modality)) and len(gallery):
-        notes.append(f"no entry is {where.modality}, so none passes a filter by modality")
-    if where.since is not None and where.until is not None and where.since >= where.until:
-        notes.append("the time to search from is not before the one to search until, so no entry passes")
-    elif (where.since or where.until) and (entries := len(gallery)):
-        timeless = entries - gallery.count(Where(since=EARLIEST))
-        if timeless == entries:
-            notes.append("no entry has a time, so none passes a filter by time")
-        elif timeless:
-            notes.append(f"{timeless:,} of {entries:,} entries have no time, and pass no filter by time")
-    return (*notes, *_identity_notes(gallery, [str(pid) for pid in _few(where.pids)]))
-
-
-def _few(values: Collection[Any] | None) -> Collection[Any]:
-    """The values of a filter to look up; none if there are more than `MOST_WORDS`."""
-    return values if values is not None and len(values) <= MOST_WORDS else ()
-
-
-def _camera_notes(gallery: Gallery, cameras: Collection[str]) -> Iterator[str]:
-    stored = gallery.cameras() if cameras else []
-    for camera in list(cameras)[:MOST_WORDS]:
-        if camera not in stored:
-            near = nearest(camera, stored)
-            known = f"; those that are: {first_of(stored)}" if stored else "; no entry has any"
-            yield f"no entry has the camera '{camera}'" + (
-                known if near is None else f": did you mean '{near}'?"
-            )
-        elif others := [n for n in stored if n not in cameras and spelling(n) == spelling(camera)]:
-            yield _left_out("camera", others, camera)
-
-
-def _track_notes(gallery: Gallery, tracks: Collection[str]) -> Iterator[str]:
-    """Notes on tracks that no entry has, and on numbers that are stored as decimals, too, or only so."""
-    for track in tracks:
-        number = FRACTION.sub("", track)
-        spellings = (number, f"{number}.0") if number.isdigit() else ()
-        others = [name for name in spellings if name not in tracks and gallery.count(Where(tracks=[name]))]
-        if not gallery.count(Where(tracks=[track])):
-            yield _missing("track", track, others[:1])
-        elif others:
-            yield _left_out("track", others[:1], track)
-
-
-def _identity_notes(gallery: Gallery, pids: Collection[str]) -> Iterator[str]:
-    stored = gallery.identities() if pids else []
-    compared = stored if len(stored) <= MOST_COMPARED else []
-    for pid in pids:
-        others = [n for n in compared if n not in pids and near_spelling(n) == near_spelling(pid)]
-        if not gallery.count(Where(pids=[pid])):
-            yield _missing("pid", pid, others)
-        elif others:
-            yield _left_out("identity", others, pid)
-
-
-def _missing(kind: str, value: str, others: Sequence[str]) -> str:
-    advice = f": did you mean {', '.join(map(repr, others))}?" if others else ""
-    return f"no entry has the {kind} '{value}'{advice}"
-
-
-def _left_out(kind: str, others: Sequence[str], value: str) -> str:
-    names = ", ".join(map(repr, others))
-    return f"entries of the {kind} {names} do not pass the filter, which may be '{value}', too"
-
-
-def answer_notes(
-    scores: CalibratedScores,
-    images: int,
-    candidates: Sequence[HitGroup],
-    found: Sequence[HitGroup],
-    asked: bool,
-    group: str | None,
-    where: Where | None,
-    model: Path | None,
-) -> list[str]:
-    """The notes of an answer.
-
-    Args:
-        scores: the calibration, applied to the query.
-        images: how many images made the query.
-        candidates: all hits, each alone, or tracks, best first.
-        found: those that reach the thresholds, grouped.
-        asked: a least probability or a false-match rate was given.
-        group: "track", "pid", or None.
-        where: the filter.
-        model: the folder of the encoder, where it has one.
-    """
-    notes: list[str] = []
-    if scores.calibration is None:
-        notes.append(
-            "no probabilities: this model is not calibrated; make a calibration with fmcnet calibrate "
-            f"{model or 'RUN'} --data TABLE"
-        )
-    else:
-        query = " and ".join(str(modality) for modality in scores.query)
-        for modality in (where or Where()).modalities:
-            if scores.covers(modality):
-                continue
-            if asked:
-                notes.append(f"{modality} entries were left out: {query} to {modality} is not calibrated")
-            elif any(candidate.modality is modality for candidate in candidates):
-                notes.append(
-                    f"no probability for {modality} entries: {query} to {modality} is not calibrated"
-                )
-        if any(hit_group.pooled > 1 for hit_group in found):
-            notes.append(
-                "the pictures of each track were pooled; probabilities were learnt from single images and are "
-                "approximate here"
-            )
-        if len(scores.query) > 1:
-            notes.append("the query has both modalities: the more cautious of two calibrations is shown")
-    if images > 1:
-        calibrated = scores.calibration is not None
-        caveat = (
-            "; probabilities were learnt from single images and are approximate here" if calibrated else ""
-        )
-        notes.append(f"{images} images were taken as ONE person and pooled{caveat}")
-    if group and found and all(hit_group.key is None for hit_group in found):
-        notes.append("no entry found has what it was to be grouped by, so each is a group of its own")
-    if group == "track" and (mixed := mixed_tracks(hit for hit_group in found for hit in hit_group.hits)):
-        notes.append(f"{list_mixed(mixed)}; each is answered as one")
-    if asked and not found and candidates:
-        best = candidates[0]
-        noun = "track" if group == "track" else "entry"
-        probability = "" if best.probability is None else f", probability {best.probability:.3g}"
-        notes.append(
-            f"no match: no {noun} reaches what was asked for; the nearest {noun} has similarity "
-            f"{best.similarity:.3f}{probability}"
-        )
-    return notes
 
 
 def write_page(

@@ -136,11 +136,12 @@ class EntryColumns:
         return matches
 
     def texts(self, name: str) -> set[str]:
-        """The texts of a column of the rows that are alive."""
+        """The texts of a column of the rows that are alive; of "tags" each tag."""
         numbers = self.numbers[name]
         codes: IntArray = self[name][self.alive].astype(np.int64)
         used = np.bincount(codes + 1, minlength=len(numbers) + 1)[1:].astype(np.bool_).tolist()
-        return {text for text, number in numbers.items() if used[number]}
+        texts = {text for text, number in numbers.items() if used[number]}
+        return {tag for text in texts for tag in json.loads(text)} if name == "tags" else texts
 
     def _has_any(self, name: str, numbers: Collection[int]) -> BoolArray:
         """(N,) whose text has one of these numbers; by a table, which takes a fifth of the time of `np.isin`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from fmcnet.errors import GalleryError
 from fmcnet.files import file_digest, file_state
 from fmcnet.retrieval.file_records import FileRecord, Origin
 from fmcnet.retrieval.gallery import Gallery
-from fmcnet.retrieval.records import Where
+from fmcnet.retrieval.records import Entry, Where
 from fmcnet.retrieval.sources import Picture, path_id
 
 REMOVED_AT_ONCE = 10_000
@@ -33,7 +33,7 @@ class Difference(NamedTuple):
     """A value given for a picture that differs from the one the gallery stores.
 
     Attributes:
-        source: the picture's path.
+        source: the picture's path, or the id of its entry.
         name: "modality", "camera", "time", "track", "pid" or "tags"; "content" for a file that changed; "picture" for
             one that is to be kept and is not.
         stored: the gallery's value.
@@ -48,6 +48,13 @@ class Difference(NamedTuple):
     def __str__(self) -> str:
         stored, given = ("nothing" if v in (None, ()) else str(v) for v in (self.stored, self.given))
         return f"{self.source}: {self.name} is {stored} in the gallery, {given} now"
+
+
+def differences(source: str, given: Mapping[str, Any], entry: Entry) -> Iterator[Difference]:
+    """The given values that differ from the entry's; None, and no tags, are not given."""
+    for name, value in given.items():
+        if value not in (None, ()) and value != getattr(entry, name):
+            yield Difference(source, name, getattr(entry, name), value)
 
 
 @dataclass
@@ -105,39 +112,29 @@ def compare_files(
     Returns:
         Records by id, to be put once a picture was encoded.
     """
-    records: dict[str, FileRecord] = {}
     if gallery.files is None:
         changes.unwatched += len(stored)
-        return records
+        return {}
     known = gallery.files.of(stored)
+    found = ((picture.id, _read_record(picture, known.get(picture.id))) for picture in pictures)
+    records = {name: record for name, record in found if record is not None}
     same: dict[str, FileRecord] = {}
-    for picture in pictures:
-        before = known.get(picture.id)
-        try:
-            state = file_state(picture.path)  # before the digest and the pixels: a later change differs
-            if before is not None and before.state == state:
-                records[picture.id] = before
-                continue
-            digest = file_digest(picture.path)
-        except OSError:
-            continue  # it cannot be encoded either, which names it
-        root = picture.root or picture.path.parent
-        record = records[picture.id] = FileRecord(str(picture.path), str(root), state, digest)
-        if before is not None and before.digest != digest:
-            stored_digest, new_digest = (f"sha256 {content[:12]}" for content in (before.digest, digest))
-            changes.changed[picture.id] = Difference(record.path, "content", stored_digest, new_digest)
-        elif picture.id in stored:
-            same[picture.id] = record
+    new: dict[str, FileRecord] = {}
+    for name, record in records.items():
+        before = known.get(name)
+        if name not in stored:
+            new[name] = record
+        elif before is not None and before.digest != record.digest:
+            digests = (f"sha256 {digest[:12]}" for digest in (before.digest, record.digest))
+            changes.changed[name] = Difference(record.path, "content", *digests)
+        elif record is not before:
+            same[name] = record
             changes.unrecorded += before is None
     gallery.files.put(same)
-    new = {name: record for name, record in records.items() if name not in stored}
     twins = gallery.files.with_digest(record.digest for record in new.values())
     explained = {move.before for move in changes.moved.values()}
     for name, record in new.items():
-        paths = [twin.path for twin in twins.get(record.digest, ())]
-        # The same file, as an older version took it from a table, moved as well.
-        gone = [path for path in paths if is_gone(Path(path)) or _without_dots(path) == record.path != path]
-        existing = [path for path in paths if path not in gone]
+        gone, existing = _split_twins(record, twins.get(record.digest, ()))
         if existing:  # then a gone file explains one new path
             gone = [path for path in gone if path not in explained]
         if gone:
@@ -146,6 +143,25 @@ def compare_files(
         elif existing:
             changes.copies.append(Moved(record.path, existing[0]))
     return records
+
+
+def _read_record(picture: Picture, before: FileRecord | None) -> FileRecord | None:
+    """The record of a picture's file as it is now, `before` itself of an unchanged one; None: it cannot be read."""
+    try:
+        state = file_state(picture.path)  # before the digest and the pixels: a later change differs
+        if before is not None and before.state == state:
+            return before
+        root = picture.root or picture.path.parent
+        return FileRecord(str(picture.path), str(root), state, file_digest(picture.path))
+    except OSError:
+        return None  # it cannot be encoded either, which names it
+
+
+def _split_twins(record: FileRecord, twins: Sequence[FileRecord]) -> tuple[list[str], list[str]]:
+    """Paths of indexed files with its content: those that are gone, or are this one with `..`, and the others."""
+    paths = [twin.path for twin in twins]
+    gone = [path for path in paths if is_gone(Path(path)) or _without_dots(path) == record.path != path]
+    return gone, [path for path in paths if path not in gone]
 
 
 def moves(moved: Sequence[Moved]) -> list[tuple[str, str]]:
@@ -297,7 +313,7 @@ def _normalized_path(text: str) -> str:
 
 
 def _without_dots(source: str | None) -> str | None:
-    """A path without `..`, which older versions took from tables; addresses stay, and links before the dots."""
+    """A path without `..`; an address, and a path with a link to a folder before the dots, stay."""
     if not source or "://" in source or ".." not in source:
         return source
     plain = os.path.normpath(source)

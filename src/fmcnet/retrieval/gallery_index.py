@@ -26,17 +26,20 @@ CHUNK = 4096
 BEHIND = 16_384
 """Rows compared one by one beside a graph before it takes them in."""
 SHARE = 0.05
-"""Rows in memory only, as a share of those in the file, that are written to it."""
+"""Rows in memory only, as a share of those in the file, after which they are written to it."""
 
 
 @dataclass
 class GalleryIndex:
     """The index of one process over a gallery's folder.
 
+    It is not loaded (`state` is None), in memory only (`manifest` is None), or the files have its first `saved` rows.
+    `sync` loads it and follows the database, `flush` writes the files, and a failure leads back to not loaded.
+
     Attributes:
-        state: what is searched; None until it is loaded.
+        state: what is searched.
         generation: of the database, up to which `state` is complete.
-        manifest: of the files that `state` is based on, or None.
+        manifest: of the files that `state` is based on.
         faults: what was wrong with the files when they were loaded last, by name.
     """
 
@@ -71,7 +74,7 @@ class GalleryIndex:
         if state is not None and self.generation == generation:
             return state
         self.state = None  # should what follows fail, the next use loads anew
-        if state is None or not self.database.number("floor") <= self.generation <= generation:
+        if state is None or not self.database.logs_since(self.generation):
             state = self._load(settings, generation)
         self._catch_up(state, generation)
         counts = self.database.counts()
@@ -89,14 +92,18 @@ class GalleryIndex:
                 reason = str(error)
             if not self.replaced():
                 break
-        self.manifest, self.generation = None, -1
         if (self.folder / INDEX).exists():
             self.faults.append(reason)
             logger.warning("%s: %s; made anew", self.folder, reason)
         else:
             level = logging.DEBUG if generation <= 1 else logging.INFO  # the first write makes no files yet
             logger.log(level, "%s: %s; the index is made from the database", self.folder, reason)
-        return FaissIndex(settings.dimension, settings.dtype)
+        return self._empty(settings.dimension, settings.dtype)
+
+    def _empty(self, dimension: int, dtype: str) -> FaissIndex:
+        """An index in memory only, that has nothing of the database yet."""
+        self.manifest, self.generation, self._unerased = None, -1, []
+        return FaissIndex(dimension, dtype)
 
     def _load_files(self, settings: GallerySettings, generation: int) -> FaissIndex:
         manifest = self.manifest = IndexManifest.read(self.folder)
@@ -104,7 +111,7 @@ class GalleryIndex:
             raise InvalidIndexError(f"{INDEX} belongs to another gallery")
         if (manifest.dimension, manifest.dtype) != (settings.dimension, settings.dtype):
             raise InvalidIndexError(f"{INDEX} has another dimension or type")
-        if not self.database.number("floor") <= manifest.generation <= generation:
+        if not self.database.logs_since(manifest.generation):
             raise InvalidIndexError(
                 f"{INDEX} is of generation {manifest.generation}, the database of {generation}"
             )
@@ -182,9 +189,8 @@ class GalleryIndex:
         """
         state = self.state
         if state is None:
-            if removed:  # the files can be made again, without them
-                discard(self.folder)
-                self.manifest = None
+            if removed:
+                self._discard_files()
             return
         self._forget(state, removed)
         if codes is not None:
@@ -194,18 +200,23 @@ class GalleryIndex:
             self._erase()
 
     def _erase(self) -> None:
-        """Overwrite removed rows in the files; where that fails the files go, for they can be made again."""
+        """Overwrite removed rows in the files; where that fails the files go."""
         if self.state is None or self.manifest is None:
-            discard(self.folder)
-        else:
-            try:
-                self.manifest.erase(self.folder, np.array(self._unerased, np.int64))
-                self.manifest.commit(self.folder, self.state, self.generation)
-            except (OSError, InvalidIndexError) as error:
-                logger.warning("%s: the index cannot be rewritten (%s); it is removed", self.folder, error)
-                discard(self.folder)
-                self.manifest = self.state = None
-        self._unerased = []  # not before: what an interrupt left is erased next time
+            self._discard_files()
+            return
+        try:
+            self.manifest.erase(self.folder, np.array(self._unerased, np.int64))
+            self.manifest.commit(self.folder, self.state, self.generation)
+            self._unerased = []  # not before: what an interrupt left is erased next time
+        except (OSError, InvalidIndexError) as error:
+            logger.warning("%s: the index cannot be rewritten (%s); it is removed", self.folder, error)
+            self._discard_files()
+            self.state = None
+
+    def _discard_files(self) -> None:
+        """Remove the files, which can be made again from the database."""
+        discard(self.folder)
+        self.manifest, self._unerased = None, []
 
     def flush_if_due(self) -> None:
         """Write to disk what grew too long to be kept in memory only."""
@@ -254,8 +265,7 @@ class GalleryIndex:
         if state.clean:
             self.generation = generation
         else:
-            self.manifest, self.generation, self._unerased = None, -1, []
-            self.state = state = FaissIndex(state.dimension, str(state.dtype))
+            self.state = state = self._empty(state.dimension, str(state.dtype))
             with self.database.reading():
                 self._catch_up(state, generation)
         self.flush(complete=True)

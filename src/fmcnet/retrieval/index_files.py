@@ -26,7 +26,7 @@ from fmcnet.parsing import parse_json, read_json
 from fmcnet.retrieval.entry_columns import EntryColumns
 from fmcnet.retrieval.faiss_index import Codes, FaissIndex
 from fmcnet.retrieval.sqlite_connection import NAME as DATABASE
-from fmcnet.retrieval.sqlite_connection import Mark, mark_path, read_mark
+from fmcnet.retrieval.sqlite_connection import LastGeneration, last_generation_path, read_last_generation
 from fmcnet.retrieval.sqlite_database import Database
 from fmcnet.types import IntArray
 
@@ -244,51 +244,55 @@ def block_crc(codes: Codes, block: int) -> int:
 
 
 def check_loss(folder: Path, timeout: float) -> None:
-    """Refuse a database that lost data of its mark or index, before a writer changes anything.
+    """Refuse a database that is older than its index or its noted generation, before a writer changes anything.
 
     Raises:
         GalleryDamagedError: says what was lost, and what to do.
     """
-    mark = read_mark(folder / DATABASE)  # mark and index first: the database may only be newer
+    noted = read_last_generation(folder / DATABASE)  # both before the database, which may only be newer
     index = IndexManifest.find(folder)
-    records = [record for record in (mark, index) if record is not None]
-    files = _mark_and_index_files(folder, mark is None, index is None)
-    main_mark = _main_file_mark(folder, timeout)
+    proofs = [proof for proof in (noted, index) if proof is not None]
+    unreadable = _proof_files(folder, noted is None, index is None)
+    main = _generation_in_main_file(folder, timeout)
     with contextlib.closing(Database(folder, read_only=True, timeout=timeout)) as database:
         with database.translated():
             if not database.tables():
-                if (len(records) < 2 and files) or any(record.generation for record in records):
+                if (len(proofs) < 2 and unreadable) or any(proof.generation for proof in proofs):
                     raise lost(folder, f"{DATABASE} is empty or missing", index)
                 return
             name, generation = database.name(), database.number("generation")
-        if main_mark is not None and (main_mark.gallery != name or main_mark.generation > generation):
+        if main is not None and (main.gallery != name or main.generation > generation):
             raise database.damaged("its write-ahead log is another gallery's, or older")
-        if any(record.gallery == name and record.generation > generation for record in records):
-            message = (
-                f"{DATABASE} is older than what was written last, so its write-ahead log was lost or damaged"
-            )
-            raise lost(folder, message, index)
-        if mark is not None and name not in {record.gallery for record in records}:
-            raise lost(folder, f"{DATABASE} is another gallery's", index)
-        if index is not None and index.rows and name != index.gallery:
-            raise lost(folder, f"{DATABASE} or {NAME} is another gallery's", index)
+    newer = any(proof.gallery == name and proof.generation > generation for proof in proofs)
+    foreign = noted is not None and all(proof.gallery != name for proof in proofs)
+    foreign_index = index is not None and index.rows and index.gallery != name
+    for is_lost, what in (
+        (
+            newer,
+            f"{DATABASE} is older than what was written last, so its write-ahead log was lost or damaged",
+        ),
+        (foreign, f"{DATABASE} is another gallery's"),
+        (foreign_index, f"{DATABASE} or {NAME} is another gallery's"),
+    ):
+        if is_lost:
+            raise lost(folder, what, index)
 
 
-def _main_file_mark(folder: Path, timeout: float) -> Mark | None:
-    """The mark of the database without its log; None without a log, or where it is unreadable."""
+def _generation_in_main_file(folder: Path, timeout: float) -> LastGeneration | None:
+    """That of the database without its log; None without a log, or where it is unreadable."""
     with contextlib.suppress(GalleryError):
         database = Database(folder, read_only=True, timeout=timeout, without_log=True)
         with contextlib.closing(database), database.translated():
             if database.has_log and "pictures" in database.tables():
-                return Mark(database.name(), database.number("generation"))
+                return LastGeneration(database.name(), database.number("generation"))
     return None
 
 
-def _mark_and_index_files(folder: Path, mark: bool = True, index: bool = True) -> list[Path]:
-    """The existing files of mark and index; a new gallery has none."""
+def _proof_files(folder: Path, noted: bool = True, index: bool = True) -> list[Path]:
+    """The existing files of the noted generation and the index; a new gallery has none."""
     files = [path for pattern in FILES for path in sorted(folder.glob(pattern))] if index else []
-    path_of_mark = mark_path(folder / DATABASE)
-    return [*files, *([path_of_mark] if mark and path_of_mark.exists() else [])]
+    path = last_generation_path(folder / DATABASE)
+    return [*files, *([path] if noted and path.exists() else [])]
 
 
 def lost(folder: Path, what: str, index: IndexManifest | None) -> GalleryDamagedError:
@@ -299,7 +303,7 @@ def lost(folder: Path, what: str, index: IndexManifest | None) -> GalleryDamaged
         recover = (
             f", or write what is left into a new gallery: fmcnet gallery recover {folder} NEW --model MODEL"
         )
-    files = " and ".join(map(str, _mark_and_index_files(folder)))
+    files = " and ".join(map(str, _proof_files(folder)))
     return GalleryDamagedError(
         f"{folder} lost entries: {what}{rows}. Nothing was changed. Restore a backup (fmcnet gallery "
         f"restore){recover}. If this database is the one you want, delete {files}"

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -14,27 +13,23 @@ from typing import Any, Literal, get_args
 from fmcnet.data.listing import ignored_facts
 from fmcnet.data.pixels import Remarks, ValueRange
 from fmcnet.data.readers.csv import MISSING
-from fmcnet.errors import DataError, FmcnetError, first_of
-from fmcnet.identities import is_number, near_identities, near_spelling
+from fmcnet.errors import DataError, FmcnetError
 from fmcnet.inference.image_input import Fault, list_faults
-from fmcnet.names import near_cameras
 from fmcnet.progress import Progress
-from fmcnet.retrieval.answer import MOST_COMPARED
-from fmcnet.retrieval.freshness import Difference, FileChanges, compare_files
+from fmcnet.retrieval.freshness import Difference, FileChanges, compare_files, differences
 from fmcnet.retrieval.gallery import Gallery
-from fmcnet.retrieval.records import EPOCH, Added, Entry, Where, as_pid, list_mixed, mixed_tracks
+from fmcnet.retrieval.made_with import read_made_with, record_ranges
+from fmcnet.retrieval.notes import index_notes, index_range_notes, stored_values
+from fmcnet.retrieval.records import EPOCH, Added, Entry, Where, as_pid
 from fmcnet.retrieval.searcher import Searcher
 from fmcnet.retrieval.sources import Picture, Sources, path_id
 
-LOOKED_UP = 20
-"""Numbers whose earlier entries are looked at, and entries of each, on average."""
 PORTION = 256
 """Pictures added at once; a kill loses the encoding of so many."""
 
 Existing = Literal["keep", "update", "replace"]
 METADATA = ("camera", "time", "track", "pid", "tags")
 COMPARED = ("modality", *METADATA)
-_OWN_TRACKS = "answers each as one: unless that is meant, give tracks names of their own, as gate/1"
 ENCODED = {"modality", "picture", "content"}
 """What cannot be changed without reading the picture again."""
 
@@ -125,7 +120,7 @@ def index(
         keep_images: keep small pictures, too, as `Searcher.add`.
         batch_size: pictures encoded at once.
         progress: show a bar; None: on a terminal only.
-        value_range: as `Encoder.encode`.
+        value_range: as `Encoder.encode`. None: that of the gallery's deep images, else the one of the rows.
         include_removed: add pictures that were removed or expired earlier, too; otherwise they are left out.
         missing_ok: leave out rows whose file is gone, whatever `on_error` says.
 
@@ -145,9 +140,12 @@ def index(
         check_faults(sources, missing_ok=missing_ok)
     gallery = searcher.gallery
     report, remarks = IndexReport(sources, list(sources.faults)), Remarks()
-    identities = gallery.identities() or _stored_values(gallery, "pid", sources.pictures)
-    tracks = gallery.tracks() or _stored_values(gallery, "track", sources.pictures)
+    identities = stored_values(gallery, "pid", sources.pictures)
+    tracks = stored_values(gallery, "track", sources.pictures)
     new: list[Picture] = []
+    recorded, used = read_made_with(gallery.location), dict[ValueRange | None, None]()
+    given = {picture.value_range for picture in sources.pictures} - {None}
+    common_range = value_range or recorded.value_range or (given.pop() if len(given) == 1 else None)
     try:
         with Progress("indexing", len(sources.pictures), show=progress) as bar:
             for start in range(0, len(sources.pictures), PORTION):
@@ -155,8 +153,9 @@ def index(
                 fresh = portion.fresh(include_removed)
                 new += fresh
                 again = portion.to_encode_again(existing, keep_images)
-                groups = _groups(gallery, fresh, again, keep_images, value_range)
+                groups = _groups(gallery, fresh, again, keep_images, common_range)
                 for (keep, picture_range), group in groups.items():
+                    noted = Remarks()
                     added = searcher.add(
                         [picture.path for picture in group],
                         [picture.modality for picture in group],
@@ -169,9 +168,11 @@ def index(
                         batch_size=batch_size,
                         progress=False,
                         value_range=picture_range,
-                        remarks=remarks,
+                        remarks=noted,
                     )
                     portion.count(added)
+                    remarks.update(noted)
+                    used |= dict.fromkeys(noted.ranges(picture_range))
                 bar.advance(count=len(portion.pictures))
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"{report.added} pictures were added; the same command continues") from None
@@ -181,9 +182,12 @@ def index(
         ) from error
     if existing == "replace":
         report.changes.unwatched = 0  # all were encoded anew, changed or not
+    if report.added + report.replaced == len(gallery):
+        record_ranges(gallery.location, used, only=True)
     folder = Path(os.path.commonpath([picture.path.parent for picture in sources.pictures] or [Path("/")]))
-    doubts = (*near_cameras(gallery.cameras()), *added_notes(gallery, identities, tracks, new, folder))
-    notes = (*sources.notes, *doubts, *remarks.lines(), *report.changes.notes())
+    doubts = index_notes(gallery, identities, tracks, new, folder)
+    ranges = index_range_notes(gallery, value_range, recorded, report.already - report.replaced)
+    notes = (*sources.notes, *doubts, *remarks.lines(), *ranges, *report.changes.notes())
     report.notes = list(dict.fromkeys(notes))  # each once
     report.entries, report.ranged = len(gallery), remarks.ranged()
     return report
@@ -197,7 +201,7 @@ class _Portion:
         written = {picture.id: path_id(picture.written) for picture in pictures if picture.written}
         ids = [*(picture.id for picture in pictures), *written.values()]
         stored = {entry.id: entry for entry, _ in gallery.scan(Where(ids=ids))}
-        # An entry of an older version keeps its id, of the path as it was written.
+        # An entry whose id is made of the path with `..` keeps it.
         old = {name for name, old_id in written.items() if name not in stored and old_id in stored}
         self.pictures = [p._replace(path=p.written or p.path) if p.id in old else p for p in pictures]
         self.stored = {p.id: stored[p.id] for p in self.pictures if p.id in stored}
@@ -210,7 +214,7 @@ class _Portion:
         fresh = [picture for picture in self.pictures if picture.id not in known]
         if include_removed:
             return fresh
-        # The id was remembered of entries without a record.
+        # An entry without a record is remembered by its id.
         keys = {p.id: {p.id, path_id(p.written or p.path)} for p in fresh}
         for name in keys.keys() & self.records.keys():
             keys[name].add(self.records[name].digest)
@@ -235,10 +239,9 @@ class _Portion:
 
     def _differences(self, picture: Picture, entry: Entry, keep_images: bool) -> Iterator[Difference]:
         """Given values and content that differ from those stored; a value not given does not differ."""
-        given = {**picture._asdict(), "pid": as_pid(picture.pid), "tags": tuple(sorted(set(picture.tags)))}
-        for name in COMPARED:
-            if given[name] not in (None, ()) and given[name] != getattr(entry, name):
-                yield Difference(str(picture.path), name, getattr(entry, name), given[name])
+        given = {name: getattr(picture, name) for name in COMPARED}
+        given |= {"pid": as_pid(picture.pid), "tags": tuple(sorted(set(picture.tags)))}
+        yield from differences(str(picture.path), given, entry)
         if keep_images and self.gallery.picture(picture.id) is None:
             yield Difference(str(picture.path), "picture", None, "to be kept")
         if picture.id in self.report.changes.changed:
@@ -322,92 +325,7 @@ def _with_stored_values(picture: Picture, entry: Entry) -> Picture:
 def _update(gallery: Gallery, differing: Mapping[str, Sequence[Difference]]) -> int:
     """Store the values given, by entry id; entries with equal changes at once. Returns how many entries."""
     by_change: dict[tuple[tuple[str, Any], ...], list[str]] = {}
-    for entry_id, differences in differing.items():
-        if differences:
-            by_change.setdefault(tuple((item.name, item.given) for item in differences), []).append(entry_id)
+    for entry_id, found in differing.items():
+        if found:
+            by_change.setdefault(tuple((item.name, item.given) for item in found), []).append(entry_id)
     return sum(gallery.update(ids, **dict(change)) for change, ids in by_change.items())
-
-
-def added_notes(
-    gallery: Gallery,
-    identities: Collection[str],
-    tracks: Collection[str],
-    added: Sequence[Picture],
-    folder: Path,
-) -> list[str]:
-    """Notes on identities and tracks of added pictures that entries from outside `folder` have, too.
-
-    And on their tracks that are of several cameras or identities, one note for a track.
-
-    Args:
-        gallery: as it is now.
-        identities: of its entries before.
-        tracks: of its entries before.
-        added: the new pictures.
-        folder: that of all pictures that were to be indexed, added or not.
-    """
-    pids = {picture.pid for picture in added if picture.pid is not None}
-    numbers = sorted((pid for pid in pids & {*identities} if is_number(pid)), key=int)
-    shared = sorted({picture.track for picture in added if picture.track is not None} & {*tracks})
-    stored = [*_early_entries(gallery, Where(tracks=shared[:LOOKED_UP]))] if shared else []
-    mixed = mixed_tracks((*added, *stored))
-    shared_tracks = [track for track in shared if track not in mixed]
-    notes = _near_spelling_notes(identities, pids)
-    if numbers and (
-        source := _source_outside(_early_entries(gallery, Where(pids=numbers[:LOOKED_UP])), folder)
-    ):
-        notes.append(
-            f"the numbers {first_of(numbers, 3)} are persons of the gallery already, as of {source}, and are taken "
-            "as the same; if they are others, repeat with a --pid-prefix, as regdb-, and --existing update"
-        )
-    if source := _source_outside((entry for entry in stored if entry.track not in mixed), folder):
-        notes.append(
-            f"the tracks {first_of(shared_tracks, 3)} are in the gallery already, as of {source}, and are taken as "
-            "the same; if they are others, give each recording's tracks names of their own, as fmcnet crop --camera "
-            "does, and repeat with --existing update"
-        )
-    if mixed:
-        notes.append(f"{list_mixed(mixed)}; --group track {_OWN_TRACKS}, and repeat with --existing update")
-    return notes
-
-
-def mixed_notes(gallery: Gallery, ids: Sequence[str]) -> list[str]:
-    """A note on the tracks of these entries that are of several cameras or identities, earlier entries included."""
-    added = [entry for entry, _ in gallery.scan(Where(ids=ids))]
-    tracks = sorted({entry.track for entry in added if entry.track is not None})
-    stored = _early_entries(gallery, Where(tracks=tracks[:LOOKED_UP])) if tracks else ()
-    mixed = mixed_tracks((*added, *stored))
-    return [f"{list_mixed(mixed)}; group=track {_OWN_TRACKS}"] if mixed else []
-
-
-def _stored_values(gallery: Gallery, name: str, pictures: Sequence[Picture]) -> list[str]:
-    """Of a cluster, which lists no values: those of the first `LOOKED_UP` of the pictures that entries have, too."""
-    values = sorted({getattr(picture, name) for picture in pictures} - {None})[:LOOKED_UP]
-    where = Where(pids=values) if name == "pid" else Where(tracks=values)
-    entries = _early_entries(gallery, where) if values else ()
-    return sorted({getattr(entry, name) for entry in entries})
-
-
-def _early_entries(gallery: Gallery, where: Where) -> Iterator[Entry]:
-    """The matching entries that were added first."""
-    entries = gallery.scan(where, chunk=64)  # in the order of adding
-    return (entry for entry, _ in itertools.islice(entries, LOOKED_UP**2))
-
-
-def _source_outside(entries: Iterable[Entry], folder: Path) -> str | None:
-    """A picture of the entries that lies outside the folder; None if none does."""
-    for entry in entries:
-        if entry.source and Path(entry.source).is_absolute() and folder not in Path(entry.source).parents:
-            return entry.source
-    return None
-
-
-def near_notes(gallery: Gallery, given: Collection[str]) -> list[str]:
-    """Notes on near spellings of identities that were added; none in galleries of more than `MOST_COMPARED`."""
-    stored = gallery.identities() if given else []
-    return _near_spelling_notes(stored if len(stored) <= MOST_COMPARED else [], {*given})
-
-
-def _near_spelling_notes(stored: Collection[str], given: set[str]) -> list[str]:
-    keys = {near_spelling(name) for name in given}
-    return near_identities([name for name in {*stored, *given} if near_spelling(name) in keys])

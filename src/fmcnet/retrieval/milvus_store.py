@@ -214,8 +214,8 @@ class MilvusStore(milvus.Collection):
             times.append(int(NONE) if row["time"] == milvus.NO_TIME else row["time"])
         return count_days(np.array(cameras, np.int64), list(numbers), np.array(times, np.int64), zone)
 
-    def texts(self, name: Literal["camera", "pid", "track"]) -> set[str]:
-        """The cameras, by queries that exclude known ones; no pid or track: that would read all rows."""
+    def texts(self, name: Literal["camera", "pid", "track", "tags"]) -> set[str]:
+        """The cameras, by queries that exclude known ones; nothing else: that would read all rows."""
         values: set[str] = set()
         while name == "camera" and self.settings is not None:
             condition = 'camera != ""' + "".join(

@@ -5,21 +5,19 @@ Hits are ranked by similarity, equal ones by id; alone, by track or by person.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from fmcnet.errors import DataError, FmcnetError, GalleryError, first_of
+from fmcnet.errors import DataError, FmcnetError, GalleryError
 from fmcnet.identities import parse_identity
 from fmcnet.types import FloatArray, Modality, parse_modality
 
 if TYPE_CHECKING:
     from fmcnet.inference.image_input import Fault
-    from fmcnet.retrieval.sources import Picture
 
 OnDuplicate = Literal["refuse", "replace", "skip"]
 IndexChoice = Literal["auto", "exact", "hnsw"]
@@ -52,10 +50,8 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Hit:
+class Hit(Entry):
     """One result of a search: an entry and its similarity to the query.
-
-    The attributes that are not listed are those of `Entry`.
 
     Attributes:
         similarity: cosine, -1 to 1.
@@ -63,15 +59,7 @@ class Hit:
             the answer's prior. None without such a calibration, and from `Gallery`, which has none.
     """
 
-    id: str
-    similarity: float
-    modality: Modality
-    pid: str | None = None
-    camera: str | None = None
-    time: datetime | None = None
-    source: str | None = None
-    track: str | None = None
-    tags: tuple[str, ...] = ()
+    similarity: float = field(kw_only=True)
     probability: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -140,8 +128,8 @@ class Where:
         tags: the entry has all of these; none at all are no condition.
 
     Raises:
-        GalleryError: on construction, for a datetime without a timezone, an invalid identity, or a bare string where
-            a collection is needed.
+        GalleryError: on construction, for a datetime without a timezone, an invalid identity, a bare string where a
+            collection is needed, or a value of ids, cameras, tracks or tags that is no text.
     """
 
     ids: Collection[str] | None = None
@@ -159,8 +147,12 @@ class Where:
             if isinstance(value, (str, bytes, int)):
                 raise GalleryError(f"Where({name}={value!r}): give a list, as {name}=[{value!r}]")
             if value is not None:
-                no_condition = name == "tags" and not value  # every entry has all of no tags
-                object.__setattr__(self, name, None if no_condition else frozenset(value))
+                values = frozenset(value)
+                for item in () if name == "pids" else values:
+                    if not isinstance(item, str):
+                        raise GalleryError(f"Where({name}=...): {item!r} is no text: give '{item}'")
+                no_condition = name == "tags" and not values  # every entry has all of no tags
+                object.__setattr__(self, name, None if no_condition else values)
         if self.pids is not None:
             object.__setattr__(self, "pids", frozenset(as_known_pid(pid) for pid in self.pids))
         if self.modality is not None:
@@ -178,7 +170,7 @@ class Where:
     @property
     def unconditional(self) -> bool:
         """No condition is given: every entry matches."""
-        return all(getattr(self, field.name) is None for field in fields(self))
+        return all(getattr(self, condition.name) is None for condition in fields(self))
 
 
 @dataclass(frozen=True)
@@ -268,7 +260,8 @@ class GalleryInfo:
         entries: how many.
         settings: None before the first add.
         index: "exact" or "hnsw": what an unfiltered search uses now.
-        unindexed: entries that are searched one by one beside the index.
+        unindexed: entries that no graph finds, and that are compared one by one; where there is no graph, those that
+            are not in the index's files yet.
         removed: rows whose space `compact` would give back.
         bytes: on disk; 0 where the backend does not tell.
         pictures: how many entries have a picture with them.
@@ -326,6 +319,13 @@ def as_known_pid(value: object) -> str:
             f"pid {value!r} is nobody known: choose entries without an identity by other conditions"
         )
     return pid
+
+
+def check_where(value: object) -> Where | None:
+    """A filter, or None; GalleryError for anything else."""
+    if not (value is None or isinstance(value, Where)):
+        raise GalleryError(f"where={value!r}: give a Where, as Where(cameras=['gate'])")
+    return value
 
 
 def as_utc(value: object, what: str) -> datetime:
@@ -431,35 +431,6 @@ def rank_pooled(
             cosine = float(np.dot(total, query.astype(np.float64))) / length if length > 1e-6 * count else 0.0
             results.append(replace(hit_group, similarity=max(-1.0, min(cosine, 1.0)), pooled=count))
     return sorted(results, key=lambda hit_group: (-hit_group.similarity, hit_group.hits[0].id))
-
-
-def mixed_tracks(items: Iterable[Entry | Hit | Picture]) -> dict[str, str]:
-    """What each track holds that may be several, as "cameras door, gate; identities anna, ben".
-
-    A track is looked at in each modality alone, as it is pooled. One known identity in several cameras is one track.
-
-    Args:
-        items: those without a track are left out.
-    """
-    held = defaultdict[tuple[str, Modality], tuple[set[str | None], set[str | None]]](lambda: (set(), set()))
-    for item in items:
-        if item.track is not None:
-            cameras, pids = held[item.track, item.modality]
-            cameras.add(item.camera)
-            pids.add(as_pid(item.pid))
-    mixed: dict[str, str] = {}
-    for (track, _), (cameras, pids) in sorted(held.items(), key=lambda item: item[0][0]):
-        names = {"cameras": sorted(filter(None, cameras)), "identities": sorted(filter(None, pids))}
-        several = [f"{noun} {first_of(values, 3)}" for noun, values in names.items() if len(values) > 1]
-        if several and (len(pids) > 1 or None in pids):
-            mixed.setdefault(track, "; ".join(several))
-    return mixed
-
-
-def list_mixed(mixed: Mapping[str, str]) -> str:
-    """The first tracks of `mixed_tracks`, for a note."""
-    tracks = first_of([f"{track} ({what})" for track, what in mixed.items()], 3)
-    return f"tracks of several cameras or identities: {tracks}"
 
 
 def _group_key(item: Hit | Entry, by: str, apart: bool) -> tuple[object, str, Modality | None]:

@@ -68,7 +68,7 @@ class Picture(NamedTuple):
         source: where it came from, as a table states it; None: its path.
         root: the folder that is indexed; None: the one that holds it.
         value_range: as `fmcnet.data.images.load_image`; None: that of all pictures.
-        written: `path` as a table writes it, with `..`; None: without. Older versions made the id of it.
+        written: `path` as a table writes it, with `..`; None: without. An entry whose id is made of it keeps it.
     """
 
     path: Path
@@ -101,7 +101,10 @@ class Rules:
     Attributes:
         modality: of pictures without a table; of a table, only the rows of this modality are taken.
         camera: of all pictures.
-        cameras, times, tracks, pids: found in the name, which is the path below the folder given.
+        cameras: pattern for the name, which is the path below the folder given.
+        times: pattern for the name.
+        tracks: pattern for the name.
+        pids: pattern for the name.
         pid_prefix: put before every identity, so that equal numbers of two datasets stay apart.
         layout: "auto", "images" (every image as a plain picture), "sysu", "regdb", "llcm" or "csv".
         split: of a dataset: "train", "val", "test", or "all".
@@ -132,7 +135,7 @@ class Sources:
         not_chosen: how many rows of a table an option left out, by the option.
         not_listed: pictures in the folder of a CSV that has no row of them.
         ignored: files of the folders that are no pictures.
-        notes: remarks of the table's reader, and times in the future; a sentence each.
+        notes: on the table, doubtful times and the options; a sentence each.
     """
 
     pictures: tuple[Picture, ...] = ()

@@ -1,8 +1,8 @@
 """The SQLite file: opening it, transactions, and SQLite's errors as GalleryErrors.
 
-It is opened to write, or to read even where nothing may be written. Beside it a mark says how far it goes, so that
-loss of its write-ahead log is noticed: SQLite takes a log up to its first damaged page, and a missing one as an empty
-one.
+It is opened to write, or to read even where nothing may be written. A file beside it notes its last generation, so
+that loss of its write-ahead log is noticed: SQLite takes a log up to its first damaged page, and a missing one as
+empty.
 """
 
 from __future__ import annotations
@@ -259,30 +259,30 @@ def _is_read_only(error: sqlite3.Error) -> bool:
     return "readonly" in str(error) or "unable to open" in str(error)
 
 
-class Mark(NamedTuple):
+class LastGeneration(NamedTuple):
     """The database's name, and the newest generation that was written."""
 
     gallery: str
     generation: int
 
 
-def read_mark(database: Path) -> Mark | None:
-    """The mark beside a database; None where there is none that can be read."""
+def read_last_generation(database: Path) -> LastGeneration | None:
+    """The last generation that is noted beside a database; None where none can be read."""
     with contextlib.suppress(OSError, ValueError):
-        crc, body = mark_path(database).read_text(encoding="ascii").rstrip().split(" ", 1)
+        crc, body = last_generation_path(database).read_text(encoding="ascii").rstrip().split(" ", 1)
         if int(crc, 16) == zlib.crc32(body.encode()):
             gallery, generation = body.split()
-            return Mark(gallery, int(generation))
+            return LastGeneration(gallery, int(generation))
     return None
 
 
-def write_mark(database: Path, mark: Mark) -> None:
-    """Write the mark in place, which a kill does not tear. It may be older than the database, never newer.
+def write_last_generation(database: Path, last: LastGeneration) -> None:
+    """Note it in place, which a kill does not tear. It may be older than the database, never newer.
 
     So it needs no fsync, and the writer ignores an error.
     """
-    path = mark_path(database)
-    body = f"{mark.gallery} {mark.generation:020d}"
+    path = last_generation_path(database)
+    body = f"{last.gallery} {last.generation:020d}"
     with contextlib.suppress(OSError):
         if not path.exists():
             make_private(path)
@@ -290,6 +290,6 @@ def write_mark(database: Path, mark: Mark) -> None:
             stream.write(f"{zlib.crc32(body.encode()):08x} {body}\n".encode())
 
 
-def mark_path(database: Path) -> Path:
-    """The file of the mark."""
+def last_generation_path(database: Path) -> Path:
+    """The file of the last generation."""
     return database.with_name(f"{database.name}-generation")

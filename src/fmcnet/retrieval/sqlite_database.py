@@ -22,7 +22,7 @@ from fmcnet.errors import GalleryError
 from fmcnet.identities import is_number
 from fmcnet.parsing import parse_json
 from fmcnet.retrieval.records import Entry, GallerySettings, Stored, from_micros, to_micros
-from fmcnet.retrieval.sqlite_connection import Connection, Mark, write_mark
+from fmcnet.retrieval.sqlite_connection import Connection, LastGeneration, write_last_generation
 from fmcnet.types import Modality
 
 FORMAT = 1
@@ -32,6 +32,8 @@ FILES = "files"
 """The table of `FileRecords`."""
 REMOVED = "removed"
 """The table of digests of removed ids."""
+COMPACTED = "floor"
+"""The key of the generation of the last compaction, which emptied the log of changes."""
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value, crc INTEGER) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS rows (
@@ -80,7 +82,7 @@ class Database(Connection):
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """One transaction, which also stores the counts and writes the mark beside the database."""
+        """One transaction, which also stores the counts, and notes the generation beside the database."""
         with super().writing():
             self._new_entries = self._new_pictures = 0
             known = self.counts()
@@ -92,7 +94,7 @@ class Database(Connection):
                     entries, pictures = known[0] + self._new_entries, known[1] + self._new_pictures
                 self.put("counts", json.dumps([generation, entries, pictures]))
         with contextlib.suppress(GalleryError), self.translated():
-            write_mark(self.path, Mark(self.name(), self.number("generation")))
+            write_last_generation(self.path, LastGeneration(self.name(), self.number("generation")))
 
     def counts(self) -> tuple[int, int] | None:
         """The stored numbers of entries and pictures; None where a version without them wrote last."""
@@ -182,7 +184,7 @@ class Database(Connection):
             if self.get("gallery") is None:
                 self.rename()
                 self.put("generation", 0)
-                self.put("floor", 0)
+                self.put(COMPACTED, 0)
 
     def rename(self) -> str:
         """Give the gallery a new name: a copy's index must not be taken for the original's."""
@@ -210,12 +212,14 @@ class Database(Connection):
         )
         self.connection.executemany(
             "INSERT INTO vectors VALUES (?, ?)",
-            ((first + i, seal(first + i, vector.tobytes())) for i, vector in enumerate(vectors)),
+            ((first + i, with_checksum(first + i, vector.tobytes())) for i, vector in enumerate(vectors)),
         )
-        sealed = [(first + i, seal(first + i, picture)) for i, picture in enumerate(pictures) if picture]
-        self.connection.executemany("INSERT INTO pictures VALUES (?, ?)", sealed)
+        kept = [
+            (first + i, with_checksum(first + i, picture)) for i, picture in enumerate(pictures) if picture
+        ]
+        self.connection.executemany("INSERT INTO pictures VALUES (?, ?)", kept)
         self._new_entries += len(stored)
-        self._new_pictures += len(sealed)
+        self._new_pictures += len(kept)
         return [values[0] for values in stored]
 
     def picture(self, seq: int) -> bytes | None:
@@ -224,16 +228,16 @@ class Database(Connection):
             return None
         rows = self.run("SELECT picture FROM pictures WHERE seq = ?", (seq,))
         if rows:
-            return self._unseal(seq, rows[0][0], f"checksum of row {seq}, picture")
+            return self._checked(seq, rows[0][0], f"checksum of row {seq}, picture")
         counts = self.counts()
         if counts is not None and counts[0] == counts[1]:  # every entry has one
             raise self.damaged(f"the picture of row {seq} is missing")
         return None
 
-    def _unseal(self, seq: int, sealed: object, what: str) -> bytes:
-        if not isinstance(sealed, bytes) or seal(seq, sealed[:-4]) != sealed:
+    def _checked(self, seq: int, stored: object, what: str) -> bytes:
+        if not isinstance(stored, bytes) or with_checksum(seq, stored[:-4]) != stored:
             raise self.damaged(what)
-        return sealed[:-4]
+        return stored[:-4]
 
     def pictures(self) -> int:
         """How many entries have a picture."""
@@ -284,6 +288,10 @@ class Database(Connection):
         )
         return generation
 
+    def logs_since(self, generation: int) -> bool:
+        """Whether the log holds all changes since a generation, so that an index of it can catch up."""
+        return self.number(COMPACTED) <= generation <= self.number("generation")
+
     def noted(self, after: int) -> Iterator[tuple[int, bool]]:
         """Row numbers changed (False) or gone (True) after a generation, in order."""
         for generation, seq, gone, crc in self.run(
@@ -322,7 +330,7 @@ class Database(Connection):
     def _joined(self, condition: str, values: Sequence[object]) -> dict[int, Stored]:
         names = ", ".join(f"rows.{name}" for name in COLUMNS.split(", "))
         rows: dict[int, Stored] = {}
-        for *row, crc, sealed in self.run(
+        for *row, crc, stored in self.run(
             f"SELECT {names}, rows.crc, vector FROM rows LEFT JOIN vectors ON vectors.seq = rows.seq "
             f"WHERE {condition}",
             values,
@@ -330,7 +338,7 @@ class Database(Connection):
             seq, label = row[0], f"checksum of row {row[0]}, id {row[1]!r}"
             if checksum(*row) != crc:
                 raise self.damaged(label)
-            vector = np.frombuffer(self._unseal(seq, sealed, f"{label}, embedding"), self.dtype)
+            vector = np.frombuffer(self._checked(seq, stored, f"{label}, embedding"), self.dtype)
             rows[seq] = to_entry(row), vector.astype(np.float32)
         return rows
 
@@ -343,7 +351,7 @@ class Database(Connection):
                 self.connection.execute(f"DELETE FROM {table} WHERE seq NOT IN (SELECT seq FROM rows)")
             self.connection.execute("DELETE FROM log")
             generation = self.advance()
-            self.put("floor", generation)
+            self.put(COMPACTED, generation)
         with self.translated():
             self.connection.execute("VACUUM")
         self.truncate_log()
@@ -397,9 +405,9 @@ def to_entry(values: Sequence[Any]) -> Entry:
     )
 
 
-def seal(seq: int, vector: bytes) -> bytes:
-    """The bytes of an embedding and their checksum, bound to the row's number."""
-    return vector + zlib.crc32(vector, seq & 0xFFFFFFFF).to_bytes(4, "little")
+def with_checksum(seq: int, data: bytes) -> bytes:
+    """The bytes of an embedding or picture and their checksum, bound to the row's number."""
+    return data + zlib.crc32(data, seq & 0xFFFFFFFF).to_bytes(4, "little")
 
 
 def checksum(*values: object) -> int:

@@ -102,7 +102,7 @@ def _allowed_methods(request: Request) -> str:
 
 
 def _openapi_document(app: FastAPI, needs_key: bool) -> dict[str, Any]:
-    """OpenAPI, with each route's scope and, if `locked`, its need of a key."""
+    """OpenAPI, with each route's scope and, if `needs_key`, its need of a key."""
     if app.openapi_schema is not None:
         return app.openapi_schema
     document = FastAPI.openapi(app)

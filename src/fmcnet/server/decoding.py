@@ -46,7 +46,7 @@ CROP_SECONDS = 1.0
 
 
 class Upload(NamedTuple):
-    """An image file, the values that become 0 and 255 (None: as the gallery), and whether to keep a picture of it."""
+    """An image file, the values that become 0 and 255, and whether to keep a picture of it."""
 
     name: str
     data: bytes
@@ -99,8 +99,8 @@ class _Queue:
     def _schedule(self, image: _Image) -> Future[DecodedUpload]:
         """Hand an image to the pool. A pool whose processes died is replaced once."""
         upload, rules = image.upload, self.rules
-        value_range, keep = upload.value_range or rules.value_range, upload.keep or rules.keep
-        arguments = [upload.data, upload.name, rules._replace(value_range=value_range, keep=keep)]
+        rules = rules._replace(value_range=upload.value_range, keep=upload.keep or rules.keep)
+        arguments = [upload.data, upload.name, rules]
         seconds = image.seconds or self._seconds
         try:
             return self._pool.schedule(decode_upload, args=arguments, timeout=seconds)
@@ -128,17 +128,10 @@ class _Queue:
     def _submit(self) -> None:
         """Give free processes the next images."""
         while self._busy < self._processes and self._callers:
-            caller, requests = self._callers.popitem(last=False)
-            images = requests.popleft()
-            image = images.popleft()
-            if images:
-                requests.append(images)  # behind the caller's other requests
-            if requests:
-                self._callers[caller] = requests  # behind the other callers
+            image = self._take()
             if image.future.done():
                 continue
-            if image.request.pixels > self.limits.request_pixels:
-                most = self.limits.request_pixels
+            if image.request.pixels > (most := self.limits.request_pixels):
                 what = f"the images of this request have more than {most} pixels together"
                 do = "send fewer images at once, or crops made smaller"
                 image.future.set_exception(ApiError(413, what, "images", do))
@@ -152,6 +145,17 @@ class _Queue:
             self._busy += 1
             future = asyncio.wrap_future(job)  # its callbacks run in the loop, not in a thread of the pool
             future.add_done_callback(partial(self._finish, image))
+
+    def _take(self) -> _Image:
+        """The next image of the request whose turn it is, of the caller whose turn it is."""
+        caller, requests = self._callers.popitem(last=False)
+        images = requests.popleft()
+        image = images.popleft()
+        if images:
+            requests.append(images)  # behind the caller's other requests
+        if requests:
+            self._callers[caller] = requests  # behind the other callers
+        return image
 
     def _finish(self, image: _Image, job: asyncio.Future[DecodedUpload]) -> None:
         self._busy -= 1
@@ -225,18 +229,13 @@ class DecoderPool:
         """
         blank = io.BytesIO()
         Image.new("RGB", (SMALLEST, SMALLEST)).save(blank, "PNG")
-        loop, upload, request = (
-            asyncio.get_running_loop(),
-            Upload("blank", blank.getvalue()),
-            _Request("the service"),
-        )
+        loop, upload = asyncio.get_running_loop(), Upload("blank", blank.getvalue())
+        request = _Request("the service")
         images = [_Image(upload, loop.create_future(), request, START_SECONDS) for _ in self._queues]
         if "forkserver" in multiprocessing.get_all_start_methods():
             from multiprocessing import forkserver  # not on Windows
 
-            with ignored(
-                "SIGINT"
-            ):  # a Ctrl-C goes to its processes, too, and would end them while they start
+            with ignored("SIGINT"):  # a Ctrl-C would end its processes, too, while they start
                 forkserver.ensure_running()
         for queue, image in zip(self._queues, images, strict=True):
             queue.put([image])

@@ -7,8 +7,6 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from fmcnet.retrieval import Entry
-
 ModalityName = Literal["visible", "infrared"]
 
 
@@ -23,11 +21,6 @@ class EntryBody(BaseModel):
     source: str | None = None
     track: str | None = None
     tags: list[str] = []
-
-    @staticmethod
-    def of(entry: Entry) -> EntryBody:
-        """The same, for JSON."""
-        return EntryBody(**{**vars(entry), "modality": str(entry.modality), "tags": list(entry.tags)})
 
 
 class HitBody(EntryBody):

@@ -10,17 +10,15 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Form, Query, Request
 from fastapi.responses import Response
 
-from fmcnet.errors import GalleryError, first_of
-from fmcnet.names import near_cameras
-from fmcnet.retrieval import Entry, Gallery, Where
-from fmcnet.retrieval.answer import filter_notes
-from fmcnet.retrieval.indexing import mixed_notes, near_notes
-from fmcnet.retrieval.inputs import CHECKS, as_id, column
+from fmcnet.errors import GalleryError
+from fmcnet.retrieval import Entry, Where
+from fmcnet.retrieval.inputs import as_id
+from fmcnet.retrieval.notes import add_notes, filter_notes
 from fmcnet.server import schemas, validation
 from fmcnet.server.errors import ApiError, error_schema, refused_at
 from fmcnet.server.security import CHANGES_NOTHING
 from fmcnet.server.service import Service
-from fmcnet.times import check_clock, doubtful_times, parse_timezone
+from fmcnet.times import check_clock, parse_timezone
 from fmcnet.types import Modality
 
 logger = logging.getLogger(__name__)
@@ -45,16 +43,15 @@ async def embed(
     value_range: validation.RangeField = None,
 ) -> dict[str, Any]:
     """Unit embeddings, in the order of the images."""
-    result, _, notes = await service.embed(
-        await validation.read_uploads(images, value_range), modality, sender
-    )
+    embedded = await service.embed(await validation.read_uploads(images, value_range), modality, sender)
+    result = embedded.embeddings
     rows = zip(result.name, result.modality, result.features, strict=True)
     embeddings = [
         {"name": str(name), "modality": str(Modality.from_code(int(code))), "embedding": values.tolist()}
         for name, code, values in rows
     ]
     model, dimension = service.encoder.digest, result.features.shape[1]
-    return {"model": model, "dimension": dimension, "embeddings": embeddings, "notes": notes}
+    return {"model": model, "dimension": dimension, "embeddings": embeddings, "notes": embedded.notes}
 
 
 @router.post(
@@ -96,17 +93,16 @@ async def search(
         names = {"cameras": camera, "tracks": track, "tags": tag, "pids": pid}
         where = validation.filter_of(**names, modality=entry_modality, since=since, until=until)
         log["where"] = validation.logged(where)
-        query, _, remarks = await service.embed(
-            await validation.read_uploads(images, value_range), modality, sender
-        )
+        uploads = await validation.read_uploads(images, value_range)
+        query = await service.embed(uploads, modality, sender)
         limits: dict[str, Any] = {"min_probability": min_probability, "fmr": fmr, "prior": prior}
         answer = await service.work(
-            lambda: service.searcher.answer(query, top=top, where=where, group=group, **limits)
+            lambda: service.searcher.answer(query.embeddings, top=top, where=where, group=group, **limits)
         )
         log["nobody"] = answer.no_match
         shown = [hit for hit_group in answer.groups for hit in hit_group.hits] or answer.hits
         log["shown"] = [hit.id for hit in shown]
-    return {**answer.to_dict(), "notes": [*answer.notes, *remarks]}
+    return {**answer.to_dict(), "notes": [*answer.notes, *query.notes]}
 
 
 @router.post("/entries", response_model=schemas.AddedBody, status_code=201, summary="Add crops; all, or none")
@@ -148,35 +144,35 @@ async def add(
             for moment in time:  # `fmcnet gallery expire` would remove what a clock that was never set dates
                 check_clock(moment, f"time {moment.isoformat()}")
         uploads = await validation.read_uploads(images, value_range)
-        embeddings, pictures, remarks = await service.embed(uploads, modality, sender)
+        crops = await service.embed(uploads, modality, sender)
         async with service.changing:  # nobody adds or removes one of these before their crops are kept
             existing: set[str] = set()
             if on_duplicate == "skip" and service.pictures.kept is not None:
                 existing = await service.work(lambda: {given for given in id if given in service.gallery})
-            columns |= {"ids": id or None, "tags": [tag] * n}
-            added = await service.work(
-                lambda: service.searcher.add_embeddings(embeddings, on_duplicate=on_duplicate, **columns)
-            )
+            columns["tags"] = [tag] * n
+            rest: dict[str, Any] = {
+                "ids": id or None,
+                "on_duplicate": on_duplicate,
+                "ranges": crops.ranges,
+                **columns,
+            }
+            added = await service.work(lambda: service.searcher.add_embeddings(crops.embeddings, **rest))
             counts = {"added": added.added, "replaced": added.replaced, "skipped": added.skipped}
             log.update(ids=list(added.ids), **counts, camera=sorted(set(camera)))
-            kept = [pair for pair in zip(added.ids, pictures, strict=True) if pair[0] not in existing]
-            notes = [*remarks, *await service.work(lambda: _store_pictures(service, kept))]
-            notes += await service.work(lambda: _doubtful_notes(service, camera, pid, time))
-            if added.skipped:
-                given = {**{name: columns[name] for name in fields}, "modality": modality, "tags": [tag] * n}
-                notes += await service.work(lambda: _difference_notes(service.gallery, added.ids, given))
-            if any(track):
-                notes += await service.work(lambda: mixed_notes(service.gallery, added.ids))
+            kept = [pair for pair in zip(added.ids, crops.pictures, strict=True) if pair[0] not in existing]
+            notes = [*crops.notes, *await service.work(lambda: _store_pictures(service, kept))]
+            columns["modality"] = modality * (n // len(modality))
+            notes += await service.work(lambda: add_notes(service.gallery, added, columns))
     return {"ids": list(added.ids), **counts, "notes": notes}
 
 
-@router.get("/entries", summary="List entries, as those of a track")
+@router.get("/entries", response_model=schemas.EntriesBody, summary="List entries, as those of a track")
 async def entries(
     service: validation.Running,
     where: validation.Conditions,
     limit: Annotated[int, Query(ge=1, le=500)] = 100,
     offset: Annotated[int, Query(ge=0, le=FARTHEST)] = 0,
-) -> schemas.EntriesBody:
+) -> dict[str, Any]:
     """Entries that match, without embeddings, in the order of their adding."""
 
     def fetch() -> tuple[int, list[Entry], tuple[str, ...]]:
@@ -185,30 +181,28 @@ async def entries(
         return service.gallery.count(where), rows, filter_notes(service.gallery, where)
 
     total, rows, notes = await service.work(fetch)
-    bodies = [schemas.EntryBody.of(entry) for entry in rows]
-    return schemas.EntriesBody(total=total, entries=bodies, notes=list(notes))
+    return {"total": total, "entries": rows, "notes": notes}
 
 
-@router.get("/days", summary="How many entries each camera has on each day")
+@router.get("/days", response_model=schemas.DaysBody, summary="How many entries each camera has on each day")
 async def days(
     service: validation.Running,
     where: validation.Conditions,
     timezone: Annotated[str, Query(max_length=64, description="Whose days: Europe/Berlin")] = "UTC",
     limit: Annotated[int, Query(ge=1, le=10_000, description="Pairs of camera and day.")] = 1000,
-) -> schemas.DaysBody:
+) -> dict[str, Any]:
     """Entries that match, counted by camera and day, the newest day first."""
     with refused_at("query.timezone", "say UTC or a name as Europe/Berlin"):
         zone = parse_timezone(timezone)
     counts = await service.work(lambda: service.gallery.days(where, zone))
-    shown = [schemas.DayBody(**vars(count)) for count in counts[:limit]]
-    total = sum(count.entries for count in counts)
-    return schemas.DaysBody(total=total, days=shown, left_out=total - sum(count.entries for count in shown))
+    total, left_out = (sum(count.entries for count in part) for part in (counts, counts[limit:]))
+    return {"total": total, "days": counts[:limit], "left_out": left_out}
 
 
-@router.get("/entries/{entry_id:path}", summary="One entry")
-async def entry(service: validation.Running, entry_id: str) -> schemas.EntryBody:
+@router.get("/entries/{entry_id:path}", response_model=schemas.EntryBody, summary="One entry")
+async def entry(service: validation.Running, entry_id: str) -> Entry:
     """Without its embedding."""
-    return schemas.EntryBody.of(await _get_entry(service, entry_id))
+    return await _get_entry(service, entry_id)
 
 
 @router.get(
@@ -253,33 +247,6 @@ def _metadata_column(values: Sequence[Any], images: int, name: str) -> Any:
         what = f"{len(values)} values for {images} images"
         raise ApiError(422, what, name, "give none, one for all, or one each")
     return None if not values else values[0] if len(values) == 1 else values
-
-
-def _doubtful_notes(
-    service: Service, cameras: list[str], pids: list[str], times: list[validation.Moment]
-) -> list[str]:
-    """Notes on near spellings of these cameras and identities in the gallery, and on times of wrong clocks."""
-    notes = near_cameras(service.gallery.cameras()) if cameras else []
-    notes = [note for note in notes if any(repr(camera) in note for camera in cameras)]
-    images = ((f"image {index}", time) for index, time in enumerate(times, 1))
-    return [*notes, *near_notes(service.gallery, [pid for pid in pids if pid]), *doubtful_times(images)]
-
-
-def _difference_notes(gallery: Gallery, ids: Sequence[str], given: dict[str, Any]) -> list[str]:
-    """A note on values given for entries that were skipped, which have others; as `fmcnet index` gives it."""
-    stored = {entry.id: entry for entry, _ in gallery.scan(Where(ids=ids))}
-    differing = []
-    for name, values in given.items():
-        one_each = values * len(ids) if name == "modality" and len(values) == 1 else values
-        for entry_id, value in zip(ids, column(one_each, len(ids), name), strict=True):
-            wanted, entry = CHECKS[name](value), stored.get(entry_id)
-            if wanted not in (None, ()) and entry is not None and getattr(entry, name) != wanted:
-                differing.append(f"the {name} of {entry_id} is {getattr(entry, name)}, not {wanted}")
-    if not differing:
-        return []
-    return [
-        f"{first_of(differing, 3, '; ')}: the stored values were kept, on_duplicate=replace stores the new ones"
-    ]
 
 
 def _store_pictures(service: Service, pictures: list[tuple[str, bytes | None]]) -> list[str]:

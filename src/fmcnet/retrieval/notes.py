@@ -1,0 +1,359 @@
+"""Notes on doubtful input: filter values that no entry has, names spelled nearly alike, tracks of several people.
+
+Commands, the service and `Searcher` give the same notes, one sentence each.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from fmcnet.data.pixels import ValueRange
+from fmcnet.errors import first_of
+from fmcnet.identities import is_number, near_identities, near_spelling
+from fmcnet.names import FRACTION, near_cameras, nearest, spelling
+from fmcnet.retrieval.freshness import differences
+from fmcnet.retrieval.gallery import Gallery
+from fmcnet.retrieval.inputs import CHECKS, column
+from fmcnet.retrieval.made_with import MadeWith, range_text, read_made_with
+from fmcnet.retrieval.records import EARLIEST, Added, Entry, Hit, HitGroup, Where, as_pid
+from fmcnet.times import doubtful_times
+from fmcnet.types import Modality
+
+if TYPE_CHECKING:
+    from fmcnet.retrieval.answer import CalibratedScores
+    from fmcnet.retrieval.sources import Picture
+
+MOST_VALUES = 20
+"""A filter of at most so many values gets a note on each; a longer one gets none."""
+MOST_COMPARED = 20_000
+"""Names of a gallery that are compared for near spellings; none of a larger number."""
+LOOKED_UP = 20
+"""Names whose earlier entries are looked at, and entries of each, on average."""
+APPROXIMATE = "probabilities were learnt from single images and are approximate here"
+OWN_TRACKS = (
+    "a search by track answers each as one: unless that is meant, give tracks names of their own, as gate/1"
+)
+
+
+# ---- of a filter ----
+
+
+class _Field(NamedTuple):
+    """A field of entries: its name, the condition of `Where`, the stored names, and the key of near spellings."""
+
+    name: str
+    condition: str
+    stored: Callable[[Gallery], list[str]]
+    key: Callable[[str], str]
+
+
+def _whole_number(track: str) -> str:
+    """The key of tracks: numbers stored as decimals, as "17.0", are near "17"."""
+    number = FRACTION.sub("", track)
+    return number if number.isdigit() else track
+
+
+FIELDS = (
+    _Field("camera", "cameras", Gallery.cameras, spelling),
+    _Field("track", "tracks", Gallery.tracks, _whole_number),
+    _Field("tag", "tags", Gallery.tags, str),
+    _Field("identity", "pids", Gallery.identities, near_spelling),
+)
+
+
+def filter_notes(gallery: Gallery, where: Where | None) -> tuple[str, ...]:
+    """Notes on filter values that no entry has, and on near spellings left out.
+
+    Args:
+        gallery: to look in. A cluster lists only cameras, so it has no near spellings of others.
+        where: its cameras, tracks, tags, identities, modality and times are looked for, each by itself.
+    """
+    if where is None:
+        return ()
+    notes = [
+        note for field in FIELDS for note in _value_notes(gallery, field, getattr(where, field.condition))
+    ]
+    if where.modality is not None and not gallery.count(Where(modality=where.modality)) and len(gallery):
+        notes.append(f"no entry is {where.modality}, so none passes a filter by modality")
+    if where.since is not None and where.until is not None and where.since >= where.until:
+        notes.append("the time to search from is not before the one to search until, so no entry passes")
+    elif (where.since or where.until) and (entries := len(gallery)):
+        timeless = entries - gallery.count(Where(since=EARLIEST))
+        if timeless == entries:
+            notes.append("no entry has a time, so none passes a filter by time")
+        elif timeless:
+            notes.append(f"{timeless:,} of {entries:,} entries have no time, and pass no filter by time")
+    return tuple(notes)
+
+
+def _value_notes(gallery: Gallery, field: _Field, values: Collection[str] | None) -> Iterator[str]:
+    if not values or len(values) > MOST_VALUES:
+        return
+    stored = field.stored(gallery)
+    if not stored and field.name == "track":  # a cluster does not list them
+        spellings = {f"{_whole_number(value)}{end}" for value in values for end in ("", ".0")}
+        stored = sorted(name for name in spellings if gallery.count(Where(tracks=[name])))
+    alike = defaultdict[str, list[str]](list)
+    for name in stored if len(stored) <= MOST_COMPARED else ():
+        alike[field.key(name)].append(name)
+    searches = MOST_COMPARED // max(len(stored), 1)  # each compares all names
+    listed = ""
+    if field.name == "camera":
+        listed = f"; those that are: {first_of(stored)}" if stored else "; no entry has any"
+    for value in sorted(values):
+        others = [name for name in alike[field.key(value)] if name not in values]
+        found = value in stored or gallery.count(_one_of(field.condition, [value])) > 0
+        if not found and not others and searches:
+            searches -= 1
+            others = [near] if (near := nearest(value, stored)) is not None else []
+        names = ", ".join(map(repr, others))
+        if not found:
+            yield f"no entry has the {field.name} '{value}'" + (
+                f": did you mean {names}?" if names else listed
+            )
+        elif names:
+            yield f"entries of the {field.name} {names} do not pass the filter, which may be '{value}', too"
+
+
+# ---- of an answer ----
+
+
+def answer_notes(
+    scores: CalibratedScores,
+    images: int,
+    candidates: Sequence[HitGroup],
+    found: Sequence[HitGroup],
+    asked: bool,
+    group: str | None,
+    where: Where | None,
+    model: Path | None,
+) -> list[str]:
+    """The notes of an answer.
+
+    Args:
+        scores: the calibration, applied to the query.
+        images: how many images made the query.
+        candidates: all hits, each alone, or tracks, best first.
+        found: those that reach the thresholds, grouped.
+        asked: a least probability or a false-match rate was given.
+        group: "track", "pid", or None.
+        where: the filter.
+        model: the folder of the encoder, where it has one.
+    """
+    notes: list[str] = []
+    if scores.calibration is None:
+        notes.append(
+            "no probabilities: this model is not calibrated; make a calibration with fmcnet calibrate "
+            f"{model or 'RUN'} --data TABLE"
+        )
+    else:
+        query = " and ".join(str(modality) for modality in scores.query)
+        for modality in (where or Where()).modalities:
+            reason = f"{query} to {modality} is not calibrated"
+            if asked and not scores.covers(modality):
+                notes.append(f"{modality} entries were left out: {reason}")
+            elif not scores.covers(modality) and any(item.modality is modality for item in candidates):
+                notes.append(f"no probability for {modality} entries: {reason}")
+        if any(hit_group.pooled > 1 for hit_group in found):
+            notes.append(f"the pictures of each track were pooled; {APPROXIMATE}")
+        if len(scores.query) > 1:
+            notes.append("the query has both modalities: the more cautious of two calibrations is shown")
+    if images > 1:
+        caveat = "" if scores.calibration is None else f"; {APPROXIMATE}"
+        notes.append(f"{images} images were taken as ONE person and pooled{caveat}")
+    if group and found and all(hit_group.key is None for hit_group in found):
+        notes.append("no entry found has what it was to be grouped by, so each is a group of its own")
+    if group == "track" and (mixed := mixed_tracks(hit for hit_group in found for hit in hit_group.hits)):
+        notes.append(_mixed_note(mixed, "each is answered as one"))
+    if asked and not found and candidates:
+        best = candidates[0]
+        noun = "track" if group == "track" else "entry"
+        probability = "" if best.probability is None else f", probability {best.probability:.3g}"
+        notes.append(
+            f"no match: no {noun} reaches what was asked for; the nearest {noun} has similarity "
+            f"{best.similarity:.3f}{probability}"
+        )
+    return notes
+
+
+# ---- of entries that were added ----
+
+
+def index_notes(
+    gallery: Gallery,
+    identities: Collection[str],
+    tracks: Collection[str],
+    added: Sequence[Picture],
+    folder: Path,
+) -> list[str]:
+    """Notes on the gallery's cameras, and on identities and tracks that entries from outside `folder` have, too.
+
+    And on tracks of added pictures that are of several cameras or identities, one note for a track.
+
+    Args:
+        gallery: as it is now.
+        identities: of its entries before, as `stored_values`.
+        tracks: of its entries before, as `stored_values`.
+        added: the new pictures.
+        folder: that of all pictures that were to be indexed, added or not.
+    """
+    pids = {picture.pid for picture in added if picture.pid is not None}
+    numbers = sorted((pid for pid in pids & {*identities} if is_number(pid)), key=int)
+    shared = sorted({picture.track for picture in added if picture.track is not None} & {*tracks})
+    stored = _early_entries(gallery, "tracks", shared)
+    mixed = mixed_tracks((*added, *stored))
+    notes = [*near_cameras(gallery.cameras()), *_near_identities(identities, pids)]
+    if source := _source_outside(_early_entries(gallery, "pids", numbers), folder):
+        notes.append(
+            f"the numbers {first_of(numbers, 3)} are persons of the gallery already, as of {source}, and are taken "
+            "as the same; if they are others, repeat with a --pid-prefix, as regdb-, and --existing update"
+        )
+    if source := _source_outside((entry for entry in stored if entry.track not in mixed), folder):
+        names = first_of([track for track in shared if track not in mixed], 3)
+        notes.append(
+            f"the tracks {names} are in the gallery already, as of {source}, and are taken as the same; if they are "
+            "others, give each recording's tracks names of their own, as fmcnet crop --camera does, and repeat with "
+            "--existing update"
+        )
+    if mixed:
+        notes.append(_mixed_note(mixed, f"{OWN_TRACKS}, and repeat with --existing update"))
+    return notes
+
+
+def add_notes(gallery: Gallery, added: Added, given: Mapping[str, Any]) -> list[str]:
+    """Notes on values that were given for entries, as over HTTP.
+
+    Near spellings of these cameras and identities, times of wrong clocks, tracks of several cameras or identities,
+    and values of skipped entries that differ from those stored.
+
+    Args:
+        gallery: as it is now.
+        added: what was done with N entries.
+        given: by the name of a metadata column, one value for all or N of them; "tags": N lists.
+    """
+    n = len(added.ids)
+    columns = {name: [CHECKS[name](one) for one in column(value, n, name)] for name, value in given.items()}
+    cameras, pids, tracks = ({*columns[name]} - {None} for name in ("camera", "pid", "track"))
+    keys = {spelling(camera) for camera in cameras}
+    notes = near_cameras(name for name in gallery.cameras() if spelling(name) in keys) if keys else []
+    identities = gallery.identities() if pids else []
+    notes += _near_identities(identities if len(identities) <= MOST_COMPARED else [], pids)
+    notes += doubtful_times((f"image {index}", time) for index, time in enumerate(columns["time"], 1))
+    scanned = gallery.scan(Where(ids=added.ids)) if added.skipped or tracks else ()
+    entries = {entry.id: entry for entry, _ in scanned}
+    differing: list[str] = []
+    for entry_id, *row in zip(added.ids, *columns.values(), strict=True):
+        if added.skipped and entry_id in entries:
+            values = dict(zip(columns, row, strict=True))
+            differing += map(str, differences(entry_id, values, entries[entry_id]))
+    if differing:
+        notes.append(
+            f"{first_of(differing, 3, '; ')}: the stored values were kept, on_duplicate=replace stores the new ones"
+        )
+    if tracks:
+        names = {entry.track for entry in entries.values() if entry.track is not None}
+        mixed = mixed_tracks((*entries.values(), *_early_entries(gallery, "tracks", sorted(names))))
+        notes += [_mixed_note(mixed, OWN_TRACKS)] if mixed else []
+    return notes
+
+
+def stored_values(gallery: Gallery, name: Literal["pid", "track"], pictures: Sequence[Picture]) -> list[str]:
+    """The identities or tracks that entries have; of a cluster, which lists none, the first few of these pictures."""
+    if listed := gallery.identities() if name == "pid" else gallery.tracks():
+        return listed
+    values = sorted({getattr(picture, name) for picture in pictures} - {None})
+    return sorted({getattr(entry, name) for entry in _early_entries(gallery, f"{name}s", values)})
+
+
+def _early_entries(gallery: Gallery, condition: str, values: Sequence[Any]) -> list[Entry]:
+    """Entries with one of the first `LOOKED_UP` values: those that were added first."""
+    if not values:
+        return []
+    entries = gallery.scan(_one_of(condition, values[:LOOKED_UP]), chunk=64)  # in the order of adding
+    return [entry for entry, _ in itertools.islice(entries, LOOKED_UP**2)]
+
+
+def _one_of(condition: str, values: Any) -> Where:
+    conditions: dict[str, Any] = {condition: values}
+    return Where(**conditions)
+
+
+def _source_outside(entries: Iterable[Entry], folder: Path) -> str | None:
+    """A picture of the entries that lies outside the folder; None if none does."""
+    paths = (Path(entry.source or "") for entry in entries)
+    return next((str(path) for path in paths if path.is_absolute() and folder not in path.parents), None)
+
+
+def _near_identities(stored: Collection[str], given: set[str]) -> list[str]:
+    keys = {near_spelling(name) for name in given}
+    return near_identities([name for name in {*stored, *given} if near_spelling(name) in keys])
+
+
+def mixed_tracks(items: Iterable[Entry | Hit | Picture]) -> dict[str, str]:
+    """What each track holds that may be several, as "cameras door, gate; identities anna, ben".
+
+    A track is looked at in each modality alone, as it is pooled. One known identity in several cameras is one track.
+
+    Args:
+        items: those without a track are left out.
+    """
+    held = defaultdict[tuple[str, Modality], tuple[set[str | None], set[str | None]]](lambda: (set(), set()))
+    for item in items:
+        if item.track is not None:
+            cameras, pids = held[item.track, item.modality]
+            cameras.add(item.camera)
+            pids.add(as_pid(item.pid))
+    mixed: dict[str, str] = {}
+    for (track, _), (cameras, pids) in sorted(held.items(), key=lambda item: item[0][0]):
+        names = {"cameras": sorted(filter(None, cameras)), "identities": sorted(filter(None, pids))}
+        several = [f"{noun} {first_of(values, 3)}" for noun, values in names.items() if len(values) > 1]
+        if several and (len(pids) > 1 or None in pids):
+            mixed.setdefault(track, "; ".join(several))
+    return mixed
+
+
+def _mixed_note(mixed: Mapping[str, str], effect: str) -> str:
+    """A note on the first of `mixed_tracks`."""
+    tracks = first_of([f"{track} ({what})" for track, what in mixed.items()], 3)
+    return f"tracks of several cameras or identities: {tracks}; {effect}"
+
+
+# ---- of value ranges ----
+
+
+def index_range_notes(
+    gallery: Gallery, value_range: ValueRange | None, before: MadeWith, kept: int
+) -> Iterator[str]:
+    """Notes on a range without effect on images indexed before, and on several ranges in one gallery.
+
+    Args:
+        gallery: as it is now.
+        value_range: given for all images; None: none.
+        before: what was recorded of the gallery before.
+        kept: how many images were indexed before and not encoded anew.
+    """
+    if kept and value_range is not None and before.ranges and value_range not in before.ranges:
+        yield (
+            f"{kept} images were indexed before, deep ones with the value range {before.ranges_text}, and keep their "
+            f"embeddings: --existing replace encodes them anew with {range_text(value_range)}"
+        )
+    after = read_made_with(gallery.location)
+    if after.mixed and (value_range is not None or None in after.ranges):  # a table's ranges are one a camera
+        yield (
+            f"deep images of this gallery were encoded with several value ranges ({after.ranges_text}): the same "
+            "person is not equally bright in all; --existing replace --range LOW:HIGH encodes them anew"
+        )
+
+
+def query_range_notes(recorded: MadeWith, used: Collection[ValueRange | None]) -> Iterator[str]:
+    """A note on queries encoded with a range that no image of the gallery has."""
+    for bounds in dict.fromkeys(used):
+        if recorded.ranges and bounds not in recorded.ranges:
+            yield (
+                f"the value range {range_text(bounds)} of the query is not that of the gallery's images "
+                f"({recorded.ranges_text}): the same person is not equally bright in both"
+            )
