@@ -77,7 +77,7 @@ def test_a_damaged_log_is_refused_though_no_index_file_is_newer(folder, tmp_path
     if how == "missing":
         log.unlink()
     refused(folder, r"lost entries: gallery\.sqlite is older than what was written last.*gallery recover")
-    found = recover(folder, tmp_path / "new", "m")
+    found = recover(folder, tmp_path / "new", "sha256:abc")
     assert (found.entries, found.renamed) == (40, 0)
     (folder / "index.json").unlink()
     (folder / f"{DATABASE}-generation").unlink()
