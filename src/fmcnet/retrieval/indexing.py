@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from fmcnet.data.listing import ignored_facts
-from fmcnet.data.pixels import Remarks, ValueRange
+from fmcnet.data.pixels import RANGE_UNUSED, Remarks, ValueRange
 from fmcnet.data.readers.csv import MISSING
 from fmcnet.errors import DataError, FmcnetError, first_of
 from fmcnet.identities import is_number, near_identities, near_spelling
@@ -22,8 +22,18 @@ from fmcnet.progress import Progress
 from fmcnet.retrieval.answer import MOST_COMPARED
 from fmcnet.retrieval.freshness import Difference, FileChanges, compare_files
 from fmcnet.retrieval.gallery import Gallery
-from fmcnet.retrieval.records import EPOCH, Added, Entry, Where, as_pid, list_mixed, mixed_tracks
-from fmcnet.retrieval.searcher import Searcher
+from fmcnet.retrieval.records import (
+    EPOCH,
+    Added,
+    Dtype,
+    Entry,
+    IndexChoice,
+    Where,
+    as_pid,
+    list_mixed,
+    mixed_tracks,
+)
+from fmcnet.retrieval.searcher import Searcher, open_model, range_of, remember
 from fmcnet.retrieval.sources import Picture, Sources, path_id
 
 LOOKED_UP = 20
@@ -186,6 +196,50 @@ def index(
     notes = (*sources.notes, *doubts, *remarks.lines(), *report.changes.notes())
     report.notes = list(dict.fromkeys(notes))  # each once
     report.entries, report.ranged = len(gallery), remarks.ranged()
+    return report
+
+
+def open_and_index(
+    gallery: str,
+    sources: Sources,
+    *,
+    model: str | Path | None = None,
+    device: str = "auto",
+    dtype: Dtype | None = None,
+    kind: IndexChoice | None = None,
+    value_range: ValueRange | None = None,
+    **options: Any,
+) -> IndexReport:
+    """Open a gallery, or make one, with its model, and `index` the sources; record both the model and the ranges.
+
+    Args:
+        gallery: its location.
+        sources: see `read_sources`.
+        model: as `choose_model`.
+        device: as `Encoder.from_pretrained`.
+        dtype: of a new gallery; None: float32.
+        kind: as `index` of `Gallery`.
+        value_range: as `Encoder.encode`; None: the only one that the gallery was indexed with.
+        options: further ones of `index`.
+
+    Raises:
+        GalleryError: the gallery is of another model, or as `Gallery` and `Gallery.add`.
+        FmcnetError: `dtype` is not that of the gallery; or as `choose_model` and `index`.
+    """
+    applied = range_of(gallery, None) if value_range is None else value_range
+    encoder = open_model(gallery, model, device)
+    with Gallery(gallery, dtype=dtype or "float32", index=kind) as opened:
+        searcher = Searcher(encoder, opened)
+        if dtype is not None and opened.settings is not None and opened.settings.dtype != dtype:
+            raise FmcnetError(
+                f"--dtype {dtype}: {gallery} keeps {opened.settings.dtype} since its first entry; "
+                "index into another gallery"
+            )
+        for bounds in dict.fromkeys((applied, *(picture.value_range for picture in sources.pictures))):
+            remember(gallery, model or encoder.folder, bounds)
+        report = index(searcher, sources, value_range=applied, **options)
+    if value_range is not None and report.added + report.replaced and not report.ranged:
+        report.notes.append(RANGE_UNUSED)
     return report
 
 
