@@ -94,7 +94,7 @@ RAW = ("model.neck=true", "model.normalization=none")
 
 AGW = (*BASE, *RAW, "model.pooling=gem", "losses.wrt=12")
 HC = (*BASE, "losses.hc=6")
-"""Weights, and features centred by modality for the hetero-centre triplet, did best in trials (docs/findings.md)."""
+"""Weights, and features centred by modality for the hetero-centre triplet, chosen by trials (docs/findings.md)."""
 
 _TABLE2 = (
     TableRow("base", "Base", BASE, (57.09, 53.11)),
@@ -125,7 +125,7 @@ _FROM_AGW = (
     _SHARED_DEVIATIONS,
     "no non-local blocks",
     "softmax weights over positives without the anchor, and safe at any scale of the features",
-    "weight 12 of the triplet, which did better here than the source's 1",
+    "weight 12 of the triplet, the source has 1",
 )
 _FROM_AGW_PLUS = (_FROM_AGW[0], "discriminant projection as fmcnet-plus has it", *_FROM_AGW[1:])
 _FROM_HC = (
@@ -133,7 +133,7 @@ _FROM_HC = (
     _SHARED_DEVIATIONS,
     "global features only, no stripes",
     "the loss is a sum or a mean over identities as losses.reduction says, of weight 6",
-    "features as the configuration normalizes them: on raw features it did worse here",
+    "features as the configuration normalizes them, not raw",
 )
 _FROM_CAJ = (
     "Ye et al., Channel Augmented Joint Learning for Visible-Infrared Recognition, ICCV 2021",

@@ -110,7 +110,7 @@ class Backend(Protocol):
 
     Attributes:
         name: "torch" or "onnxruntime".
-        device: where it computes; a torch.device or, of ONNX Runtime, "cpu" or "cuda".
+        device: where it computes; a torch.device or, of ONNX Runtime, "cpu", "cuda" or "cuda:N".
     """
 
     name: str

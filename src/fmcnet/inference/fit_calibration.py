@@ -264,24 +264,29 @@ def held_out(counts: IntArray, prior: float) -> dict[str, Any] | None:
                 reached[rate] += within[fold, :, first_bin:].sum(axis=1)
             except FmcnetError:  # too low for this fold's pairs
                 del reached[rate]
-    p, (d, s) = probability.ravel(), within.astype(float).swapaxes(0, 1).reshape(2, -1)
-    brier = prior * ((1 - p) ** 2 * s).sum() / same + (1 - prior) * (p**2 * d).sum() / different
+    bin_different, bin_same = within.astype(float).swapaxes(0, 1).reshape(2, -1)  # (K * BINS,) each
+    bin_probability = probability.ravel()
+    brier = prior * ((1 - bin_probability) ** 2 * bin_same).sum() / same
+    brier += (1 - prior) * (bin_probability**2 * bin_different).sum() / different
     return {
         "folds": k,
         "same": int(same),
         "different": int(different),
-        "expected_calibration_error": calibration_error(p, s, d, prior),
+        "expected_calibration_error": calibration_error(bin_probability, bin_same, bin_different, prior),
         "brier": float(brier),
         "rates": {
-            f"{rate:g}": {"false_match_rate": int(f) / int(different), "true_match_rate": int(t) / int(same)}
-            for rate, (f, t) in reached.items()
+            f"{rate:g}": {
+                "false_match_rate": int(false_matches) / int(different),
+                "true_match_rate": int(true_matches) / int(same),
+            }
+            for rate, (false_matches, true_matches) in reached.items()
             if rate * different >= ENOUGH
         },
     }
 
 
 def edges() -> FloatVector:
-    """(BINS + 1,) where bins begin and end; bin i holds edges[i] <= similarity < edges[i + 1]."""
+    """(BINS + 1,) where bins begin and end; bin i holds edges[i] <= similarity < edges[i + 1], the last also 1."""
     return np.linspace(-1.0, 1.0, BINS + 1)
 
 
@@ -372,21 +377,38 @@ def fit(same: IntArray, different: IntArray) -> Curve:
 
 
 def _fit_evidence(same: IntArray, different: IntArray) -> tuple[FloatVector, FloatVector]:
+    """Knots (K,) and evidence (K,) of `fit`: bins form groups, groups form steps, and each step is a knot.
+
+    As an example, 20 pairs of either kind in five bins, and groups of a quarter of the mass:
+
+        similarity       0.0    0.2    0.4    0.6    0.8
+        same               0      3      4      4      9
+        different          8      2      2      8      0
+        mass           0.200  0.125  0.150  0.300  0.225   half of same / 20 + different / 20
+        middle         0.100  0.262  0.400  0.625  0.888   of a bin's mass, added from the left
+        group              0      1      1      2      3
+        share           0.00   0.64   0.64   0.33   1.00   of pairs of one person in the group's mass
+        step               0      1      1      1      2   isotonic: groups whose shares descend become one step
+        knot            0.00   0.46   0.46   0.46   0.80   the step's mean similarity, weighted by mass
+        evidence       -2.83  -0.08  -0.08  -0.08   2.94   log of (11 + 0.5) / 21 over (12 + 0.5) / 21 for step 1
+    """
     from scipy.optimize import isotonic_regression
 
-    n_same, n_different = int(same.sum()), int(different.sum())
-    weight = (same / n_same + different / n_different) / 2
-    bounds = _group_bounds(n_same, n_different)
-    group = np.searchsorted(bounds, np.cumsum(weight) - weight / 2, side="right").astype(np.int64)
-    mass = np.bincount(group, weight, len(bounds) + 1)
-    used = np.flatnonzero(mass > 0)
-    share = np.bincount(group, same / n_same / 2, len(bounds) + 1)[used] / mass[used]
-    starts = isotonic_regression(share, weights=mass[used]).blocks[:-1]  # of its steps, among the groups used
-    step = np.searchsorted(used[starts[1:]], group, side="right")  # of each bin
-    s, d, m = (np.bincount(step, values, len(starts)) for values in (same, different, weight))
-    knots = np.bincount(step, weight * _centres(), len(starts)) / m
-    evidence = np.log((s + 0.5) / (n_same + 1)) - np.log((d + 0.5) / (n_different + 1))
-    return knots, np.maximum.accumulate(evidence)
+    total_same, total_different = int(same.sum()), int(different.sum())
+    mass = (same / total_same + different / total_different) / 2
+    bounds = _group_bounds(total_same, total_different)
+    group = np.searchsorted(bounds, np.cumsum(mass) - mass / 2, side="right").astype(np.int64)
+    group_mass = np.bincount(group, mass, len(bounds) + 1)
+    used = np.flatnonzero(group_mass > 0)
+    share = np.bincount(group, same / total_same / 2, len(bounds) + 1)[used] / group_mass[used]
+    first_groups = used[isotonic_regression(share, weights=group_mass[used]).blocks[:-1]]  # of the steps
+    step = np.searchsorted(first_groups[1:], group, side="right")
+    step_same, step_different, step_mass, step_similarity = (
+        np.bincount(step, values, len(first_groups)) for values in (same, different, mass, mass * _centres())
+    )
+    evidence = np.log((step_same + 0.5) / (total_same + 1))
+    evidence -= np.log((step_different + 0.5) / (total_different + 1))
+    return step_similarity / step_mass, np.maximum.accumulate(evidence)
 
 
 def _group_bounds(n_same: int, n_different: int) -> FloatVector:

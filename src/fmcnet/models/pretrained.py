@@ -66,8 +66,9 @@ def is_model(source: str) -> bool:
 def load_model(model: FMCNet, source: str, arch: str) -> None:
     """Initialise from a trained model: stems, tails, and all other tensors of the same name and shape.
 
-    A specific or frozen tail that the source lacks is initialised from its shared tail. Classifiers and the
-    statistics of the descriptor start anew: identities differ. Arguments and errors as `load_pretrained`.
+    A specific or frozen tail that the source lacks is initialised from its shared tail. The linear layers of
+    classifiers and the statistics of the descriptor start anew: identities differ. Arguments and errors as
+    `load_pretrained`.
     """
     from fmcnet.models.checkpoint import load_pretrained_model
 

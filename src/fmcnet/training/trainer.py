@@ -46,12 +46,9 @@ from fmcnet.training.loggers import StepLogger, Tracker, check_trackers
 from fmcnet.training.profile import StepProfile
 from fmcnet.training.run_folder import check_folder, open_folder, split_folder
 from fmcnet.training.selection import BATCHES, ModelSelection, estimate_statistics, write_projection
-from fmcnet.training.train_step import MEASURED, NotFinite, TrainStep, precision
+from fmcnet.training.train_step import NO_TERMS, NotFinite, TrainStep, precision
 
 logger = logging.getLogger(__name__)
-
-LOGGED = ("loss", "rate", "lr", "step", "epoch", "validated_step")
-"""Keys of log records that are not loss terms."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +134,7 @@ def train(
             keep_freed_memory()
         with agree_on_errors(ctx):
             make_backbone(config.model.arch)  # raises for an unknown name before images are read
-            extra_terms = check_extra_terms(terms, config.losses, {*MEASURED, *LOGGED})
+            extra_terms = check_extra_terms(terms, config.losses, NO_TERMS)
             if ctx.main:
                 check_folder(run, config, resume)
                 check_trackers([name for name in trackers if isinstance(name, str)])
@@ -145,7 +142,7 @@ def train(
             table = data
             if not isinstance(table, Table):
                 table = read_dataset(table, layout=config.data.layout, trial=config.data.split)
-            if not resume:  # runs of an earlier version may have it
+            if not resume:  # a resume keeps the settings of its run
                 check_split(config, table.name)
         trainer = Trainer(config, table, run, ctx, extra_terms, stack, resume=resume, progress=progress)
         return trainer.fit(description, trackers, profile)
