@@ -10,7 +10,7 @@ from fmcnet.errors import DataError, FmcnetError
 from fmcnet.inference.calibration import Curve
 from fmcnet.inference.fit_calibration import (
     BINS,
-    ENOUGH,
+    ENOUGH_PAIRS,
     bins_of,
     calibration_error,
     edges,
@@ -92,7 +92,7 @@ def test_a_threshold_keeps_its_rate_on_the_pairs_it_was_learnt_from():
 
 
 def test_rates_that_the_pairs_cannot_tell_are_refused(curve):
-    assert curve.false_match_rate[-1] >= ENOUGH / 400_000
+    assert curve.false_match_rate[-1] >= ENOUGH_PAIRS / 400_000
     with pytest.raises(FmcnetError, match="cannot be told from 400,000 pairs"):
         curve.at(1e-5)
     for rate in (0.0, -1.0, 1.5, float("nan")):

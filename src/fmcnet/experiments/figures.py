@@ -18,7 +18,7 @@ from fmcnet.evaluation.evaluate_model import EvaluatedRun, role_masks
 from fmcnet.evaluation.protocols import Protocol
 from fmcnet.evaluation.ranking import ranked_lists as nearest
 from fmcnet.evaluation.verification import Verification
-from fmcnet.experiments.rows import DIRECTIONS
+from fmcnet.experiments.rows import DIRECTION_NAMES
 from fmcnet.files import make_private
 from fmcnet.training import health
 from fmcnet.training.loggers import read_log
@@ -212,12 +212,13 @@ def rows_picture(study: dict[str, Any], path: Path) -> Path:
     rows = [row for row in study["rows"] if row["figures"]]
     figure, axes = new_axes(1, 2, (10.4, 0.42 * len(rows) + 1.6), sharey=True)
     for ax, (metric, title) in zip(axes[0], (("rank1", "Rank-1"), ("mAP", "mAP")), strict=True):
-        for number, direction in enumerate(DIRECTIONS):
+        for number, direction in enumerate(DIRECTION_NAMES):
             colour, marker = f"C{number}", "os"[number]
             for line, row in enumerate(rows):
                 if not (spread := row["figures"].get(direction, {}).get(metric)):
                     continue
-                height, label = line + 0.16 * (2 * number - 1), DIRECTIONS[direction] if line == 0 else None
+                height = line + 0.16 * (2 * number - 1)
+                label = DIRECTION_NAMES[direction] if line == 0 else None
                 bar = {"xerr": spread["std"] or 0, "fmt": marker, "color": colour, "capsize": 3}
                 ax.errorbar(spread["mean"], height, label=label, **bar)
                 ax.scatter(spread["seeds"], [height] * len(spread["seeds"]), s=8, color=colour, alpha=0.5)

@@ -13,7 +13,7 @@ from fmcnet.evaluation.evaluate import METRICS
 from fmcnet.evaluation.evaluate_model import EvaluatedRun, role_masks
 from fmcnet.evaluation.verification import Verification, verification
 from fmcnet.experiments import figures, maps
-from fmcnet.experiments.rows import DIRECTIONS, markdown_table, page
+from fmcnet.experiments.rows import DIRECTION_NAMES, markdown_table, page
 from fmcnet.experiments.runs import is_generated
 from fmcnet.files import write_json, write_text
 from fmcnet.models.card import versions
@@ -22,7 +22,7 @@ from fmcnet.types import Modality
 
 logger = logging.getLogger(__name__)
 
-TITLES = {
+VARIANT_TITLES = {
     "base": "Base",
     "sfd": "+ SFD",
     "fmc": "+ FMC (concatenation)",
@@ -164,7 +164,7 @@ def _page(facts: dict[str, Any], pictures: dict[str, str], across: str) -> str:
         if len({evaluation["distance"] for _, evaluation in rows}) > 1:
             rows = [(f"{title}, {evaluation['distance']}", evaluation) for title, evaluation in rows]
         name = protocol.partition(":")[0]
-        direction = DIRECTIONS.get(rows[0][1]["direction"])
+        direction = DIRECTION_NAMES.get(rows[0][1]["direction"])
         heading = f"{direction.capitalize()}: {name}" if direction else name.capitalize()
         parts += [f"## {heading}", protocol, _scores_table(rows)]
     if any(run["selected_on"] == "test" for run in runs.values()):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from fmcnet.errors import FmcnetError
 
-DIRECTIONS = {"i2v": "infrared to visible", "v2i": "visible to infrared"}
+DIRECTION_NAMES = {"i2v": "infrared to visible", "v2i": "visible to infrared"}
 """Both directions of search, in words."""
 
 

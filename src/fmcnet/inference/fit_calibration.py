@@ -23,13 +23,13 @@ logger = logging.getLogger(__name__)
 BINS = 20_000
 """Of equal width over -1..1: similarities differ in steps of 0.0001."""
 
-BLOCK = 2**22
+BLOCK_PAIRS = 2**22
 """Pairs compared at a time."""
 
 FOLDS = 5
 
-ENOUGH = 10
-"""Fewest false matches behind a stored false-match rate."""
+ENOUGH_PAIRS = 10
+"""Fewest false matches behind a stored false-match rate, and fewest pairs in a group at an end of the curve."""
 
 MIN_PAIRS = 20
 """Fewer pairs of the same person, or of different ones, are not learnt from."""
@@ -37,8 +37,10 @@ MIN_PAIRS = 20
 A_DECADE = 10
 """Thresholds stored per factor of ten of the false-match rate."""
 
-SHOWN = (1e-1, 1e-2, 1e-3, 1e-4)
-PARTS = 15
+HELD_OUT_RATES = (1e-1, 1e-2, 1e-3, 1e-4)
+"""False-match rates whose thresholds are measured on held-out identities."""
+
+ERROR_BINS = 15
 """Equal parts of 0..1 that the expected calibration error averages over (Guo et al., ICML 2017)."""
 
 
@@ -228,9 +230,9 @@ def calibration_error(
     """
     same = prior * same / same.sum()
     different = (1 - prior) * different / different.sum()
-    bin_index = np.minimum((probability * PARTS).astype(np.int64), PARTS - 1)
-    predicted = np.bincount(bin_index, weights=probability * (same + different), minlength=PARTS)
-    observed = np.bincount(bin_index, weights=same, minlength=PARTS)
+    bin_index = np.minimum((probability * ERROR_BINS).astype(np.int64), ERROR_BINS - 1)
+    predicted = np.bincount(bin_index, weights=probability * (same + different), minlength=ERROR_BINS)
+    observed = np.bincount(bin_index, weights=same, minlength=ERROR_BINS)
     return float(np.abs(predicted - observed).sum())
 
 
@@ -243,14 +245,14 @@ def held_out(counts: IntArray, prior: float) -> dict[str, Any] | None:
 
     Returns:
         `folds`; `same`, `different` (pairs measured); `expected_calibration_error`; `brier`: the mean squared error
-        of the probabilities; and `rates`: for each false-match rate of `SHOWN`, the measured false- and true-match
-        rates. None where the pairs are too few.
+        of the probabilities; and `rates`: for each false-match rate of `HELD_OUT_RATES`, the measured false- and
+        true-match rates. None where the pairs are too few.
     """
     k = len(counts)
     within = np.stack([counts[fold, fold] for fold in range(k)])  # (K, 2, BINS): pairs that are measured
     different, same = within.sum(axis=(0, 2))
     probability = np.zeros((k, BINS))
-    reached = {rate: np.zeros(2, dtype=np.int64) for rate in SHOWN}
+    reached = {rate: np.zeros(2, dtype=np.int64) for rate in HELD_OUT_RATES}
     for fold in range(k):
         others = np.arange(k) != fold
         learnt_different, learnt_same = counts[np.ix_(others, others)].sum(axis=(0, 1))
@@ -280,7 +282,7 @@ def held_out(counts: IntArray, prior: float) -> dict[str, Any] | None:
                 "true_match_rate": int(true_matches) / int(same),
             }
             for rate, (false_matches, true_matches) in reached.items()
-            if rate * different >= ENOUGH
+            if rate * different >= ENOUGH_PAIRS
         },
     }
 
@@ -341,7 +343,7 @@ def count_pairs(
     counts = np.zeros((k, k, 2, BINS), dtype=np.int64)
     # Rows that are queries and gallery images meet in both orders where the modality is one.
     in_both = np.intersect1d(query_rows, gallery_rows)
-    step = max(1, BLOCK // max(1, len(gallery_rows)))
+    step = max(1, BLOCK_PAIRS // max(1, len(gallery_rows)))
     for start in range(0, len(query_rows), step):
         query, gallery = query_rows[start : start + step, None], gallery_rows[None]
         same = pid[query] == pid[gallery]
@@ -413,10 +415,10 @@ def _fit_evidence(same: IntArray, different: IntArray) -> tuple[FloatVector, Flo
 
 def _group_bounds(n_same: int, n_different: int) -> FloatVector:
     """Where groups end, as shares of all mass, ascending: equal parts, the first and the last halved while they hold
-    `ENOUGH` pairs of the kind that is common there."""
+    `ENOUGH_PAIRS` pairs of the kind that is common there."""
     num_equal = int(np.clip(min(n_same, n_different) // MIN_PAIRS, 4, 64))
     low, high = (
-        0.5 ** np.arange(1, max(1, int(np.log2(2 * n / num_equal / ENOUGH)) + 1)) / num_equal
+        0.5 ** np.arange(1, max(1, int(np.log2(2 * n / num_equal / ENOUGH_PAIRS)) + 1)) / num_equal
         for n in (n_different, n_same)
     )
     return np.concatenate([low[::-1], np.arange(1, num_equal) / num_equal, 1 - high])
@@ -427,7 +429,7 @@ def _fit_thresholds(same: IntArray, different: IntArray) -> tuple[FloatVector, F
     reached_different = np.append(np.cumsum(different[::-1])[::-1], 0)
     reached_same = np.append(np.cumsum(same[::-1])[::-1], 0)
     n = int(different.sum())
-    decades = np.log10(max(n / ENOUGH, 1.0))
+    decades = np.log10(max(n / ENOUGH_PAIRS, 1.0))
     rates = 10.0 ** (-np.arange(int(np.floor(decades * A_DECADE + 1e-9)) + 1) / A_DECADE)
     first_bin = np.searchsorted(-reached_different, -np.floor(rates * n + 1e-6), side="left").clip(max=BINS)
     return rates, edges()[first_bin], reached_same[first_bin] / max(int(same.sum()), 1)

@@ -18,7 +18,7 @@ from fmcnet.models.shipped import find_model, shipped_models
 
 logger = logging.getLogger(__name__)
 
-OWN = {"head", "pool", "norm"}
+NOT_PUBLISHED = {"head", "pool", "norm"}
 """Parts of a tail that published weights lack."""
 _NOT_TRANSFERRED = re.compile(r"classify\w*\.linear\.|^standard\.")
 """Depends on a model's identities and cameras: classifiers and the statistics of its descriptor."""
@@ -125,7 +125,9 @@ def _backbone_parts(model: FMCNet) -> dict[str, nn.Module]:
 
 
 def _backbone_state(module: nn.Module) -> dict[str, Tensor]:
-    return {key: value for key, value in module.state_dict().items() if key.partition(".")[0] not in OWN}
+    return {
+        key: value for key, value in module.state_dict().items() if key.partition(".")[0] not in NOT_PUBLISHED
+    }
 
 
 def _difference(

@@ -31,7 +31,7 @@ from fmcnet.models.fmcnet import FMCNet
 from fmcnet.models.normalization import feature_norms, watch_norms
 from fmcnet.types import Modality
 
-BATCHES = 50
+STATISTICS_BATCHES = 50
 """Maximum number of batches for statistics: 3,200 images with the generated benchmark's batches of 64. A smaller
 training set is read once."""
 

@@ -45,7 +45,12 @@ from fmcnet.training.checkpointing import Checkpointer, checkpoints, drop_others
 from fmcnet.training.loggers import StepLogger, Tracker, check_trackers
 from fmcnet.training.profile import StepProfile
 from fmcnet.training.run_folder import check_folder, open_folder, split_folder
-from fmcnet.training.selection import BATCHES, ModelSelection, estimate_statistics, write_projection
+from fmcnet.training.selection import (
+    STATISTICS_BATCHES,
+    ModelSelection,
+    estimate_statistics,
+    write_projection,
+)
 from fmcnet.training.train_step import NO_TERMS, NotFinite, TrainStep, precision
 
 logger = logging.getLogger(__name__)
@@ -410,7 +415,7 @@ class Trainer:
             no_augmentation = AugmentConfig(pad=0, flip=0, erase=0, channel="none")
             first = self._steps * self._config.training.accumulate  # batches that no step trains on
             images_per_batch = self._config.data.identities * self._config.data.images * 2 * self._ctx.world
-            last = first + min(BATCHES, -(-len(self._cache) // images_per_batch))
+            last = first + min(STATISTICS_BATCHES, -(-len(self._cache) // images_per_batch))
             estimate_statistics(model, lambda: self._batches(no_augmentation, first, last), self._ctx.world)
         return model
 

@@ -20,8 +20,10 @@ from fmcnet.inference.encoder import embed_batches, keep
 from fmcnet.inference.projection import l2_normalize
 from fmcnet.types import FloatArray, IntArray, Modality
 
-BATCHES = (1, 32)
-BATCH = 32
+SPEED_BATCHES = (1, 32)
+"""Batch sizes whose speed is measured."""
+EMBED_BATCH = 32
+"""Images at once when the embeddings of forms are compared."""
 
 
 class Form(NamedTuple):
@@ -71,7 +73,7 @@ def rates(
     images: NDArray[np.uint8],
     modality: Modality,
     *,
-    batches: Sequence[int] = BATCHES,
+    batches: Sequence[int] = SPEED_BATCHES,
     rounds: int = 3,
     seconds: float = 0.3,
 ) -> list[dict[int, list[float]]]:
@@ -127,7 +129,7 @@ def compare(
     reports: list[BackendReport] = []
     first: FloatArray | None = None
     for (name, backend, size, kept), speed in zip(forms, speeds, strict=True):
-        features = l2_normalize(embed_batches(backend, images, modality, rows, BATCH, progress=False))
+        features = l2_normalize(embed_batches(backend, images, modality, rows, EMBED_BATCH, progress=False))
         first = features if first is None else first
         reports.append(
             BackendReport(
