@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from fmcnet.errors import DataError
-from fmcnet.experiments.rows import DIRECTION_NAMES, markdown_table, page
+from fmcnet.experiments.rows import DIRECTION_NAMES
 from fmcnet.files import write_rows, write_text
+from fmcnet.markdown import markdown_page, markdown_table
 from fmcnet.models.shipped import shipped_models
 from fmcnet.parsing import read_json
 
@@ -226,7 +227,7 @@ def _cells(row: ComparisonRow, columns: list[str]) -> list[str]:
 def _markdown(rows: tuple[ComparisonRow, ...], columns: list[str]) -> str:
     scores = [f"{PUBLISHED_COLUMNS[key]} {metric}" for key in columns for metric in ("R1", "mAP")]
     cells = ([row.name, row.where, *_cells(row, columns), "; ".join(row.flags)] for row in rows)
-    return page([markdown_table(["method", "where", *scores, "flags"], cells), SOURCE_NOTE])
+    return markdown_page([markdown_table(["method", "where", *scores, "flags"], cells), SOURCE_NOTE])
 
 
 def _latex(rows: tuple[ComparisonRow, ...], columns: list[str]) -> str:

@@ -13,9 +13,10 @@ from fmcnet.evaluation.evaluate import METRICS
 from fmcnet.evaluation.evaluate_model import EvaluatedRun, role_masks
 from fmcnet.evaluation.verification import Verification, verification
 from fmcnet.experiments import figures, maps
-from fmcnet.experiments.rows import DIRECTION_NAMES, markdown_table, page
+from fmcnet.experiments.rows import DIRECTION_NAMES
 from fmcnet.experiments.runs import is_generated
 from fmcnet.files import write_json, write_text
+from fmcnet.markdown import markdown_page, markdown_table
 from fmcnet.models.card import versions
 from fmcnet.parsing import read_json
 from fmcnet.types import Modality
@@ -187,7 +188,7 @@ def _page(facts: dict[str, Any], pictures: dict[str, str], across: str) -> str:
             parts.append(f"{key.replace('_', ' ')}: {value}")
     for title, path in pictures.items():
         parts += [f"## {title}", f"![{title}]({path})"]
-    return page(parts)
+    return markdown_page(parts)
 
 
 def _verification_parts(title: str, verified: dict[str, Any], across: str) -> list[str]:

@@ -6,24 +6,12 @@ A row has no code of its own: its settings override the study's configuration.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from fmcnet.errors import FmcnetError
 
 DIRECTION_NAMES = {"i2v": "infrared to visible", "v2i": "visible to infrared"}
 """Both directions of search, in words."""
-
-
-def markdown_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table in Markdown."""
-    lines = [f"| {' | '.join(map(str, cells))} |" for cells in (head, *rows)]
-    return "\n".join([lines[0].replace("  ", " "), "|---" * len(head) + "|", *lines[1:]])
-
-
-def page(parts: Iterable[str]) -> str:
-    """Headings, paragraphs and tables as a page of Markdown, with an empty line between two of them."""
-    return "\n\n".join(parts) + "\n"
 
 
 @dataclass(frozen=True)

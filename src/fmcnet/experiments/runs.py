@@ -19,8 +19,9 @@ from fmcnet.data.readers import read_dataset
 from fmcnet.data.table import Table
 from fmcnet.evaluation.evaluate import query_scores
 from fmcnet.evaluation.evaluate_model import EvaluatedRun, evaluate_model, role_masks
-from fmcnet.experiments.rows import DIRECTION_NAMES, markdown_table, page
+from fmcnet.experiments.rows import DIRECTION_NAMES
 from fmcnet.files import lock_file, write_atomically, write_json, write_text
+from fmcnet.markdown import markdown_page, markdown_table
 from fmcnet.models.card import CARD, WEIGHTS, ModelCard, versions
 from fmcnet.models.checkpoint import weights_digest
 from fmcnet.parsing import read_json, read_npz
@@ -257,4 +258,4 @@ def write_model_card(run: Path, card: ModelCard, result: dict[str, Any], *, gene
         "## Every setting",
         f"```json\n{settings}\n```",
     ]
-    return write_text(run / MODEL_CARD, page(parts))
+    return write_text(run / MODEL_CARD, markdown_page(parts))

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 from fmcnet.experiments import figures, maps
 from fmcnet.experiments.figures import Pictures
 from fmcnet.experiments.results import COMPARED_METRICS, MIN_SEEDS, interval, study_facts, too_few
-from fmcnet.experiments.rows import DIRECTION_NAMES, Study, markdown_table, page
+from fmcnet.experiments.rows import DIRECTION_NAMES, Study
 from fmcnet.experiments.runs import StudyRun, commit
 from fmcnet.files import write_json, write_text
+from fmcnet.markdown import markdown_page, markdown_table
 from fmcnet.models.card import versions
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def study_page(facts: dict[str, Any]) -> str:
         parts += [*_pairs(study), *_order(study), *_statistics_table(study), *_sources(study)]
         for title, path in facts["pictures"].get(study["name"], []):
             parts += [f"![{title}]({path})", f"*{title}.*"]
-    return page(_wrapped(part) for part in [*parts, *_runs(facts)])
+    return markdown_page(_wrapped(part) for part in [*parts, *_runs(facts)])
 
 
 def _wrapped(part: str) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 
 from fmcnet.errors import CheckpointError, require
 from fmcnet.files import file_digest
+from fmcnet.markdown import markdown_table
 from fmcnet.models.card import CARD, PROJECTION, WEIGHTS, read_card
 from fmcnet.parsing import read_json
 
@@ -53,8 +54,6 @@ encoder = Encoder.from_pretrained("{name}")  # pip install "fmcnet[hub]"
 embeddings = encoder.encode(["a.jpg", "b.jpg"], "infrared")
 ```
 
-| | |
-|---|---|
 {table}
 
 A similarity is no proof of identity. Finding people across cameras is subject to law.
@@ -175,7 +174,7 @@ def _readme(folder: Path, name: str) -> str:
         "compared by": card.similarity,
         "versions": ", ".join(f"{package} {version}" for package, version in card.versions.items()),
     }
-    table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
+    table = markdown_table(("", ""), rows.items())
     return README_TEXT.format(title=name.partition("/")[2], name=name, table=table)
 
 

@@ -18,6 +18,7 @@ from fmcnet.evaluation.evaluate_model import protocols_for, role_masks
 from fmcnet.inference.backends import Backend
 from fmcnet.inference.encoder import embed_batches, keep
 from fmcnet.inference.projection import l2_normalize
+from fmcnet.markdown import markdown_page, markdown_table
 from fmcnet.types import FloatArray, IntArray, Modality
 
 SPEED_BATCHES = (1, 32)
@@ -158,8 +159,7 @@ def markdown(forms: Sequence[BackendReport], remarks: Sequence[str] = ()) -> str
     heads = ["form", "MiB", "largest difference", "smallest cosine"]
     heads += [f"{label} {direction}" for direction in directions for label in ("Rank-1", "mAP")]
     heads += [f"images/s, batch {size}" for size in forms[0].images_per_second]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    first = forms[0]
+    rows, first = [], forms[0]
     for form in forms:
         cells = [form.name, f"{form.bytes / 2**20:.1f}"]
         cells += [f"{form.largest_difference:.1e}", f"{form.smallest_cosine:.6f}"]
@@ -173,5 +173,5 @@ def markdown(forms: Sequence[BackendReport], remarks: Sequence[str] = ()) -> str
             for size, rate in form.images_per_second.items()
         ]
         cells += [value if form is first else f"{value} ({change})" for value, change in values]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *(f"- {remark}" for remark in remarks)]) + "\n"
+        rows.append(cells)
+    return markdown_page([markdown_table(heads, rows), "\n".join(f"- {remark}" for remark in remarks)])
