@@ -43,7 +43,6 @@ def run_demo(
     *,
     preset: str = "small",
     seed: int = 0,
-    overrides: tuple[str, ...] = (),
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Run the whole path without data and without a GPU. The same call continues an interrupted demo.
@@ -55,7 +54,6 @@ def run_demo(
         out: gets `data/`, `base/`, `full/` and `report/`.
         preset: "tiny" or "small".
         seed: of data and training.
-        overrides: settings as "training.epochs=1".
         quiet: print no table.
 
     Returns:
@@ -69,7 +67,7 @@ def run_demo(
     out = Path(out)
     check_folder(out, DEMO_FILES)
     started = time.perf_counter()
-    settings = [*DEMO_SETTINGS[preset], *overrides, f"training.seed={seed}"]
+    settings = [*DEMO_SETTINGS[preset], f"training.seed={seed}"]
     config = load_config(CONFIGS[preset], settings)  # faults are reported before any work
     summary = generate("sysu", preset, seed, out / "data", progress=not quiet)
     logger.info(
