@@ -44,11 +44,11 @@ class ConfigError(FmcnetError):
 
 
 class CheckpointError(FmcnetError):
-    """Weights or a run folder that are missing, damaged, or belong to another model."""
+    """Weights, a run folder or a model's file that is missing, damaged, or belongs to another model."""
 
 
 class TrainingError(FmcnetError):
-    """Training cannot continue: a loss term became NaN or infinite, or batches cannot be formed."""
+    """Training cannot continue: no batch can be formed, a loss became NaN or infinite, or memory is short."""
 
 
 class ProtocolError(FmcnetError):

@@ -40,7 +40,7 @@ class ComparisonRow:
 
     name: str
     where: str
-    """Year and venue, or "this run"."""
+    """Venue and year, or "this run"."""
     figures: dict[str, tuple[float | None, float | None]]
     """(Rank-1, mAP) in percent by key of `PUBLISHED_COLUMNS`; None where there is none."""
     flags: tuple[str, ...] = ()

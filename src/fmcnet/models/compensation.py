@@ -66,7 +66,7 @@ class Generator(nn.Module):
         length: fixed length of the generated features, as the real ones have it; None: a ReLU ends G. Ours.
         input_scale: factor of F_sh before the layers, so that values of a short feature are of the order of 1 and
             outweigh the biases. Ours.
-        residual: F' = F_sh + layers(F_sh) before the length is set. Ours.
+        residual: the scaled F_sh is added to what the layers give, before the length is set. Ours.
     """
 
     def __init__(

@@ -61,7 +61,8 @@ class ModelSelection:
         ctx: device and rank.
 
     Attributes:
-        best: mAP and step of the best weights so far, for the checkpoint; empty before the first validation.
+        best: mAP and step of the best weights so far, for the checkpoint; empty before the first validation, and
+            always with `training.select=last`.
 
     Raises:
         DataError: when the identities to validate on are missing or too few.
@@ -139,7 +140,7 @@ class ModelSelection:
 
     @property
     def selected(self) -> str:
-        """How the weights were selected; "last" when nothing was validated."""
+        """How the weights were selected: "val" or "test"; "last" as long as there are no best ones."""
         return self.select if self.best else "last"
 
     @torch.no_grad()

@@ -66,8 +66,8 @@ class TrainingSummary:
         dataset: name of the table.
         steps: of the whole training.
         resumed_from: steps done before this call.
-        seconds: time of this call.
-        images_per_second: of this call.
+        seconds: time of the steps of this call, with validation.
+        images_per_second: in that time.
         images: number of training images.
         identities: number of training identities.
         parameters: of the model.
