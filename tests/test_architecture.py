@@ -22,6 +22,7 @@ LAYERS = [
         "identities",
         "names",
         "config",
+        "markdown",
         "parsing",
         "plugins",
     ),

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from fmcnet.data.cache import ImageCache
 from fmcnet.data.readers import read_dataset
 from fmcnet.data.readers.csv import write_csv
-from fmcnet.models.shipped import FOLDER
+from fmcnet.models.shipped import WEIGHTS_FOLDER
 from fmcnet.retrieval import Gallery
 from fmcnet.synthetic import generate
 from tests.cli import run_command
@@ -249,7 +249,7 @@ def test_paths_are_printed_whole_to_be_copied(tiny_run, tiny_sysu, tmp_path, mon
 def test_shipped_models_are_taken_by_name_wherever_a_run_is(tiny_sysu, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     name, data = "fmcnet-generated", tiny_sysu
-    before = {path: path.stat().st_mtime_ns for path in sorted(FOLDER.rglob("*"))}
+    before = {path: path.stat().st_mtime_ns for path in sorted(WEIGHTS_FOLDER.rglob("*"))}
     told = run("evaluate", name, "--data", data)
     assert "no report: fmcnet-generated came with the package" in told.output
     judged = as_json("evaluate", name, "--data", data, "--out", "judged")
@@ -265,7 +265,7 @@ def test_shipped_models_are_taken_by_name_wherever_a_run_is(tiny_sysu, tmp_path,
     assert "say --out FILE" in said(run("calibrate", name, "--data", data, code=2))
     assert as_json("calibrate", name, "--data", data, "--out", "c.json")["out"] == "c.json"
     assert "say --out FOLDER" in said(run("export", name, code=2))
-    assert {path: path.stat().st_mtime_ns for path in sorted(FOLDER.rglob("*"))} == before
+    assert {path: path.stat().st_mtime_ns for path in sorted(WEIGHTS_FOLDER.rglob("*"))} == before
 
 
 def test_a_calibration_elsewhere_serves_where_it_is_named(tiny_run, tiny_sysu, tmp_path, monkeypatch):

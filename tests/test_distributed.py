@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from fmcnet import progress
-from fmcnet.distributed import keep_freed_memory, pick_device, seeded_generator
-from fmcnet.errors import FmcnetError, MissingDependencyError, require
+from fmcnet.cli.app import _fail
+from fmcnet.distributed import keep_freed_memory, mark_agreed, pick_device, seeded_generator
+from fmcnet.errors import FmcnetError, Interrupted, MissingDependencyError, PrintedBy, require
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc and glibc")
@@ -64,6 +65,32 @@ def test_two_processes_are_not_put_on_one_gpu(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(FmcnetError, match="would put all 2 processes on one GPU"):
         pick_device("cuda:0")
+
+
+@pytest.mark.parametrize(
+    ("error", "printing"),
+    [
+        (FmcnetError("no file"), [(0, 0), (2, 0)]),
+        (OSError("no room"), [(0, 0), (2, 0)]),
+        (mark_agreed(FmcnetError("no file")), [(0, 0)]),
+        (Interrupted("stopped"), [(0, 0)]),
+        (KeyboardInterrupt(), [(0, 0)]),
+    ],
+)
+def test_one_process_prints_what_several_raise(error, printing, monkeypatch, capsys):
+    """Of two machines with two processes each; an error of one process alone is printed by it."""
+    ranks = [(0, 0), (1, 1), (2, 0), (3, 1)]
+    assert [each for each in ranks if prints(error, *each, monkeypatch, capsys)] == printing
+    error.printed_by = PrintedBy.EACH
+    assert all(prints(error, *each, monkeypatch, capsys) for each in ranks)
+
+
+def prints(error, rank, local_rank, monkeypatch, capsys):
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("LOCAL_RANK", str(local_rank))
+    with pytest.raises(SystemExit):
+        _fail("what went wrong", 2, error)
+    return "what went wrong" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("show", [None, True])

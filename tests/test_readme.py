@@ -126,6 +126,30 @@ def test_every_function_named_on_the_methods_page_exists():
         import_module(f"fmcnet.{module}")
 
 
+def test_every_path_and_name_in_contributing_exists_where_it_is_said_to_be():
+    """A name that an item gives with files is in one of them or in an example, others anywhere in the sources."""
+    whole = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    text, examples = re.sub(r"```.*?```", "", whole, flags=re.DOTALL), "".join(whole.split("```")[1::2])
+    sources = [path for part in ("src", "tests", "docs", "benchmarks") for path in (ROOT / part).rglob("*")]
+    made = {"broken/", "tests/data/test_readers_NAME.py"}  # by a command, by the reader
+    checked = 0
+    for item in re.split(r"\n(?=\n|- |\d+\. |\|)", text):
+        codes = {code for code in re.findall(r"`([^`\s]+)`", item) if not is_setting(code)} - made
+        paths = {code for code in codes if re.fullmatch(r"[\w./*-]+(/|\.\w{2,5})", code)}
+        files = []
+        for code in paths:
+            matches = [path for path in sources if path.match(code)]
+            assert matches or (ROOT / code).exists(), code
+            files += [path for path in matches if path.suffix == ".py"]
+        files = files or [path for path in sources if path.suffix in (".py", ".yaml")]
+        for code in codes - paths:
+            if re.fullmatch(r"[A-Za-z_]+", code):
+                texts = (examples, *(path.read_text(encoding="utf-8") for path in files))
+                assert any(re.search(rf"\b{code}\b", one) for one in texts), code
+                checked += 1
+    assert checked > 20
+
+
 def is_setting(text: str) -> bool:
     """Whether `losses.gan` is a setting of a configuration, not a module."""
     from fmcnet.config import Config

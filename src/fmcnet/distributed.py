@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from fmcnet.errors import FmcnetError, Interrupted
+from fmcnet.errors import FmcnetError, Interrupted, PrintedBy
 
 _Item = TypeVar("_Item")
 _Model = TypeVar("_Model", bound=nn.Module)
@@ -82,15 +82,19 @@ def pick_device(name: str = "auto") -> torch.device:
 def distributed_context(device: str = "auto") -> Iterator[DistributedContext]:
     """Join the process group when started by `torchrun`, and leave it at the end.
 
-    An error that leaves the block has `FmcnetError.agreed` set: whether all processes raise it.
+    An error that leaves the block of a job that was started so is printed by each process that raises it, but one
+    that all raise (`mark_agreed`) by rank 0 alone.
 
     Args:
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
+
+    Raises:
+        FmcnetError: as `pick_device`.
     """
     try:
         torch_device = pick_device(device)
     except FmcnetError as error:
-        error.printer = ""
+        error.printed_by = PrintedBy.EACH
         raise
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         yield DistributedContext(torch_device)
@@ -108,13 +112,15 @@ def distributed_context(device: str = "auto") -> Iterator[DistributedContext]:
     try:
         control = dist.new_group(backend="gloo", timeout=TIMEOUT)
         yield DistributedContext(torch_device, dist.get_rank(), dist.get_world_size(), control)
-        dist.barrier()  # without it a rank sometimes aborts at exit (seen with gloo)
+        dist.barrier()  # no rank destroys the group while another still exchanges
     except (FmcnetError, OSError, Interrupted) as error:
-        if getattr(error, "printer", "") == "RANK":  # the other processes are about to exit as well
+        if (
+            getattr(error, "printed_by", None) is PrintedBy.ONE
+        ):  # the other processes are about to exit as well
             with contextlib.suppress(RuntimeError):
                 dist.barrier()
         else:
-            error.printer = ""  # type: ignore[union-attr]
+            error.printed_by = PrintedBy.EACH  # type: ignore[union-attr]
         raise
     finally:
         dist.destroy_process_group()
@@ -191,7 +197,7 @@ def agree_on_errors(ctx: DistributedContext) -> Iterator[None]:
 
 def mark_agreed(error: _Error) -> _Error:
     """Mark an error as raised by every process of the job: rank 0 alone prints it."""
-    error.printer = "RANK"  # type: ignore[union-attr]
+    error.printed_by = PrintedBy.ONE  # type: ignore[union-attr]
     return error
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 FOR_DEVELOPERS = ("dev", "docs", "browser")
 """Extras that no user of the package needs."""
 
-WIDTH = 24
+NAME_WIDTH = 24
 """Columns for a name; a longer name shifts its line."""
 
 
@@ -56,7 +56,7 @@ class Diagnosis:
     def lines(self) -> list[str]:
         """One line per finding, under the name of its part; the verdict last."""
         lines: list[str] = []
-        width = min(max(len(finding.name) for finding in self.findings), WIDTH)
+        width = min(max(len(finding.name) for finding in self.findings), NAME_WIDTH)
         part = ""
         for finding in self.findings:
             lines += [finding.part] if finding.part != part else []

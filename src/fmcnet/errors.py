@@ -6,6 +6,7 @@ The command line prints that text without a traceback and ends with exit code 2.
 
 from __future__ import annotations
 
+import enum
 import importlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,15 +14,25 @@ from pathlib import Path
 from types import ModuleType
 
 
+class PrintedBy(enum.Enum):
+    """Which processes of a job (torchrun) print an error that they raise."""
+
+    EACH = enum.auto()
+    """Every process: its error is its own."""
+    ONE_PER_MACHINE = enum.auto()
+    """The first process of each machine: the processes are not connected yet."""
+    ONE = enum.auto()
+    """Rank 0: all processes raise the same error."""
+
+
 class FmcnetError(Exception):
     """A mistake in the input (data, configuration, checkpoint, arguments), not a bug in fmcnet.
 
     Attributes:
-        printer: which of several processes prints the error: those where this environment variable is 0. LOCAL_RANK:
-            one on each machine, since they are not connected yet. RANK: one of all. "": each that raises it.
+        printed_by: which processes of a job print it.
     """
 
-    printer = "LOCAL_RANK"
+    printed_by = PrintedBy.ONE_PER_MACHINE
 
 
 class DataError(FmcnetError):
@@ -33,11 +44,11 @@ class ConfigError(FmcnetError):
 
 
 class CheckpointError(FmcnetError):
-    """Weights or a run folder that are missing, damaged, or belong to another model."""
+    """Weights, a run folder or a model's file that is missing, damaged, or belongs to another model."""
 
 
 class TrainingError(FmcnetError):
-    """Training cannot continue: a loss term became NaN or infinite, or batches cannot be formed."""
+    """Training cannot continue: no batch can be formed, a loss became NaN or infinite, or memory is short."""
 
 
 class ProtocolError(FmcnetError):
@@ -69,13 +80,14 @@ class MissingDependencyError(FmcnetError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """A training stopped on request: it wrote a checkpoint, and can be resumed.
+    """Work stopped by Ctrl-C or SIGTERM; the message says what was kept and how to continue.
 
     Attributes:
         code: exit code of the process: 130 after Ctrl-C, 143 after SIGTERM.
+        printed_by: which processes of a job print it.
     """
 
-    printer = "RANK"
+    printed_by = PrintedBy.ONE
 
     def __init__(self, message: str, code: int = 130) -> None:
         super().__init__(message)

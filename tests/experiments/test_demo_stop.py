@@ -14,8 +14,9 @@ from tests.experiments.test_study import alive, children, wait_for
 
 CODE = """
 import sys
-from fmcnet.experiments.demo import run_demo
-run_demo(sys.argv[1], preset="tiny", overrides=("training.epochs=2000",), quiet=True)
+from fmcnet.experiments import demo
+demo.DEMO_SETTINGS["tiny"] = ("training.epochs=2000",)
+demo.run_demo(sys.argv[1], preset="tiny", quiet=True)
 """
 
 

@@ -8,7 +8,15 @@ from scipy.stats import norm
 
 from fmcnet.errors import DataError, FmcnetError
 from fmcnet.inference.calibration import Curve
-from fmcnet.inference.fit_calibration import BINS, ENOUGH, calibration_error, edges, fit, held_out
+from fmcnet.inference.fit_calibration import (
+    BINS,
+    ENOUGH_PAIRS,
+    bins_of,
+    calibration_error,
+    edges,
+    fit,
+    held_out,
+)
 from tests.inference import count
 
 SAME, DIFFERENT, SPREAD = 0.55, 0.15, 0.14
@@ -84,7 +92,7 @@ def test_a_threshold_keeps_its_rate_on_the_pairs_it_was_learnt_from():
 
 
 def test_rates_that_the_pairs_cannot_tell_are_refused(curve):
-    assert curve.false_match_rate[-1] >= ENOUGH / 400_000
+    assert curve.false_match_rate[-1] >= ENOUGH_PAIRS / 400_000
     with pytest.raises(FmcnetError, match="cannot be told from 400,000 pairs"):
         curve.at(1e-5)
     for rate in (0.0, -1.0, 1.5, float("nan")):
@@ -158,6 +166,16 @@ def test_a_damaged_field_is_named(curve, name, change, said):
     del tree[name]
     with pytest.raises(KeyError, match=name):
         Curve.from_dict(tree)
+
+
+def test_the_example_of_groups_and_steps():
+    """That of `_fit_evidence`."""
+    same, different = np.zeros((2, BINS), dtype=np.int64)
+    bins = bins_of(np.array([0.0, 0.2, 0.4, 0.6, 0.8]) + 1e-9)
+    same[bins], different[bins] = [0, 3, 4, 4, 9], [8, 2, 2, 8, 0]
+    curve = fit(same, different)
+    assert curve.similarity == pytest.approx([0.0, 0.461, 0.8], abs=1e-3)
+    assert curve.evidence == pytest.approx(np.log([0.5 / 8.5, 11.5 / 12.5, 9.5 / 0.5]))
 
 
 def test_the_calibration_error_by_hand():

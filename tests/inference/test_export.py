@@ -38,7 +38,7 @@ def known_graphs(tiny_onnx, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def _short_measurements(monkeypatch):
-    monkeypatch.setattr(write, "SECONDS", 0.001)
+    monkeypatch.setattr(write, "SPEED_SECONDS", 0.001)
 
 
 def exported(run, out, **settings):
@@ -91,7 +91,7 @@ def test_a_table_gives_the_change_of_rank_1_and_map(tiny_run, tiny_sysu, tmp_pat
 
 @pytest.mark.usefixtures("known_graphs")
 def test_int8_that_loses_too_much_is_refused_and_not_kept(tiny_run, tiny_sysu, tmp_path, monkeypatch):
-    monkeypatch.setattr(write, "MOST_LOST", -100.0)
+    monkeypatch.setattr(write, "MAX_LOST_MAP", -100.0)
     out = tmp_path / "int8"
     with pytest.raises(FmcnetError, match=r"int8 loses more than -100\.0 points of mAP .*--force"):
         exported(tiny_run, out, int8=True, calibrate=tiny_sysu, images=16)
@@ -117,7 +117,7 @@ def test_int8_that_loses_too_much_is_refused_and_not_kept(tiny_run, tiny_sysu, t
 
 @pytest.mark.usefixtures("known_graphs")
 def test_int8_that_keeps_its_map_is_kept_and_smaller(tiny_run, tiny_sysu, tmp_path, monkeypatch):
-    monkeypatch.setattr(write, "MOST_LOST", 100.0)
+    monkeypatch.setattr(write, "MAX_LOST_MAP", 100.0)
     run = tmp_path / "run"
     shutil.copytree(tiny_run, run, ignore=shutil.ignore_patterns("embeddings", "checkpoints"))
     result = exported(run, None, int8=True, calibrate=tiny_sysu, images=16)
@@ -219,7 +219,7 @@ def test_every_kind_of_model_exports_for_every_batch(settings, tmp_path):
 def test_a_calibration_goes_along_in_float32_only(tiny_run, tiny_sysu, tmp_path, monkeypatch):
     from fmcnet.inference.fit_calibration import calibrate_model
 
-    monkeypatch.setattr(write, "MOST_LOST", 100.0)
+    monkeypatch.setattr(write, "MAX_LOST_MAP", 100.0)
     run = tmp_path / "run"
     shutil.copytree(tiny_run, run, ignore=shutil.ignore_patterns("embeddings", "checkpoints"))
     calibrate_model(run, tiny_sysu, device="cpu", progress=False)

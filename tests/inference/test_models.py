@@ -22,7 +22,7 @@ def run(tiny_run, tmp_path):
 
 
 def test_a_shipped_model_is_found_by_its_name(tiny_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(shipped, "FOLDER", tmp_path / "weights")
+    monkeypatch.setattr(shipped, "WEIGHTS_FOLDER", tmp_path / "weights")
     monkeypatch.chdir(tmp_path)
     assert shipped_models() == {}
     with pytest.raises(CheckpointError, match="no model is shipped"):
@@ -44,8 +44,8 @@ def test_a_shipped_model_is_found_by_its_name(tiny_run, tmp_path, monkeypatch):
 
 
 def test_the_shipped_folder_is_in_the_package():
-    assert shipped.FOLDER.name == "weights"
-    assert (shipped.FOLDER.parent / "__init__.py").is_file()
+    assert shipped.WEIGHTS_FOLDER.name == "weights"
+    assert (shipped.WEIGHTS_FOLDER.parent / "__init__.py").is_file()
 
 
 def test_load_is_from_pretrained(tiny_run):

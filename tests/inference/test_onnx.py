@@ -12,7 +12,7 @@ import pytest
 
 from fmcnet.data.readers import read_dataset
 from fmcnet.errors import CheckpointError, FmcnetError, MissingDependencyError
-from fmcnet.inference.backends import MANIFEST
+from fmcnet.inference.backends import EXPORT_MANIFEST
 from fmcnet.inference.encoder import Encoder, load
 from fmcnet.types import Modality
 
@@ -67,14 +67,14 @@ def test_damage_is_found(copy, damage):
     elif damage == "swapped":
         visible.write_bytes(infrared.read_bytes())
     elif damage == "manifest":
-        (copy / MANIFEST).write_text('{"format": "fmcnet-onnx-1"}')
+        (copy / EXPORT_MANIFEST).write_text('{"format": "fmcnet-onnx-1"}')
     else:
         from fmcnet.files import file_digest
 
         infrared.write_bytes(b"not a graph")  # an fp32 digest does not depend on the graphs
-        tree = json.loads((copy / MANIFEST).read_text())
+        tree = json.loads((copy / EXPORT_MANIFEST).read_text())
         tree["sha256"]["model-infrared.onnx"] = file_digest(infrared)
-        (copy / MANIFEST).write_text(json.dumps(tree))
+        (copy / EXPORT_MANIFEST).write_text(json.dumps(tree))
     with pytest.raises(CheckpointError, match=r"is (missing or )?damaged|cannot be loaded"):
         load(copy).encode(np.zeros((8, 8, 3), np.uint8), "infrared")
 
@@ -99,16 +99,16 @@ def test_damage_is_found(copy, damage):
     ],
 )
 def test_a_damaged_field_of_the_manifest_is_named(copy, change, said):
-    tree = json.loads((copy / MANIFEST).read_text())
-    (copy / MANIFEST).write_text(json.dumps(tree | change))
+    tree = json.loads((copy / EXPORT_MANIFEST).read_text())
+    (copy / EXPORT_MANIFEST).write_text(json.dumps(tree | change))
     with pytest.raises(CheckpointError, match=f"{said}.*export the model again"):
         load(copy).encode(np.zeros((8, 8, 3), np.uint8), "visible")
 
 
 def test_a_manifest_lacking_a_field_says_which(copy):
-    tree = json.loads((copy / MANIFEST).read_text())
+    tree = json.loads((copy / EXPORT_MANIFEST).read_text())
     del tree["opset"]
-    (copy / MANIFEST).write_text(json.dumps(tree))
+    (copy / EXPORT_MANIFEST).write_text(json.dumps(tree))
     with pytest.raises(CheckpointError, match=r"export\.json is damaged: opset: field required"):
         load(copy)
 

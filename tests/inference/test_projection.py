@@ -18,7 +18,7 @@ from fmcnet.inference.encoder import Encoder, load
 from fmcnet.inference.export import write
 from fmcnet.inference.export.write import export
 from fmcnet.inference.fit_projection import fit_projection, learnt_from, project_model
-from fmcnet.inference.projection import FORMAT, Projection
+from fmcnet.inference.projection import PROJECTION_FORMAT, Projection
 from fmcnet.models.card import CARD, PROJECTION, WEIGHTS
 from fmcnet.retrieval import Gallery, Searcher
 from fmcnet.training import trainer as loop
@@ -120,7 +120,7 @@ def test_the_file_and_its_damage(tmp_path):
     assert {made.save(path).read_bytes() for _ in range(20)} == {
         path.read_bytes()
     }  # the model's digest is of bytes
-    said, tensors = {"format": FORMAT, "method": "pca"}, load_file(path)
+    said, tensors = {"format": PROJECTION_FORMAT, "method": "pca"}, load_file(path)
     wrong = {
         "it is not of format": (tensors, {"method": "pca"}),
         "method is 'x'": (tensors, {**said, "method": "x"}),

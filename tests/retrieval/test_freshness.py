@@ -179,6 +179,16 @@ def test_prune_removes_entries_whose_files_are_gone(crops):
     assert as_json("index", "g", crops, *RULES)["added"] == 1
 
 
+def test_a_wrong_option_prunes_nothing(crops):
+    run("index", "g", crops, *RULES)
+    (crops / "gate1/1_0900.png").unlink()
+    before = len(entries())
+    prune = ("index", "g", crops, "--modality", "visible", "--prune", "--yes")
+    assert "is no regular expression" in wrong(*prune, "--pid-from-name", "(")
+    assert "is no duration" in wrong(*prune, "--keep", "often")
+    assert len(entries()) == before
+
+
 def test_prune_takes_a_missing_disk_for_no_deletion(crops, tmp_path):
     run("index", "g", crops, *RULES)
     crops.rename(tmp_path / "unmounted")

@@ -32,7 +32,7 @@ from fmcnet.cli.models import adapt, calibrate, embed, export, info, project, pu
 from fmcnet.cli.search import search
 from fmcnet.cli.serve import keys_app, serve
 from fmcnet.cli.train import config, train
-from fmcnet.errors import FmcnetError
+from fmcnet.errors import FmcnetError, PrintedBy
 from fmcnet.interrupt import end_early
 from fmcnet.names import printable
 
@@ -91,10 +91,14 @@ app.add_typer(gallery_app, name="gallery", cls=_Group)
 app.add_typer(keys_app, name="keys")
 
 
+_RANKS = {PrintedBy.ONE_PER_MACHINE: "LOCAL_RANK", PrintedBy.ONE: "RANK"}
+"""The environment variable, set by torchrun, that is 0 in the process that prints."""
+
+
 def _fail(message: str, code: int, error: BaseException) -> NoReturn:
     """Print the message and exit. Of several processes (torchrun) with the same message, one prints it."""
-    default = "RANK" if isinstance(error, KeyboardInterrupt) else FmcnetError.printer
-    if int(os.environ.get(getattr(error, "printer", default), "0")) == 0:
+    default = PrintedBy.ONE if isinstance(error, KeyboardInterrupt) else PrintedBy.ONE_PER_MACHINE
+    if int(os.environ.get(_RANKS.get(getattr(error, "printed_by", default), ""), "0")) == 0:
         text = escape(printable(message, keep="\n\t"))
         Console(stderr=True, soft_wrap=True).print(f"[bold red]fmcnet:[/] {text}", highlight=False)
     sys.exit(code)

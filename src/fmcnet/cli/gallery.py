@@ -26,7 +26,7 @@ Yes = Annotated[bool, Option("--yes", help="Do not ask.")]
 All = Annotated[bool, Option("--all", help="With --yes: also when the gallery has no other entries.")]
 DryRun = Annotated[bool, Option("--dry-run", help="Only say how many entries match.")]
 Kind = Annotated[str | None, Option(help="visible or infrared.")]
-PATHS = ("gallery", "from", "to", "out")
+PATH_FACTS = ("gallery", "from", "to", "out")
 """Facts that are shown on a line of their own."""
 
 
@@ -410,6 +410,6 @@ def _print_facts(facts: dict[str, Any], json_: bool, title: str) -> None:
     if json_:
         console.print_json(facts)
         return
-    paths = {name: facts[name] for name in PATHS if name in facts}
-    shown = {name.replace("_", " "): facts[name] for name in facts if name not in (*PATHS, "notes")}
+    paths = {name: facts[name] for name in PATH_FACTS if name in facts}
+    shown = {name.replace("_", " "): facts[name] for name in facts if name not in (*PATH_FACTS, "notes")}
     console.show(title, shown, paths)

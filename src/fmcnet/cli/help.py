@@ -14,9 +14,9 @@ from fmcnet.cli import console
 from fmcnet.errors import FmcnetError
 from fmcnet.names import nearest
 
-FOLDER = Path(__file__).parents[1] / "docs"
-EXAMPLES = Path(__file__).parents[1] / "examples"
-SHORT = 80
+DOCS_FOLDER = Path(__file__).parents[1] / "docs"
+EXAMPLES_FOLDER = Path(__file__).parents[1] / "examples"
+MIN_PAGE_WORDS = 80
 """A page of fewer words is filled when the site is built: its source says nothing."""
 
 
@@ -74,13 +74,15 @@ def docs(
 def _pages() -> dict[str, Path]:
     """Files by name."""
     pages: dict[str, Path] = {}
-    for path in (FOLDER / "getting-started.md", *sorted(FOLDER.glob("*/*.md"))):
-        if path.is_file() and len(path.read_text(encoding="utf-8").split()) >= SHORT:
+    for path in (DOCS_FOLDER / "getting-started.md", *sorted(DOCS_FOLDER.glob("*/*.md"))):
+        if path.is_file() and len(path.read_text(encoding="utf-8").split()) >= MIN_PAGE_WORDS:
             pages[path.stem] = path
-    pages |= {path.stem: path for path in sorted(EXAMPLES.glob("*.*")) if path.suffix in (".py", ".ipynb")}
+    pages |= {
+        path.stem: path for path in sorted(EXAMPLES_FOLDER.glob("*.*")) if path.suffix in (".py", ".ipynb")
+    }
     if not pages:
         raise FmcnetError(
-            f"the documentation is not in this installation ({FOLDER}): see docs/ of the sources"
+            f"the documentation is not in this installation ({DOCS_FOLDER}): see docs/ of the sources"
         )
     return pages
 

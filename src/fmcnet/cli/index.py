@@ -17,6 +17,7 @@ from fmcnet.names import printable
 
 if TYPE_CHECKING:
     from fmcnet.retrieval.indexing import IndexReport
+    from fmcnet.retrieval.sources import NamePattern
 
 
 @contextlib.contextmanager
@@ -134,84 +135,75 @@ def index(
     added picture: the same command continues.
     """
     with _no_empty_gallery(gallery):
-        from fmcnet.data.pixels import RANGE_UNUSED, parse_range
-        from fmcnet.retrieval.indexing import Existing, check_faults, leave_out_expired
-        from fmcnet.retrieval.indexing import index as add_new
+        from fmcnet.data.pixels import parse_range
+        from fmcnet.retrieval.indexing import Existing, check_faults, leave_out_expired, open_and_index
         from fmcnet.retrieval.inputs import expires_before
-        from fmcnet.retrieval.made_with import open_model, record_model
         from fmcnet.retrieval.records import Dtype, IndexChoice
-        from fmcnet.retrieval.sources import NamePattern, Rules, read_sources
+        from fmcnet.retrieval.sources import Rules, read_sources
         from fmcnet.times import Doubtful, TimePattern, parse_timezone
         from fmcnet.types import parse_modality
 
+        # All options are checked before an entry is removed or added.
         on_fault = console.check_choice("--on-error", on_error, ("raise", "skip"))
         on_existing = console.check_choice("--existing", existing, get_args(Existing))
-        new_dtype = console.check_choice("--dtype", dtype or "float32", get_args(Dtype))
+        new_dtype = console.check_choice("--dtype", dtype, get_args(Dtype))
         index_choice = console.check_choice("--index", kind, get_args(IndexChoice))
         doubtful = console.check_choice("--doubtful-times", doubtful_times, get_args(Doubtful))
         value_range = None if range_ is None else parse_range(range_)
         zone = parse_timezone(timezone)
-
-        if not prune and (prune_roots or yes or dry_run):
-            raise FmcnetError("--prune-roots, --yes and --dry-run go with --prune")
-        if prune:
-            console.check_can_ask(json_, yes or dry_run)
-        pruned = _prune(gallery, prune_roots, yes, dry_run, json_) if prune else {}
-        if dry_run:
-            return
-
-        def pattern(option: str, text: str | None) -> NamePattern | None:
-            return None if text is None else NamePattern(text, option)
-
+        until = None if keep is None else expires_before(keep)
         rules = Rules(
             modality=None if modality is None else parse_modality(modality),
             camera=camera,
-            cameras=pattern("--camera-from-name", camera_from_name),
+            cameras=_pattern("--camera-from-name", camera_from_name),
             times=None if time_from_name is None else TimePattern(time_from_name, zone, doubtful),
-            tracks=pattern("--track-from-name", track_from_name),
-            pids=pattern("--pid-from-name", pid_from_name),
+            tracks=_pattern("--track-from-name", track_from_name),
+            pids=_pattern("--pid-from-name", pid_from_name),
             pid_prefix=pid_prefix,
             layout=layout,
             split=split,
             zone=zone,
             doubtful=doubtful,
         )
-        until = None if keep is None else expires_before(keep)
+        if not prune and (prune_roots or yes or dry_run):
+            raise FmcnetError("--prune-roots, --yes and --dry-run go with --prune")
+
+        pruned = _prune(gallery, prune_roots, yes, dry_run, json_) if prune else {}
+        if dry_run:
+            return
         sources = read_sources(source, rules)
         if until is not None:
             sources = leave_out_expired(sources, until, f"--keep {keep}")
         if on_error == "raise":
             check_faults(sources, missing_ok=prune)  # before a gallery is made
-        encoder = open_model(gallery, model, device)
-        with retrieval.Gallery(gallery, dtype=new_dtype, index=index_choice) as opened:
-            searcher = retrieval.Searcher(encoder, opened)
-            settings = opened.settings
-            if dtype is not None and settings is not None and settings.dtype != dtype:
-                raise FmcnetError(
-                    f"--dtype {dtype}: {gallery} keeps {settings.dtype} since its first entry; "
-                    "index into another gallery"
-                )
-            record_model(gallery, model or encoder.folder)
-            report = add_new(
-                searcher,
-                sources,
-                on_error=on_fault,
-                existing=on_existing,
-                keep_images=keep_images,
-                batch_size=batch,
-                progress=False if json_ else None,
-                value_range=value_range,
-                include_removed=include_removed,
-                missing_ok=prune,
-            )
-        if range_ is not None and report.added + report.replaced and not report.ranged:
-            report.notes.append(RANGE_UNUSED)
+        report = open_and_index(
+            gallery,
+            sources,
+            model=model,
+            device=device,
+            dtype=new_dtype,
+            kind=index_choice,
+            value_range=value_range,
+            on_error=on_fault,
+            existing=on_existing,
+            keep_images=keep_images,
+            batch_size=batch,
+            progress=False if json_ else None,
+            include_removed=include_removed,
+            missing_ok=prune,
+        )
         if json_:
             console.print_json({"gallery": gallery, **pruned, **report.to_dict()})
             return
         console.show(f"indexed into {gallery}", _counts(report))
         for line in _remark_lines(report, gallery):
             console.echo(printable(line), err=True)
+
+
+def _pattern(option: str, text: str | None) -> NamePattern | None:
+    from fmcnet.retrieval.sources import NamePattern
+
+    return None if text is None else NamePattern(text, option)
 
 
 def _counts(report: IndexReport) -> dict[str, int | str]:
@@ -277,6 +269,7 @@ def _prune(gallery: str, roots: bool, yes: bool, dry_run: bool, json_: bool) -> 
     """Show and remove entries whose files are gone; facts for JSON."""
     from fmcnet.retrieval.freshness import find_gone, remove_gone
 
+    console.check_can_ask(json_, yes or dry_run)
     with retrieval.Gallery(gallery, create=False, read_only=dry_run) as opened:
         gone = find_gone(opened)
         removable = [folder for folder in gone if roots or not folder.whole]

@@ -189,7 +189,7 @@ def project(
         run,
         data,
         dim=dim,
-        method=method,  # type: ignore[arg-type]  # `fit` says which there are
+        method=method,  # type: ignore[arg-type]  # `fit_projection` says which there are
         out=out,
         overwrite=overwrite,
         device=device,

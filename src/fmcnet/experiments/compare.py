@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from fmcnet.errors import DataError
-from fmcnet.experiments.rows import DIRECTIONS, markdown_table, page
+from fmcnet.experiments.rows import DIRECTION_NAMES
 from fmcnet.files import write_rows, write_text
+from fmcnet.markdown import markdown_page, markdown_table
 from fmcnet.models.shipped import shipped_models
 from fmcnet.parsing import read_json
 
-COLUMNS = {
+PUBLISHED_COLUMNS = {
     "sysu_all": "SYSU-MM01 all",
     "sysu_indoor": "SYSU-MM01 indoor",
     "regdb_v2t": "RegDB V to T",
@@ -27,7 +28,7 @@ COLUMNS = {
 
 REPORT = "report.json"
 
-SOURCE = (
+SOURCE_NOTE = (
     "Published figures: the papers named, as collected in this package's experiments/published.csv; "
     "single-shot, percent. A run's figure stands beside them only as far as its protocol is theirs: see the flags."
 )
@@ -39,9 +40,9 @@ class ComparisonRow:
 
     name: str
     where: str
-    """Year and venue, or "this run"."""
+    """Venue and year, or "this run"."""
     figures: dict[str, tuple[float | None, float | None]]
-    """(Rank-1, mAP) in percent by key of `COLUMNS`; None where there is none."""
+    """(Rank-1, mAP) in percent by key of `PUBLISHED_COLUMNS`; None where there is none."""
     flags: tuple[str, ...] = ()
     """Differences from the others' protocol."""
     model: tuple[str, ...] = ()
@@ -70,7 +71,7 @@ def published() -> tuple[ComparisonRow, ...]:
         numbers = {
             name: float(cell) for name, cell in line.items() if cell and name.endswith(("_r1", "_map"))
         }
-        figures = {key: (numbers.get(f"{key}_r1"), numbers.get(f"{key}_map")) for key in COLUMNS}
+        figures = {key: (numbers.get(f"{key}_r1"), numbers.get(f"{key}_map")) for key in PUBLISHED_COLUMNS}
         flags = (line["note"],) if line["note"] and line["note"] != "the method implemented here" else ()
         rows.append(ComparisonRow(line["method"], f"{line['venue']} {line['year']}", figures, flags))
     return tuple(rows)
@@ -89,7 +90,7 @@ def compare(runs: list[Path] | tuple[Path, ...], out: str | Path | None = None) 
     """
     rows = (*published(), *_join_rows([_run_row(Path(run)) for run in runs]))
     filled = {key for row in rows for key, (rank1, _) in row.figures.items() if rank1 is not None}
-    columns = [key for key in COLUMNS if key in filled]
+    columns = [key for key in PUBLISHED_COLUMNS if key in filled]
     markdown = _markdown(rows, columns)
     if out is None:
         return Comparison(rows, markdown)
@@ -143,7 +144,7 @@ def _row_from_report(run: str, facts: Any) -> ComparisonRow:
             chosen[key] = evaluation
         else:
             name, direction = evaluation["protocol"].partition(":")[0], evaluation["direction"]
-            words = f", {DIRECTIONS[direction]}" if direction in DIRECTIONS else ""
+            words = f", {DIRECTION_NAMES[direction]}" if direction in DIRECTION_NAMES else ""
             flags.append(f"not a published setting, left out: {name}{words}")
     for evaluation in chosen.values():
         flags += _evaluation_flags(dataset["name"], evaluation)
@@ -224,17 +225,17 @@ def _cells(row: ComparisonRow, columns: list[str]) -> list[str]:
 
 
 def _markdown(rows: tuple[ComparisonRow, ...], columns: list[str]) -> str:
-    scores = [f"{COLUMNS[key]} {metric}" for key in columns for metric in ("R1", "mAP")]
+    scores = [f"{PUBLISHED_COLUMNS[key]} {metric}" for key in columns for metric in ("R1", "mAP")]
     cells = ([row.name, row.where, *_cells(row, columns), "; ".join(row.flags)] for row in rows)
-    return page([markdown_table(["method", "where", *scores, "flags"], cells), SOURCE])
+    return markdown_page([markdown_table(["method", "where", *scores, "flags"], cells), SOURCE_NOTE])
 
 
 def _latex(rows: tuple[ComparisonRow, ...], columns: list[str]) -> str:
     def safe(text: str) -> str:
         return "".join(f"\\{c}" if c in "_%&#$" else c for c in text)
 
-    lines = [f"% {SOURCE}", "\\begin{tabular}{ll" + "rr" * len(columns) + "}", "\\hline"]
-    titles = "".join(f" & \\multicolumn{{2}}{{c}}{{{safe(COLUMNS[key])}}}" for key in columns)
+    lines = [f"% {SOURCE_NOTE}", "\\begin{tabular}{ll" + "rr" * len(columns) + "}", "\\hline"]
+    titles = "".join(f" & \\multicolumn{{2}}{{c}}{{{safe(PUBLISHED_COLUMNS[key])}}}" for key in columns)
     lines.append(f"method & where{titles} \\\\")
     lines.append(" & " + " & R1 & mAP" * len(columns) + " \\\\\n\\hline")
     for row in rows:

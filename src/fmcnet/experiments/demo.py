@@ -19,7 +19,7 @@ from fmcnet.data.sampler import total_steps
 from fmcnet.errors import FmcnetError, TrainingError
 from fmcnet.evaluation.evaluate import METRICS
 from fmcnet.evaluation.evaluate_model import EvaluatedRun, evaluate_model
-from fmcnet.experiments.report import TITLES, write_report
+from fmcnet.experiments.report import VARIANT_TITLES, write_report
 from fmcnet.experiments.study import CONFIGS, check_folder
 from fmcnet.experiments.workers import work_in_process, worker_pool
 from fmcnet.models.card import CARD
@@ -32,9 +32,9 @@ from fmcnet.types import Modality
 
 logger = logging.getLogger(__name__)
 
-VARIANTS = ("base", "full")
-OWN = ("data", "base", "full", "base.log", "full.log", "report")
-LONGER = {"tiny": (), "small": ("training.epochs=10",)}
+DEMO_VARIANTS = ("base", "full")
+DEMO_FILES = ("data", "base", "full", "base.log", "full.log", "report")
+DEMO_SETTINGS = {"tiny": (), "small": ("training.epochs=10",)}
 """Settings of the demo on top of the configuration: 800 steps, nine minutes for both trainings side by side."""
 
 
@@ -43,7 +43,6 @@ def run_demo(
     *,
     preset: str = "small",
     seed: int = 0,
-    overrides: tuple[str, ...] = (),
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Run the whole path without data and without a GPU. The same call continues an interrupted demo.
@@ -55,7 +54,6 @@ def run_demo(
         out: gets `data/`, `base/`, `full/` and `report/`.
         preset: "tiny" or "small".
         seed: of data and training.
-        overrides: settings as "training.epochs=1".
         quiet: print no table.
 
     Returns:
@@ -67,9 +65,9 @@ def run_demo(
     if preset not in CONFIGS:
         raise FmcnetError(f"unknown preset '{preset}' for the demo: choose {' or '.join(CONFIGS)}")
     out = Path(out)
-    check_folder(out, OWN)
+    check_folder(out, DEMO_FILES)
     started = time.perf_counter()
-    settings = [*LONGER[preset], *overrides, f"training.seed={seed}"]
+    settings = [*DEMO_SETTINGS[preset], f"training.seed={seed}"]
     config = load_config(CONFIGS[preset], settings)  # faults are reported before any work
     summary = generate("sysu", preset, seed, out / "data", progress=not quiet)
     logger.info(
@@ -82,7 +80,7 @@ def run_demo(
     generated = time.perf_counter()
     progress = False if quiet else None
     configs: dict[str, Config] = {}
-    for variant in VARIANTS:
+    for variant in DEMO_VARIANTS:
         if not (out / variant / CARD).is_file():
             overrides = (f"model.variant={variant}", *settings)
             configs[variant] = resumed_config(out / variant, None, overrides) or load_config(
@@ -90,7 +88,7 @@ def run_demo(
             )
     _train_all(configs, out, total_steps(config, table), progress)
     seconds = {"generate": generated - started, "train": time.perf_counter() - generated}
-    by_title = {TITLES[variant]: out / variant for variant in VARIANTS}
+    by_title = {VARIANT_TITLES[variant]: out / variant for variant in DEMO_VARIANTS}
     evaluated = {title: evaluate_model(run, table, progress=progress) for title, run in by_title.items()}
     extra = {"seed": seed, "preset": preset, "seconds": {k: round(v, 1) for k, v in seconds.items()}}
     report = write_report(evaluated, out / "report", extra=extra)
@@ -110,7 +108,7 @@ def _train_all(configs: Mapping[str, Config], out: Path, steps: int, progress: b
     """Train each variant in a process, with one bar for all. If one fails, the others write a checkpoint and end."""
     if not configs:
         return
-    title = f"training {' and '.join(TITLES[variant] for variant in configs)}"
+    title = f"training {' and '.join(VARIANT_TITLES[variant] for variant in configs)}"
     done = sum(_last_step(out / variant)[0] for variant in configs)
     bar = Progress(title, steps * len(configs), done, show=progress)
     with worker_pool(len(configs)) as (pool, lifeline), bar:

@@ -29,7 +29,7 @@ from fmcnet.evaluation.evaluate_model import (
 )
 from fmcnet.evaluation.protocol_file import camera_names, read_protocol
 from fmcnet.evaluation.protocols import DEFAULT_DIRECTIONS
-from fmcnet.experiments.report import TITLES, write_report
+from fmcnet.experiments.report import VARIANT_TITLES, write_report
 from fmcnet.experiments.runs import is_generated
 from fmcnet.inference.embed import embed_shared
 from fmcnet.inference.encoder import load
@@ -138,7 +138,7 @@ def evaluate_run(
     folder = out or (None if is_shipped(run) else run / "report")
     report_path = None
     if folder is not None and report:
-        title = TITLES[pooled.encoder.model.variant]
+        title = VARIANT_TITLES[pooled.encoder.model.variant]
         extra = {"splits": len(parts), "stamp": stamp} if len(parts) > 1 or stamp else {}
         try:
             report_path = write_report({title: pooled}, folder, extra=extra, keep=True)

@@ -30,7 +30,7 @@ OF_SPECIFIC = (
 )  # fmt: skip
 """Statistics that need specific features."""
 
-SPLITS = 5
+PROBE_SPLITS = 5
 """Number of random halvings of the identities for the linear probe."""
 
 
@@ -177,7 +177,7 @@ def _overlap(shared: Pair, pid: Identities) -> dict[str, float]:
     return dict(zip(("mixing", "cross_ratio"), means, strict=True))
 
 
-def probe(kinds: Pair, pid: Identities, splits: int = SPLITS) -> float:
+def probe(kinds: Pair, pid: Identities, splits: int = PROBE_SPLITS) -> float:
     """Balanced accuracy, 0..1, of a logistic regression that separates visible and infrared features.
 
     It is fitted on half of the identities and tested on the other half; mean over `splits` random halvings. 0.5 is

@@ -18,17 +18,15 @@ from fmcnet.evaluation.evaluate_model import EvaluatedRun, role_masks
 from fmcnet.evaluation.protocols import Protocol
 from fmcnet.evaluation.ranking import ranked_lists as nearest
 from fmcnet.evaluation.verification import Verification
-from fmcnet.experiments.rows import DIRECTIONS
+from fmcnet.experiments.rows import DIRECTION_NAMES
 from fmcnet.files import make_private
 from fmcnet.training import health
 from fmcnet.training.loggers import read_log
-from fmcnet.training.train_step import MEASURED
+from fmcnet.training.train_step import NO_TERMS
 
 RIGHT, WRONG, INK = "#1a7f37", "#cf222e", "#24292f"
 Pictures = list[tuple[str, Path]]
 """Title and file of each."""
-NO_TERMS = {"step", "epoch", "rate", "loss", *MEASURED}
-"""Keys of a training's log that are no loss terms."""
 
 
 def can_draw() -> bool:
@@ -61,9 +59,9 @@ def write_png(figure: Any, path: Path) -> Path:
     return path
 
 
-def training_curves(judged: dict[str, EvaluatedRun], path: Path) -> Path:
+def training_curves(evaluated: dict[str, EvaluatedRun], path: Path) -> Path:
     """Loss terms of each run (by title), below them its health, with the mAP on validation identities, by step."""
-    logs = {title: read_log(str(run.encoder.folder)) for title, run in judged.items()}
+    logs = {title: read_log(str(run.encoder.folder)) for title, run in evaluated.items()}
     healthy = any(name in record for records in logs.values() for record in records for name in health.NAMES)
     figure, axes = new_axes(1 + healthy, len(logs), (5.6 * len(logs), 4.4 + 3.2 * healthy))
     for column, (title, records) in zip(axes.T, logs.items(), strict=True):
@@ -109,11 +107,11 @@ def _plot_means(
     ax.legend(handles, labels, fontsize=7, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.16))
 
 
-def cmc_curves(judged: dict[str, EvaluatedRun], path: Path) -> Path:
+def cmc_curves(evaluated: dict[str, EvaluatedRun], path: Path) -> Path:
     """CMC of each run's first direction, mean over trials, with chance at rank 1."""
     figure, [[ax]] = new_axes(1, 1, (5.4, 4.4))
     lines = []
-    for title, run in judged.items():
+    for title, run in evaluated.items():
         result = run.evaluations[0].result
         lines.append((" + ".join([title, *result.extras]), result))
         if result.plain is not None:  # scores with extras never stand without the plain ones
@@ -123,7 +121,7 @@ def cmc_curves(judged: dict[str, EvaluatedRun], path: Path) -> Path:
         curve = np.mean([trial.cmc[:length] for trial in result.trials], axis=0)
         label = f"{fill(title, 60)}: R1 {100 * curve[0]:.1f} %, mAP {100 * result.mean['mAP']:.1f} %"
         ax.plot(np.arange(1, length + 1), 100 * curve, color=f"C{number}", label=label)
-    chance = next(iter(judged.values())).evaluations[0].result.chance or 0
+    chance = next(iter(evaluated.values())).evaluations[0].result.chance or 0
     ax.axhline(100 * chance, color=INK, linestyle=":", label=f"chance at rank 1: {100 * chance:.2f} %")
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set(xlabel="rank", ylabel="probes with a match up to this rank, %", ylim=(0, 100))
@@ -132,15 +130,19 @@ def cmc_curves(judged: dict[str, EvaluatedRun], path: Path) -> Path:
     return write_png(figure, path)
 
 
-def ranked_lists(judged: EvaluatedRun, path: Path) -> Path:
+def ranked_lists(evaluated: EvaluatedRun, path: Path) -> Path:
     """Six queries and their ten best answers in the first trial; correct ones framed green, wrong ones red.
 
     The queries are drawn at random from those that have a match, one per identity.
     """
-    evaluation, table, distance = judged.evaluations[0], judged.table, judged.evaluations[0].result.distance
-    query_rows = _pick_queries(judged, evaluation.protocol, 6)
+    evaluation, table, distance = (
+        evaluated.evaluations[0],
+        evaluated.table,
+        evaluated.evaluations[0].result.distance,
+    )
+    query_rows = _pick_queries(evaluated, evaluation.protocol, 6)
     lists = nearest(
-        judged.embeddings, evaluation.protocol, queries=query_rows, distance=distance, **role_masks(table)
+        evaluated.embeddings, evaluation.protocol, queries=query_rows, distance=distance, **role_masks(table)
     )
     height = 1.62 * len(lists) + 0.3
     margins = {"left": 0.01, "right": 0.99, "bottom": 0.2 / height, "top": 1 - 0.25 / height}
@@ -162,11 +164,11 @@ def ranked_lists(judged: EvaluatedRun, path: Path) -> Path:
     return write_png(figure, path)
 
 
-def _pick_queries(judged: EvaluatedRun, protocol: Protocol, count: int) -> list[int]:
+def _pick_queries(evaluated: EvaluatedRun, protocol: Protocol, count: int) -> list[int]:
     """Rows of queries drawn at random that have a true match in the first trial, one per identity."""
-    embeddings = judged.embeddings
+    embeddings = evaluated.embeddings
     pid = embeddings.pid
-    query, gallery = protocol.trials(embeddings, **role_masks(judged.table))[0]
+    query, gallery = protocol.trials(embeddings, **role_masks(evaluated.table))[0]
     rows: list[int] = []
     for row in np.random.default_rng(0).permutation(query).tolist():
         if len(rows) == count:
@@ -210,12 +212,13 @@ def rows_picture(study: dict[str, Any], path: Path) -> Path:
     rows = [row for row in study["rows"] if row["figures"]]
     figure, axes = new_axes(1, 2, (10.4, 0.42 * len(rows) + 1.6), sharey=True)
     for ax, (metric, title) in zip(axes[0], (("rank1", "Rank-1"), ("mAP", "mAP")), strict=True):
-        for number, direction in enumerate(DIRECTIONS):
+        for number, direction in enumerate(DIRECTION_NAMES):
             colour, marker = f"C{number}", "os"[number]
             for line, row in enumerate(rows):
                 if not (spread := row["figures"].get(direction, {}).get(metric)):
                     continue
-                height, label = line + 0.16 * (2 * number - 1), DIRECTIONS[direction] if line == 0 else None
+                height = line + 0.16 * (2 * number - 1)
+                label = DIRECTION_NAMES[direction] if line == 0 else None
                 bar = {"xerr": spread["std"] or 0, "fmt": marker, "color": colour, "capsize": 3}
                 ax.errorbar(spread["mean"], height, label=label, **bar)
                 ax.scatter(spread["seeds"], [height] * len(spread["seeds"]), s=8, color=colour, alpha=0.5)

@@ -24,7 +24,7 @@ from fmcnet.types import IntArray, Modality
 
 COLOURS = {"shared": "#0969da", "specific": "#1a7f37", "generated": "#d4730b"}
 STATISTICS_FILE = "numbers.json"
-IDENTITIES, IMAGES = 16, 6
+MAP_IDENTITIES, MAP_IMAGES = 16, 6
 """A map shows at most this many identities, and images of each in each modality."""
 
 Clouds = dict[tuple[str, Modality], NDArray[Any]]
@@ -38,7 +38,7 @@ def feature_map(encoder: Encoder, table: Table, path: Path) -> Path | None:
     Returns None where the model has no specific branch, or no identity is seen in both modalities.
     """
     infrared = table.modality == Modality.INFRARED.code
-    common_pids = np.intersect1d(table.pid[infrared], table.pid[~infrared])[:IDENTITIES]
+    common_pids = np.intersect1d(table.pid[infrared], table.pid[~infrared])[:MAP_IDENTITIES]
     if not len(common_pids) or not encoder.model.decomposition.has_specific:
         return None
     rows = [_first_images(np.where(mask, table.pid, -1), common_pids) for mask in (infrared, ~infrared)]
@@ -125,7 +125,7 @@ def _draw(panels: dict[str, Clouds], path: Path) -> Path:
 def _clouds(features: Features) -> Clouds:
     """Unit-length features of the images on a map."""
     clouds: Clouds = {}
-    rows = [_first_images(pid, np.unique(pid)[:IDENTITIES]) for pid in features.pid]
+    rows = [_first_images(pid, np.unique(pid)[:MAP_IDENTITIES]) for pid in features.pid]
     kinds = {"shared": features.shared, "specific": features.specific, "generated": features.generated}
     for kind, pair in kinds.items():
         if pair is None:
@@ -137,8 +137,8 @@ def _clouds(features: Features) -> Clouds:
 
 
 def _first_images(pid: IntArray, identities: IntArray) -> IntArray:
-    """Rows of the first `IMAGES` images of each identity."""
-    return np.concatenate([np.flatnonzero(pid == identity)[:IMAGES] for identity in identities])
+    """Rows of the first `MAP_IMAGES` images of each identity."""
+    return np.concatenate([np.flatnonzero(pid == identity)[:MAP_IMAGES] for identity in identities])
 
 
 def _tsne(clouds: Clouds) -> Clouds:

@@ -13,16 +13,17 @@ from fmcnet.evaluation.evaluate import METRICS
 from fmcnet.evaluation.evaluate_model import EvaluatedRun, role_masks
 from fmcnet.evaluation.verification import Verification, verification
 from fmcnet.experiments import figures, maps
-from fmcnet.experiments.rows import DIRECTIONS, markdown_table, page
+from fmcnet.experiments.rows import DIRECTION_NAMES
 from fmcnet.experiments.runs import is_generated
 from fmcnet.files import write_json, write_text
+from fmcnet.markdown import markdown_page, markdown_table
 from fmcnet.models.card import versions
 from fmcnet.parsing import read_json
 from fmcnet.types import Modality
 
 logger = logging.getLogger(__name__)
 
-TITLES = {
+VARIANT_TITLES = {
     "base": "Base",
     "sfd": "+ SFD",
     "fmc": "+ FMC (concatenation)",
@@ -31,7 +32,7 @@ TITLES = {
 
 
 def write_report(
-    judged: dict[str, EvaluatedRun],
+    evaluated: dict[str, EvaluatedRun],
     out: str | Path,
     *,
     extra: dict[str, Any] | None = None,
@@ -43,21 +44,21 @@ def write_report(
     last model.
 
     Args:
-        judged: runs of a folder, with embeddings and evaluations, by title.
+        evaluated: runs of a folder, with embeddings and evaluations, by title.
         out: the folder.
         extra: facts for both files (dataset, seeds, timings).
         keep: keep the evaluations by other protocols that a report of the same models and data in `out` holds.
     """
     out = Path(out)
-    main = list(judged.values())[-1]
+    main = list(evaluated.values())[-1]
     verified = _verification(main)
     pictures = {}
     if figures.can_draw():
-        for title, path in _draw(judged, verified, out / "figures").items():
+        for title, path in _draw(evaluated, verified, out / "figures").items():
             pictures[title] = path.relative_to(out).as_posix()
     else:
         logger.warning("no pictures in the report: pip install 'fmcnet[plot]' brings what draws them")
-    facts = _report_facts(judged, extra or {})
+    facts = _report_facts(evaluated, extra or {})
     if keep:
         _keep_other_protocols(facts, out / "report.json")
     facts["verification"] = verified.to_dict() if verified else None
@@ -87,13 +88,13 @@ def _evaluation_key(evaluation: dict[str, Any]) -> tuple[str, ...]:
     return evaluation["protocol"], evaluation["distance"], *evaluation.get("extras", ())
 
 
-def _draw(judged: dict[str, EvaluatedRun], verified: Verification | None, out: Path) -> dict[str, Path]:
+def _draw(evaluated: dict[str, EvaluatedRun], verified: Verification | None, out: Path) -> dict[str, Path]:
     """All figures by title, without those that the data do not allow."""
-    main = list(judged.values())[-1]
+    main = list(evaluated.values())[-1]
     ranked = "Ranked lists (green: right, red: wrong; first trial, plain ranking, queries drawn at random)"
     drawn = {
-        "CMC": figures.cmc_curves(judged, out / "cmc.png"),
-        "Training curves": figures.training_curves(judged, out / "curves.png"),
+        "CMC": figures.cmc_curves(evaluated, out / "cmc.png"),
+        "Training curves": figures.training_curves(evaluated, out / "curves.png"),
         ranked: figures.ranked_lists(main, out / "ranked.png"),
     }
     if verified is not None:
@@ -104,25 +105,25 @@ def _draw(judged: dict[str, EvaluatedRun], verified: Verification | None, out: P
     return drawn
 
 
-def _verification(judged: EvaluatedRun) -> Verification | None:
+def _verification(evaluated: EvaluatedRun) -> Verification | None:
     """Verification rates of the first direction; None if there are no false pairs."""
-    first, masks = judged.evaluations[0], role_masks(judged.table)
+    first, masks = evaluated.evaluations[0], role_masks(evaluated.table)
     try:
-        return verification(judged.embeddings, first.protocol, distance=first.result.distance, **masks)
+        return verification(evaluated.embeddings, first.protocol, distance=first.result.distance, **masks)
     except ProtocolError as error:
         logger.warning("no rates of true and false matches: %s", error)
         return None
 
 
-def _across_modalities(judged: EvaluatedRun) -> str:
+def _across_modalities(evaluated: EvaluatedRun) -> str:
     """The words " across the modalities" if the first protocol compares them, otherwise ""."""
-    protocol = judged.evaluations[0].protocol
+    protocol = evaluated.evaluations[0].protocol
     across = {protocol.query.modality, protocol.gallery.modality} == set(Modality)
     return " across the modalities" if across else ""
 
 
-def _report_facts(judged: dict[str, EvaluatedRun], extra: dict[str, Any]) -> dict[str, Any]:
-    table = list(judged.values())[-1].table
+def _report_facts(evaluated: dict[str, EvaluatedRun], extra: dict[str, Any]) -> dict[str, Any]:
+    table = list(evaluated.values())[-1].table
     return {
         "dataset": {
             "name": table.name,
@@ -135,16 +136,16 @@ def _report_facts(judged: dict[str, EvaluatedRun], extra: dict[str, Any]) -> dic
         "versions": versions(),
         "runs": {
             title: {
-                "run": str(evaluated.encoder.folder),
-                "variant": evaluated.encoder.model.variant,
-                "seed": evaluated.encoder.card.config.training.seed,
-                "step": evaluated.encoder.card.step,
-                "selected_on": evaluated.encoder.card.selected,
-                "digest": evaluated.encoder.digest,
-                "parameters": sum(p.numel() for p in evaluated.encoder.model.parameters()),
-                "evaluations": [evaluation.to_dict() for evaluation in evaluated.evaluations],
+                "run": str(run.encoder.folder),
+                "variant": run.encoder.model.variant,
+                "seed": run.encoder.card.config.training.seed,
+                "step": run.encoder.card.step,
+                "selected_on": run.encoder.card.selected,
+                "digest": run.encoder.digest,
+                "parameters": sum(p.numel() for p in run.encoder.model.parameters()),
+                "evaluations": [evaluation.to_dict() for evaluation in run.evaluations],
             }
-            for title, evaluated in judged.items()
+            for title, run in evaluated.items()
         },
         **extra,
     }
@@ -166,7 +167,7 @@ def _page(facts: dict[str, Any], pictures: dict[str, str], across: str) -> str:
         if len({evaluation["distance"] for _, evaluation in rows}) > 1:
             rows = [(f"{title}, {evaluation['distance']}", evaluation) for title, evaluation in rows]
         name = protocol.partition(":")[0]
-        direction = DIRECTIONS.get(rows[0][1]["direction"])
+        direction = DIRECTION_NAMES.get(rows[0][1]["direction"])
         heading = f"{direction.capitalize()}: {name}" if direction else name.capitalize()
         parts += [f"## {heading}", protocol, _scores_table(rows)]
     if any(run["selected_on"] == "test" for run in runs.values()):
@@ -189,7 +190,7 @@ def _page(facts: dict[str, Any], pictures: dict[str, str], across: str) -> str:
             parts.append(f"{key.replace('_', ' ')}: {value}")
     for title, path in pictures.items():
         parts += [f"## {title}", f"![{title}]({path})"]
-    return page(parts)
+    return markdown_page(parts)
 
 
 def _verification_parts(title: str, verified: dict[str, Any], across: str) -> list[str]:

@@ -17,18 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmcnet.errors import DataError, ProtocolError
-from fmcnet.experiments.rows import DIRECTIONS, Study, TableRow
+from fmcnet.experiments.rows import DIRECTION_NAMES, Study, TableRow
 from fmcnet.experiments.runs import StudyRun
 
-COMPARED = {"rank1": ("Rank-1", "hit"), "mAP": ("mAP", "ap")}
+COMPARED_METRICS = {"rank1": ("Rank-1", "hit"), "mAP": ("mAP", "ap")}
 """Metrics that are compared in pairs: title, and the column of `queries.npz` with its value for each query."""
 
 Runs = Mapping[str, Mapping[int, StudyRun]]
 """Finished runs by a row's key, then by seed."""
 
 DRAWS = 2000
-LEVEL = 0.95
-FEWEST = 3
+INTERVAL_LEVEL = 0.95
+MIN_SEEDS = 3
 """Fewest seeds for a statement about seeds."""
 
 Differences = Sequence[NDArray[np.float64]]
@@ -52,13 +52,13 @@ class PairedDifference:
         return self.low > 0 or self.high < 0
 
     def to_dict(self) -> dict[str, float]:
-        """For JSON; "enough": whether there are `FEWEST` seeds. Otherwise "clear" holds for these runs only."""
-        return {**asdict(self), "clear": self.clear, "enough": self.seeds >= FEWEST}
+        """For JSON; "enough": whether there are `MIN_SEEDS` seeds. Otherwise "clear" holds for these runs only."""
+        return {**asdict(self), "clear": self.clear, "enough": self.seeds >= MIN_SEEDS}
 
 
 def too_few(seeds: int) -> str:
     """Warning for figures of few training seeds; "" if there are enough."""
-    if seeds >= FEWEST:
+    if seeds >= MIN_SEEDS:
         return ""
     return f"{seeds} training seed{'' if seeds == 1 else 's'}: nothing can be concluded about seeds"
 
@@ -87,7 +87,7 @@ def paired_interval(
         raise ProtocolError(f"the seeds have different numbers of queries ({query_counts}): not one test set")
     rng = np.random.default_rng(0)
     means = _crossed_means(differences, draws, rng) if crossed else _nested_means(differences, draws, rng)
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, 1 - (1 - LEVEL) / 2])
+    low, high = np.quantile(means, [(1 - INTERVAL_LEVEL) / 2, 1 - (1 - INTERVAL_LEVEL) / 2])
     mean = float(np.mean([seed_differences.mean() for seed_differences in differences]))
     return PairedDifference(mean, float(low), float(high), len(query_counts), min(query_counts))
 
@@ -130,7 +130,7 @@ def study_facts(study: Study, runs: Runs, seeds: Sequence[int], *, crossed: bool
             (runs[row][seed], runs[other][seed]) for seed in seeds if seed in runs[row].keys() & runs[other]
         ]:
             title = f"{study.row(row).title} minus {study.row(other).title}"
-            for direction in DIRECTIONS:
+            for direction in DIRECTION_NAMES:
                 differences = _compare(common_runs, direction, crossed)
                 pairs.append(
                     {"row": row, "other": other, "title": title, "direction": direction, **differences}
@@ -148,7 +148,7 @@ def study_facts(study: Study, runs: Runs, seeds: Sequence[int], *, crossed: bool
 def _row_facts(row: TableRow, runs: Mapping[int, StudyRun], seeds: Sequence[int]) -> dict[str, Any]:
     results = {seed: run.result() or {} for seed, run in runs.items()}
     figures: dict[str, Any] = {}
-    for direction in DIRECTIONS:
+    for direction in DIRECTION_NAMES:
         evaluations = [e for r in results.values() for e in r["evaluations"] if e["direction"] == direction]
         if evaluations:
             figures[direction] = {
@@ -186,7 +186,7 @@ def _compare(
     queries = [(a.queries()[direction], b.queries()[direction]) for a, b in pairs]
     return {
         metric: paired_interval([query_gap(a, b, column) for a, b in queries], crossed=crossed).to_dict()
-        for metric, (_, column) in COMPARED.items()
+        for metric, (_, column) in COMPARED_METRICS.items()
     }
 
 
@@ -215,13 +215,15 @@ def order_of(study: Study, pair: dict[str, Any]) -> str:
     if row.paper is None or other.paper is None:
         return ""
     disagreements = []
-    for (metric, (name, _)), paper, other_paper in zip(COMPARED.items(), row.paper, other.paper, strict=True):
+    for (metric, (name, _)), paper, other_paper in zip(
+        COMPARED_METRICS.items(), row.paper, other.paper, strict=True
+    ):
         paper_difference, difference = paper - other_paper, pair[metric]
         if paper_difference * difference["mean"] <= 0:
             disagreements.append(
                 f"{name} {interval(difference)}, the paper {paper_difference:+.2f} ({_certainty(difference)})"
             )
-    titles = f"{pair['title']}, {DIRECTIONS[pair['direction']]}"
+    titles = f"{pair['title']}, {DIRECTION_NAMES[pair['direction']]}"
     return f"{titles}: {'; '.join(disagreements)}." if disagreements else ""
 
 

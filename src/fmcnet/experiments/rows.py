@@ -6,24 +6,12 @@ A row has no code of its own: its settings override the study's configuration.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from fmcnet.errors import FmcnetError
 
-DIRECTIONS = {"i2v": "infrared to visible", "v2i": "visible to infrared"}
+DIRECTION_NAMES = {"i2v": "infrared to visible", "v2i": "visible to infrared"}
 """Both directions of search, in words."""
-
-
-def markdown_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table in Markdown."""
-    lines = [f"| {' | '.join(map(str, cells))} |" for cells in (head, *rows)]
-    return "\n".join([lines[0].replace("  ", " "), "|---" * len(head) + "|", *lines[1:]])
-
-
-def page(parts: Iterable[str]) -> str:
-    """Headings, paragraphs and tables as a page of Markdown, with an empty line between two of them."""
-    return "\n\n".join(parts) + "\n"
 
 
 @dataclass(frozen=True)
@@ -94,7 +82,7 @@ RAW = ("model.neck=true", "model.normalization=none")
 
 AGW = (*BASE, *RAW, "model.pooling=gem", "losses.wrt=12")
 HC = (*BASE, "losses.hc=6")
-"""Weights, and features centred by modality for the hetero-centre triplet, did best in trials (docs/findings.md)."""
+"""Weights, and features centred by modality for the hetero-centre triplet, chosen by trials (docs/findings.md)."""
 
 _TABLE2 = (
     TableRow("base", "Base", BASE, (57.09, 53.11)),
@@ -125,7 +113,7 @@ _FROM_AGW = (
     _SHARED_DEVIATIONS,
     "no non-local blocks",
     "softmax weights over positives without the anchor, and safe at any scale of the features",
-    "weight 12 of the triplet, which did better here than the source's 1",
+    "weight 12 of the triplet, the source has 1",
 )
 _FROM_AGW_PLUS = (_FROM_AGW[0], "discriminant projection as fmcnet-plus has it", *_FROM_AGW[1:])
 _FROM_HC = (
@@ -133,7 +121,7 @@ _FROM_HC = (
     _SHARED_DEVIATIONS,
     "global features only, no stripes",
     "the loss is a sum or a mean over identities as losses.reduction says, of weight 6",
-    "features as the configuration normalizes them: on raw features it did worse here",
+    "features as the configuration normalizes them, not raw",
 )
 _FROM_CAJ = (
     "Ye et al., Channel Augmented Joint Learning for Visible-Infrared Recognition, ICCV 2021",

@@ -19,8 +19,9 @@ from fmcnet.data.readers import read_dataset
 from fmcnet.data.table import Table
 from fmcnet.evaluation.evaluate import query_scores
 from fmcnet.evaluation.evaluate_model import EvaluatedRun, evaluate_model, role_masks
-from fmcnet.experiments.rows import DIRECTIONS, markdown_table, page
+from fmcnet.experiments.rows import DIRECTION_NAMES
 from fmcnet.files import lock_file, write_atomically, write_json, write_text
+from fmcnet.markdown import markdown_page, markdown_table
 from fmcnet.models.card import CARD, WEIGHTS, ModelCard, versions
 from fmcnet.models.checkpoint import weights_digest
 from fmcnet.parsing import read_json, read_npz
@@ -237,7 +238,7 @@ def write_model_card(run: Path, card: ModelCard, result: dict[str, Any], *, gene
     for evaluation in result["evaluations"]:
         scores = [evaluation["mean"][key] for key in ("rank1", "rank10", "rank20", "mAP", "mINP")]
         scores = [f"{100 * score:.2f}" for score in (*scores, evaluation["chance_rank1"])]
-        rows.append([DIRECTIONS[evaluation["direction"]], *scores])
+        rows.append([DIRECTION_NAMES[evaluation["direction"]], *scores])
     head = ("direction", "Rank-1", "Rank-10", "Rank-20", "mAP", "mINP", "random order, Rank-1")
     protocols = dict.fromkeys(evaluation["protocol"] for evaluation in result["evaluations"])
     settings = json.dumps(config.model_dump(mode="json"), indent=1)
@@ -257,4 +258,4 @@ def write_model_card(run: Path, card: ModelCard, result: dict[str, Any], *, gene
         "## Every setting",
         f"```json\n{settings}\n```",
     ]
-    return write_text(run / MODEL_CARD, page(parts))
+    return write_text(run / MODEL_CARD, markdown_page(parts))

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from fmcnet.experiments import figures, maps
 from fmcnet.experiments.figures import Pictures
-from fmcnet.experiments.results import COMPARED, FEWEST, interval, study_facts, too_few
-from fmcnet.experiments.rows import DIRECTIONS, Study, markdown_table, page
+from fmcnet.experiments.results import COMPARED_METRICS, MIN_SEEDS, interval, study_facts, too_few
+from fmcnet.experiments.rows import DIRECTION_NAMES, Study
 from fmcnet.experiments.runs import StudyRun, commit
 from fmcnet.files import write_json, write_text
+from fmcnet.markdown import markdown_page, markdown_table
 from fmcnet.models.card import versions
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def study_page(facts: dict[str, Any]) -> str:
         parts += [*_pairs(study), *_order(study), *_statistics_table(study), *_sources(study)]
         for title, path in facts["pictures"].get(study["name"], []):
             parts += [f"![{title}]({path})", f"*{title}.*"]
-    return page(_wrapped(part) for part in [*parts, *_runs(facts)])
+    return markdown_page(_wrapped(part) for part in [*parts, *_runs(facts)])
 
 
 def _wrapped(part: str) -> str:
@@ -171,7 +172,7 @@ def _protocols(facts: dict[str, Any]) -> list[str]:
     """Each direction's protocol and chance, once."""
     rows = [row for study in facts["studies"] for row in study["rows"]]
     lines = []
-    for direction, name in DIRECTIONS.items():
+    for direction, name in DIRECTION_NAMES.items():
         if scores := next((row["figures"][direction] for row in rows if direction in row["figures"]), None):
             chance = f"A random order expects Rank-1 {scores['chance_rank1']:.2f}."
             lines.append(f"- {name.capitalize()}: {scores['protocol']} {chance}")
@@ -198,13 +199,13 @@ def _table(study: dict[str, Any], comparable: bool) -> list[str]:
     for row in rows:
         done, missing = len(row["runs"]), len(row["missing"])
         cells = [row["title"] + (f" ({done} of {done + missing} seeds)" if missing else "")]
-        for direction in DIRECTIONS:
+        for direction in DIRECTION_NAMES:
             scores = row["figures"].get(direction, {})
             cells += [_plus_minus(scores.get(metric)) for metric in metrics]
         if paper:
             cells += [f"{value:.2f}" for value in row["paper"] or ()] or ["-", "-"]
         lines.append(cells)
-    warning = too_few(min((len(row["runs"]) for row in rows if row["runs"]), default=FEWEST))
+    warning = too_few(min((len(row["runs"]) for row in rows if row["runs"]), default=MIN_SEEDS))
     return [markdown_table(head, lines), *([f"Rows of {warning}."] if warning else [])]
 
 
@@ -213,8 +214,8 @@ def _pairs(study: dict[str, Any]) -> list[str]:
         return []
     rows = []
     for pair in study["pairs"]:
-        rows.append([pair["title"], DIRECTIONS[pair["direction"]]])
-        for metric in COMPARED:
+        rows.append([pair["title"], DIRECTION_NAMES[pair["direction"]]])
+        for metric in COMPARED_METRICS:
             bold = "**" if pair[metric]["clear"] and pair[metric]["enough"] else ""
             rows[-1].append(f"{bold}{interval(pair[metric])}{bold}")
     table = markdown_table(("paired difference", "direction", "Rank-1", "mAP"), rows)

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 RuntimeName = Literal["auto", "torch", "onnxruntime"]
 CUDA = "CUDAExecutionProvider"
 
-MANIFEST = "export.json"
-FORMAT = "fmcnet-onnx-1"
+EXPORT_MANIFEST = "export.json"
+EXPORT_FORMAT = "fmcnet-onnx-1"
 GRAPHS = {modality: f"model-{modality}.onnx" for modality in Modality}
 INPUT, OUTPUT = "images", "embedding"
 """Names in the graphs: (batch, H, W, 3) uint8 to (batch, E) float32."""
@@ -64,7 +64,7 @@ class Manifest:
 
     def save(self, folder: Path) -> None:
         """Write `export.json`."""
-        write_json(folder / MANIFEST, {"format": FORMAT, **asdict(self)})
+        write_json(folder / EXPORT_MANIFEST, {"format": EXPORT_FORMAT, **asdict(self)})
 
 
 def read_manifest(folder: str | Path) -> Manifest:
@@ -73,11 +73,11 @@ def read_manifest(folder: str | Path) -> Manifest:
     Raises:
         CheckpointError: when it is missing, damaged, or not fmcnet's; names the field that is wrong.
     """
-    path = Path(folder) / MANIFEST
+    path = Path(folder) / EXPORT_MANIFEST
     try:
         tree = read_json(path)
-        if tree.pop("format") != FORMAT:
-            raise CheckpointError(f"{path} is not an exported model of this version (format {FORMAT})")
+        if tree.pop("format") != EXPORT_FORMAT:
+            raise CheckpointError(f"{path} is not an exported model of this version (format {EXPORT_FORMAT})")
         manifest = TypeAdapter(Manifest).validate_python(tree)
         if set(manifest.sha256) != set(GRAPHS.values()):
             names = ", ".join(manifest.sha256) or "nothing"
@@ -110,7 +110,7 @@ class Backend(Protocol):
 
     Attributes:
         name: "torch" or "onnxruntime".
-        device: where it computes; a torch.device or, of ONNX Runtime, "cpu" or "cuda".
+        device: where it computes; a torch.device or, of ONNX Runtime, "cpu", "cuda" or "cuda:N".
     """
 
     name: str
@@ -221,8 +221,8 @@ class OnnxBackend:
             ):
                 if actual != expected:
                     raise CheckpointError(
-                        f"{self.folder / MANIFEST} is damaged: {name} should give {expected} and {path.name} has "
-                        f"{actual}; export the model again"
+                        f"{self.folder / EXPORT_MANIFEST} is damaged: {name} should give {expected} and {path.name} "
+                        f"has {actual}; export the model again"
                     )
             self._sessions[modality] = session
         return self._sessions[modality]
@@ -238,7 +238,7 @@ def open_backend(
         size = (onnx.manifest.height, onnx.manifest.width)
         if size != (card.config.data.height, card.config.data.width):
             raise CheckpointError(
-                f"{folder}: {MANIFEST} is of images of {size[0]} x {size[1]} (H x W), {CARD} of "
+                f"{folder}: {EXPORT_MANIFEST} is of images of {size[0]} x {size[1]} (H x W), {CARD} of "
                 f"{card.config.data.height} x {card.config.data.width}: export the model again"
             )
         return onnx, card, onnx.manifest.digest
@@ -268,12 +268,12 @@ def open_backend(
 
 def _choose_runtime(folder: Path, runtime: str) -> str:
     """The runtime of a folder's model, "torch" or "onnxruntime"."""
-    available = {"torch": (folder / WEIGHTS).is_file(), "onnxruntime": (folder / MANIFEST).is_file()}
+    available = {"torch": (folder / WEIGHTS).is_file(), "onnxruntime": (folder / EXPORT_MANIFEST).is_file()}
     if runtime not in ("auto", *available):
         raise FmcnetError(f"runtime='{runtime}': say auto, torch or onnxruntime")
     if runtime != "auto":
         if not available[runtime]:
-            missing = WEIGHTS if runtime == "torch" else f"{MANIFEST} (fmcnet export makes it)"
+            missing = WEIGHTS if runtime == "torch" else f"{EXPORT_MANIFEST} (fmcnet export makes it)"
             raise CheckpointError(f"{folder} holds no model for {runtime}: it lacks {missing}")
         return runtime
     if all(available.values()):

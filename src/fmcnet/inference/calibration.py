@@ -15,7 +15,7 @@ from fmcnet.parsing import read_json
 from fmcnet.types import Modality, parse_modality
 
 CALIBRATION = "calibration.json"
-FORMAT = "fmcnet-calibration-1"
+CALIBRATION_FORMAT = "fmcnet-calibration-1"
 DIRECTIONS = tuple((query, gallery) for query in Modality for gallery in Modality)
 FloatVector = NDArray[np.float64]
 
@@ -239,7 +239,7 @@ class Calibration:
     def to_dict(self) -> dict[str, Any]:
         """As written to `calibration.json`."""
         return {
-            "format": FORMAT,
+            "format": CALIBRATION_FORMAT,
             "model": self.model,
             "similarity": "cosine",
             "prior": self.prior,
@@ -276,8 +276,10 @@ class Calibration:
         """
         try:
             tree = read_json(Path(path))
-            if not isinstance(tree, dict) or tree.get("format") != FORMAT:
-                raise CheckpointError(f"{path} is not a calibration of this version (format {FORMAT})")
+            if not isinstance(tree, dict) or tree.get("format") != CALIBRATION_FORMAT:
+                raise CheckpointError(
+                    f"{path} is not a calibration of this version (format {CALIBRATION_FORMAT})"
+                )
             calibration = _parse_calibration(tree)
         except KeyError as error:
             raise CheckpointError(f"{path} is damaged: {error} is missing; calibrate again") from error

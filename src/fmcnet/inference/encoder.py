@@ -195,7 +195,7 @@ class Encoder:
             flip: average with the descriptor of the mirrored image.
             on_error: "raise": images that cannot be read are refused, all named; "skip": they are left out and named
                 in the log; a function: it gets each `Fault`, and they are left out.
-            workers: threads that decode the next batch meanwhile.
+            workers: threads that decode the next two batches meanwhile.
             progress: show a bar; None: on a terminal, for more than one batch.
             value_range: the values (low, high) that become 0 and 255, of images deeper than 8 bits; None: by the rule
                 of `fmcnet.data.pixels.eight_bits`, which may stretch each image separately.

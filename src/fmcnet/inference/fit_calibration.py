@@ -23,13 +23,13 @@ logger = logging.getLogger(__name__)
 BINS = 20_000
 """Of equal width over -1..1: similarities differ in steps of 0.0001."""
 
-BLOCK = 2**22
+BLOCK_PAIRS = 2**22
 """Pairs compared at a time."""
 
 FOLDS = 5
 
-ENOUGH = 10
-"""Fewest false matches behind a stored false-match rate."""
+ENOUGH_PAIRS = 10
+"""Fewest false matches behind a stored false-match rate, and fewest pairs in a group at an end of the curve."""
 
 MIN_PAIRS = 20
 """Fewer pairs of the same person, or of different ones, are not learnt from."""
@@ -37,8 +37,10 @@ MIN_PAIRS = 20
 A_DECADE = 10
 """Thresholds stored per factor of ten of the false-match rate."""
 
-SHOWN = (1e-1, 1e-2, 1e-3, 1e-4)
-PARTS = 15
+HELD_OUT_RATES = (1e-1, 1e-2, 1e-3, 1e-4)
+"""False-match rates whose thresholds are measured on held-out identities."""
+
+ERROR_BINS = 15
 """Equal parts of 0..1 that the expected calibration error averages over (Guo et al., ICML 2017)."""
 
 
@@ -228,9 +230,9 @@ def calibration_error(
     """
     same = prior * same / same.sum()
     different = (1 - prior) * different / different.sum()
-    bin_index = np.minimum((probability * PARTS).astype(np.int64), PARTS - 1)
-    predicted = np.bincount(bin_index, weights=probability * (same + different), minlength=PARTS)
-    observed = np.bincount(bin_index, weights=same, minlength=PARTS)
+    bin_index = np.minimum((probability * ERROR_BINS).astype(np.int64), ERROR_BINS - 1)
+    predicted = np.bincount(bin_index, weights=probability * (same + different), minlength=ERROR_BINS)
+    observed = np.bincount(bin_index, weights=same, minlength=ERROR_BINS)
     return float(np.abs(predicted - observed).sum())
 
 
@@ -243,14 +245,14 @@ def held_out(counts: IntArray, prior: float) -> dict[str, Any] | None:
 
     Returns:
         `folds`; `same`, `different` (pairs measured); `expected_calibration_error`; `brier`: the mean squared error
-        of the probabilities; and `rates`: for each false-match rate of `SHOWN`, the measured false- and true-match
-        rates. None where the pairs are too few.
+        of the probabilities; and `rates`: for each false-match rate of `HELD_OUT_RATES`, the measured false- and
+        true-match rates. None where the pairs are too few.
     """
     k = len(counts)
     within = np.stack([counts[fold, fold] for fold in range(k)])  # (K, 2, BINS): pairs that are measured
     different, same = within.sum(axis=(0, 2))
     probability = np.zeros((k, BINS))
-    reached = {rate: np.zeros(2, dtype=np.int64) for rate in SHOWN}
+    reached = {rate: np.zeros(2, dtype=np.int64) for rate in HELD_OUT_RATES}
     for fold in range(k):
         others = np.arange(k) != fold
         learnt_different, learnt_same = counts[np.ix_(others, others)].sum(axis=(0, 1))
@@ -264,24 +266,29 @@ def held_out(counts: IntArray, prior: float) -> dict[str, Any] | None:
                 reached[rate] += within[fold, :, first_bin:].sum(axis=1)
             except FmcnetError:  # too low for this fold's pairs
                 del reached[rate]
-    p, (d, s) = probability.ravel(), within.astype(float).swapaxes(0, 1).reshape(2, -1)
-    brier = prior * ((1 - p) ** 2 * s).sum() / same + (1 - prior) * (p**2 * d).sum() / different
+    bin_different, bin_same = within.astype(float).swapaxes(0, 1).reshape(2, -1)  # (K * BINS,) each
+    bin_probability = probability.ravel()
+    brier = prior * ((1 - bin_probability) ** 2 * bin_same).sum() / same
+    brier += (1 - prior) * (bin_probability**2 * bin_different).sum() / different
     return {
         "folds": k,
         "same": int(same),
         "different": int(different),
-        "expected_calibration_error": calibration_error(p, s, d, prior),
+        "expected_calibration_error": calibration_error(bin_probability, bin_same, bin_different, prior),
         "brier": float(brier),
         "rates": {
-            f"{rate:g}": {"false_match_rate": int(f) / int(different), "true_match_rate": int(t) / int(same)}
-            for rate, (f, t) in reached.items()
-            if rate * different >= ENOUGH
+            f"{rate:g}": {
+                "false_match_rate": int(false_matches) / int(different),
+                "true_match_rate": int(true_matches) / int(same),
+            }
+            for rate, (false_matches, true_matches) in reached.items()
+            if rate * different >= ENOUGH_PAIRS
         },
     }
 
 
 def edges() -> FloatVector:
-    """(BINS + 1,) where bins begin and end; bin i holds edges[i] <= similarity < edges[i + 1]."""
+    """(BINS + 1,) where bins begin and end; bin i holds edges[i] <= similarity < edges[i + 1], the last also 1."""
     return np.linspace(-1.0, 1.0, BINS + 1)
 
 
@@ -336,7 +343,7 @@ def count_pairs(
     counts = np.zeros((k, k, 2, BINS), dtype=np.int64)
     # Rows that are queries and gallery images meet in both orders where the modality is one.
     in_both = np.intersect1d(query_rows, gallery_rows)
-    step = max(1, BLOCK // max(1, len(gallery_rows)))
+    step = max(1, BLOCK_PAIRS // max(1, len(gallery_rows)))
     for start in range(0, len(query_rows), step):
         query, gallery = query_rows[start : start + step, None], gallery_rows[None]
         same = pid[query] == pid[gallery]
@@ -372,29 +379,46 @@ def fit(same: IntArray, different: IntArray) -> Curve:
 
 
 def _fit_evidence(same: IntArray, different: IntArray) -> tuple[FloatVector, FloatVector]:
+    """Knots (K,) and evidence (K,) of `fit`: bins form groups, groups form steps, and each step is a knot.
+
+    As an example, 20 pairs of either kind in five bins, and groups of a quarter of the mass:
+
+        similarity       0.0    0.2    0.4    0.6    0.8
+        same               0      3      4      4      9
+        different          8      2      2      8      0
+        mass           0.200  0.125  0.150  0.300  0.225   half of same / 20 + different / 20
+        middle         0.100  0.262  0.400  0.625  0.888   of a bin's mass, added from the left
+        group              0      1      1      2      3
+        share           0.00   0.64   0.64   0.33   1.00   of pairs of one person in the group's mass
+        step               0      1      1      1      2   isotonic: groups whose shares descend become one step
+        knot            0.00   0.46   0.46   0.46   0.80   the step's mean similarity, weighted by mass
+        evidence       -2.83  -0.08  -0.08  -0.08   2.94   log of (11 + 0.5) / 21 over (12 + 0.5) / 21 for step 1
+    """
     from scipy.optimize import isotonic_regression
 
-    n_same, n_different = int(same.sum()), int(different.sum())
-    weight = (same / n_same + different / n_different) / 2
-    bounds = _group_bounds(n_same, n_different)
-    group = np.searchsorted(bounds, np.cumsum(weight) - weight / 2, side="right").astype(np.int64)
-    mass = np.bincount(group, weight, len(bounds) + 1)
-    used = np.flatnonzero(mass > 0)
-    share = np.bincount(group, same / n_same / 2, len(bounds) + 1)[used] / mass[used]
-    starts = isotonic_regression(share, weights=mass[used]).blocks[:-1]  # of its steps, among the groups used
-    step = np.searchsorted(used[starts[1:]], group, side="right")  # of each bin
-    s, d, m = (np.bincount(step, values, len(starts)) for values in (same, different, weight))
-    knots = np.bincount(step, weight * _centres(), len(starts)) / m
-    evidence = np.log((s + 0.5) / (n_same + 1)) - np.log((d + 0.5) / (n_different + 1))
-    return knots, np.maximum.accumulate(evidence)
+    total_same, total_different = int(same.sum()), int(different.sum())
+    mass = (same / total_same + different / total_different) / 2
+    bounds = _group_bounds(total_same, total_different)
+    group = np.searchsorted(bounds, np.cumsum(mass) - mass / 2, side="right").astype(np.int64)
+    group_mass = np.bincount(group, mass, len(bounds) + 1)
+    used = np.flatnonzero(group_mass > 0)
+    share = np.bincount(group, same / total_same / 2, len(bounds) + 1)[used] / group_mass[used]
+    first_groups = used[isotonic_regression(share, weights=group_mass[used]).blocks[:-1]]  # of the steps
+    step = np.searchsorted(first_groups[1:], group, side="right")
+    step_same, step_different, step_mass, step_similarity = (
+        np.bincount(step, values, len(first_groups)) for values in (same, different, mass, mass * _centres())
+    )
+    evidence = np.log((step_same + 0.5) / (total_same + 1))
+    evidence -= np.log((step_different + 0.5) / (total_different + 1))
+    return step_similarity / step_mass, np.maximum.accumulate(evidence)
 
 
 def _group_bounds(n_same: int, n_different: int) -> FloatVector:
     """Where groups end, as shares of all mass, ascending: equal parts, the first and the last halved while they hold
-    `ENOUGH` pairs of the kind that is common there."""
+    `ENOUGH_PAIRS` pairs of the kind that is common there."""
     num_equal = int(np.clip(min(n_same, n_different) // MIN_PAIRS, 4, 64))
     low, high = (
-        0.5 ** np.arange(1, max(1, int(np.log2(2 * n / num_equal / ENOUGH)) + 1)) / num_equal
+        0.5 ** np.arange(1, max(1, int(np.log2(2 * n / num_equal / ENOUGH_PAIRS)) + 1)) / num_equal
         for n in (n_different, n_same)
     )
     return np.concatenate([low[::-1], np.arange(1, num_equal) / num_equal, 1 - high])
@@ -405,7 +429,7 @@ def _fit_thresholds(same: IntArray, different: IntArray) -> tuple[FloatVector, F
     reached_different = np.append(np.cumsum(different[::-1])[::-1], 0)
     reached_same = np.append(np.cumsum(same[::-1])[::-1], 0)
     n = int(different.sum())
-    decades = np.log10(max(n / ENOUGH, 1.0))
+    decades = np.log10(max(n / ENOUGH_PAIRS, 1.0))
     rates = 10.0 ** (-np.arange(int(np.floor(decades * A_DECADE + 1e-9)) + 1) / A_DECADE)
     first_bin = np.searchsorted(-reached_different, -np.floor(rates * n + 1e-6), side="left").clip(max=BINS)
     return rates, edges()[first_bin], reached_same[first_bin] / max(int(same.sum()), 1)

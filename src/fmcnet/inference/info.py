@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fmcnet.errors import CheckpointError
-from fmcnet.inference.backends import MANIFEST, read_manifest
+from fmcnet.inference.backends import EXPORT_MANIFEST, read_manifest
 from fmcnet.inference.calibration import CALIBRATION
 from fmcnet.inference.projection import Projection
 from fmcnet.models.card import CARD, PROJECTION, WEIGHTS, ModelCard, read_card
@@ -29,7 +29,7 @@ def model_info(run: str | Path) -> dict[str, Any]:
         newest = max(checkpoints, key=lambda path: int(path.name.removeprefix("step-")), default=None)
         folder = newest or folder
     card = read_card(folder)
-    exported = (folder / MANIFEST).is_file() and not (folder / WEIGHTS).is_file()
+    exported = (folder / EXPORT_MANIFEST).is_file() and not (folder / WEIGHTS).is_file()
     return {
         "run": str(run),
         **(_describe_export(folder, card) if exported else _describe_weights(folder, card)),

@@ -15,7 +15,7 @@ from fmcnet.files import as_os_error, write_atomically
 from fmcnet.parsing import parse_json
 from fmcnet.types import FloatArray
 
-FORMAT = "fmcnet-projection-1"
+PROJECTION_FORMAT = "fmcnet-projection-1"
 Method = Literal["discriminant", "pca"]
 METHODS: tuple[Method, ...] = ("discriminant", "pca")
 
@@ -63,7 +63,12 @@ class Projection:
         from safetensors import SafetensorError
         from safetensors.numpy import save_file
 
-        description = {"format": FORMAT, "method": self.method, "source": self.source, "facts": self.facts}
+        description = {
+            "format": PROJECTION_FORMAT,
+            "method": self.method,
+            "source": self.source,
+            "facts": self.facts,
+        }
         # One entry: safetensors writes several in no fixed order, and the model's digest is of the bytes.
         metadata = {"fmcnet": json.dumps(description, sort_keys=True)}
         tensors = {"mean": self.mean, "matrix": np.ascontiguousarray(self.matrix)}
@@ -98,8 +103,8 @@ class Projection:
 
 
 def _find_fault(description: Any, mean: NDArray[Any], matrix: NDArray[Any]) -> str:
-    if not isinstance(description, dict) or description.get("format") != FORMAT:
-        return f"it is not of format {FORMAT}"
+    if not isinstance(description, dict) or description.get("format") != PROJECTION_FORMAT:
+        return f"it is not of format {PROJECTION_FORMAT}"
     if description.get("method") not in METHODS:
         return f"method is {description.get('method')!r}, not one of {', '.join(METHODS)}"
     for name, array in (("mean", mean), ("matrix", matrix)):

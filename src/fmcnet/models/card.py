@@ -17,7 +17,7 @@ from fmcnet.config import Config, load_config
 from fmcnet.errors import CheckpointError, ConfigError
 from fmcnet.parsing import first_fault, read_json
 
-FORMAT = "fmcnet-model-1"
+CARD_FORMAT = "fmcnet-model-1"
 WEIGHTS = "model.safetensors"
 CARD = "model.json"
 PROJECTION = "projection.safetensors"
@@ -69,7 +69,7 @@ class ModelCard:
     def to_dict(self) -> dict[str, Any]:
         """As written to `model.json`."""
         tree = asdict(self) | {"config": self.config.model_dump(mode="json"), "pids": list(self.pids)}
-        return {"format": FORMAT, **tree}
+        return {"format": CARD_FORMAT, **tree}
 
 
 def versions(*packages: str) -> dict[str, str]:
@@ -97,8 +97,8 @@ def read_card(folder: str | Path) -> ModelCard:
         )
     try:
         tree = read_json(path)
-        if not isinstance(tree, dict) or tree.get("format") != FORMAT:
-            raise CheckpointError(f"{path} is not a model card of this version (format {FORMAT})")
+        if not isinstance(tree, dict) or tree.get("format") != CARD_FORMAT:
+            raise CheckpointError(f"{path} is not a model card of this version (format {CARD_FORMAT})")
         tree.pop("format")
         if unknown := tree.keys() - {field.name for field in fields(ModelCard)}:
             raise ConfigError(f"unknown entry '{min(unknown)}'")

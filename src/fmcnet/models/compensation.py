@@ -15,8 +15,9 @@ from fmcnet.types import Modality
 class Compensation(nn.Module):
     """Feature-level modality compensation: the missing specific feature from the shared one, eq. (11).
 
-    A module is named after the modality of the features that it generates or judges: `discriminator_infrared` sees
-    F_sp,I as real. Stored weights call the discriminators `judge_infrared` and `judge_visible`.
+    A module is named after the modality of the features that it generates or tells from real ones:
+    `discriminator_infrared` sees F_sp,I as real. The discriminators are the submodules `judge_infrared` and
+    `judge_visible`, their names in stored weights; code takes them by `discriminator`.
 
     Args:
         to_infrared: G_{V-I}.
@@ -65,7 +66,7 @@ class Generator(nn.Module):
         length: fixed length of the generated features, as the real ones have it; None: a ReLU ends G. Ours.
         input_scale: factor of F_sh before the layers, so that values of a short feature are of the order of 1 and
             outweigh the biases. Ours.
-        residual: F' = F_sh + layers(F_sh) before the length is set. Ours.
+        residual: the scaled F_sh is added to what the layers give, before the length is set. Ours.
     """
 
     def __init__(

@@ -16,15 +16,16 @@ from typing import Any
 
 from fmcnet.errors import CheckpointError, require
 from fmcnet.files import file_digest
+from fmcnet.markdown import markdown_table
 from fmcnet.models.card import CARD, PROJECTION, WEIGHTS, read_card
 from fmcnet.parsing import read_json
 
 DIGESTS, README = "hub.json", "README.md"
-FORMAT = "fmcnet-hub-1"
-FILES = (CARD, WEIGHTS, PROJECTION, "calibration.json", "export.json", "*.onnx")
+HUB_FORMAT = "fmcnet-hub-1"
+MODEL_FILES = (CARD, WEIGHTS, PROJECTION, "calibration.json", "export.json", "*.onnx")
 """Files of a model: those that exist are fetched and pushed."""
 
-NAME = re.compile(r"([\w][\w.-]*/[\w][\w.-]*?)(?:@([\w./-]+))?")
+HUB_NAME = re.compile(r"([\w][\w.-]*/[\w][\w.-]*?)(?:@([\w./-]+))?")
 """owner/name, or owner/name@revision."""
 
 FETCH = (
@@ -53,8 +54,6 @@ encoder = Encoder.from_pretrained("{name}")  # pip install "fmcnet[hub]"
 embeddings = encoder.encode(["a.jpg", "b.jpg"], "infrared")
 ```
 
-| | |
-|---|---|
 {table}
 
 A similarity is no proof of identity. Finding people across cameras is subject to law.
@@ -65,7 +64,7 @@ logger = logging.getLogger(__name__)
 
 def is_hub_name(source: str | Path) -> bool:
     """Whether this has the form owner/name or owner/name@revision."""
-    return NAME.fullmatch(str(source)) is not None
+    return HUB_NAME.fullmatch(str(source)) is not None
 
 
 def is_fetched(folder: str | Path) -> bool:
@@ -89,7 +88,7 @@ def fetch(source: str, advice: str = "") -> Path:
         MissingDependencyError: without `huggingface_hub`.
     """
     hub: Any = require("huggingface_hub", "hub")
-    match = NAME.fullmatch(source)
+    match = HUB_NAME.fullmatch(source)
     if match is None:
         raise CheckpointError(f"'{source}' is no name on the hub: write owner/name, or owner/name@revision")
     name, revision = match.groups()
@@ -98,7 +97,7 @@ def fetch(source: str, advice: str = "") -> Path:
         logger.info("%s: looking on the Hugging Face Hub", absent)
     try:
         folder = hub.snapshot_download(
-            name, revision=revision, allow_patterns=[*FILES, README, DIGESTS], library_name="fmcnet"
+            name, revision=revision, allow_patterns=[*MODEL_FILES, README, DIGESTS], library_name="fmcnet"
         )
     except Exception as error:
         raise CheckpointError(
@@ -112,7 +111,7 @@ def push(folder: str | Path, name: str, *, public: bool = False, message: str | 
     """Push a finished model to the hub, in one commit; returns the address of the commit.
 
     Args:
-        folder: of the model. Only the files of `FILES` and a README.md are pushed: no images, logs, or checkpoints.
+        folder: of the model. Only `MODEL_FILES` and a README.md are pushed: no images, logs, or checkpoints.
         name: owner/name. An existing repository gets a new commit.
         public: make a new repository public; otherwise it is private. An existing one keeps its visibility.
         message: of the commit.
@@ -122,7 +121,7 @@ def push(folder: str | Path, name: str, *, public: bool = False, message: str | 
         MissingDependencyError: without `huggingface_hub`.
     """
     folder = Path(folder)
-    match = NAME.fullmatch(name)
+    match = HUB_NAME.fullmatch(name)
     if match is None or match[2]:
         raise CheckpointError(f"'{name}' is no name on the hub: write owner/name")
     readme = _readme(folder, name)
@@ -135,9 +134,9 @@ def push(folder: str | Path, name: str, *, public: bool = False, message: str | 
             f"{folder} holds no weights: give the folder of a finished run, or an exported one"
         )
     hub: Any = require("huggingface_hub", "hub")
-    files = {path.name: path for pattern in FILES for path in sorted(folder.glob(pattern))}
+    files = {path.name: path for pattern in MODEL_FILES for path in sorted(folder.glob(pattern))}
     digests = {file: file_digest(path) for file, path in files.items()}
-    text = json.dumps({"format": FORMAT, "sha256": digests}, indent=1) + "\n"
+    text = json.dumps({"format": HUB_FORMAT, "sha256": digests}, indent=1) + "\n"
     contents: dict[str, Any] = {**files, README: readme.encode(), DIGESTS: text.encode()}
     operations: list[Any] = [
         hub.CommitOperationAdd(
@@ -149,7 +148,7 @@ def push(folder: str | Path, name: str, *, public: bool = False, message: str | 
     try:
         api.create_repo(name, private=not public, exist_ok=True)
         for file in api.list_repo_files(name):
-            if file not in contents and any(fnmatch(file, pattern) for pattern in FILES):
+            if file not in contents and any(fnmatch(file, pattern) for pattern in MODEL_FILES):
                 operations.append(hub.CommitOperationDelete(path_in_repo=file))
         commit = api.create_commit(
             name, operations, commit_message=message or f"Push {folder.name} by fmcnet"
@@ -175,7 +174,7 @@ def _readme(folder: Path, name: str) -> str:
         "compared by": card.similarity,
         "versions": ", ".join(f"{package} {version}" for package, version in card.versions.items()),
     }
-    table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
+    table = markdown_table(("", ""), rows.items())
     return README_TEXT.format(title=name.partition("/")[2], name=name, table=table)
 
 
@@ -189,10 +188,10 @@ def _check_digests(folder: Path, source: str) -> None:
         return
     try:
         tree = read_json(digests_file)
-        expected = dict(tree["sha256"]) if tree["format"] == FORMAT else {}
+        expected = dict(tree["sha256"]) if tree["format"] == HUB_FORMAT else {}
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{source}: {DIGESTS} is damaged: ask its owner to push again") from error
-    present = {path.name for pattern in FILES for path in folder.glob(pattern)}
+    present = {path.name for pattern in MODEL_FILES for path in folder.glob(pattern)}
     wrong = [
         file
         for file in sorted({*expected, *present})

@@ -18,7 +18,7 @@ from fmcnet.models.shipped import find_model, shipped_models
 
 logger = logging.getLogger(__name__)
 
-OWN = {"head", "pool", "norm"}
+NOT_PUBLISHED = {"head", "pool", "norm"}
 """Parts of a tail that published weights lack."""
 _NOT_TRANSFERRED = re.compile(r"classify\w*\.linear\.|^standard\.")
 """Depends on a model's identities and cameras: classifiers and the statistics of its descriptor."""
@@ -66,8 +66,9 @@ def is_model(source: str) -> bool:
 def load_model(model: FMCNet, source: str, arch: str) -> None:
     """Initialise from a trained model: stems, tails, and all other tensors of the same name and shape.
 
-    A specific or frozen tail that the source lacks is initialised from its shared tail. Classifiers and the
-    statistics of the descriptor start anew: identities differ. Arguments and errors as `load_pretrained`.
+    A specific or frozen tail that the source lacks is initialised from its shared tail. The linear layers of
+    classifiers and the statistics of the descriptor start anew: identities differ. Arguments and errors as
+    `load_pretrained`.
     """
     from fmcnet.models.checkpoint import load_pretrained_model
 
@@ -124,7 +125,9 @@ def _backbone_parts(model: FMCNet) -> dict[str, nn.Module]:
 
 
 def _backbone_state(module: nn.Module) -> dict[str, Tensor]:
-    return {key: value for key, value in module.state_dict().items() if key.partition(".")[0] not in OWN}
+    return {
+        key: value for key, value in module.state_dict().items() if key.partition(".")[0] not in NOT_PUBLISHED
+    }
 
 
 def _difference(

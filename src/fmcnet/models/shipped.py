@@ -13,19 +13,19 @@ from fmcnet.models.card import CARD
 from fmcnet.models.hub import fetch, is_fetched, is_hub_name
 from fmcnet.names import nearest
 
-FOLDER = Path(__file__).parents[1] / "weights"
+WEIGHTS_FOLDER = Path(__file__).parents[1] / "weights"
 
 
 def shipped_models() -> dict[str, Path]:
     """The folders of the models inside the package, by name, sorted."""
-    if not FOLDER.is_dir():
+    if not WEIGHTS_FOLDER.is_dir():
         return {}
-    return {path.name: path for path in sorted(FOLDER.iterdir()) if (path / CARD).is_file()}
+    return {path.name: path for path in sorted(WEIGHTS_FOLDER.iterdir()) if (path / CARD).is_file()}
 
 
 def is_shipped(folder: str | Path) -> bool:
     """Whether a folder lies inside the package or the hub's cache, which are read-only."""
-    return Path(folder).resolve().is_relative_to(FOLDER.resolve()) or is_fetched(folder)
+    return Path(folder).resolve().is_relative_to(WEIGHTS_FOLDER.resolve()) or is_fetched(folder)
 
 
 def find_model(source: str | Path) -> Path:

@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from fmcnet.data.listing import ignored_facts
-from fmcnet.data.pixels import Remarks, ValueRange
+from fmcnet.data.pixels import RANGE_UNUSED, Remarks, ValueRange
 from fmcnet.data.readers.csv import MISSING
 from fmcnet.errors import DataError, FmcnetError
 from fmcnet.inference.image_input import Fault, list_faults
 from fmcnet.progress import Progress
 from fmcnet.retrieval.freshness import Difference, FileChanges, compare_files, differences
 from fmcnet.retrieval.gallery import Gallery
-from fmcnet.retrieval.made_with import read_made_with, record_ranges
+from fmcnet.retrieval.made_with import open_model, read_made_with, record_model, record_ranges
 from fmcnet.retrieval.notes import index_notes, index_range_notes, stored_values
-from fmcnet.retrieval.records import EPOCH, Added, Entry, Where, as_pid
+from fmcnet.retrieval.records import EPOCH, Added, Dtype, Entry, IndexChoice, Where, as_pid
 from fmcnet.retrieval.searcher import Searcher
 from fmcnet.retrieval.sources import Picture, Sources, path_id
 
@@ -190,6 +190,48 @@ def index(
     notes = (*sources.notes, *doubts, *remarks.lines(), *ranges, *report.changes.notes())
     report.notes = list(dict.fromkeys(notes))  # each once
     report.entries, report.ranged = len(gallery), remarks.ranged()
+    return report
+
+
+def open_and_index(
+    gallery: str,
+    sources: Sources,
+    *,
+    model: str | Path | None = None,
+    device: str = "auto",
+    dtype: Dtype | None = None,
+    kind: IndexChoice | None = None,
+    value_range: ValueRange | None = None,
+    **options: Any,
+) -> IndexReport:
+    """Open a gallery, or make one, with its model, record that, and `index` the sources.
+
+    Args:
+        gallery: its location.
+        sources: see `read_sources`.
+        model: as `choose_model`.
+        device: as `Encoder.from_pretrained`.
+        dtype: of a new gallery; None: float32.
+        kind: as `index` of `Gallery`.
+        value_range: as `index`.
+        options: further ones of `index`.
+
+    Raises:
+        GalleryError: the gallery is of another model, or as `Gallery` and `Gallery.add`.
+        FmcnetError: `dtype` is not that of the gallery; or as `choose_model` and `index`.
+    """
+    encoder = open_model(gallery, model, device)
+    with Gallery(gallery, dtype=dtype or "float32", index=kind) as opened:
+        searcher = Searcher(encoder, opened)
+        if dtype is not None and opened.settings is not None and opened.settings.dtype != dtype:
+            raise FmcnetError(
+                f"--dtype {dtype}: {gallery} keeps {opened.settings.dtype} since its first entry; "
+                "index into another gallery"
+            )
+        record_model(gallery, model or encoder.folder)
+        report = index(searcher, sources, value_range=value_range, **options)
+    if value_range is not None and report.added + report.replaced and not report.ranged:
+        report.notes.append(RANGE_UNUSED)
     return report
 
 

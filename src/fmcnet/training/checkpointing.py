@@ -5,8 +5,8 @@ A checkpoint is a folder `RUN/checkpoints/step-NNNNNN`:
 - `model.safetensors`, `model.json`: the weights as trained at that step, which load as a model;
 - `state.safetensors`: both optimisers, and of every process its random-number state and, with several processes,
   its running statistics;
-- `state.json`: the step (it determines the sampler's position and the learning rates), the scaler, the best
-  validated weights, `INVARIANTS`, and SHA-256 digests of the other files and of itself.
+- `state.json`: the step (it determines the sampler's position and the learning rates), its terms, the scaler, mAP
+  and step of the best validated weights, `INVARIANTS`, and SHA-256 digests of the other files and of itself.
 
 It is written under a temporary name, flushed to disk, and renamed. A resume skips checkpoints that are damaged or
 cannot be read.

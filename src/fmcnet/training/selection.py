@@ -31,7 +31,7 @@ from fmcnet.models.fmcnet import FMCNet
 from fmcnet.models.normalization import feature_norms, watch_norms
 from fmcnet.types import Modality
 
-BATCHES = 50
+STATISTICS_BATCHES = 50
 """Maximum number of batches for statistics: 3,200 images with the generated benchmark's batches of 64. A smaller
 training set is read once."""
 
@@ -61,7 +61,8 @@ class ModelSelection:
         ctx: device and rank.
 
     Attributes:
-        best: mAP and step of the best weights so far, for the checkpoint; empty before the first validation.
+        best: mAP and step of the best weights so far, for the checkpoint; empty before the first validation, and
+            always with `training.select=last`.
 
     Raises:
         DataError: when the identities to validate on are missing or too few.
@@ -139,7 +140,7 @@ class ModelSelection:
 
     @property
     def selected(self) -> str:
-        """How the weights were selected; "last" when nothing was validated."""
+        """How the weights were selected: "val" or "test"; "last" as long as there are no best ones."""
         return self.select if self.best else "last"
 
     @torch.no_grad()

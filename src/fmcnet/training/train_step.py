@@ -51,8 +51,11 @@ GRADIENT, DISCRIMINATOR_GRADIENT = "gradient", "discriminator gradient"
 SCALE, SMALLEST_SCALE = "scale", 2.0**-14
 """Name of the float16 scaler's factor among the measured values, and its lower limit in a healthy training."""
 
-MEASURED = (*health.NAMES, GRADIENT, DISCRIMINATOR_GRADIENT, SCALE)
-"""Names of the values that a step measures beside the terms of the loss."""
+NO_TERMS = {
+    *(*health.NAMES, GRADIENT, DISCRIMINATOR_GRADIENT, SCALE),
+    *("loss", "rate", "step", "epoch", "validated_step"),
+}
+"""Keys of log records that are not terms of the loss."""
 
 
 class NotFinite(Exception):
@@ -81,7 +84,7 @@ class TrainStep:
 
     Attributes:
         model: the weights, by their plain names.
-        criterion: the loss of both players of eq. (12).
+        criterion: the loss of all parts, and that of the discriminators, eq. (12).
         optimizer: of all but the discriminators.
         discriminator_optimizer: None without discriminators.
         schedulers: of the learning rates.
@@ -230,8 +233,8 @@ class TrainStep:
 
         Returns:
             One record per step: "step" (from 1), every term by name, the values of `health.measure`, gradient norms,
-            "loss" (the sum of the terms that all but the discriminators minimise) and "rate" (the learning rate
-            of heads, generators and fusion).
+            "scale" (in float16), "loss" (the sum of the terms that all but the discriminators minimise) and "rate"
+            (the learning rate of heads and generators).
 
         Raises:
             NotFinite: naming the first step with a value that is not finite.

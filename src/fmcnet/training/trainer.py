@@ -45,13 +45,15 @@ from fmcnet.training.checkpointing import Checkpointer, checkpoints, drop_others
 from fmcnet.training.loggers import StepLogger, Tracker, check_trackers
 from fmcnet.training.profile import StepProfile
 from fmcnet.training.run_folder import check_folder, open_folder, split_folder
-from fmcnet.training.selection import BATCHES, ModelSelection, estimate_statistics, write_projection
-from fmcnet.training.train_step import MEASURED, NotFinite, TrainStep, precision
+from fmcnet.training.selection import (
+    STATISTICS_BATCHES,
+    ModelSelection,
+    estimate_statistics,
+    write_projection,
+)
+from fmcnet.training.train_step import NO_TERMS, NotFinite, TrainStep, precision
 
 logger = logging.getLogger(__name__)
-
-LOGGED = ("loss", "rate", "lr", "step", "epoch", "validated_step")
-"""Keys of log records that are not loss terms."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,8 @@ class TrainingSummary:
         dataset: name of the table.
         steps: of the whole training.
         resumed_from: steps done before this call.
-        seconds: time of this call.
-        images_per_second: of this call.
+        seconds: time of the steps of this call, with validation.
+        images_per_second: in that time.
         images: number of training images.
         identities: number of training identities.
         parameters: of the model.
@@ -137,7 +139,7 @@ def train(
             keep_freed_memory()
         with agree_on_errors(ctx):
             make_backbone(config.model.arch)  # raises for an unknown name before images are read
-            extra_terms = check_extra_terms(terms, config.losses, {*MEASURED, *LOGGED})
+            extra_terms = check_extra_terms(terms, config.losses, NO_TERMS)
             if ctx.main:
                 check_folder(run, config, resume)
                 check_trackers([name for name in trackers if isinstance(name, str)])
@@ -145,7 +147,7 @@ def train(
             table = data
             if not isinstance(table, Table):
                 table = read_dataset(table, layout=config.data.layout, regdb_split=config.data.split)
-            if not resume:  # runs of an earlier version may have it
+            if not resume:  # a resume keeps the settings of its run
                 check_split(config, table.name)
         trainer = Trainer(config, table, run, ctx, extra_terms, stack, resume=resume, progress=progress)
         return trainer.fit(description, trackers, profile)
@@ -413,7 +415,7 @@ class Trainer:
             no_augmentation = AugmentConfig(pad=0, flip=0, erase=0, channel="none")
             first = self._steps * self._config.training.accumulate  # batches that no step trains on
             images_per_batch = self._config.data.identities * self._config.data.images * 2 * self._ctx.world
-            last = first + min(BATCHES, -(-len(self._cache) // images_per_batch))
+            last = first + min(STATISTICS_BATCHES, -(-len(self._cache) // images_per_batch))
             estimate_statistics(model, lambda: self._batches(no_augmentation, first, last), self._ctx.world)
         return model
 

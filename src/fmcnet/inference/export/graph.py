@@ -125,7 +125,8 @@ SCHEMES = ("full", "mixed")
 """What becomes int8: every layer; every layer but the first and the last ones."""
 
 OPERATORS = ("Conv", "Gemm", "MatMul", "Add", "MaxPool", "Relu")
-BATCH = 16
+RANGE_BATCH = 16
+"""Images at once when ranges of activations are learnt."""
 
 
 def quantize(source: Path, target: Path, images: NDArray[np.uint8], scheme: str) -> tuple[str, ...]:
@@ -177,10 +178,12 @@ def _end_layers(nodes: list[Any]) -> list[str]:
 
 
 def _calibration_reader(tools: Any, images: NDArray[np.uint8]) -> Any:
-    starts = range(0, len(images), BATCH)
+    starts = range(0, len(images), RANGE_BATCH)
 
     class Reader(tools.CalibrationDataReader):  # type: ignore[misc]
-        batches = iter([{INPUT: np.ascontiguousarray(images[start : start + BATCH])} for start in starts])
+        batches = iter(
+            [{INPUT: np.ascontiguousarray(images[start : start + RANGE_BATCH])} for start in starts]
+        )
 
         def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
             return next(self.batches, None)

@@ -18,10 +18,13 @@ from fmcnet.evaluation.evaluate_model import protocols_for, role_masks
 from fmcnet.inference.backends import Backend
 from fmcnet.inference.encoder import embed_batches, keep
 from fmcnet.inference.projection import l2_normalize
+from fmcnet.markdown import markdown_page, markdown_table
 from fmcnet.types import FloatArray, IntArray, Modality
 
-BATCHES = (1, 32)
-BATCH = 32
+SPEED_BATCHES = (1, 32)
+"""Batch sizes whose speed is measured."""
+EMBED_BATCH = 32
+"""Images at once when the embeddings of forms are compared."""
 
 
 class Form(NamedTuple):
@@ -71,7 +74,7 @@ def rates(
     images: NDArray[np.uint8],
     modality: Modality,
     *,
-    batches: Sequence[int] = BATCHES,
+    batches: Sequence[int] = SPEED_BATCHES,
     rounds: int = 3,
     seconds: float = 0.3,
 ) -> list[dict[int, list[float]]]:
@@ -127,7 +130,7 @@ def compare(
     reports: list[BackendReport] = []
     first: FloatArray | None = None
     for (name, backend, size, kept), speed in zip(forms, speeds, strict=True):
-        features = l2_normalize(embed_batches(backend, images, modality, rows, BATCH, progress=False))
+        features = l2_normalize(embed_batches(backend, images, modality, rows, EMBED_BATCH, progress=False))
         first = features if first is None else first
         reports.append(
             BackendReport(
@@ -156,8 +159,7 @@ def markdown(forms: Sequence[BackendReport], remarks: Sequence[str] = ()) -> str
     heads = ["form", "MiB", "largest difference", "smallest cosine"]
     heads += [f"{label} {direction}" for direction in directions for label in ("Rank-1", "mAP")]
     heads += [f"images/s, batch {size}" for size in forms[0].images_per_second]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    first = forms[0]
+    rows, first = [], forms[0]
     for form in forms:
         cells = [form.name, f"{form.bytes / 2**20:.1f}"]
         cells += [f"{form.largest_difference:.1e}", f"{form.smallest_cosine:.6f}"]
@@ -171,5 +173,5 @@ def markdown(forms: Sequence[BackendReport], remarks: Sequence[str] = ()) -> str
             for size, rate in form.images_per_second.items()
         ]
         cells += [value if form is first else f"{value} ({change})" for value, change in values]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *(f"- {remark}" for remark in remarks)]) + "\n"
+        rows.append(cells)
+    return markdown_page([markdown_table(heads, rows), "\n".join(f"- {remark}" for remark in remarks)])

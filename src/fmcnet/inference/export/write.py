@@ -26,7 +26,14 @@ from fmcnet.files import (
     write_json,
     write_text,
 )
-from fmcnet.inference.backends import GRAPHS, MANIFEST, Manifest, OnnxBackend, int8_digest, read_manifest
+from fmcnet.inference.backends import (
+    EXPORT_MANIFEST,
+    GRAPHS,
+    Manifest,
+    OnnxBackend,
+    int8_digest,
+    read_manifest,
+)
 from fmcnet.inference.calibration import CALIBRATION, Calibration
 from fmcnet.inference.encoder import Encoder
 from fmcnet.inference.export.graph import SCHEMES, quantize, write_graph
@@ -36,11 +43,11 @@ from fmcnet.models.shipped import refuse_shipped
 from fmcnet.synthetic import generate
 from fmcnet.types import Modality
 
-REPORT = ("parity.json", "parity.md")
-MOST_LOST = 0.5
+PARITY_FILES = ("parity.json", "parity.md")
+MAX_LOST_MAP = 0.5
 """Points of mAP that int8 may lose."""
 
-SECONDS = 0.3
+SPEED_SECONDS = 0.3
 """Length of each measurement of speed."""
 
 
@@ -91,9 +98,9 @@ def export(
         images: number of images that ranges are learnt from, half of each modality.
         out: the folder to write; None: `onnx` or `onnx-int8` in the run folder. An earlier export of this
             model in the same precision is replaced.
-        force: keep an int8 model that loses more than `MOST_LOST` points of mAP.
+        force: keep an int8 model that loses more than `MAX_LOST_MAP` points of mAP.
         overwrite: replace an export of another model or precision, too.
-        seconds: of each measurement of speed; None: `SECONDS`.
+        seconds: of each measurement of speed; None: `SPEED_SECONDS`.
         progress: show bars; None: on a terminal only.
 
     Raises:
@@ -130,7 +137,7 @@ def export(
         forms = [Form("PyTorch, eager", encoder.backend, weights), *map(_onnx_form, names, folders)]
         config = encoder.card.config.evaluation
         compared = compare(
-            forms, pixels, modality, table, config, seconds=SECONDS if seconds is None else seconds
+            forms, pixels, modality, table, config, seconds=SPEED_SECONDS if seconds is None else seconds
         )
         remarks = [
             remark,
@@ -139,8 +146,8 @@ def export(
         chosen_form, refusal = _choose_form(compared, int8, force, remarks)
         folder = folders[chosen_form - 1]
         result = Exported(target, read_manifest(folder), tuple(compared), tuple(remarks))
-        write_json(folder / REPORT[0], result.to_dict())
-        write_text(folder / REPORT[1], markdown(result.forms, result.remarks))
+        write_json(folder / PARITY_FILES[0], result.to_dict())
+        write_text(folder / PARITY_FILES[1], markdown(result.forms, result.remarks))
         if refusal:
             raise FmcnetError(_report_refusal(refusal, result, folder, scratch / "refused"))
         shutil.copy(encoder.folder / CARD, folder / CARD)
@@ -159,27 +166,27 @@ def _choose_form(
         raise DataError("int8 is judged by mAP: the table has no test images of both modalities to score")
     losses = {index: compared[index].loss(compared[0]) for index in range(2, len(compared))}
     lost = "; ".join(f"{compared[index].name} loses {loss:+.2f}" for index, loss in losses.items())
-    remarks.append(f"points of mAP, worse direction: {lost} (allowed: {MOST_LOST})")
+    remarks.append(f"points of mAP, worse direction: {lost} (allowed: {MAX_LOST_MAP})")
     for index, loss in losses.items():
-        if loss <= MOST_LOST:
+        if loss <= MAX_LOST_MAP:
             remarks.append(f"kept: {compared[index].name}")
             return index, ""
     best = min(losses, key=lambda index: losses[index])
     remarks.append(f"kept: {compared[best].name}, by force" if force else "kept: none")
-    return best, "" if force else f"int8 loses more than {MOST_LOST} points of mAP ({lost})"
+    return best, "" if force else f"int8 loses more than {MAX_LOST_MAP} points of mAP ({lost})"
 
 
 def _report_refusal(reason: str, result: Exported, folder: Path, report_folder: Path) -> str:
     """The error message; writes the report where the model would be, unless an earlier model is there."""
     message = f"{reason}: no model was written"
-    if (result.out / MANIFEST).exists():
+    if (result.out / EXPORT_MANIFEST).exists():
         message += f", {result.out} is as it was"
     else:
         report_folder.mkdir()
-        for name in REPORT:
+        for name in PARITY_FILES:
             shutil.copy(folder / name, report_folder / name)
         _move_into_place(report_folder, result.out)
-        message += f", only {result.out / REPORT[1]}"
+        message += f", only {result.out / PARITY_FILES[1]}"
     return (
         f"{message}. Calibrate on other or more images (--images), or take it as it is with --force\n"
         f"{markdown(result.forms, result.remarks)}"
@@ -233,10 +240,10 @@ def _check_target(target: Path, source: str, precision: str, overwrite: bool) ->
     if not target.exists():
         return
     names = {path.name for path in target.iterdir()} if target.is_dir() else {"?"}
-    own_files = {MANIFEST, CARD, CALIBRATION, *REPORT, *GRAPHS.values()}
+    own_files = {EXPORT_MANIFEST, CARD, CALIBRATION, *PARITY_FILES, *GRAPHS.values()}
     if not names <= own_files:
         raise CheckpointError(f"--out {target} exists and is no exported model: give a new folder")
-    if overwrite or MANIFEST not in names:
+    if overwrite or EXPORT_MANIFEST not in names:
         return
     try:
         existing = read_manifest(target)
