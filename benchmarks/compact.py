@@ -36,7 +36,7 @@ def main() -> None:
     config = encoder.card.config
 
     def read(root):
-        return read_dataset(root, layout=config.data.layout, trial=config.data.split)
+        return read_dataset(root, layout=config.data.layout, regdb_split=config.data.split)
 
     def embed(table):
         return encoder.embed_table(table, progress=False).features

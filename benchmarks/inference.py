@@ -53,7 +53,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     eager = Encoder.from_pretrained(arguments.run, device="cpu", runtime="torch", threads=arguments.threads)
     config = eager.card.config
-    table = read_dataset(arguments.data, layout=config.data.layout, trial=config.data.split).select(
+    table = read_dataset(arguments.data, layout=config.data.layout, regdb_split=config.data.split).select(
         split="test"
     )
     images = ImageCache(table, eager.height, eager.width, progress=False).images

@@ -100,3 +100,21 @@ def test_the_old_name_of_the_retrieval_package_still_imports():
     with pytest.warns(DeprecationWarning, match=r"fmcnet\.retrieval"):
         from fmcnet.gallery import Gallery as old
     assert old is Gallery
+
+
+def test_an_evaluation_of_an_older_report_is_replaced_by_one_of_the_same_protocol(tmp_path):
+    """fmcnet 0.1.0 called a query a probe, also in the sentence by which a report knows a protocol."""
+    from fmcnet.evaluation.protocols import sysu
+    from fmcnet.experiments.report import _keep_other_protocols
+
+    def facts(sentences):
+        evaluations = [{"protocol": sentence, "distance": "cosine"} for sentence in sentences]
+        return {"dataset": {}, "runs": {"run": {"digest": "1", "evaluations": evaluations}}}
+
+    sentences = [sysu(mode, draw="seeded").sentence() for mode in ("all", "indoor")]
+    old = [sentence.replace("camera-3 query skips", "camera-3 probe skips") for sentence in sentences]
+    assert not set(old) & set(sentences)
+    (tmp_path / "report.json").write_text(json.dumps(facts(old)), encoding="utf-8")
+    new = facts(sentences[:1])
+    _keep_other_protocols(new, tmp_path / "report.json")
+    assert [one["protocol"] for one in new["runs"]["run"]["evaluations"]] == sentences

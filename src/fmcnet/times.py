@@ -287,12 +287,12 @@ def doubtful_times(times: Iterable[tuple[str, datetime | None]]) -> list[str]:
     """A note on times later than tomorrow, and one on times more than `OLD` ago, which come from wrong clocks.
 
     Args:
-        times: name and time of each picture.
+        times: name and time of each image.
     """
-    now, pictures = datetime.now(timezone.utc), list(times)
-    known = [(name, time) for name, time in pictures if time is not None]
-    late = [picture for picture in known if picture[1] > now + timedelta(days=1)]
-    old = [picture for picture in known if picture[1] < now - OLD]
+    now, images = datetime.now(timezone.utc), list(times)
+    known = [(name, time) for name, time in images if time is not None]
+    late = [image for image in known if image[1] > now + timedelta(days=1)]
+    old = [image for image in known if image[1] < now - OLD]
     notes = []
     for kind, effect, affected in (
         ("in the future", "they expire late; check how times are written", late),
@@ -302,6 +302,6 @@ def doubtful_times(times: Iterable[tuple[str, datetime | None]]) -> list[str]:
             name, first = affected[0]
             shown = shown_time(first, first.tzinfo or timezone.utc)
             notes.append(
-                f"{len(affected)} of {len(pictures)} pictures have a time {kind}, the first {name} {shown}: {effect}"
+                f"{len(affected)} of {len(images)} images have a time {kind}, the first {name} {shown}: {effect}"
             )
     return notes

@@ -103,7 +103,7 @@ def check_arrays(owner: object, names: Sequence[str]) -> None:
             )
 
 
-def _whole_numbers(column: NDArray[Any], name: str, meaning: str) -> IntArray:
+def whole_numbers(column: NDArray[Any], name: str, meaning: str) -> IntArray:
     """The column `name` of whole numbers as int64; raises `DataError` naming the first invalid row."""
     if column.dtype.kind in "iu" and (column.dtype != np.uint64 or not (column >> 63).any()):
         return column.astype(np.int64, copy=False)
@@ -113,27 +113,30 @@ def _whole_numbers(column: NDArray[Any], name: str, meaning: str) -> IntArray:
         values = np.full(column.shape, np.nan)
     invalid = np.flatnonzero(~(np.abs(values) < 2.0**63) | (values != np.rint(values)))  # NaN, too
     if column.dtype.kind in "US" and not len(invalid):
-        raise DataError(
-            f"{name} holds texts ('{column.flat[0]}' in row 0): convert it, as {name}.astype(int)"
-        )
+        raise DataError(f"{name} holds texts ('{column.flat[0]}' in row 0): convert it with astype(int)")
     if len(invalid) or column.dtype.kind not in "fbO":
         row = int(invalid[0]) if len(invalid) else 0
-        raise DataError(f"{name} is {column.flat[row]} in row {row}: give whole numbers, {meaning}")
+        raise DataError(
+            f"{name} is {column.flat[row]} in row {row}: give whole numbers of 64 bits, {meaning}"
+        )
     return values.astype(np.int64)
 
 
-def _modality_codes(column: NDArray[Any]) -> NDArray[np.uint8]:
-    """A column of codes, or of words that `parse_modality` knows, as codes."""
+def modality_codes(column: NDArray[Any], name: str) -> NDArray[np.uint8]:
+    """The column `name` of codes, or of words that `parse_modality` knows, as codes; errors as `whole_numbers`."""
     if column.dtype.kind in "UO":
-        words = (int(value) if isinstance(value, bool) else value for value in column.ravel())
-        codes = [parse_modality(word).code for word in words]
-        return np.array(codes, np.uint8).reshape(column.shape)
-    invalid = np.flatnonzero((column != 0) & (column != 1))
+        codes = np.zeros(column.shape, np.uint8)
+        for row, word in enumerate(column.ravel().tolist()):
+            try:
+                codes.flat[row] = parse_modality(int(word) if isinstance(word, bool) else word).code
+            except FmcnetError as error:
+                raise DataError(f"{name} in row {row}: {error}") from error
+        return codes
+    numbers = whole_numbers(column, name, "0 for visible, 1 for infrared")
+    invalid = np.flatnonzero((numbers != 0) & (numbers != 1))
     if len(invalid):
-        raise DataError(
-            f"modality is {column.flat[invalid[0]]} in row {invalid[0]}: 0 is visible, 1 infrared"
-        )
-    return column.astype(np.uint8, copy=False)
+        raise DataError(f"{name} is {numbers.flat[invalid[0]]} in row {invalid[0]}: 0 is visible, 1 infrared")
+    return numbers.astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -147,8 +150,8 @@ class Embeddings:
         pid: (N,) int64, the identity, `NO_PID` (-1) where unknown; texts become their `identity_numbers`.
         camid: (N,) int64, the camera; `NO_CAMERA` (-1) where unknown.
         modality: (N,) uint8, 0 visible, 1 infrared (`Modality.code`); words for them become these.
-        index: (N,) int64, 1-based position of the image among the sorted images of the same identity
-            and camera (what the official SYSU-MM01 draw counts).
+        index: (N,) int64, 1-based position of the image among the sorted images of the same identity, camera and
+            modality (what the official SYSU-MM01 draw counts).
         name: (N,) str, the image's path (of a table: relative to its dataset), another name, or "" where unknown.
 
     Raises:
@@ -171,9 +174,9 @@ class Embeddings:
                 f"{self.features.shape}"
             )
         n = len(self.features)
-        object.__setattr__(self, "modality", _modality_codes(self.modality))
-        object.__setattr__(self, "camid", _whole_numbers(self.camid, "camid", f"{NO_CAMERA} where unknown"))
-        object.__setattr__(self, "index", _whole_numbers(self.index, "index", "1 for the first image"))
+        object.__setattr__(self, "modality", modality_codes(self.modality, "modality"))
+        object.__setattr__(self, "camid", whole_numbers(self.camid, "camid", f"{NO_CAMERA} where unknown"))
+        object.__setattr__(self, "index", whole_numbers(self.index, "index", "1 for the first image"))
         if self.pid.dtype != np.int64:
             object.__setattr__(self, "pid", identity_numbers(self.pid))
         for field in fields(self)[1:]:

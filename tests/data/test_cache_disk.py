@@ -93,7 +93,7 @@ def test_damage_of_every_other_kind_is_found(
     path = ImageCache(table, 12, 6, folder=folder).path
     note = path.with_suffix(".json")
     path.write_bytes(path.read_bytes()[:-5])
-    assert "its bytes should be" in rebuilt(table, folder, caplog)
+    assert "its .json has bytes " in rebuilt(table, folder, caplog)
     note.unlink()
     assert f"{note.name} is missing" in rebuilt(table, folder, caplog)
     for damage in ("{", "[]"):
@@ -101,7 +101,7 @@ def test_damage_of_every_other_kind_is_found(
         assert "cannot be read" in rebuilt(table, folder, caplog)
     for name, value in (("version", 0), ("shape", [36, 6, 12, 3]), ("key", "x")):
         note.write_text(json.dumps({**json.loads(note.read_text()), name: value}))
-        assert f"its {name} should be" in rebuilt(table, folder, caplog)
+        assert f"its .json has {name} {value}, not " in rebuilt(table, folder, caplog)
     for checksum in (None, 0, "00000000"):
         note.write_text(json.dumps({**json.loads(note.read_text()), "crc32": checksum}))
         assert f"its checksum should be {checksum}" in rebuilt(table, folder, caplog)
@@ -117,7 +117,7 @@ def test_a_cache_of_version_0_1_0_is_built_again(
     blocks = [facts.pop("crc32")]
     old = {**facts, "version": 1, "digest": "crc32", "block": 16 * 2**20, "blocks": blocks}
     note.write_text(json.dumps(old))
-    assert "its version should be 1, not 2" in rebuilt(table, tmp_path / "cache", caplog)
+    assert "its .json has version 1, not 2" in rebuilt(table, tmp_path / "cache", caplog)
 
 
 def test_of_a_large_file_a_spread_is_checked(

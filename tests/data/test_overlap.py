@@ -11,7 +11,7 @@ from fmcnet.config import load_config
 from fmcnet.data.check import check
 from fmcnet.data.readers import read_dataset
 from fmcnet.data.readers.csv import write_csv
-from fmcnet.data.table import Table, fingerprint, sample_pictures, seen_identities
+from fmcnet.data.table import Table, fingerprint, sample_images, seen_identities
 from fmcnet.errors import DataError
 from fmcnet.evaluation.evaluate_model import evaluate_model
 from fmcnet.inference.fit_calibration import calibrate_model
@@ -28,7 +28,7 @@ def other_splits(table):
 def test_a_model_card_holds_two_pictures_of_each_identity(tiny_run, tiny_sysu):
     table = read_dataset(tiny_sysu).select(split="train")
     card = read_card(tiny_run)
-    assert card.samples == sample_pictures(table)
+    assert card.samples == sample_images(table)
     assert len(card.samples) == 2 * card.classes
     assert seen_identities(card.samples, table).tolist() == sorted(card.pids)
 
@@ -48,7 +48,7 @@ def test_people_trained_on_are_refused_whatever_file_names_them(tiny_run, tiny_s
     data = read_dataset(write_csv(replace(table, name="csv"), tmp_path / "people.csv"))
     count = read_card(tiny_run).classes
     with pytest.raises(
-        DataError, match=rf"{count} of the test identities have pictures that .* was trained on"
+        DataError, match=rf"{count} of the test identities have images that .* was trained on"
     ):
         evaluate_model(tiny_run, data, load_config("tiny").evaluation, progress=False)
     with pytest.raises(DataError, match=f"{count} identities of split 'test' have pictures"):
@@ -62,8 +62,8 @@ def test_strangers_and_models_without_samples_are_evaluated(tiny_run, tiny_sysu,
     black = tmp_path / "black.png"
     Image.new("RGB", (8, 16)).save(black)
     shared = replace(known, path=np.where(np.arange(len(known)) % 2, str(black), known.path))
-    samples = sample_pictures(shared)
-    assert sample_pictures(known) != samples
+    samples = sample_images(shared)
+    assert sample_images(known) != samples
     assert not seen_identities(samples, replace(known.take([0]), path=np.array([str(black)]))).size
     assert not seen_identities((), known).size
     rows = table.select(split="test")
@@ -101,7 +101,7 @@ def test_copies_in_the_dataset_of_the_run_itself_are_found(tiny_sysu, tmp_path, 
     assert card.data == fingerprint(data)
     with pytest.raises(
         DataError,
-        match=rf"{count} of the test identities have pictures that .* was trained on.*: leave them out",
+        match=rf"{count} of the test identities have images that .* was trained on.*: leave them out",
     ):
         evaluate_model(tmp_path / "run", data, settings.evaluation, progress=False)
     with pytest.raises(DataError, match=f"{count} identities of split 'test' have pictures"):
@@ -127,7 +127,7 @@ def test_a_few_copies_in_the_dataset_of_the_run_itself_are_told(
     assert fingerprint(leaked) == read_card(tiny_run).data
     monkeypatch.setattr("fmcnet.evaluation.evaluate_model.FEW_SEEN", 0.2)
     evaluate_model(tiny_run, leaked, settings, progress=False)
-    assert f"1 of the test identities have pictures that {tiny_run}" in caplog.text
+    assert f"1 of the test identities have images that {tiny_run}" in caplog.text
 
 
 def test_pictures_that_are_there_twice_are_told(tiny_sysu, tmp_path):
@@ -138,11 +138,11 @@ def test_pictures_that_are_there_twice_are_told(tiny_sysu, tmp_path):
     copy = (tmp_path / "d" / day).with_name("9998.jpg")
     shutil.copy(tmp_path / "d" / day, copy)
     [note] = [note for note in check(tmp_path / "d").notes if "more than once" in note]
-    assert note.startswith(f"pictures that are there more than once: 1 (the first: {day} and ")
+    assert note.startswith(f"images that are there more than once: 1 (the first: {day} and ")
     shutil.copy(tmp_path / "d" / night, (tmp_path / "d" / day).with_name("9999.jpg"))
     [note] = [note for note in check(tmp_path / "d").notes if "more than once" in note]
     assert note.startswith(
-        "pictures that are there more than once: 2, 1 under another identity, modality or split"
+        "images that are there more than once: 2, 1 under another identity, modality or split"
     )
 
 
@@ -158,9 +158,7 @@ def test_what_a_training_started_from_is_remembered(tiny_run, tiny_sysu, tmp_pat
     assert card.start_samples == start.samples
     [checkpoint] = (tmp_path / "tuned" / "checkpoints").glob("step-*")
     assert read_card(checkpoint).start_samples == start.samples
-    with pytest.raises(
-        DataError, match=rf"{count} of the test identities have pictures that .* started from"
-    ):
+    with pytest.raises(DataError, match=rf"{count} of the test identities have images that .* started from"):
         evaluate_model(tmp_path / "tuned", table, load_config("tiny").evaluation, progress=False)
     caplog.clear()
     file = write_csv(replace(table, name="csv"), tmp_path / "people.csv")

@@ -26,7 +26,7 @@ def test_a_csv_and_a_folder_with_one(tmp_path: Path) -> None:
 
 def test_the_trial_reaches_regdb(tmp_path: Path) -> None:
     root = trees.regdb(tmp_path / "data")
-    assert set(read_dataset(root, trial=2).select(split="train").pid) == {2, 12}
+    assert set(read_dataset(root, regdb_split=2).select(split="train").pid) == {2, 12}
 
 
 def test_nothing_fits(tmp_path: Path) -> None:

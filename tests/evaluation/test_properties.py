@@ -21,7 +21,7 @@ quick = settings(max_examples=25, deadline=None)
 
 
 def made(seed, queries=14, gallery=23, people=6, width=5, cameras=(1, 2, 3)):
-    """Random embeddings of two modalities, probes first; each camera is in both, some cameras are unknown."""
+    """Random embeddings of two modalities, queries first; each camera is in both, some cameras are unknown."""
     random = np.random.default_rng(seed)
     n = queries + gallery
     pid = random.integers(0, people, n) * 7 + 3
@@ -33,7 +33,7 @@ def made(seed, queries=14, gallery=23, people=6, width=5, cameras=(1, 2, 3)):
 
 
 def scored(e, protocol, **options):
-    """The figures, or None when no probe counts."""
+    """The figures, or None when no query counts."""
     try:
         return evaluate(e, protocol, **options).trials[0]
     except ProtocolError as error:
@@ -107,7 +107,7 @@ def test_relabelling_identities_changes_nothing(seed, rule, cmc):
 
 @quick
 @given(seed=st.integers(0, 10**6), cmc=st.sampled_from(["image", "identity"]))
-def test_a_probe_without_a_match_is_not_counted(seed, cmc):
+def test_a_query_without_a_match_is_not_counted(seed, cmc):
     e = made(seed)
     stranger = embeddings(
         np.vstack([e.features, np.ones((1, 5))]), [*e.pid, 999], [*e.camid, 1], [*e.modality, 1]
@@ -118,7 +118,7 @@ def test_a_probe_without_a_match_is_not_counted(seed, cmc):
 @quick
 @given(seed=st.integers(0, 10**6), distance=st.sampled_from(["cosine", "euclidean"]))
 def test_duplicating_a_gallery_image(seed, distance):
-    """A copy of a gallery image never helps a probe of another identity, and leaves identity CMC alone."""
+    """A copy of a gallery image never helps a query of another identity, and leaves identity CMC alone."""
     e = made(seed)
     row = int(np.random.default_rng(seed).choice(np.flatnonzero(e.modality == 0)))
     doubled = e.take(np.append(np.arange(len(e)), row))
@@ -129,10 +129,10 @@ def test_duplicating_a_gallery_image(seed, distance):
         for name in FIGURES[:4]:
             assert getattr(before, name) == getattr(after, name)
     others = np.flatnonzero((e.modality == 1) & (e.pid != e.pid[row]))
-    probes = np.isin(np.arange(len(e)), others)
-    if probes.any():
-        plain = scored(e, custom(cmc="image"), query_mask=probes, **options)
-        twice = scored(doubled, custom(cmc="image"), query_mask=np.append(probes, False), **options)
+    queries = np.isin(np.arange(len(e)), others)
+    if queries.any():
+        plain = scored(e, custom(cmc="image"), query_mask=queries, **options)
+        twice = scored(doubled, custom(cmc="image"), query_mask=np.append(queries, False), **options)
         assert (plain is None) == (twice is None)
         if plain is not None:
             assert all(getattr(twice, name) <= getattr(plain, name) + 1e-12 for name in FIGURES)
@@ -180,7 +180,7 @@ def test_one_identity_scores_one():
 def test_no_match_at_all_is_one_clear_error():
     e = embeddings(np.eye(4), [1, 2, 3, 4], [1] * 4, [1, 1, 0, 0])
     with pytest.raises(
-        ProtocolError, match="none of the 2 probes has a true match among the 2 gallery images"
+        ProtocolError, match="none of the 2 queries has a true match among the 2 gallery images"
     ):
         evaluate(e, custom())
 
@@ -188,7 +188,7 @@ def test_no_match_at_all_is_one_clear_error():
 @pytest.mark.parametrize("distance", ["cosine", "euclidean"])
 @pytest.mark.parametrize("order", [1, -1])
 def test_all_similarities_equal_is_the_worst_rank(distance, order):
-    """A collapsed model: ties count against the probe, whatever the order of the rows."""
+    """A collapsed model: ties count against the query, whatever the order of the rows."""
     e = embeddings(np.ones((11, 3)), [5, *range(10)], [1] * 11, [1] + [0] * 10)
     found = evaluate(e.take(np.arange(11)[::order]), custom(cmc="identity"), distance=distance).trials[0]
     assert (found.rank1, found.rank5, found.rank10) == (0.0, 0.0, 1.0)
@@ -240,7 +240,7 @@ def test_chance_is_the_share_of_true_matches_among_what_is_compared(seed, rule, 
 
 @pytest.mark.parametrize("scale", [1e20, 1e-25])
 def test_embeddings_whose_squares_do_not_fit_are_refused(scale):
-    """In float32 they overflow, or vanish: every figure was 0, or the probes had no match."""
+    """In float32 they overflow, or vanish: every figure was 0, or the queries had no match."""
     features = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
     pid, modality = np.arange(40) % 5, np.arange(40) // 5 % 2
     plain, scaled = (embeddings(f, pid, [1] * 40, modality) for f in (features, features * np.float32(scale)))
@@ -253,7 +253,7 @@ def test_embeddings_whose_squares_do_not_fit_are_refused(scale):
 
 
 def test_hand_made_ranks():
-    """One probe, identities A (probe's), B, C: ranking B A B C A by image; B A C by identity."""
+    """One query, identities A (query's), B, C: ranking B A B C A by image; B A C by identity."""
     e = embeddings(
         [[0.0], [1], [2], [3], [4], [5]], [1, 2, 1, 2, 3, 1], [1, 2, 2, 2, 2, 2], [1, 0, 0, 0, 0, 0]
     )
@@ -267,7 +267,7 @@ def test_hand_made_ranks():
     assert evaluate(far, custom(cmc="identity"), distance="euclidean").trials[0].cmc[:3].tolist() == [0, 0, 1]
 
 
-def test_scores_of_no_counted_probe_raise():
+def test_scores_of_no_counted_query_raise():
     e = made(0)
     trial = custom().trials(e)[0]
     ranks = rank_given(e, trial, SkipRule(), lambda at: np.zeros((len(at), len(trial[1]))))

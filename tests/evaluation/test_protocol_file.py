@@ -76,7 +76,7 @@ def test_every_key_is_an_argument_of_custom(tmp_path):
     )
     assert read.sentence() == (
         "gate to yard: infrared images searched in images; 1 image per identity and camera, seeded draw (Python's "
-        "random, seeds 5 to 7), 3 trials; a camera-3 probe skips every camera-1 gallery image, a camera-3 probe "
+        "random, seeds 5 to 7), 3 trials; a camera-3 query skips every camera-1 gallery image, a camera-3 query "
         "skips every camera-2 gallery image; CMC counts identities (each gallery identity's best image); every image "
         "of the distractors staff 1 is in the gallery, none is a query; images of the junk identities bob are left "
         "out."

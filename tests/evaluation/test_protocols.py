@@ -140,7 +140,7 @@ def test_the_official_draw_needs_exactly_the_images_that_the_permutation_counts(
 def test_sentences_name_draw_shots_skip_counting_and_direction(tmp_path):
     said = sysu("indoor", 1, "seeded").sentence()
     for part in ("indoor", "cameras 3, 6 searched in visible images of cameras 1, 2", "1 image", "seeds 0 to 9",
-                 "10 trials", "camera-3 probe skips every camera-2", "counts identities"):  # fmt: skip
+                 "10 trials", "camera-3 query skips every camera-2", "counts identities"):  # fmt: skip
         assert part in said
     assert "counts images" in regdb().sentence()
     assert "no image is skipped" in regdb().sentence()
@@ -256,8 +256,11 @@ def test_an_image_is_never_its_own_match():
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda: sysu("outdoor", draw="seeded"), "mode 'outdoor': use all or indoor"),
-        (lambda: sysu(shots=3, draw="seeded"), "number of shots '3'"),
+        (
+            lambda: sysu("outdoor", draw="seeded"),
+            "mode 'outdoor' is none of all, indoor: did you mean indoor",
+        ),
+        (lambda: sysu(shots=3, draw="seeded"), "number of shots 3 is none of 1, 10"),
         (lambda: sysu(draw="mine"), "draw 'mine'"),
         (lambda: sysu(draw="seeded", direction="t2v"), "direction 't2v'"),
         (lambda: sysu(permutation="x", trials=11), "ten trials"),
@@ -267,7 +270,7 @@ def test_an_image_is_never_its_own_match():
         (lambda: llcm("d"), "reading 'd'"),
         (
             lambda: custom("x-ray"),
-            "query: unknown modality 'x-ray': say visible or infrared, or None for both",
+            "query 'x-ray' is none of visible, infrared, both",
         ),
         (lambda: custom(trials=3), "without shots"),
         (lambda: custom(skip="camera"), "skip rule 'camera'"),
@@ -348,7 +351,7 @@ def test_empty_sets_and_wrong_masks_are_named():
         custom("visible", "visible", distractors=np.unique(e.pid)).trials(e)
 
 
-def test_probes_without_a_match_are_counted_and_named():
+def test_queries_without_a_match_are_counted_and_named():
     made = benchmark((1, 3), people=(2, 5, 9))
     kept = made.take(~((made.pid == 5) & (made.modality == 0)))  # nobody saw 5 by day
     named = replace(kept, name=np.array([f"{p}/{i}.png" for p, i in zip(kept.pid, kept.index, strict=True)]))
@@ -356,7 +359,7 @@ def test_probes_without_a_match_are_counted_and_named():
     found = evaluate(named, custom(night, day))
     assert (found.trials[0].queries, found.to_dict()["probes"], found.to_dict()["unmatched"]) == (6, [9], [3])
     assert sorted(found.to_dict()["unmatched_probes"]) == ["5/1.png", "5/2.png", "5/3.png"]
-    assert "3 of 9 probes have no match in the gallery and are not counted: 5/" in found.summary()
+    assert "3 of 9 queries have no match in the gallery and are not counted: 5/" in found.summary()
     assert pool([found, found]).to_dict()["unmatched"] == [3, 3]
     rows = np.flatnonzero((kept.pid == 5) & (kept.modality == 1))
     nameless = evaluate(replace(named, name=np.full(len(kept), "")), custom(night, day))
@@ -364,3 +367,15 @@ def test_probes_without_a_match_are_counted_and_named():
     whole = evaluate(made, custom(night, day))
     assert whole.to_dict()["unmatched"] == [0]
     assert "no match" not in whole.summary()
+
+
+def test_the_index_of_the_guides_example_is_the_position_in_its_group():
+    from fmcnet.data.table import positions
+    from tests.test_readme import ROOT, blocks
+
+    (example,) = blocks(ROOT / "docs" / "guides" / "evaluate.md", "python")
+    names: dict = {}
+    exec(example.partition("extras =")[0], names)
+    shown = names["embeddings"]
+    rows = np.array([f"{row:02}" for row in range(len(shown))])
+    assert shown.index.tolist() == positions(rows, shown.modality, shown.camid, shown.pid).tolist()

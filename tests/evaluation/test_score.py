@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from fmcnet.errors import DataError, ProtocolError
+from fmcnet.evaluation.evaluate import evaluate
+from fmcnet.evaluation.protocols import sysu
 from fmcnet.evaluation.score import score_file
 from fmcnet.types import Embeddings
 from tests.evaluation.shared_golden import CARRIED, PERMUTATION, SHARED, needs_shared
@@ -67,7 +69,7 @@ def test_chance_is_told_and_that_one_identity_tells_nothing(tmp_path):
     assert found.to_dict()["chance_rank1"] == found.chance == pytest.approx(1 / 3)
     assert f"chance Rank-1 33.33: {3 * found.mean['rank1']:.1f} x" in found.summary()
     assert "tell nothing" not in found.summary()
-    assert "; 6 probes counted, 6 images in the gallery" in found.summary()
+    assert "; 6 queries counted, 6 images in the gallery" in found.summary()
     alone = score_file(save(tmp_path, **{**content, "pid": np.full(12, 7)}), "regdb")
     assert (alone.mean["rank1"], alone.chance) == (1, 1)
     assert "so these figures tell nothing: add other identities" in alone.summary()
@@ -176,7 +178,7 @@ def test_files_and_options_are_named(tmp_path):
     with pytest.raises(ProtocolError, match="unknown distance 'dot'"):
         score_file(path, draw="seeded", distance="dot")
     with pytest.raises(ProtocolError, match="unknown precision"):
-        score_file(path, draw="seeded", precision="half")
+        evaluate(benchmark([3, 4]), sysu(draw="seeded"), precision="half")
     with pytest.raises(DataError, match="lacks the array modality"):
         score_file(path, "llcm")
 
@@ -308,10 +310,19 @@ def test_a_gallerys_export_and_words_are_read(tmp_path):
     found = score_file(save(tmp_path, **export), draw="seeded").to_dict()
     assert {k: found[k] for k in ("mean", "trials")} == {k: expected[k] for k in ("mean", "trials")}
     odd = {**export, "modality": np.full(N, "warm")}
-    with pytest.raises(DataError, match="'modality' is -1 in row 0"):
+    with pytest.raises(DataError, match="'modality' in row 0: unknown modality 'warm'"):
         score_file(save(tmp_path, **odd), draw="seeded")
     with pytest.raises(DataError, match="'cam' must hold whole numbers"):
         score_file(save(tmp_path, **{**export, "camera": np.full(N, "gate")}), draw="seeded")
+    cameras = export["camera"].copy()
+    cameras[7] = "yard"
+    with pytest.raises(
+        DataError, match=r"'cam' must hold whole numbers, as 3 or cam3, but is 'yard' in row 7$"
+    ):
+        score_file(save(tmp_path, **{**export, "camera": cameras}), draw="seeded")
+    odd_index = np.where(np.arange(N) == 3, 0.5, plain["index"])
+    with pytest.raises(DataError, match=r"e\.npz: 'index' is 0\.5 in row 3: give whole numbers"):
+        score_file(save(tmp_path, **{**plain, "index": odd_index}), draw="seeded")
 
 
 @pytest.mark.parametrize("shape", [(N,), (1, N), (N, 1)])
@@ -351,9 +362,7 @@ def test_an_index_is_whole_numbers(tmp_path):
     ):
         with pytest.raises(DataError, match=f"index is .* in row {row}: give whole numbers"):
             replace(e, index=wrong)
-    with pytest.raises(
-        DataError, match=r"index holds texts \('3' in row 0\): convert it, as index.astype\(int\)"
-    ):
+    with pytest.raises(DataError, match=r"index holds texts \('3' in row 0\): convert it with astype\(int\)"):
         replace(e, index=e.index.astype(str))
     with pytest.raises(DataError, match="index is 9223372036854775815 in row 0: give whole numbers"):
         replace(e, index=e.index.astype(np.uint64) + np.uint64(2**63 + 4))

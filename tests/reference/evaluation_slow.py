@@ -1,4 +1,4 @@
-"""Evaluation written from shared/protocols.md, section 2, probe by probe, to be read, not to be fast."""
+"""Evaluation written from shared/protocols.md, section 2, query by query, to be read, not to be fast."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def similarity_slow(a, b, distance):
 
 
 def skips(rule, query_pid, query_cam, gallery_pid, gallery_cam):
-    """Whether a probe skips a gallery image; `rule` is a fmcnet SkipRule."""
+    """Whether a query skips a gallery image; `rule` is a fmcnet SkipRule."""
     if query_cam == -1 or gallery_cam == -1:
         return False
     if rule.kind == "same_camera":
@@ -25,7 +25,7 @@ def skips(rule, query_pid, query_cam, gallery_pid, gallery_cam):
 
 
 def evaluate_slow(similarity, query_pid, gallery_pid, query_cam, gallery_cam, rule, cmc, self_pairs=()):
-    """The figures from a (Q, G) matrix; None when no probe counts. Ties put wrong answers first."""
+    """The figures from a (Q, G) matrix; None when no query counts. Ties put wrong answers first."""
     firsts, precisions, penalties = [], [], []
     for q in range(len(query_pid)):
         left = [

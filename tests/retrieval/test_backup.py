@@ -152,7 +152,7 @@ def test_a_copy_says_nothing_of_modes_and_names_what_the_user_knows(folder, tmp_
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "b").iterdir()} == {0o600}
     (tmp_path / "file").touch()
     with pytest.raises(GalleryError, match=f"{tmp_path}/file/r cannot be made: Not a directory"):
-        backup.recover(folder, tmp_path / "file" / "r", "m")
+        backup.recover(folder, tmp_path / "file" / "r", "sha256:abc")
 
 
 def test_a_folder_of_another_user_in_the_way_is_named(folder, tmp_path, monkeypatch):

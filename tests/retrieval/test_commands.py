@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fmcnet.errors import GalleryError
 from fmcnet.inference.encoder import Encoder
-from fmcnet.retrieval import Gallery, Searcher, indexing, searcher
-from fmcnet.retrieval.searcher import remembered_ranges
+from fmcnet.retrieval import Gallery, Searcher, indexing, made_with
+from fmcnet.retrieval.made_with import read_made_with
 from fmcnet.retrieval.sources import Rules, read_sources
 from fmcnet.types import Modality
 from tests.cli import run_command
@@ -47,7 +48,7 @@ def model(tmp_path, monkeypatch):
     """`--model run`, whatever it is, is the colour encoder."""
     (tmp_path / "run").mkdir()
     monkeypatch.setattr(Encoder, "from_pretrained", staticmethod(lambda source, **_: encoder(tmp_path, ALL)))
-    monkeypatch.setattr(searcher, "shipped_models", dict)
+    monkeypatch.setattr(made_with, "shipped_models", dict)
     monkeypatch.setattr(indexing, "PORTION", 2)
     monkeypatch.chdir(tmp_path)
 
@@ -590,18 +591,78 @@ def test_a_table_gives_each_camera_its_range(tmp_path):
     (tmp_path / "people.csv").write_text("\n".join(lines))
     report = as_json("index", "g", tmp_path / "people.csv", "--model", "run")
     assert (report["added"], report["notes"]) == (2, [])
-    assert remembered_ranges("g") == [(15.0, 40.0), (28815.0, 31315.0)]
+    assert read_made_with("g").ranges == ((15.0, 40.0), (28815.0, 31315.0))
     with Gallery("g", read_only=True) as gallery:
         first, second = (vector for _, vector in gallery.scan())
     assert np.dot(first, second) > 0.9999
     query = ("search", "g", tmp_path / "a.tif", "--modality", "infrared")
     assert as_json(*query, "--range", "15:40")["hits"][0]["similarity"] > 0.9999
-    (note,) = [note for note in as_json(*query)["notes"] if "--range" in note]  # which of the two is not told
-    assert note.startswith("1 image with values of no usual range")
+    said = wrong(*query)  # which of the two is not told
+    assert (
+        "g has deep images of several value ranges (15:40 and 28815:31315), so an image like these needs one"
+        in said
+    )
+    assert "give --range LOW:HIGH" in said
     (tmp_path / "people.csv").write_text("path,modality,range\na.tif,infrared,warm\n")
     assert "line 2: range warm: give two numbers as LOW:HIGH" in wrong(
         "index", "n", tmp_path / "people.csv", "--model", "run"
     )
+
+
+def test_the_ranges_that_images_were_encoded_with_are_recorded_and_no_others(tmp_path):
+    for number, (low, high) in enumerate([(15, 19), (20, 25), (26, 31), (33, 39)]):
+        degrees(tmp_path / "heat" / f"{number}.tif", low, high)
+    rules = ("--modality", "infrared", "--model", "run")
+    as_json("index", "g", "heat/0.tif", "heat/1.tif", *rules)
+    assert read_made_with("g").ranges == (None,)
+    second = as_json("index", "g", "heat", *rules, "--range", "15:40")
+    assert second["added"] == 2
+    assert any(
+        note.startswith("2 images were indexed before, deep ones with the value range none")
+        for note in second["notes"]
+    )
+    assert any("several value ranges (none and 15:40)" in note for note in second["notes"])
+    assert "several value ranges (none and 15:40)" in wrong(
+        "search", "g", "heat/0.tif", "--modality", "infrared"
+    )
+    as_json("index", "g", "heat", *rules, "--existing", "replace", "--range", "15:40")
+    assert read_made_with("g").ranges == ((15.0, 40.0),)
+
+    (tmp_path / "empty.tif").write_bytes(b"")
+    Image.new("L", (24, 48), 7).save(tmp_path / "grey.png")
+    again = as_json("index", "g", "heat", *rules, "--range", "0:100")  # adds nothing
+    assert any(
+        "keep their embeddings: --existing replace encodes them anew with 0:100" in n for n in again["notes"]
+    )
+    wrong("index", "g", "empty.tif", *rules, "--range", "1:2")
+    run("index", "g", "grey.png", *rules, "--range", "1:2")
+    assert read_made_with("g").ranges == ((15.0, 40.0),)
+    for number in range(4):
+        hits = as_json("search", "g", f"heat/{number}.tif", "--modality", "infrared")["hits"]
+        [own] = [hit for hit in hits if hit["source"].endswith(f"{number}.tif")]
+        assert own["similarity"] > 0.9999
+    other = as_json("search", "g", "heat/0.tif", "--modality", "infrared", "--range", "0:60")
+    assert any(
+        "0:60 of the query is not that of the gallery's images (15:40)" in note for note in other["notes"]
+    )
+
+
+def test_python_searches_and_adds_with_the_range_of_the_gallery(tmp_path):
+    degrees(tmp_path / "heat" / "0.tif", 16, 20)
+    degrees(tmp_path / "heat" / "1.tif", 30, 37)
+    as_json("index", "g", "heat/0.tif", "--modality", "infrared", "--model", "run", "--range", "15:40")
+    with Gallery("g") as gallery:
+        searcher = Searcher(encoder(tmp_path, ALL), gallery)
+        searcher.add("heat/1.tif", "infrared")
+        assert read_made_with("g").ranges == ((15.0, 40.0),)
+        for number in range(2):
+            best = searcher.search(f"heat/{number}.tif", "infrared").hits[0]
+            assert best.source.endswith(f"{number}.tif")
+            assert best.similarity > 0.9999
+        searcher.add("heat/1.tif", "infrared", ids=["a"], value_range=(0, 50))
+        with pytest.raises(GalleryError, match="ids are in g already"):
+            searcher.add("heat/1.tif", "infrared", ids=["a"], value_range=(0, 99))
+        assert read_made_with("g").ranges == ((15.0, 40.0), (0.0, 50.0))  # of what was added
 
 
 def test_what_is_no_picture_is_counted_and_named(crops, tmp_path):
@@ -798,3 +859,13 @@ def test_grey_images_given_as_visible_are_told(crops):
     ]
     infrared = ("--modality", "infrared", "--model", "run")
     assert not any("colour" in note for note in as_json("index", "h", crops / "gate1", *infrared)["notes"])
+
+
+def test_an_export_of_nothing_leaves_the_file_as_it_is(crops, tmp_path):
+    run("index", "g", crops, *RULES)
+    run("gallery", "export", "g", "e.npz")
+    before = (tmp_path / "e.npz").read_bytes()
+    assert "no entry of g matches: e.npz stays as it is" in wrong(
+        "gallery", "export", "g", "e.npz", "--camera", "x"
+    )
+    assert (tmp_path / "e.npz").read_bytes() == before

@@ -230,3 +230,15 @@ def test_the_command(folder, server, tmp_path):
     printed = run_command("gallery", "copy", CLUSTER, tmp_path / "back").output
     assert f"to: {tmp_path / 'back'}" in printed
     assert "--index tree" in run_command("gallery", "copy", folder, CLUSTER, "--index", "tree", code=2).output
+
+
+def test_a_copy_brings_nothing_back_that_was_removed_from_its_target(folder, tmp_path):
+    copy_gallery(folder, tmp_path / "g")
+    with Gallery(tmp_path / "g") as gallery:
+        gallery.remove(Where(ids=["crop-00007", "crop-00010"]))
+    with pytest.raises(
+        GalleryError, match=r"2 entries of .* were removed from .*/g, and a copy would bring them back"
+    ):
+        copy_gallery(folder, tmp_path / "g")
+    with Gallery(tmp_path / "g") as gallery:
+        assert len(gallery) == N - 4

@@ -7,11 +7,14 @@ from datetime import datetime, timedelta, timezone
 
 import numpy as np
 import pytest
+import torch
 
 from fmcnet.errors import GalleryBusyError, GalleryError
 from fmcnet.retrieval import Gallery, Where
 from fmcnet.retrieval.faiss_index import FaissIndex
 from fmcnet.retrieval.index_files import IndexManifest
+from fmcnet.retrieval.sqlite_connection import Connection
+from fmcnet.retrieval.sqlite_database import Database
 from tests.retrieval.people import MODEL, add, crops, entries
 
 FORMS = (np.float32, np.float16)
@@ -228,3 +231,60 @@ def test_expire_counts_without_removing_and_takes_durations(tmp_path):
         assert [entry.id for entry, _ in gallery.scan()] == list("bcd")
     with Gallery(tmp_path / "g", read_only=True) as gallery:
         assert gallery.expire("10d", now=now, dry_run=True) == 1
+
+
+@pytest.mark.parametrize("name", ["ids", "cameras", "tracks", "tags"])
+@pytest.mark.parametrize("value", [1, None, 1.5, b"gate"])
+def test_a_filter_of_what_is_no_text_is_refused(name, value):
+    with pytest.raises(GalleryError, match=rf"Where\({name}=...\): .* is no text: give '"):
+        Where(**{name: [value]})
+
+
+def test_what_is_no_filter_and_no_duration_is_refused(tmp_path):
+    with Gallery(tmp_path / "g") as gallery:
+        add(gallery, crops(5), entries(5))
+        for call in (gallery.count, gallery.days, gallery.remove, lambda where: list(gallery.scan(where))):
+            with pytest.raises(GalleryError, match="give a Where"):
+                call({"cameras": ["gate"]})
+        for call in (gallery.search, gallery.search_each):
+            with pytest.raises(GalleryError, match="give a Where"):
+                call(crops(1), where="gate")
+        with pytest.raises(GalleryError, match="give a Where"):
+            gallery.export(tmp_path / "e.npz", ["gate"])
+        with pytest.raises(GalleryError, match="needs a condition"):
+            gallery.remove(None)
+        with pytest.raises(GalleryError, match="keep=30: give a duration, as '30d'"):
+            gallery.expire(30)
+        with pytest.raises(GalleryError, match="are not a matrix of numbers"):
+            gallery.add(torch.ones((1, 32), requires_grad=True), modality="visible", model=MODEL)
+        assert len(gallery) == 5
+
+
+def test_a_log_that_a_full_disk_keeps_stops_no_opening_and_a_removal_tells_its_own_success(
+    tmp_path, monkeypatch, caplog
+):
+    run, full = Connection.run, ["TRUNCATE"]
+
+    def fails(connection, statement, values=()):
+        if any(word in statement for word in full):
+            raise sqlite3.OperationalError("database or disk is full")
+        return run(connection, statement, values)
+
+    with Gallery(tmp_path / "g") as gallery:
+        add(gallery, crops(5), entries(5))
+    monkeypatch.setattr(Connection, "run", fails)
+    with Gallery(tmp_path / "g") as gallery:
+        assert "the write-ahead log cannot be emptied" in caplog.text
+        with pytest.raises(
+            GalleryError, match="until then it may hold what was removed, which no answer shows"
+        ):
+            gallery.remove(Where(ids=["crop-00001"]))
+        assert len(gallery) == 4
+        with monkeypatch.context() as patch:
+            patch.setattr(Database, "delete", lambda *_: fails(gallery, "TRUNCATE"))
+            with pytest.raises(GalleryError, match="nothing of this operation was kept"):
+                gallery.remove(Where(ids=["crop-00002"]))
+        assert len(gallery) == 4
+        full.clear()
+    with Gallery(tmp_path / "g") as gallery:
+        assert [entry.id for entry, _ in gallery.scan()] == [f"crop-0000{i}" for i in (0, 2, 3, 4)]

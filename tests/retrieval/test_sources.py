@@ -276,7 +276,7 @@ def test_times_of_long_ago_are_told(tmp_path):
     rows = ["a.png,1,visible,2000-01-01T00:05:12", f"b.png,1,visible,{datetime.now(UTC):%Y-%m-%d}"]
     (note,) = read_sources([write_table(tmp_path, rows, "path,pid,modality,time")], Rules()).notes
     assert note == (
-        f"1 of 2 pictures have a time of over ten years ago, the first {tmp_path / 'a.png'} 2000-01-01 00:05:12 UTC: "
+        f"1 of 2 images have a time of over ten years ago, the first {tmp_path / 'a.png'} 2000-01-01 00:05:12 UTC: "
         "gallery expire removes them; check the camera's clock"
     )
 
@@ -299,5 +299,5 @@ def test_times_to_come_are_told(tmp_path):
     ]  # no seconds since 1970: a day and an hour
     (note,) = read_sources([write_table(tmp_path, rows, "path,pid,modality,time")], Rules()).notes
     assert note.startswith(
-        f"1 of 2 pictures have a time in the future, the first {tmp_path / 'a.png'} 2034-03-15"
+        f"1 of 2 images have a time in the future, the first {tmp_path / 'a.png'} 2034-03-15"
     )

@@ -17,7 +17,7 @@ from fmcnet.models.build import build_model
 from fmcnet.training import health
 from fmcnet.training.train_step import TrainStep
 
-IDENTITIES, P, K, HEIGHT, WIDTH = 60, 8, 4, 32, 16
+IDENTITIES, P, K, HEIGHT, WIDTH = 40, 8, 2, 32, 16
 STEPS, LAST = 200, 20
 LONG = 20_000
 """Steps of a training on a real dataset, whose configuration does not say how many an epoch has."""

@@ -64,7 +64,7 @@ def summary(
     from fmcnet.data.check import summary
     from fmcnet.data.readers import read_dataset
 
-    table = read_dataset(root, layout=layout, trial=split or 1)
+    table = read_dataset(root, layout=layout, regdb_split=split or 1)
     if split not in (None, 1) and table.name != "regdb":
         raise FmcnetError(f"--split is for RegDB; {root} is {table.name}, which has one split: leave it out")
     console.print_report(summary(table), json_)

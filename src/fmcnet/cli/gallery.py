@@ -306,6 +306,8 @@ def export(
     )
     with retrieval.Gallery(gallery, read_only=True) as opened:
         notes = _print_notes(opened, where)
+        if out.exists() and not opened.count(where):
+            raise FmcnetError(f"no entry of {gallery} matches: {out} stays as it is")
         count = opened.export(out, None if where.unconditional else where)
     _print_facts({"exported": count, "out": str(out), **notes}, json_, gallery)
 
@@ -386,7 +388,12 @@ def recover(
 
     result = write(gallery, out, Encoder.from_pretrained(model).digest)
     facts = {"out": str(out), "entries": result.entries, "renamed": result.renamed, "damaged": result.damaged}
-    _print_facts(facts, json_, "out")
+    if not result.removals:
+        console.echo(
+            "note: which images were removed is lost with the database: fmcnet index adds them again",
+            err=True,
+        )
+    _print_facts({**facts, "removals": result.removals}, json_, "out")
 
 
 def _print_notes(opened: retrieval.Gallery, where: retrieval.Where) -> dict[str, Any]:

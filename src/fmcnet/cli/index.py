@@ -134,12 +134,12 @@ def index(
     added picture: the same command continues.
     """
     with _no_empty_gallery(gallery):
-        from fmcnet.data.pixels import RANGE_UNUSED
+        from fmcnet.data.pixels import RANGE_UNUSED, parse_range
         from fmcnet.retrieval.indexing import Existing, check_faults, leave_out_expired
         from fmcnet.retrieval.indexing import index as add_new
         from fmcnet.retrieval.inputs import expires_before
+        from fmcnet.retrieval.made_with import open_model, record_model
         from fmcnet.retrieval.records import Dtype, IndexChoice
-        from fmcnet.retrieval.searcher import open_model, range_of, remember
         from fmcnet.retrieval.sources import NamePattern, Rules, read_sources
         from fmcnet.times import Doubtful, TimePattern, parse_timezone
         from fmcnet.types import parse_modality
@@ -149,7 +149,7 @@ def index(
         new_dtype = console.check_choice("--dtype", dtype or "float32", get_args(Dtype))
         index_choice = console.check_choice("--index", kind, get_args(IndexChoice))
         doubtful = console.check_choice("--doubtful-times", doubtful_times, get_args(Doubtful))
-        value_range = range_of(gallery, range_)
+        value_range = None if range_ is None else parse_range(range_)
         zone = parse_timezone(timezone)
 
         if not prune and (prune_roots or yes or dry_run):
@@ -191,9 +191,7 @@ def index(
                     f"--dtype {dtype}: {gallery} keeps {settings.dtype} since its first entry; "
                     "index into another gallery"
                 )
-            ranges = (value_range, *(picture.value_range for picture in sources.pictures))
-            for bounds in dict.fromkeys(ranges):
-                remember(gallery, model or encoder.folder, bounds)
+            record_model(gallery, model or encoder.folder)
             report = add_new(
                 searcher,
                 sources,

@@ -62,10 +62,11 @@ def search(
     Ranked by cosine similarity. Probabilities need fmcnet calibrate; what they mean: fmcnet docs search.
     """
     from fmcnet.data.listing import Ignored, ignored_line
+    from fmcnet.data.pixels import parse_range
     from fmcnet.inference.image_input import expand, list_images
     from fmcnet.retrieval import Gallery, Searcher
     from fmcnet.retrieval.answer import write_page
-    from fmcnet.retrieval.searcher import open_model, range_of
+    from fmcnet.retrieval.made_with import open_model
     from fmcnet.times import parse_timezone
 
     if html is not None and html.suffix.lower() not in (".html", ".htm"):
@@ -74,7 +75,7 @@ def search(
         )
     grouping = console.check_choice("--group", group, ("track", "pid"))
     where = console.make_filter(camera, since, until, timezone, modality=among)
-    value_range = range_of(gallery, range_)
+    value_range = None if range_ is None else parse_range(range_)
     ignored: list[Ignored] = []
     paths = list_images(images, ignored)
     # A wrong modality is refused before a gallery is opened and a model is loaded.

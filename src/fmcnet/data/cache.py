@@ -233,7 +233,7 @@ def open_cache(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     expected = {"version": FORMAT, "key": path.stem[-24:], "shape": list(shape), "bytes": size}
     for name, value in expected.items():
         if description.get(name) != value:
-            raise UnusableCacheError(f"its {name} should be {description.get(name)}, not {value}")
+            raise UnusableCacheError(f"its .json has {name} {description.get(name)}, not {value}")
     try:
         checksum = _checksum(path)
     except OSError as error:

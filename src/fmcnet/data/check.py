@@ -14,7 +14,7 @@ from fmcnet.data.images import load_image, unreadable_images
 from fmcnet.data.pixels import colour_notes
 from fmcnet.data.readers import LAYOUTS, check_layout, detect_layout, read_dataset
 from fmcnet.data.readers.common import MANIFEST, DatasetFolder
-from fmcnet.data.readers.regdb import KINDS, TRIALS
+from fmcnet.data.readers.regdb import KINDS, REGDB_SPLITS
 from fmcnet.data.readers.sysu import INFRARED_CAMERAS
 from fmcnet.data.table import SPLITS, Table, file_content, file_size
 from fmcnet.errors import DataError
@@ -152,18 +152,18 @@ def check(
         except DataError as error:
             return CheckReport(str(root), "", (), (), (str(error),), (), (), tuple(HOMES.values()))
     problems, notes, tables = list[str](), list[str](), list[Table]()
-    parts, trials = list[LayoutPart](), [1]
+    parts, regdb_splits = list[LayoutPart](), [1]
     if root.is_dir():
         exists = DatasetFolder(root, "").exists
         parts = _layout_parts(exists, layout)
         if layout == "regdb":
-            trials = _existing_trials(exists)
-            absent = [str(trial) for trial in range(1, TRIALS + 1) if trial not in trials]
+            regdb_splits = _existing_splits(exists)
+            absent = [str(n) for n in range(1, REGDB_SPLITS + 1) if n not in regdb_splits]
             if absent and exists("idx"):
                 notes.append(f"idx/ has no files of the splits {', '.join(absent)}: they cannot be used")
-    for trial in trials:
+    for regdb_split in regdb_splits:
         try:
-            tables.append(read_dataset(root, layout=layout, trial=trial))
+            tables.append(read_dataset(root, layout=layout, regdb_split=regdb_split))
         except DataError as error:
             problems.append(str(error))
     problems = list(dict.fromkeys(problems))
@@ -186,7 +186,7 @@ def check(
 
 
 def copy_notes(table: Table) -> Iterator[str]:
-    """A sentence on pictures of equal content, whatever their names."""
+    """A sentence on images of equal content, whatever their names."""
     by_size = defaultdict[int, list[int]](list)
     paths = table.full_paths()
     for row, path in enumerate(paths):
@@ -204,15 +204,15 @@ def copy_notes(table: Table) -> Iterator[str]:
     first, second = ((conflicting or copies)[0])[:2]
     detail = f", {len(conflicting)} under another identity, modality or split" if conflicting else ""
     yield (
-        f"pictures that are there more than once: {len(copies)}{detail} (the first: {table.path[first]} and "
+        f"images that are there more than once: {len(copies)}{detail} (the first: {table.path[first]} and "
         f"{table.path[second]}): a copy among queries and gallery, or train and test, makes figures too good"
     )
 
 
-def _existing_trials(exists: Callable[[str], bool]) -> list[int]:
+def _existing_splits(exists: Callable[[str], bool]) -> list[int]:
     """The splits of RegDB that have a list file; the first where none has."""
-    trials = range(1, TRIALS + 1)
-    return [n for n in trials if any(exists(f"{name}_{n}.txt") for name in _REGDB_LISTS)] or [1]
+    every = range(1, REGDB_SPLITS + 1)
+    return [n for n in every if any(exists(f"{name}_{n}.txt") for name in _REGDB_LISTS)] or [1]
 
 
 def _layout_parts(exists: Callable[[str], bool], layout: str) -> list[LayoutPart]:
@@ -232,9 +232,9 @@ def _layout_parts(exists: Callable[[str], bool], layout: str) -> list[LayoutPart
         remark = "only for the official gallery draw; in the authors' evaluation code"
         parts.append(LayoutPart(draw, exists(draw), "" if exists(draw) else remark))
     for name in _REGDB_LISTS if layout == "regdb" else ():
-        missing = [trial for trial in range(1, TRIALS + 1) if not exists(f"{name}_{trial}.txt")]
-        remark = f"splits {', '.join(map(str, missing))}" if 0 < len(missing) < TRIALS else ""
-        parts.append(LayoutPart(f"{name}_1..{TRIALS}.txt", not missing, remark))
+        missing = [n for n in range(1, REGDB_SPLITS + 1) if not exists(f"{name}_{n}.txt")]
+        remark = f"splits {', '.join(map(str, missing))}" if 0 < len(missing) < REGDB_SPLITS else ""
+        parts.append(LayoutPart(f"{name}_1..{REGDB_SPLITS}.txt", not missing, remark))
     return parts
 
 

@@ -94,36 +94,14 @@ def open_frames(
 
 
 def _open_folder(folder: Path, boxes: Boxes, first: int | None, value_range: ValueRange | None) -> Frames:
-    """Index the images by the counter in their names, else in order; give each its number or name in the boxes."""
     listing = list_folder(folder)
     names = _sorted_names(folder, listing.images)
-    images = list(names)
-    one_folder = len({image.parent for image in images}) == 1
-    counter = _read_counter([image.stem for image in images]) if one_folder else []
-    fault = _name_fault(images) if one_folder else "the images lie in several folders"
-    indices = [number - counter[0] for number in counter] or list(range(len(images)))
-    order_note = _order_note(list(names.values()), counter, fault)
-    keys, notes = _keys_by_name(names, boxes), list[str]()
-    if not any(isinstance(key, int) for key in boxes.of_frame):
-        _check_named(folder, boxes, first, keys)
-    elif not one_folder:
-        raise DataError(
-            f"the boxes number their frames, but the images of {folder} lie in several folders: give the folder "
-            "of one recording"
-        )
-    elif not counter and first is None and fault:
-        raise DataError(
-            f"the boxes number their frames, but {printable(fault)}: remove what is no frame, or count all "
-            f"images in order with --first-frame {1 if boxes.first is None else boxes.first}"
-        )
-    else:
-        numbers, indices, notes = _number_frames(names[images[0]], counter, indices, boxes, first, order_note)
-        keys, order_note = dict(zip(images, numbers, strict=True)), ""
+    numbering = _number_images(folder, names, boxes, first)
     frames = [
-        Frame(crop_name, keys.get(image, ""), index, None, partial(open_rgb, image, value_range))
-        for image, crop_name, index in zip(images, _crop_names(names), indices, strict=True)
+        Frame(crop_name, numbering.keys.get(image, ""), index, None, partial(open_rgb, image, value_range))
+        for image, crop_name, index in zip(names, _crop_names(names), numbering.indices, strict=True)
     ]
-    return Frames(frames, tuple(notes), order_note, listing.ignored)
+    return Frames(frames, tuple(numbering.notes), numbering.order_note, listing.ignored)
 
 
 def _sorted_names(folder: Path, images: Sequence[Path]) -> dict[Path, str]:
@@ -142,6 +120,67 @@ def _sorted_names(folder: Path, images: Sequence[Path]) -> dict[Path, str]:
         return _natural_key(PurePosixPath(item[1]).with_suffix("").as_posix()), item[1]
 
     return dict(sorted(names.items(), key=key))
+
+
+@dataclass(frozen=True)
+class Numbering:
+    """Which frame each image of a folder is."""
+
+    indices: Sequence[int]  # by the counter in the names, else in order; from 0
+    keys: dict[Path, FrameKey]  # number or name of the frame in the boxes, of the images that have one there
+    notes: Sequence[str] = ()  # how numbered boxes were matched
+    order_note: str = ""  # as of `Frames`
+
+
+def _number_images(folder: Path, names: dict[Path, str], boxes: Boxes, first: int | None) -> Numbering:
+    """Match the images of a folder, in natural order, with the boxes' frames.
+
+    - Boxes with names: by name.
+    - Boxes with numbers: names numbered from 0 or 1 count from the boxes' first frame; other numbers are frame
+      numbers. If none of these is a frame of the boxes, the images are counted in order.
+    """
+    images = list(names)
+    one_folder = len({image.parent for image in images}) == 1
+    counter = _read_counter([image.stem for image in images]) if one_folder else []
+    fault = _name_fault(images) if one_folder else "the images lie in several folders"
+    indices = [number - counter[0] for number in counter] or list(range(len(images)))
+    order_note = _order_note(list(names.values()), counter, fault)
+    keys = _keys_by_name(names, boxes)
+    requested = {key for key in boxes.of_frame if isinstance(key, int)}
+    if not requested:
+        _check_named(folder, boxes, first, keys)
+        return Numbering(indices, keys, order_note=order_note)
+    if not one_folder:
+        raise DataError(
+            f"the boxes number their frames, but the images of {folder} lie in several folders: give the folder "
+            "of one recording"
+        )
+    if not counter and first is None and fault:
+        raise DataError(
+            f"the boxes number their frames, but {printable(fault)}: remove what is no frame, or count all "
+            f"images in order with --first-frame {1 if boxes.first is None else boxes.first}"
+        )
+    start = boxes.first if first is None else first
+    if counter and (start is None or (counter[0] > 1 and first is None)):
+        numbers = counter
+    elif start is not None:
+        numbers = [index + start for index in indices]
+    else:
+        raise DataError(
+            "the boxes number their frames, but the images' names hold no number each: say --first-frame 0 or 1"
+        )
+    notes = [order_note] if order_note else []
+    if counter and start is not None and requested.isdisjoint(numbers):
+        indices = list(range(len(images)))
+        numbers = [index + start for index in indices]
+        notes = ["the images' names hold other numbers than the boxes' frames: they were counted in order"]
+    elif counter and numbers != counter and first is None and requested <= set(counter):
+        notes.insert(
+            0,
+            f"frame {numbers[0]} of the boxes is taken as {names[images[0]]}, the first; where the numbers are those "
+            f"of the names: --first-frame {counter[0]}",
+        )
+    return Numbering(indices, dict(zip(images, numbers, strict=True)), notes)
 
 
 def _check_named(folder: Path, boxes: Boxes, first: int | None, keys: dict[Path, FrameKey]) -> None:
@@ -180,38 +219,6 @@ def _order_note(names: Sequence[str], counter: Sequence[int], fault: str) -> str
             f"({names[-1]}): gaps in these count as frames and as time"
         )
     return ""
-
-
-def _number_frames(
-    first_name: str, counter: list[int], indices: list[int], boxes: Boxes, first: int | None, order_note: str
-) -> tuple[list[int], list[int], list[str]]:
-    """The images' frame numbers in the boxes, their indices, and notes.
-
-    - Names numbered from 0 or 1 count from the boxes' first frame; other numbers are frame numbers.
-    - If none of these is a frame of the boxes, the images are counted in order.
-    """
-    start = boxes.first if first is None else first
-    if counter and (start is None or (counter[0] > 1 and first is None)):
-        numbers = counter
-    elif start is not None:
-        numbers = [index + start for index in indices]
-    else:
-        raise DataError(
-            "the boxes number their frames, but the images' names hold no number each: say --first-frame 0 or 1"
-        )
-    if counter and start is not None and boxes.of_frame.keys().isdisjoint(numbers):
-        in_order = list(range(len(counter)))
-        note = "the images' names hold other numbers than the boxes' frames: they were counted in order"
-        return [index + start for index in in_order], in_order, [note]
-    notes = [order_note] if order_note else []
-    requested = {key for key in boxes.of_frame if isinstance(key, int)}
-    if counter and numbers != counter and first is None and requested <= set(counter):
-        notes.insert(
-            0,
-            f"frame {numbers[0]} of the boxes is taken as {first_name}, the first; where the numbers are those of "
-            f"the names: --first-frame {counter[0]}",
-        )
-    return numbers, indices, notes
 
 
 def _keys_by_name(names: dict[Path, str], boxes: Boxes) -> dict[Path, FrameKey]:

@@ -42,7 +42,7 @@ class Ignored:
 
 @dataclass(frozen=True)
 class Listing:
-    """The images below a folder, sorted by path, and everything else below it."""
+    """The images below a folder, sorted by path, and everything else below it that is not hidden."""
 
     images: tuple[Path, ...]
     ignored: tuple[Ignored, ...]

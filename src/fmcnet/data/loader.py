@@ -31,7 +31,7 @@ ERASE_ASPECT = 0.3  # smallest height / width of the erased box, and 1 / it the 
 
 # Photometric augmentation: the largest change, as the natural logarithm of a factor where it multiplies.
 EXPOSURE, GAMMA, CAST = 0.6, 0.5, 0.2
-# The camera sets the range of an infrared picture.
+# The camera sets the range of an infrared image.
 CONTRAST = {Modality.VISIBLE: 0.4, Modality.INFRARED: 0.7}
 COARSEST = 0.4  # share of the rows and columns that a blurred image keeps
 NOISE = 12.0  # largest standard deviation, in grey levels of 255

@@ -23,10 +23,10 @@ ValueRange: TypeAlias = tuple[float, float]
 LEAST_SPAN = 64
 """Values in 0..255 of a deeper type are taken as 8-bit values when they span this much."""
 FLAT = 2
-"""Grey levels: a deeper picture that spans less after mapping shows nothing."""
+"""Grey levels: a deeper image that spans less after mapping shows nothing."""
 
 FEW = 16
-"""Grey levels: if a deeper picture of many values keeps no more, the range is far too wide for it."""
+"""Grey levels: if a deeper image of many values keeps no more, the range is far too wide for it."""
 
 STRETCHED, OUTSIDE, PAGES, FLAT_8, DROPPED = "stretched", "outside", "pages", "flat", "dropped"
 COARSE, RANGED = "coarse", "ranged"
@@ -37,7 +37,7 @@ _SENTENCES = {
     OUTSIDE: "with more than half of the pixels outside the given range: check --range (Python: value_range)",
     COARSE: "with few grey levels left, as the range is too wide for their values; {range}",
     PAGES: "with several pages or frames: only the first was read",
-    FLAT_8: "nearly constant, without a picture: check the camera, or remove them",
+    FLAT_8: "nearly constant, showing nothing: check the camera, or remove them",
     # RANGED, of images that a range was applied to, is counted only
     FULL_FRAME: "wider than high, or as large as a full frame, and taken as one person: cut persons out first "
     "(fmcnet crop)",
@@ -69,6 +69,15 @@ class Remarks:
     def ranged(self) -> bool:
         """Whether a range was applied to one of them."""
         return not {RANGED, OUTSIDE, COARSE}.isdisjoint(self._names)
+
+    def ranges(self, value_range: ValueRange | None) -> list[ValueRange | None]:
+        """The ranges that deep images were encoded with: `value_range`, which was given, and None where stretched."""
+        return [value_range] * self.ranged() + [None] * (STRETCHED in self._names)
+
+    def update(self, other: Remarks) -> None:
+        """Add the images of another."""
+        for kind, names in other._names.items():
+            self._names.setdefault(kind, set()).update(names)
 
     def lines(self, advice: str = RANGE) -> list[str]:
         """A sentence for each kind, with the number of images and the first name.
@@ -133,8 +142,8 @@ def eight_bits(
         The same shape in uint8, and `STRETCHED`, `OUTSIDE`, `COARSE`, `RANGED` or None.
 
     Raises:
-        ValueError: for NaN or infinite values, for a nearly constant image, and where values far from the others
-            leave these no more than `FEW` levels; the text has the values.
+        ValueError: for NaN or infinite values, no pixel in the range, a nearly constant image, and where values far
+            from the others leave these no more than `FEW` levels; the text has the values.
     """
     is_float = values.dtype.kind == "f"
     floats = values.astype(np.float64)
@@ -212,10 +221,12 @@ MOST_CAMERAS = 64
 
 
 def colours_doubtful(pixels: Pixels, modality: Modality) -> BoolArray:
-    """Which images have colours that contradict their modality, by the rule of the page (`images.js`).
+    """Which images have colours that contradict their modality.
 
-    The measure is the colour variation beyond one tint, in grey levels. Real and generated visible crops have 4 and
-    more. Infrared ones have at most 0.6, from JPEG compression.
+    The measure is the colour variation beyond one tint, in grey levels, over blocks of 4 x 4 pixels. Real visible
+    crops have 3.7 and more, generated ones 7. Infrared ones have at most 0.6, from JPEG compression. A visible image
+    without contrast is colourless only if it is grey throughout. The page has the same bounds (`images.js`), but
+    measures each image at 32 x 64 pixels and makes no exception.
 
     Args:
         pixels: (N, H, W, 3) uint8.

@@ -58,7 +58,7 @@ class Table:
             `identity` is the same in every dataset.
         modality: (N,) uint8, 0 visible, 1 infrared.
         camid: (N,) int64, `NO_CAMERA` where unknown.
-        split: (N,) str, one of `SPLITS`.
+        split: (N,) str, one of `SPLITS`, or "" for images that take no part.
         role: (N,) str, "query", "gallery" or "" (both).
         time: (N,) str, a time stamp as given, or "".
         camera: (N,) str, the camera's name, where cameras are named and not numbered, or "".
@@ -221,7 +221,7 @@ class Table:
         return labels.astype(np.int64), pids
 
     def positions(self) -> IntArray:
-        """(N,) 1-based position of each image among the path-sorted images of its pid and camera."""
+        """(N,) 1-based position of each image among the path-sorted images of its pid, camera and modality."""
         return positions(self.path, self.modality, self.camid, self.pid)
 
     def full_path(self, row: int) -> Path:
@@ -321,10 +321,10 @@ def fingerprint(table: Table, *columns: NDArray[np.str_]) -> str:
     return hashlib.sha256("\n".join(sorted(map("\t".join, rows))).encode()).hexdigest()[:16]
 
 
-def sample_pictures(table: Table) -> tuple[str, ...]:
-    """`file_content` of the first and the last picture, by path, of each identity, sorted.
+def sample_images(table: Table) -> tuple[str, ...]:
+    """`file_content` of the first and the last image, by path, of each identity, sorted.
 
-    A picture that two identities share, such as a black one, is left out.
+    An image that two identities share, such as a black one, is left out.
     """
     order = np.argsort(table.path, kind="stable").tolist()
     first = {int(table.pid[row]): row for row in reversed(order)}
@@ -333,9 +333,9 @@ def sample_pictures(table: Table) -> tuple[str, ...]:
 
 
 def seen_identities(samples: tuple[str, ...], table: Table) -> IntArray:
-    """Identities of a table that have one of `sample_pictures`, sorted; files of other sizes are not read.
+    """Identities of a table that have one of `sample_images`, sorted; files of other sizes are not read.
 
-    A picture that several identities of the table share is ignored.
+    An image that several identities of the table share is ignored.
     """
     sizes = {sample.partition("-")[0] for sample in samples}
     paths = table.full_paths() if samples else []
@@ -345,7 +345,7 @@ def seen_identities(samples: tuple[str, ...], table: Table) -> IntArray:
 
 
 def _owner_by_content(table: Table, rows: Iterable[int]) -> dict[str, int]:
-    """`file_content` -> identity, of each picture that only one identity has."""
+    """`file_content` -> identity, of each image that only one identity has."""
     owners = defaultdict[str, set[int]](set)
     for row in rows:
         if table.pid[row] != NO_PID:

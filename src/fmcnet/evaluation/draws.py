@@ -32,7 +32,7 @@ class Draw:
 
     Attributes:
         kind: "all" (every image, one trial); "official" (`rand_perm_cam.mat`); "seeded" (Python's `random`).
-        shots: images per identity and camera; None takes all.
+        shots: images per identity, camera and modality; None takes all.
         trials: number of trials.
         seed: of a seeded draw, 0 or more; trial t uses `random.seed(seed + t)`, t = 0, 1, ...
         permutation: the official draw's file.
@@ -79,7 +79,7 @@ class Draw:
         return f"{shots_text}, {draw_text}, {self.trials} trial{'s' * (self.trials > 1)}"
 
     def pick(self, embeddings: Embeddings, rows: IntArray) -> list[IntArray]:
-        """The rows that each trial of a seeded or official draw keeps, sorted by identity, camera and index.
+        """The rows that each trial of a seeded or official draw keeps, by identity, camera and modality.
 
         Raises:
             ProtocolError: when the draw does not fit the embeddings: `index` is not unique, or of the official draw
@@ -145,7 +145,7 @@ class Draw:
         if not np.array_equal(index, numbers):
             raise ProtocolError(
                 f"the 'index' of identity {pid}, camera {camera} is not 1 to {n}, as the official draw needs: give "
-                "each image's 1-based position among the sorted images of its identity and camera"
+                "each image's 1-based position among the sorted images of its identity, camera and modality"
             )
         if (np.sort(permutation, axis=1) != numbers).any():
             raise ProtocolError(
@@ -168,7 +168,7 @@ def _group_rows(embeddings: Embeddings, rows: IntArray) -> list[Group]:
         raise ProtocolError(
             f"rows {a} and {b} have the same pid, camera ({int(embeddings.camid[a])}) and index "
             f"({int(embeddings.index[a])}): a draw needs 'index', the 1-based position among the sorted images "
-            "of an identity and camera"
+            "of an identity, camera and modality"
         )
     parts = np.split(rows, np.flatnonzero(changes[:3].any(axis=0)) + 1)
     return [(int(embeddings.pid[part[0]]), int(embeddings.camid[part[0]]), part) for part in parts]

@@ -35,7 +35,7 @@ class Scores:
         mINP: mean over counted queries of number of true matches / rank of the last one.
         queries: queries counted; a query with no true match left after the skip rule is not.
         gallery: gallery images of the trial.
-        cmc: (min(longest rank, 1000),) float64, the CMC curve from rank 1.
+        cmc: (C,) float64, the CMC curve from rank 1 to the largest of a first true match; C is 20 to `CURVE`.
     """
 
     rank1: float
@@ -107,7 +107,7 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: protocol, trials, mean, std, and further facts about the numbers."""
-        probes, unmatched, unmatched_probes = self._unmatched_facts()
+        queries, unmatched, unmatched_names = self._unmatched_facts()
         content: dict[str, Any] = {
             "protocol": self.protocol,
             "trials": [trial.to_dict() for trial in self.trials],
@@ -119,9 +119,9 @@ class Evaluation:
             "queries": [trial.queries for trial in self.trials],
             "gallery": [trial.gallery for trial in self.trials],
             "extras": list(self.extras),
-            "probes": probes,
+            "probes": queries,  # with those not counted; "probe" is 0.1.0's word for a query
             "unmatched": unmatched,
-            "unmatched_probes": unmatched_probes,
+            "unmatched_probes": unmatched_names,
         }
         if self.plain is not None:
             content["plain"] = self.plain.to_dict()
@@ -138,17 +138,17 @@ class Evaluation:
             counted, gallery = ([getattr(t, name) for t in self.trials] for name in ("queries", "gallery"))
             lines.append(
                 f"  chance Rank-1 {100 * self.chance:.2f}: {mean['rank1'] / self.chance:.1f} x; "
-                f"{_range_text(counted)} probes counted, {_range_text(gallery)} images in the gallery"
+                f"{_range_text(counted)} queries counted, {_range_text(gallery)} images in the gallery"
             )
             if self.chance == 1:
                 lines.append(
-                    "  every image that a probe is compared with shows its identity, so these figures tell nothing: "
+                    "  every image that a query is compared with shows its identity, so these figures tell nothing: "
                     "add other identities to the gallery"
                 )
         queries, unmatched, names = self._unmatched_facts()
         if names:
             lines.append(
-                f"  {_range_text(unmatched)} of {_range_text(queries)} probes have no match "
+                f"  {_range_text(unmatched)} of {_range_text(queries)} queries have no match "
                 f"in the gallery and are not counted: {first_of(names, MAX_UNMATCHED_NAMED)}"
             )
         return "\n".join(lines)
@@ -296,7 +296,7 @@ def scores(ranks: Ranks, cmc: str, gallery: int) -> Scores:
     n = int(counted.sum())
     if n == 0:
         raise ProtocolError(
-            f"none of the {len(counted)} probes has a true match among the {gallery} gallery images after the skip "
+            f"none of the {len(counted)} queries has a true match among the {gallery} gallery images after the skip "
             "rule: check that both sets hold the same identities, and the cameras"
         )
     first = ranks.first(cmc)[counted]

@@ -73,8 +73,8 @@ def protocols_for(table: Table, config: EvaluationConfig) -> dict[str, Protocol]
     """The protocols of the table's benchmark, by direction.
 
     With `config.draw` "auto" SYSU-MM01 takes the official draw where `rand_perm_cam.mat` lies in the dataset
-    and the seeded one where it does not; the protocol's sentence says which. A CSV's images are searched
-    all against all in the other modality, minding the table's roles and, where cameras are known, nothing else.
+    and the seeded one where it does not; the protocol's sentence says which. A CSV's images are searched all against
+    all in the other modality, and nothing is skipped.
     """
     default = "v2i" if protocols.DEFAULT_DIRECTIONS.get(table.name, "i2v").startswith("v") else "i2v"
     directions = {"both": ("i2v", "v2i"), "auto": (default,)}.get(config.direction, (config.direction,))
@@ -165,7 +165,7 @@ def evaluate_model(
         The embeddings of the split and an evaluation for each protocol, in their order.
 
     Raises:
-        DataError: when the split is empty, or identities of it, or pictures of more than a few, were trained on.
+        DataError: when the split is empty, or identities of it, or images of more than a few, were trained on.
     """
     encoder = load(run, device)
     configs = config if isinstance(config, Sequence) else (config or encoder.card.config.evaluation,)
@@ -193,7 +193,7 @@ def evaluate_model(
 
 
 def _check_unseen(encoder: Encoder, run: str | Path, table: Table, rows: Table, split: str) -> None:
-    """Refuse identities that the run was trained on; a few known by their pictures only give a warning."""
+    """Refuse identities that the run was trained on; a few known by their images only give a warning."""
     if encoder.card.data == fingerprint(table):
         trained = np.intersect1d(rows.pid, np.array(encoder.card.pids, dtype=np.int64))
         if len(trained):
@@ -203,7 +203,7 @@ def _check_unseen(encoder: Encoder, run: str | Path, table: Table, rows: Table, 
             )
     if len(seen := seen_identities(encoder.card.seen_samples, rows)):
         message = (
-            f"{len(seen)} of the {split} identities have pictures that {run}, or the model that it started "
+            f"{len(seen)} of the {split} identities have images that {run}, or the model that it started "
             f"from, was trained on, the first is {table.pid_name(int(seen[0]))}: leave them out of the {split} split"
         )
         if len(seen) > FEW_SEEN * len(np.unique(rows.pid)):

@@ -19,10 +19,17 @@ import numpy as np
 
 from fmcnet.data.table import Table
 from fmcnet.errors import ProtocolError
-from fmcnet.evaluation.protocols import Identity, Protocol, custom, named_identities
+from fmcnet.evaluation.protocols import (
+    Identity,
+    Protocol,
+    check_choice,
+    custom,
+    named_identities,
+    parse_modalities,
+)
 from fmcnet.names import nearest
 from fmcnet.parsing import read_yaml
-from fmcnet.types import MODALITY_WORDS, NO_CAMERA, Embeddings
+from fmcnet.types import NO_CAMERA, Embeddings
 
 SUFFIXES = (".yaml", ".yml")
 SKIPS = ("none", "same_camera", "same_identity_and_camera")
@@ -49,13 +56,13 @@ def read_protocol(path: str | Path, images: Table | Embeddings) -> Protocol:
         raise ProtocolError(f"{path} is no valid YAML: {error}") from error
     readers: dict[str, Callable[[Any], Any]] = {
         "name": _check_text,
-        "query": _parse_modality,
-        "gallery": _parse_modality,
+        "query": parse_modalities,
+        "gallery": parse_modalities,
         "skip": lambda value: _parse_skip(value, _camera_numbers(images)),
         "shots": lambda value: None if value is None else _check_whole_number(value, 1),
         "trials": lambda value: _check_whole_number(value, 1),
         "seed": lambda value: _check_whole_number(value, 0),
-        "cmc": lambda value: _check_choice(value, ("image", "identity")),
+        "cmc": lambda value: check_choice(value, ("image", "identity")),
         "distractors": lambda value: _parse_identities(value, images),
         "junk": lambda value: _parse_identities(value, images),
     }
@@ -126,11 +133,11 @@ def _parse_skip(value: Any, cameras: Mapping[str, int]) -> str | list[tuple[int,
             "no image to be evaluated has a camera, so nothing would be skipped: give cameras, or leave it out"
         )
     if not isinstance(value, list):
-        return str(_check_choice(value, SKIPS, "; or pairs of cameras, as [[3, 2]]"))
+        return str(check_choice(value, SKIPS, advice="; or pairs of cameras, as [[3, 2]]"))
     pairs = []
     for pair in value:
         if not isinstance(pair, list) or len(pair) != 2:
-            raise ProtocolError(f"{_short_repr(pair)} is no pair: give [query camera, gallery camera]")
+            raise ProtocolError(f"{pair!r:.60} is no pair: give [query camera, gallery camera]")
         for camera in pair:
             if str(camera) not in cameras:
                 suggestion = nearest(str(camera), cameras)
@@ -146,33 +153,13 @@ def _parse_skip(value: Any, cameras: Mapping[str, int]) -> str | list[tuple[int,
     return pairs
 
 
-def _parse_modality(value: Any) -> Any:
-    if value is None or value == "both":
-        return None
-    modality = MODALITY_WORDS.get(value.lower()) if isinstance(value, str) else None
-    return modality or _check_choice(value, ("visible", "infrared", "both"))
-
-
-def _check_choice(value: Any, allowed: tuple[str, ...], advice: str = "") -> Any:
-    if value not in allowed:
-        suggestion = nearest(value, allowed) if isinstance(value, str) else None
-        hint = f": did you mean {suggestion}?" if suggestion else advice
-        raise ProtocolError(f"{_short_repr(value)} is none of {', '.join(allowed)}{hint}")
-    return value
-
-
 def _check_whole_number(value: Any, minimum: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value < 2**31:
-        raise ProtocolError(f"{_short_repr(value)} is no whole number from {minimum}")
+        raise ProtocolError(f"{value!r:.60} is no whole number from {minimum}")
     return value
 
 
 def _check_text(value: Any) -> str:
     if not isinstance(value, str) or not value.strip() or "\n" in value or len(value) > 200:
-        raise ProtocolError(f"{_short_repr(value)} is no name: give a line of text")
+        raise ProtocolError(f"{value!r:.60} is no name: give a line of text")
     return value
-
-
-def _short_repr(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

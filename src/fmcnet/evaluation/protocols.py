@@ -6,11 +6,11 @@ open is chosen here and listed in `Protocol.ours`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from fmcnet.errors import DataError, FmcnetError, ProtocolError, first_of
 from fmcnet.evaluation.draws import Draw
 from fmcnet.evaluation.skip_rule import SkipRule
 from fmcnet.identities import identity_number, parse_identity
+from fmcnet.names import nearest
 from fmcnet.types import NO_PID, BoolArray, Embeddings, IntArray, Modality, parse_modality
 
 DEFAULT_DIRECTIONS = {"sysu": "i2v", "regdb": "v2t", "llcm": "v2i"}
@@ -91,7 +92,7 @@ class Protocol:
     reading: str = ""
 
     def __post_init__(self) -> None:
-        _check_choice("CMC rule", self.cmc, ("image", "identity"))
+        check_choice(self.cmc, ("image", "identity"), "CMC rule")
 
     def sentence(self) -> str:
         """The protocol in one sentence, as every report prints it."""
@@ -116,7 +117,7 @@ class Protocol:
 
     @property
     def settings(self) -> dict[str, str | int]:
-        """The protocol's settings by name, as `fmcnet evaluate` takes them: {"mode": "all", "shots": 1, ...}."""
+        """The protocol's settings that are not empty, by name: {"mode": "all", "shots": 1, ...}."""
         settings = {"mode": self.mode, "reading": self.reading, "shots": self.draw.shots}
         settings |= {"draw": self.draw.kind, "trials": self.draw.trials, "cmc": self.cmc}
         return {name: value for name, value in settings.items() if value}
@@ -222,9 +223,25 @@ def _first_names(identities: tuple[Identity, ...]) -> str:
     return first_of([name for _, name in identities], 5)
 
 
-def _check_choice(name: str, value: object, choices: Iterable[object]) -> None:
-    if value not in tuple(choices):
-        raise ProtocolError(f"unknown {name} '{value}': use {' or '.join(map(str, choices))}")
+def check_choice(value: Any, choices: Sequence[object], what: str = "", advice: str = "") -> Any:
+    """The value of `what`; raises `ProtocolError`, with `advice` where no choice is near, if it is none of these."""
+    if value not in choices:
+        raise _no_choice(value, choices, what, advice)
+    return value
+
+
+def _no_choice(value: object, choices: Sequence[object], what: str, advice: str = "") -> ProtocolError:
+    suggestion = nearest(value, map(str, choices)) if isinstance(value, str) else None
+    hint = f": did you mean {suggestion}?" if suggestion else advice
+    return ProtocolError(f"{what} {value!r:.60} is none of {', '.join(map(str, choices))}{hint}".lstrip())
+
+
+def parse_modalities(value: Modality | str | None, what: str = "") -> Modality | None:
+    """The modality of a set named `what`; None for "both"; raises `ProtocolError` for anything else."""
+    try:
+        return None if value is None or value == "both" else parse_modality(value)
+    except FmcnetError as error:
+        raise _no_choice(value, ("visible", "infrared", "both"), what) from error
 
 
 def sysu(
@@ -254,10 +271,10 @@ def sysu(
     Raises:
         ProtocolError: on an unknown option, or when the official draw lacks its file.
     """
-    _check_choice("SYSU-MM01 mode", mode, ("all", "indoor"))
-    _check_choice("draw", draw, ("official", "seeded"))
-    _check_choice("SYSU-MM01 direction", direction, ("i2v", "v2i"))
-    _check_choice("number of shots", shots, (1, 10))
+    check_choice(mode, ("all", "indoor"), "SYSU-MM01 mode")
+    check_choice(draw, ("official", "seeded"), "draw")
+    check_choice(direction, ("i2v", "v2i"), "SYSU-MM01 direction")
+    check_choice(shots, (1, 10), "number of shots")
     query = Selection(Modality.INFRARED, (3, 6))
     gallery = Selection(Modality.VISIBLE, (1, 2, 4, 5) if mode == "all" else (1, 2))
     pair, ours = (3, 2), tuple[str, ...]()
@@ -298,7 +315,7 @@ def regdb(direction: str = "v2t", cmc: str = "image") -> Protocol:
     Raises:
         ProtocolError: on an unknown option.
     """
-    _check_choice("RegDB direction", direction, ("v2t", "t2v"))
+    check_choice(direction, ("v2t", "t2v"), "RegDB direction")
     query_modality = Modality.VISIBLE if direction == "v2t" else Modality.INFRARED
     return Protocol(
         name=f"RegDB {'visible to thermal' if direction == 'v2t' else 'thermal to visible'}",
@@ -326,8 +343,8 @@ def llcm(reading: str = "a", direction: str = "v2i", trials: int = 10, seed: int
     Raises:
         ProtocolError: on an unknown option.
     """
-    _check_choice("LLCM reading", reading, ("a", "b", "c"))
-    _check_choice("LLCM direction", direction, ("v2i", "i2v"))
+    check_choice(reading, ("a", "b", "c"), "LLCM reading")
+    check_choice(direction, ("v2i", "i2v"), "LLCM direction")
     query_modality = Modality.VISIBLE if direction == "v2i" else Modality.INFRARED
     title = {"a": "the paper's", "b": "the released script's", "c": "all against all"}[reading]
     arrow = "visible to infrared" if direction == "v2i" else "infrared to visible"
@@ -396,8 +413,8 @@ def custom(
         )
     return Protocol(
         name=name,
-        query=Selection(_parse_modality("query", query)),
-        gallery=Selection(_parse_modality("gallery", gallery)),
+        query=Selection(parse_modalities(query, "query")),
+        gallery=Selection(parse_modalities(gallery, "gallery")),
         draw=Draw() if shots is None else draw,
         skip=SkipRule.of(skip),
         cmc=cmc,  # type: ignore[arg-type]  # checked on construction
@@ -437,10 +454,3 @@ def _named_argument(argument: str, value: object) -> tuple[Identity, ...]:
         return named_identities(entries)
     except ProtocolError as error:
         raise ProtocolError(f"{argument}: {error}") from error
-
-
-def _parse_modality(argument: str, value: Modality | str | None) -> Modality | None:
-    try:
-        return None if value is None or value == "both" else parse_modality(value)
-    except FmcnetError as error:
-        raise ProtocolError(f"{argument}: {error}, or None for both") from error

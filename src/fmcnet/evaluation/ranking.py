@@ -37,10 +37,10 @@ COPIES = 4
 SLICE = 64
 """Queries whose true matches are gathered at once. They are ordered by identity, so they share most of these."""
 
-Load: TypeAlias = Callable[[IntArray], Tensor]
-"""Gives the queries at some positions (q,), in a form that `Compare` takes: (q, ...)."""
-Compare: TypeAlias = Callable[[Tensor, slice | IntArray], Tensor]
-"""Gives the similarities (q, g) of loaded queries with some columns (g,) of the gallery, as a new tensor."""
+Compare: TypeAlias = Callable[[slice, slice | IntArray], Tensor]
+"""Gives the similarities (q, g) of some loaded queries with some columns of the gallery, as a new tensor."""
+Load: TypeAlias = Callable[[IntArray], Compare]
+"""Loads the queries at some positions of the trial."""
 
 
 @dataclass
@@ -127,14 +127,16 @@ def rank_trials(
         query_chunk = max(64, min(4096, int(budget**0.5)))
         gallery_chunk = budget // max(min(query_chunk, len(query)), width)
 
-    def load(positions: IntArray) -> Tensor:
-        return similarity.load(embeddings, query[positions])
+    def load(positions: IntArray) -> Compare:
+        loaded = similarity.load(embeddings, query[positions])
 
-    def compare(loaded: Tensor, columns: slice | IntArray) -> Tensor:
-        part = similarity.load(embeddings, gallery[columns]) if images is None else images[columns]
-        return similarity.block(loaded, part)
+        def compare(some: slice, columns: slice | IntArray) -> Tensor:
+            part = similarity.load(embeddings, gallery[columns]) if images is None else images[columns]
+            return similarity.block(loaded[some], part)
 
-    ranking = _Ranking(embeddings, trials, gallery, skip, load, compare, similarity.tie)
+        return compare
+
+    ranking = _Ranking(embeddings, trials, gallery, skip, load, similarity.tie)
     return ranking.run(query_chunk, gallery_chunk, similarity.precision)
 
 
@@ -161,14 +163,12 @@ def rank_given(
     gallery = trial[1]
     order = np.argsort(embeddings.pid[gallery], kind="stable")
 
-    def load(positions: IntArray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(similarities(positions)[:, order]))
-
-    def compare(loaded: Tensor, columns: slice | IntArray) -> Tensor:
-        return loaded[:, columns].clone()
+    def load(positions: IntArray) -> Compare:
+        given = torch.from_numpy(np.ascontiguousarray(similarities(positions)[:, order]))
+        return lambda some, columns: given[some, columns].clone()
 
     query_chunk = chunk_bytes // (COPIES * 8) // len(gallery)
-    ranking = _Ranking(embeddings, [trial], gallery[order], skip, load, compare, tie)
+    ranking = _Ranking(embeddings, [trial], gallery[order], skip, load, tie)
     return ranking.run(query_chunk, len(gallery))[0]
 
 
@@ -181,7 +181,6 @@ class _Ranking:
     gallery: IntArray
     skip: SkipRule
     load: Load
-    compare: Compare
     tie: float
 
     def run(self, query_chunk: int, gallery_chunk: int, precision: str = "float64") -> list[Ranks]:
@@ -193,14 +192,14 @@ class _Ranking:
         # Ordered by identity, so that the queries of a block share their true matches.
         order = np.argsort(pid[query], kind="stable")
         for positions in np.split(order, range(max(1, query_chunk), len(order), max(1, query_chunk))):
-            rows, loaded = query[positions], self.load(positions)
-            matches = self._true_matches(rows, loaded, in_trial)
-            counts = self._count_above(rows, loaded, in_trial, spans, [best - self.tie for best in matches])
+            rows, compare = query[positions], self.load(positions)
+            matches = self._true_matches(rows, compare, in_trial)
+            counts = self._count_above(rows, compare, in_trial, spans, [best - self.tie for best in matches])
             for trial_ranks, best, (above, identities_above) in zip(ranks, matches, counts, strict=True):
                 trial_ranks.fill(positions, best, above, identities_above)
         return ranks
 
-    def _true_matches(self, rows: IntArray, loaded: Tensor, in_trial: BoolArray) -> list[Tensor]:
+    def _true_matches(self, rows: IntArray, compare: Compare, in_trial: BoolArray) -> list[Tensor]:
         """Similarities of the true matches in each trial, best first: (q, K >= 1), padded with -inf."""
         pid, query_pid = self.embeddings.pid[self.gallery], self.embeddings.pid[rows]
         first, end = (np.searchsorted(pid, query_pid, side=side) for side in ("left", "right"))
@@ -212,7 +211,7 @@ class _Ranking:
         for start in range(0, len(columns), SLICE):
             part = columns[start : start + SLICE]
             shared, inverse = np.unique(part, return_inverse=True)
-            block = self.compare(loaded[start : start + SLICE], shared)
+            block = compare(slice(start, start + SLICE), shared)
             parts.append(block.gather(1, torch.from_numpy(inverse.reshape(part.shape)).to(block.device)))
         similarities = torch.cat(parts)
         matches = []
@@ -223,7 +222,7 @@ class _Ranking:
         return matches
 
     def _count_above(
-        self, rows: IntArray, loaded: Tensor, in_trial: BoolArray, spans: list[slice], limits: list[Tensor]
+        self, rows: IntArray, compare: Compare, in_trial: BoolArray, spans: list[slice], limits: list[Tensor]
     ) -> list[tuple[Tensor, Tensor]]:
         """For each trial what `_count` gives, of the whole gallery; `limits` (q, K) are of its true matches."""
         counts = [
@@ -231,7 +230,7 @@ class _Ranking:
             for limit in limits
         ]
         for span in spans:
-            others = self._others(rows, loaded, span)
+            others = self._others(rows, compare, span)
             pid = self.embeddings.pid[self.gallery[span]]
             for (above, identities_above), limit, mask in zip(counts, limits, in_trial[:, span], strict=True):
                 if mask.any():
@@ -241,10 +240,10 @@ class _Ranking:
                     identities_above += identities
         return counts
 
-    def _others(self, rows: IntArray, loaded: Tensor, span: slice) -> Tensor:
+    def _others(self, rows: IntArray, compare: Compare, span: slice) -> Tensor:
         """(q, g) similarities with a part of the gallery; -inf for the query's identity and what it skips."""
         part = self.gallery[span]
-        block = self.compare(loaded, span)
+        block = compare(slice(None), span)
         excluded = self.embeddings.pid[rows][:, None] == self.embeddings.pid[part]
         if self.skip.hides_others:
             excluded |= self.skip.hidden(self.embeddings, rows[:, None], part)
@@ -357,30 +356,27 @@ def ranked_lists(
     invalid = np.flatnonzero(~np.isin(requested, query_rows))
     if len(invalid):
         raise ProtocolError(
-            f"row {int(requested[invalid[0]])} is not a probe of {protocol.name}: it takes "
+            f"row {int(requested[invalid[0]])} is not a query of {protocol.name}: it takes "
             f"{protocol.query.describe()}"
         )
-    gallery = np.sort(gallery)
+    if not len(requested):
+        return []
+    gallery, pid = np.sort(gallery), embeddings.pid
     similarity = Similarity.prepare(embeddings, requested, gallery, distance=distance)
-    gallery_chunk = max(1024, chunk_bytes // (64 * embeddings.features.shape[1]))
-    query_chunk = max(1, chunk_bytes // (64 * min(len(gallery), gallery_chunk)))
-    pid = embeddings.pid
+    loaded = similarity.load(embeddings, requested)
+    size = max(256, chunk_bytes // (64 * max(loaded.shape)))  # bounds similarities and loaded images
+    best, best_rows = np.empty((len(requested), 0)), np.empty((len(requested), 0), dtype=np.int64)
+    for part in np.split(gallery, range(size, len(gallery), size)):
+        block = similarity.between(loaded, similarity.load(embeddings, part))
+        values = similarity.readable(block.double().cpu().numpy())
+        values[protocol.skip.hidden(embeddings, requested[:, None], part)] = -np.inf
+        values = np.concatenate([best, values], axis=1)
+        rows = np.concatenate([best_rows, np.broadcast_to(part, block.shape)], axis=1)
+        columns = largest(values, k, last=pid[rows] == pid[requested][:, None])
+        best = np.take_along_axis(values, columns, axis=1)
+        best_rows = np.take_along_axis(rows, columns, axis=1)
     ranked: list[RankedList] = []
-    for start in range(0, len(requested), query_chunk):
-        query = requested[start : start + query_chunk]
-        loaded = similarity.load(embeddings, query)
-        best, best_rows = np.empty((len(query), 0)), np.empty((len(query), 0), dtype=np.int64)
-        for column in range(0, len(gallery), gallery_chunk):
-            part = gallery[column : column + gallery_chunk]
-            block = similarity.between(loaded, similarity.load(embeddings, part))
-            values = similarity.readable(block.double().cpu().numpy())
-            values[protocol.skip.hidden(embeddings, query[:, None], part)] = -np.inf
-            values = np.concatenate([best, values], axis=1)
-            rows = np.concatenate([best_rows, np.broadcast_to(part, block.shape)], axis=1)
-            columns = largest(values, k, last=pid[rows] == pid[query][:, None])
-            best = np.take_along_axis(values, columns, axis=1)
-            best_rows = np.take_along_axis(rows, columns, axis=1)
-        for row, values, rows in zip(query.tolist(), best, best_rows, strict=True):
-            answers = rows[values > -np.inf]
-            ranked.append(RankedList(row, answers, values[: len(answers)], pid[answers] == pid[row]))
+    for row, values, rows in zip(requested.tolist(), best, best_rows, strict=True):
+        answers = rows[values > -np.inf]
+        ranked.append(RankedList(row, answers, values[: len(answers)], pid[answers] == pid[row]))
     return ranked

@@ -54,32 +54,26 @@ class KReciprocal:
 class QueryExpansion:
     """Replace a query by the mean of itself and its k nearest gallery images (Chum et al., ICCV 2007).
 
-    With `alpha` above 0 each neighbour is weighted by max(cosine, 0)**alpha (Radenovic et al., TPAMI 2019), the
-    query by 1. Embeddings are of unit length. Neighbours that a camera rule hides are left out; rules that would
-    need the query's identity are not used here, since that would leak the answer.
+    Embeddings are of unit length. Neighbours that a camera rule hides are left out; rules that would need the
+    query's identity are not used here, since that would leak the answer.
     """
 
     k: int = 5
-    alpha: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.k < 1 or self.alpha < 0:
-            raise ProtocolError(f"query expansion needs k >= 1 and alpha >= 0, got {self}")
+        if self.k < 1:
+            raise ProtocolError(f"query expansion needs k >= 1, got {self}")
 
     def describe(self) -> str:
         """How reports name it."""
-        weighting = f"alpha {self.alpha:g}" if self.alpha > 0 else "average"
-        return f"query expansion ({weighting}, k={self.k})"
+        return f"query expansion (average, k={self.k})"
 
     def apply(self, query: Matrix, gallery: Matrix, hidden: BoolArray) -> Matrix:
         """(Q, D) expanded queries of unit length, from (Q, D) and (G, D) of unit length; `hidden` is (Q, G)."""
         values = np.where(hidden, -np.inf, query @ gallery.T)
         neighbours = largest(values, self.k)
-        neighbour_similarities = np.take_along_axis(values, neighbours, axis=1)
-        weight = np.where(
-            neighbour_similarities > -np.inf, np.maximum(neighbour_similarities, 0.0) ** self.alpha, 0.0
-        )
-        total = query + np.einsum("qk,qkd->qd", weight, gallery[neighbours])
+        is_seen = (np.take_along_axis(values, neighbours, axis=1) > -np.inf).astype(np.float64)
+        total = query + np.einsum("qk,qkd->qd", is_seen, gallery[neighbours])
         return np.asarray(total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12))
 
 

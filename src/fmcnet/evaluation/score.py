@@ -3,9 +3,9 @@
 Two forms of file:
 
 - one set: `features` (N, D), `pid` (N,) texts or whole numbers, `cam` (N,), `index` (N,) 1-based among the sorted
-  images of an identity and camera, and `modality` (N,) 0 visible, 1 infrared where cameras do not give it (they do on
-  SYSU-MM01). `fmcnet embed --data` and `Embeddings.save` write such a file; `fmcnet gallery export` writes one under
-  other names. Without `index` the order of `name` (N,) counts;
+  images of an identity, camera and modality, and `modality` (N,) 0 visible, 1 infrared where cameras do not give it
+  (they do on SYSU-MM01 and RegDB). `fmcnet embed --data` and `Embeddings.save` write such a file; `fmcnet gallery
+  export` writes one under other names. Without `index` the order of `name` (N,) counts;
 - two sets, already drawn: `query_features`, `query_pid`, `query_cam`, and the same with `gallery_`.
   Camera arrays may end in the protocol's name (`query_cam_llcm`), `query_modality` may give the modality where the
   camera does not.
@@ -31,7 +31,15 @@ from fmcnet.evaluation.evaluate import Evaluation, evaluate
 from fmcnet.evaluation.protocol_file import SUFFIXES, read_protocol
 from fmcnet.evaluation.protocols import DEFAULT_DIRECTIONS, Protocol, llcm, regdb, sysu
 from fmcnet.parsing import read_npz
-from fmcnet.types import MODALITY_WORDS, NO_CAMERA, BoolArray, Embeddings, IntArray, identity_numbers
+from fmcnet.types import (
+    NO_CAMERA,
+    BoolArray,
+    Embeddings,
+    IntArray,
+    identity_numbers,
+    modality_codes,
+    whole_numbers,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +75,6 @@ def score_file(
     reading: str | None = None,
     cmc: str | None = None,
     distance: str = "cosine",
-    precision: str = "auto",
     strict: bool = False,
 ) -> Evaluation:
     """Score the embeddings in a file.
@@ -83,7 +90,6 @@ def score_file(
         reading: of LLCM, "a", "b" or "c", see `protocols.llcm`; None: a.
         cmc: of RegDB, "image" or "identity", see `protocols.regdb`; None: image.
         distance: "cosine" or "euclidean".
-        precision: "float32", "float64" or "auto", see `evaluate.evaluate`.
         strict: refuse `draw`, too, where nothing is drawn by it.
 
     Raises:
@@ -128,7 +134,6 @@ def score_file(
         embeddings,
         replace(rules, ours=(*rules.ours, *remarks)),
         distance=distance,
-        precision=precision,
         query_mask=of_query,
         gallery_mask=None if of_query is None else ~of_query,
     )
@@ -278,7 +283,8 @@ class EmbeddingsFile:
         name = name if has_names else np.full(n, "")
         codes = modality.astype(np.uint8)
         if "index" in arrays:
-            index = self._parse_integers(arrays["index"], "index", n)
+            column = self._check_column(arrays["index"], "index", n)
+            index = whole_numbers(column, f"{self.path}: 'index'", "1 for the first image")
         elif has_unique_names:
             index = positions(name, codes, camid, pid)
         else:
@@ -310,7 +316,7 @@ class EmbeddingsFile:
         return Sets(embeddings, modality >= 0, np.arange(n) < len(sides[0][0]))
 
     def _warn_of_copies(self, finding: str) -> None:
-        consequence = "a picture that is there twice is its own match, and figures come out too good"
+        consequence = "an image that is there twice is its own match, and figures come out too good"
         logger.warning("%s: %s: %s", self.path, finding, consequence)
 
     def _read_columns(
@@ -389,33 +395,22 @@ class EmbeddingsFile:
 
     def _parse_cameras(self, array: NDArray[Any], name: str, n: int) -> IntArray:
         """Whole numbers, or texts as a gallery has them: "3", "cam3", or "" for none."""
-        flat = self._check_column(array, name, n)
-        if flat.dtype.kind == "U":
-            numbers = [re.sub("^cam", "", camera) or str(NO_CAMERA) for camera in flat.tolist()]
-            if all(re.fullmatch(r"-1|[0-9]{1,9}", camera) for camera in numbers):
-                flat = np.array(numbers, dtype=np.int64)
-        return self._parse_integers(flat, name, n)
-
-    def _parse_integers(self, array: NDArray[Any], name: str, n: int) -> IntArray:
-        flat = self._check_column(array, name, n)
-        if flat.dtype.kind in "uf" and (np.abs(flat) >= 2.0**63).any():
-            raise DataError(f"{self.path}: '{name}' holds a number that does not fit 64 bits")
-        if flat.dtype.kind not in "iufb" or (flat.dtype.kind == "f" and not (flat == np.rint(flat)).all()):
-            raise DataError(f"{self.path}: '{name}' must hold whole numbers, got {array.dtype}")
-        return np.asarray(flat, dtype=np.int64)
+        column = self._check_column(array, name, n)
+        if column.dtype.kind == "U":
+            numbers = [re.sub("^cam", "", camera) or str(NO_CAMERA) for camera in column.tolist()]
+            for row, number in enumerate(numbers):
+                if not re.fullmatch(r"-1|[0-9]{1,9}", number):
+                    raise DataError(
+                        f"{self.path}: '{name}' must hold whole numbers, as 3 or cam3, but is '{column[row]}' in row "
+                        f"{row}"
+                    )
+            column = np.array(numbers, dtype=np.int64)
+        return whole_numbers(column, f"{self.path}: '{name}'", f"{NO_CAMERA} where unknown")
 
     def _parse_modalities(self, array: NDArray[Any], name: str, camid: IntArray, protocol: str) -> IntArray:
         """(N,) of 0 and 1, or words for them; on SYSU-MM01 they must not contradict the cameras."""
-        flat = self._check_column(array, name, len(camid))
-        if flat.dtype.kind == "U":
-            codes = {word: modality.code for word, modality in MODALITY_WORDS.items()}
-            flat = np.array([codes.get(word.lower(), -1) for word in flat.tolist()], dtype=np.int64)
-        modality = self._parse_integers(flat, name, len(camid))
-        invalid = np.flatnonzero((modality != 0) & (modality != 1))
-        if len(invalid):
-            raise DataError(
-                f"{self.path}: '{name}' is {modality[invalid[0]]} in row {invalid[0]}: 0 is visible, 1 infrared"
-            )
+        column = self._check_column(array, name, len(camid))
+        modality = modality_codes(column, f"{self.path}: '{name}'").astype(np.int64)
         if protocol == "sysu":
             by_camera = _modality_of_cameras(camid, protocol)
             invalid = np.flatnonzero((by_camera >= 0) & (by_camera != modality))

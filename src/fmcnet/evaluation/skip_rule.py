@@ -42,7 +42,7 @@ class SkipRule:
             raise ProtocolError(f"unknown skip rule '{self.kind}': use {choices}")
         if (self.kind == "camera_pairs") != bool(self.pairs):
             raise ProtocolError(
-                "the skip rule 'camera_pairs' goes with a list of (probe camera, gallery camera)"
+                "the skip rule 'camera_pairs' goes with a list of (query camera, gallery camera)"
             )
 
     @staticmethod
@@ -165,10 +165,10 @@ class SkipRule:
         if self.kind == "none":
             return "no image is skipped"
         if self.kind == "same_camera":
-            return "a probe skips every gallery image of its own camera"
+            return "a query skips every gallery image of its own camera"
         if self.kind == "same_identity_and_camera":
-            return "a probe skips gallery images of its own identity and camera number"
-        return ", ".join(f"a camera-{a} probe skips every camera-{b} gallery image" for a, b in self.pairs)
+            return "a query skips gallery images of its own identity and camera number"
+        return ", ".join(f"a camera-{a} query skips every camera-{b} gallery image" for a, b in self.pairs)
 
 
 def _listed(cameras: Iterable[int]) -> str:

@@ -240,7 +240,7 @@ def _run_settings(run: Path, card: ModelCard, overrides: Sequence[str]) -> Evalu
 def _read_table(data: str | Path, settings: DataConfig, *, unknown: bool) -> Table:
     """Read the dataset; with `unknown`, also a CSV with unknown identities, which a protocol may use."""
     try:
-        return read_dataset(data, layout=settings.layout, trial=settings.split)
+        return read_dataset(data, layout=settings.layout, regdb_split=settings.split)
     except DataError:
         if unknown:
             with contextlib.suppress(DataError):

@@ -75,6 +75,8 @@ def _keep_other_protocols(facts: dict[str, Any], path: Path) -> None:
             if earlier["runs"].get(title, {}).get("digest") == run["digest"]:
                 new_keys = [_evaluation_key(evaluation) for evaluation in run["evaluations"]]
                 old = earlier["runs"][title]["evaluations"]
+                for one in old:  # fmcnet 0.1.0 called a query a probe
+                    one["protocol"] = one["protocol"].replace(" probe skips ", " query skips ")
                 run["evaluations"] += [one for one in old if _evaluation_key(one) not in new_keys]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return  # no report, or a damaged one, which is replaced

@@ -87,7 +87,7 @@ class StudyRun:
 
     def table(self) -> Table:
         """Read the dataset."""
-        return read_dataset(self.data, layout=self.config.data.layout, trial=self.config.data.split)
+        return read_dataset(self.data, layout=self.config.data.layout, regdb_split=self.config.data.split)
 
     def result(self) -> dict[str, Any] | None:
         """The content of `result.json`; None while the run is not finished."""

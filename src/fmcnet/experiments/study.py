@@ -266,7 +266,7 @@ def _read_tables(options: StudyOptions, config: Config, quiet: bool) -> dict[int
         if options.worlds == "own":
             raise FmcnetError("--worlds own is for the generated benchmark: real data have one world")
         warn_of_other_benchmark(options.config, options.data)
-        table = read_dataset(options.data, layout=config.data.layout, trial=config.data.split)
+        table = read_dataset(options.data, layout=config.data.layout, regdb_split=config.data.split)
         check_split(config, table.name)
         return dict.fromkeys(options.seeds, table)
     check_split(config, "sysu")

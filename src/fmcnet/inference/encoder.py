@@ -311,7 +311,7 @@ class Encoder:
             Its table.
         """
         config = self.card.config.data
-        table = read_dataset(data, layout=config.layout, trial=config.split)
+        table = read_dataset(data, layout=config.layout, regdb_split=config.split)
         for note in table.notes:
             logger.info("%s", note)
         return table

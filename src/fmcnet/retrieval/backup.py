@@ -20,6 +20,7 @@ from fmcnet.errors import GalleryBusyError, GalleryDamagedError, GalleryError
 from fmcnet.files import make_private, private_mode, put_in_place, take_from_others, to_disk
 from fmcnet.retrieval.entry_columns import EntryColumns
 from fmcnet.retrieval.faiss_index import Codes
+from fmcnet.retrieval.file_records import FileRecords
 from fmcnet.retrieval.gallery import Gallery
 from fmcnet.retrieval.index_files import (
     BLOCK,
@@ -29,7 +30,7 @@ from fmcnet.retrieval.index_files import (
     check_loss,
     discard,
 )
-from fmcnet.retrieval.records import MADE_WITH, NONE, Entry, EntryBatch, from_micros
+from fmcnet.retrieval.records import MADE_WITH, NONE, Entry, EntryBatch, GallerySettings, from_micros
 from fmcnet.retrieval.sqlite_connection import NAME, read_last_generation
 from fmcnet.retrieval.sqlite_database import Database
 from fmcnet.retrieval.sqlite_store import CONTENTS, LOCK, writer_lock
@@ -259,19 +260,21 @@ class Recovered:
         entries: written to the new gallery.
         renamed: those whose id and source were lost; they are "recovered-N".
         damaged: rows that neither the index nor the database gives back.
+        removals: the list of removed images, which `fmcnet index` leaves out, was read and taken over.
     """
 
     entries: int
     renamed: int
     damaged: int
+    removals: bool
 
 
 def recover(folder: str | Path, out: str | Path, model: str) -> Recovered:
     """Write what can be read of a damaged gallery into a new one: of the index, and of the database.
 
     The index holds embeddings, modality, identity, camera, track, tags and time. Ids, sources and pictures are in the
-    database alone, and are taken from there as far as it goes. An entry whose deletion was lost with the database
-    comes back.
+    database alone, and are taken from there as far as it goes, as are the records of files and of removed images.
+    An entry whose deletion was lost with the database comes back.
 
     Args:
         folder: the damaged gallery; nothing in it is changed.
@@ -283,13 +286,14 @@ def recover(folder: str | Path, out: str | Path, model: str) -> Recovered:
 
     Raises:
         GalleryDamagedError: when neither index nor database can be read.
-        GalleryError: when `out` is not to be written to.
+        GalleryError: when `out` is not to be written to, or the database says that another model was used.
     """
     folder, out = Path(folder), Path(out)
     if out.exists():
         raise GalleryError(f"{out} exists: name a new folder")
     damaged, written, removed = set[int](), set[int](), set[int]()
     renamed, dtype = 0, "float32"
+    settings: GallerySettings | None = None
     partial = out.with_name(f"{out.name}.part")
     if partial.exists():
         raise GalleryError(f"{partial} is of a recovery that was ended: delete it")
@@ -312,6 +316,12 @@ def recover(folder: str | Path, out: str | Path, model: str) -> Recovered:
         except InvalidIndexError as error:
             reason = str(error)
         if database is not None:
+            with contextlib.suppress(GalleryError), database.reading():
+                settings = database.settings()
+            if settings is not None and settings.model != model:
+                raise GalleryError(
+                    f"{folder} was indexed with the model {settings.model}, not {model}: give that one"
+                )
             with contextlib.suppress(GalleryError):
                 dtype = database.dtype
                 parts.append(_rows_of_database(database, written, removed, damaged))
@@ -330,10 +340,23 @@ def recover(folder: str | Path, out: str | Path, model: str) -> Recovered:
             entries, vectors, pictures = zip(*rows.values(), strict=True)
             batch = EntryBatch(entries, np.stack(vectors), pictures)
             gallery._store.add(batch, model, "refuse")  # Gallery.add refuses some ids that 0.1.0 took
+        removals = database is not None and _take_records(gallery, database)
+        if (folder / MADE_WITH).is_file():
+            shutil.copyfile(folder / MADE_WITH, partial / MADE_WITH)
         stack.close()  # the new gallery is whole, and nobody has it open
         partial.rename(out)
     to_disk(out.parent)
-    return Recovered(len(written), renamed, len(damaged - written))
+    return Recovered(len(written), renamed, len(damaged - written), removals)
+
+
+def _take_records(gallery: Gallery, database: Database) -> bool:
+    """Copy the records of files and of removed images; False where they cannot be read."""
+    if gallery.files is None:
+        return False
+    with contextlib.suppress(GalleryError), database.translated():
+        gallery.files.take(FileRecords(database, database.reading, database.writing))
+        return True
+    return False
 
 
 def _is_same_gallery(database: Database, manifest: IndexManifest) -> bool:

@@ -5,6 +5,7 @@ A copy is exact, in batches, resumable, and compared at the end. A file is Parqu
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ from fmcnet.retrieval.records import (
     IndexChoice,
     OpenOptions,
     Stored,
+    Where,
     to_micros,
 )
 
@@ -86,8 +88,8 @@ def copy_gallery(
         progress: show a bar; None: on a terminal only.
 
     Raises:
-        GalleryError: when the source is empty, the target holds other entries or is the source, or either changed
-            during the copy.
+        GalleryError: when the source is empty, the target holds other entries, lost some of these by a removal or is
+            the source, or either changed during the copy.
     """
     if not _is_cluster(source) and Path(source).resolve() == Path(target).resolve():
         raise GalleryError(f"{source} and {target} are the same gallery: name another one to copy into")
@@ -103,6 +105,7 @@ def copy_gallery(
             if copy.settings is not None:
                 check_settings(copy.settings, settings.dimension, settings.model, copy.location)
             existing = _compare(origin, copy, progress) if copy.count(None) else 0
+            _check_not_removed(origin, copy)
             pictures = origin.info().pictures
             if pictures and not takes_pictures:
                 logger.warning(
@@ -118,6 +121,29 @@ def copy_gallery(
                 )
             kept, left_out = copy.info().pictures, 0 if takes_pictures else pictures
             return Copied(origin.location, copy.location, written, existing, entries, kept, left_out)
+
+
+def _check_not_removed(source: Store, target: Store) -> None:
+    """Refuse a target from which entries of the source were removed: a copy would bring them back."""
+    if source.files is None or target.files is None:
+        return
+    removed = 0
+    for part in source.scan(None, BATCH):
+        ids = [entry.id for entry, _ in part]
+        existing = {entry.id for rows in target.scan(Where(ids=ids), BATCH) for entry, _ in rows}
+        records = source.files.of(ids)
+        keys = [
+            {name, records[name].digest} if name in records else {name}
+            for name in ids
+            if name not in existing
+        ]
+        gone = target.files.removed(itertools.chain(*keys))
+        removed += sum(bool(names & gone) for names in keys)
+    if removed:
+        raise GalleryError(
+            f"{removed} entries of {source.location} were removed from {target.location}, and a copy would bring "
+            "them back: copy into a new gallery"
+        )
 
 
 def _copy_records(source: Store, target: Store) -> None:

@@ -27,6 +27,7 @@ from fmcnet.retrieval.records import (
     OpenOptions,
     Stored,
     Where,
+    check_where,
     group,
     rank_pooled,
 )
@@ -145,7 +146,7 @@ class Gallery:
 
     def count(self, where: Where | None = None) -> int:
         """How many entries match; all without `where`."""
-        return self._store.count(where)
+        return self._store.count(check_where(where))
 
     def removed(self, ids: Sequence[str]) -> set[str]:
         """The ids that were removed or expired, and not added since; none for a cluster."""
@@ -174,7 +175,7 @@ class Gallery:
             where: which entries to count.
             zone: timezone of the days.
         """
-        return self._store.days(where, zone)
+        return self._store.days(check_where(where), zone)
 
     def times(self) -> tuple[datetime, datetime] | None:
         """When the first and the last entry were seen, in UTC; None where no entry has a time."""
@@ -216,7 +217,7 @@ class Gallery:
         Yields:
             An entry and its embedding, (D,) float32.
         """
-        for part in self._store.scan(where, chunk):
+        for part in self._store.scan(check_where(where), chunk):
             yield from part
 
     # ---- searching ----
@@ -248,7 +249,7 @@ class Gallery:
         """
         vector = inputs.pool(query)
         self._check_query(vector, top, model)
-        return self._store.search(vector[None], top, where, exact)[0]
+        return self._store.search(vector[None], top, check_where(where), exact)[0]
 
     def search_each(
         self,
@@ -276,7 +277,7 @@ class Gallery:
         """
         vectors = inputs.unit_vectors(queries, what="query")
         self._check_query(vectors, top, model)
-        return self._store.search(vectors, top, where, exact) if len(vectors) else []
+        return self._store.search(vectors, top, check_where(where), exact) if len(vectors) else []
 
     def search_groups(
         self,
@@ -458,7 +459,7 @@ class Gallery:
             GalleryError: when no condition is given.
             GalleryBusyError: as `add`; or when a reader keeps the log busy.
         """
-        if where.unconditional:
+        if check_where(where) is None or where.unconditional:
             raise GalleryError(
                 "remove needs a condition; to drop a whole gallery, delete its folder or collection"
             )
@@ -515,7 +516,7 @@ class Gallery:
         settings = self._store.settings
         if settings is None:
             raise GalleryError(f"{self.location} is empty: there is nothing to export")
-        return export(Path(path), settings, self._store.scan(where, 4096))
+        return export(Path(path), settings, self._store.scan(check_where(where), 4096))
 
     def backup(self, path: str | Path) -> int:
         """Copy the gallery of a folder into a new folder, also while others write.

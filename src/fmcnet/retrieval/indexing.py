@@ -18,7 +18,8 @@ from fmcnet.inference.image_input import Fault, list_faults
 from fmcnet.progress import Progress
 from fmcnet.retrieval.freshness import Difference, FileChanges, compare_files, differences
 from fmcnet.retrieval.gallery import Gallery
-from fmcnet.retrieval.notes import index_notes, stored_values
+from fmcnet.retrieval.made_with import read_made_with, record_ranges
+from fmcnet.retrieval.notes import index_notes, index_range_notes, stored_values
 from fmcnet.retrieval.records import EPOCH, Added, Entry, Where, as_pid
 from fmcnet.retrieval.searcher import Searcher
 from fmcnet.retrieval.sources import Picture, Sources, path_id
@@ -119,7 +120,7 @@ def index(
         keep_images: keep small pictures, too, as `Searcher.add`.
         batch_size: pictures encoded at once.
         progress: show a bar; None: on a terminal only.
-        value_range: as `Encoder.encode`.
+        value_range: as `Encoder.encode`. None: that of the gallery's deep images, else the one of the rows.
         include_removed: add pictures that were removed or expired earlier, too; otherwise they are left out.
         missing_ok: leave out rows whose file is gone, whatever `on_error` says.
 
@@ -142,6 +143,9 @@ def index(
     identities = stored_values(gallery, "pid", sources.pictures)
     tracks = stored_values(gallery, "track", sources.pictures)
     new: list[Picture] = []
+    recorded, used = read_made_with(gallery.location), dict[ValueRange | None, None]()
+    given = {picture.value_range for picture in sources.pictures} - {None}
+    common_range = value_range or recorded.value_range or (given.pop() if len(given) == 1 else None)
     try:
         with Progress("indexing", len(sources.pictures), show=progress) as bar:
             for start in range(0, len(sources.pictures), PORTION):
@@ -149,8 +153,9 @@ def index(
                 fresh = portion.fresh(include_removed)
                 new += fresh
                 again = portion.to_encode_again(existing, keep_images)
-                groups = _groups(gallery, fresh, again, keep_images, value_range)
+                groups = _groups(gallery, fresh, again, keep_images, common_range)
                 for (keep, picture_range), group in groups.items():
+                    noted = Remarks()
                     added = searcher.add(
                         [picture.path for picture in group],
                         [picture.modality for picture in group],
@@ -163,9 +168,11 @@ def index(
                         batch_size=batch_size,
                         progress=False,
                         value_range=picture_range,
-                        remarks=remarks,
+                        remarks=noted,
                     )
                     portion.count(added)
+                    remarks.update(noted)
+                    used |= dict.fromkeys(noted.ranges(picture_range))
                 bar.advance(count=len(portion.pictures))
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"{report.added} pictures were added; the same command continues") from None
@@ -175,9 +182,12 @@ def index(
         ) from error
     if existing == "replace":
         report.changes.unwatched = 0  # all were encoded anew, changed or not
+    if report.added + report.replaced == len(gallery):
+        record_ranges(gallery.location, used, only=True)
     folder = Path(os.path.commonpath([picture.path.parent for picture in sources.pictures] or [Path("/")]))
     doubts = index_notes(gallery, identities, tracks, new, folder)
-    notes = (*sources.notes, *doubts, *remarks.lines(), *report.changes.notes())
+    ranges = index_range_notes(gallery, value_range, recorded, report.already - report.replaced)
+    notes = (*sources.notes, *doubts, *remarks.lines(), *ranges, *report.changes.notes())
     report.notes = list(dict.fromkeys(notes))  # each once
     report.entries, report.ranged = len(gallery), remarks.ranged()
     return report

@@ -65,7 +65,7 @@ def unit_vectors(values: ArrayLike, names: Sequence[str] = (), what: str = "embe
         if matrix.dtype.kind not in "fiu":
             raise GalleryError(f"{plural} must be real numbers, got {matrix.dtype}")
         matrix = matrix.astype(np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:  # the last of a tensor that has a gradient
         raise GalleryError(f"{plural} are not a matrix of numbers: {error}") from error
     if matrix.ndim == 1:
         matrix = matrix[None]
@@ -282,6 +282,8 @@ def as_duration(keep: str | timedelta) -> timedelta:
             keep = parse_duration(keep)
         except ConfigError as error:
             raise GalleryError(f"keep={error}") from error
+    if not isinstance(keep, timedelta):
+        raise GalleryError(f"keep={keep!r}: give a duration, as '30d' or timedelta(days=30)")
     if keep <= timedelta(0):
         raise GalleryError("keep=0: it must be more than no time: 30d, say")
     return keep

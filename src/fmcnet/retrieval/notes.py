@@ -11,12 +11,14 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from fmcnet.data.pixels import ValueRange
 from fmcnet.errors import first_of
 from fmcnet.identities import is_number, near_identities, near_spelling
 from fmcnet.names import FRACTION, near_cameras, nearest, spelling
 from fmcnet.retrieval.freshness import differences
 from fmcnet.retrieval.gallery import Gallery
 from fmcnet.retrieval.inputs import CHECKS, column
+from fmcnet.retrieval.made_with import MadeWith, range_text, read_made_with
 from fmcnet.retrieval.records import EARLIEST, Added, Entry, Hit, HitGroup, Where, as_pid
 from fmcnet.times import doubtful_times
 from fmcnet.types import Modality
@@ -324,3 +326,40 @@ def _mixed_note(mixed: Mapping[str, str], effect: str) -> str:
     """A note on the first of `mixed_tracks`."""
     tracks = first_of([f"{track} ({what})" for track, what in mixed.items()], 3)
     return f"tracks of several cameras or identities: {tracks}; {effect}"
+
+
+# ---- of value ranges ----
+
+
+def index_range_notes(
+    gallery: Gallery, value_range: ValueRange | None, before: MadeWith, kept: int
+) -> Iterator[str]:
+    """Notes on a range without effect on images indexed before, and on several ranges in one gallery.
+
+    Args:
+        gallery: as it is now.
+        value_range: given for all images; None: none.
+        before: what was recorded of the gallery before.
+        kept: how many images were indexed before and not encoded anew.
+    """
+    if kept and value_range is not None and before.ranges and value_range not in before.ranges:
+        yield (
+            f"{kept} images were indexed before, deep ones with the value range {before.ranges_text}, and keep their "
+            f"embeddings: --existing replace encodes them anew with {range_text(value_range)}"
+        )
+    after = read_made_with(gallery.location)
+    if after.mixed and (value_range is not None or None in after.ranges):  # a table's ranges are one a camera
+        yield (
+            f"deep images of this gallery were encoded with several value ranges ({after.ranges_text}): the same "
+            "person is not equally bright in all; --existing replace --range LOW:HIGH encodes them anew"
+        )
+
+
+def query_range_notes(recorded: MadeWith, used: Collection[ValueRange | None]) -> Iterator[str]:
+    """A note on queries encoded with a range that no image of the gallery has."""
+    for bounds in dict.fromkeys(used):
+        if recorded.ranges and bounds not in recorded.ranges:
+            yield (
+                f"the value range {range_text(bounds)} of the query is not that of the gallery's images "
+                f"({recorded.ranges_text}): the same person is not equally bright in both"
+            )

@@ -128,8 +128,8 @@ class Where:
         tags: the entry has all of these; none at all are no condition.
 
     Raises:
-        GalleryError: on construction, for a datetime without a timezone, an invalid identity, or a bare string where
-            a collection is needed.
+        GalleryError: on construction, for a datetime without a timezone, an invalid identity, a bare string where a
+            collection is needed, or a value of ids, cameras, tracks or tags that is no text.
     """
 
     ids: Collection[str] | None = None
@@ -147,8 +147,12 @@ class Where:
             if isinstance(value, (str, bytes, int)):
                 raise GalleryError(f"Where({name}={value!r}): give a list, as {name}=[{value!r}]")
             if value is not None:
-                no_condition = name == "tags" and not value  # every entry has all of no tags
-                object.__setattr__(self, name, None if no_condition else frozenset(value))
+                values = frozenset(value)
+                for item in () if name == "pids" else values:
+                    if not isinstance(item, str):
+                        raise GalleryError(f"Where({name}=...): {item!r} is no text: give '{item}'")
+                no_condition = name == "tags" and not values  # every entry has all of no tags
+                object.__setattr__(self, name, None if no_condition else values)
         if self.pids is not None:
             object.__setattr__(self, "pids", frozenset(as_known_pid(pid) for pid in self.pids))
         if self.modality is not None:
@@ -315,6 +319,13 @@ def as_known_pid(value: object) -> str:
             f"pid {value!r} is nobody known: choose entries without an identity by other conditions"
         )
     return pid
+
+
+def check_where(value: object) -> Where | None:
+    """A filter, or None; GalleryError for anything else."""
+    if not (value is None or isinstance(value, Where)):
+        raise GalleryError(f"where={value!r}: give a Where, as Where(cameras=['gate'])")
+    return value
 
 
 def as_utc(value: object, what: str) -> datetime:

@@ -1,9 +1,7 @@
-"""`Searcher`: an encoder with a gallery: images in, answers out. Also: which encoder a gallery needs."""
+"""`Searcher`: an encoder with a gallery: images in, answers out."""
 
 from __future__ import annotations
 
-import contextlib
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -13,18 +11,16 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fmcnet.data.pixels import RANGE_UNUSED, Remarks, ValueRange, check_range, parse_range
+from fmcnet.data.pixels import RANGE, RANGE_UNUSED, Remarks, ValueRange
 from fmcnet.errors import DataError, FmcnetError, GalleryError
-from fmcnet.files import private_mode, write_atomically
 from fmcnet.inference.encoder import Encoder
 from fmcnet.inference.image_input import Fault, ImageLike, ModalityLike, expand, thumbnail
-from fmcnet.models.shipped import shipped_models
-from fmcnet.parsing import read_json
 from fmcnet.retrieval.answer import Answer, CalibratedScores
 from fmcnet.retrieval.gallery import Gallery
 from fmcnet.retrieval.inputs import column, tag_column
-from fmcnet.retrieval.notes import answer_notes, filter_notes
-from fmcnet.retrieval.records import MADE_WITH, Added, HitGroup, OnDuplicate, Where
+from fmcnet.retrieval.made_with import MadeWith, read_made_with, record_ranges
+from fmcnet.retrieval.notes import answer_notes, filter_notes, query_range_notes
+from fmcnet.retrieval.records import Added, HitGroup, OnDuplicate, Where
 from fmcnet.retrieval.records import group as group_hits
 from fmcnet.types import Embeddings, FloatArray, Modality
 
@@ -106,7 +102,8 @@ class Searcher:
                 image is kept.
             batch_size: images encoded at once.
             progress: show a bar; None: on a terminal only.
-            value_range: of images deeper than 8 bits, as `Encoder.encode`.
+            value_range: of images deeper than 8 bits, as `Encoder.encode`; recorded where it was used. None: the
+                recorded one.
             remarks: collects what is doubtful about the images, as `Encoder.encode`.
 
         Returns:
@@ -130,6 +127,7 @@ class Searcher:
         columns = {name: column(value, len(items), name) for name, value in metadata.items()}
         columns["tags"] = tag_column(tags, len(items))
         faults: list[Fault] = []
+        noted, value_range = Remarks(), self.resolve_range(value_range)
         try:
             embeddings = self.encoder.encode(
                 sources,
@@ -138,44 +136,85 @@ class Searcher:
                 batch_size=batch_size,
                 progress=progress,
                 value_range=value_range,
-                remarks=remarks,
+                remarks=noted,
             )
         except DataError:
             if len(faults) < len(items):
                 raise
             return Added((), 0, faults=tuple(faults))  # none is left
+        if remarks is not None:
+            remarks.update(noted)
         readable = sorted(set(range(len(items))) - {fault.position for fault in faults})
         columns = {name: [values[index] for index in readable] for name, values in columns.items()}
         if keep_images:
             columns["pictures"] = [thumbnail(sources[index], value_range) for index in readable]
-        added = self.add_embeddings(embeddings, **columns, on_duplicate=on_duplicate)
+        used = noted.ranges(value_range)
+        added = self.add_embeddings(embeddings, **columns, on_duplicate=on_duplicate, ranges=used)
         return replace(added, faults=tuple(faults))
 
     def add_embeddings(
-        self, embeddings: Embeddings, *, on_duplicate: OnDuplicate = "refuse", **columns: Any
+        self,
+        embeddings: Embeddings,
+        *,
+        on_duplicate: OnDuplicate = "refuse",
+        ranges: Sequence[ValueRange | None] = (),
+        **columns: Any,
     ) -> Added:
         """Add embeddings of this searcher's encoder.
 
         Args:
             embeddings: N of them, with their modalities.
             on_duplicate: what to do with an id that is there, as `Gallery.add`.
+            ranges: with which deep images were encoded, as `Remarks.ranges` gives them; recorded.
             columns: metadata and pictures, by the keywords of `Gallery.add`.
 
         Returns:
             The ids and the counts.
 
         Raises:
-            GalleryError: as `Gallery.add`.
+            GalleryError: as `Gallery.add`; an image was stretched, and the gallery has several ranges.
         """
         self._check()
+        location = self.gallery.location
+        recorded = self.check_ranges(ranges)
         modalities = [Modality.from_code(int(code)) for code in embeddings.modality]
-        return self.gallery.add(
-            embeddings.features,
-            modality=modalities,
-            model=self.encoder.digest,
-            on_duplicate=on_duplicate,
-            **columns,
-        )
+        record_ranges(location, ranges)  # before, since a kill may follow
+        try:
+            return self.gallery.add(
+                embeddings.features,
+                modality=modalities,
+                model=self.encoder.digest,
+                on_duplicate=on_duplicate,
+                **columns,
+            )
+        except FmcnetError:
+            record_ranges(location, recorded.ranges, only=True)
+            raise
+
+    def resolve_range(self, value_range: ValueRange | None) -> ValueRange | None:
+        """A given value range; None: that of the gallery's deep images, where they have one."""
+        return read_made_with(self.gallery.location).value_range if value_range is None else value_range
+
+    def check_ranges(self, used: Sequence[ValueRange | None], advice: str = RANGE) -> MadeWith:
+        """Refuse images that were stretched, for want of a range, where the gallery has several.
+
+        Args:
+            used: ranges that deep images were encoded with.
+            advice: how to give one, as `Remarks.lines`.
+
+        Returns:
+            What is recorded.
+
+        Raises:
+            GalleryError: with the gallery's ranges.
+        """
+        recorded = read_made_with(self.gallery.location)
+        if None in used and recorded.mixed:
+            raise GalleryError(
+                f"{self.gallery.location} has deep images of several value ranges ({recorded.ranges_text}), so an "
+                f"image like these needs one: {advice}"
+            )
+        return recorded
 
     # ---- searching ----
 
@@ -209,7 +248,7 @@ class Searcher:
             group: the `top` best tracks or persons instead of entries. A track is judged by its entries of one
                 modality pooled (see `Gallery.search_groups`), a person by the best entry.
             exact: compare with every entry, whatever the index.
-            value_range: as `Encoder.encode`; take the one that the gallery was indexed with.
+            value_range: as `Encoder.encode`; None: the one that the gallery's images were encoded with.
 
         Returns:
             Hits ranked by similarity, and notes for the reader.
@@ -219,10 +258,13 @@ class Searcher:
             GalleryError: as `Gallery.search`.
             FmcnetError: when a probability or rate is asked for and the model is not calibrated.
         """
-        remarks = Remarks()
+        remarks, given = Remarks(), value_range
+        value_range = self.resolve_range(given)
         query = self.encoder.encode(
             images, modality, progress=False, value_range=value_range, remarks=remarks
         )
+        used = remarks.ranges(value_range)
+        recorded = self.check_ranges(used)
         answer = self.answer(
             query,
             top=top,
@@ -233,9 +275,8 @@ class Searcher:
             group=group,
             exact=exact,
         )
-        notes = remarks.lines()
-        infrared = bool((query.modality == Modality.INFRARED.code).any())
-        if value_range is not None and infrared and not remarks.ranged():
+        notes = [*remarks.lines(), *query_range_notes(recorded, used)]
+        if given is not None and not remarks.ranged():
             notes.append(RANGE_UNUSED)
         return replace(answer, notes=(*answer.notes, *notes))
 
@@ -363,86 +404,3 @@ class Searcher:
             HitGroup(None, hit.similarity, (hit,), probability=hit.probability)
             for hit in scores.with_probabilities(hits)
         ]
-
-
-def remember(gallery: str, model: str | Path | None = None, value_range: ValueRange | None = None) -> None:
-    """Record in an embedded gallery how its pictures were encoded; a cluster records nothing.
-
-    Args:
-        gallery: its location.
-        model: a folder (its absolute path is recorded) or a shipped model's name; None: nothing.
-        value_range: as `fmcnet.data.images.load_image`; None: nothing.
-    """
-    folder = Path(gallery)
-    if not folder.is_dir():  # a cluster
-        return
-    note = _read_note(gallery)
-    changed = dict(note)
-    if model is not None:
-        path = Path(model).expanduser()
-        changed["model"] = str(path.absolute()) if path.exists() else str(model)
-    ranges = remembered_ranges(gallery)
-    if value_range is not None and value_range not in ranges:
-        changed["ranges"] = [*ranges, value_range]
-    if changed != note:
-        text = json.dumps(changed) + "\n"
-        write_atomically(
-            folder / MADE_WITH, lambda target: target.write_text(text, encoding="utf-8"), private_mode(folder)
-        )
-
-
-def remembered_ranges(gallery: str) -> list[ValueRange]:
-    """The ranges that `remember` recorded, in order."""
-    with contextlib.suppress(TypeError, DataError):
-        return [check_range(value) for value in _read_note(gallery).get("ranges", ())]
-    return []
-
-
-def range_of(gallery: str, option: str | None) -> ValueRange | None:
-    """The range of an option, or the only one that the gallery was indexed with, or None."""
-    if option is not None:
-        return parse_range(option)
-    ranges = remembered_ranges(gallery)
-    return ranges[0] if len(ranges) == 1 else None
-
-
-def open_model(
-    gallery: str, source: str | Path | None, device: str = "auto", calibration: Path | None = None
-) -> Encoder:
-    """The encoder for a gallery: that of `choose_model`, with the arguments of `Encoder.from_pretrained`."""
-    return Encoder.from_pretrained(choose_model(gallery, source), device=device, calibration=calibration)
-
-
-def choose_model(gallery: str, source: str | Path | None) -> str | Path:
-    """The model of a gallery: its folder or name.
-
-    Args:
-        gallery: the location of the gallery to search or to add to.
-        source: a model's folder or name; None: the recorded one, or the shipped one if there is just one.
-
-    Raises:
-        FmcnetError: when there is no model to take, or it does not exist.
-    """
-    shipped = list(shipped_models())
-    noted_model = str(_read_note(gallery).get("model") or "")
-    chosen = source or noted_model or (shipped[0] if len(shipped) == 1 else None)
-    if chosen is None:
-        if "://" not in gallery and not Path(gallery).exists():
-            raise FmcnetError(
-                f"{gallery} does not exist: check the path; for a new one say which model to use, with --model RUN"
-            )
-        raise FmcnetError(f"{gallery}: say which model to use, with --model RUN")
-    if source is None and noted_model and not Path(noted_model).exists() and noted_model not in shipped:
-        raise GalleryError(
-            f"{gallery} was indexed with the model at {noted_model}, which does not exist any more: say where it is, "
-            "with --model RUN"
-        )
-    return chosen
-
-
-def _read_note(gallery: str) -> dict[str, Any]:
-    """The recorded values; empty where the file is missing or damaged."""
-    with contextlib.suppress(OSError, ValueError):
-        note = read_json(Path(gallery) / MADE_WITH)
-        return note if isinstance(note, dict) else {}
-    return {}

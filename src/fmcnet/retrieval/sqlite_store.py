@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 from filelock import Timeout
 
-from fmcnet.errors import GalleryBusyError, GalleryError, GalleryReplacedError
+from fmcnet.errors import GalleryBusyError, GalleryDamagedError, GalleryError, GalleryReplacedError
 from fmcnet.files import lock_file, make_private, take_from_others
 from fmcnet.retrieval.entry_columns import DayCount, count_days
 from fmcnet.retrieval.faiss_index import FaissIndex, faiss
@@ -155,7 +155,7 @@ class SqliteStore:
             self._restrict_permissions()
             self.index.adopt()
             self._finish_index()  # the index proves a loss, and saves entries from it
-            self.database.truncate_log()  # it may hold what was removed
+            self._empty_log_of_before()
 
     def _restrict_permissions(self) -> None:
         restricted = take_from_others(path for pattern in CONTENTS for path in self.folder.glob(pattern))
@@ -208,8 +208,7 @@ class SqliteStore:
                 self.index.adopt()
                 self._wrote = True
                 if self._log_due:
-                    with contextlib.suppress(GalleryBusyError):
-                        self._empty_log()
+                    self._empty_log_of_before()
                 try:
                     yield
                 except BaseException:
@@ -386,6 +385,17 @@ class SqliteStore:
         self._log_due = True
         self.database.truncate_log()
         self._log_due = False
+
+    def _empty_log_of_before(self) -> None:
+        """Empty a log that may hold what was removed before; where it cannot be, the next change tries again."""
+        try:
+            self._empty_log()
+        except GalleryDamagedError:
+            raise
+        except GalleryBusyError:  # a reader
+            pass
+        except GalleryError as error:  # a full disk; the change that follows tells its own success
+            logger.warning("%s", error)
 
     def _finish_index(self) -> None:
         """Write the rows of the index that are only in memory, or all as another kind."""

@@ -46,7 +46,7 @@ CROP_SECONDS = 1.0
 
 
 class Upload(NamedTuple):
-    """An image file, the values that become 0 and 255 (None: as the gallery), and whether to keep a picture of it."""
+    """An image file, the values that become 0 and 255, and whether to keep a picture of it."""
 
     name: str
     data: bytes
@@ -99,8 +99,8 @@ class _Queue:
     def _schedule(self, image: _Image) -> Future[DecodedUpload]:
         """Hand an image to the pool. A pool whose processes died is replaced once."""
         upload, rules = image.upload, self.rules
-        value_range, keep = upload.value_range or rules.value_range, upload.keep or rules.keep
-        arguments = [upload.data, upload.name, rules._replace(value_range=value_range, keep=keep)]
+        rules = rules._replace(value_range=upload.value_range, keep=upload.keep or rules.keep)
+        arguments = [upload.data, upload.name, rules]
         seconds = image.seconds or self._seconds
         try:
             return self._pool.schedule(decode_upload, args=arguments, timeout=seconds)

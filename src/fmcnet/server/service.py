@@ -16,12 +16,12 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.process_collector import ProcessCollector
 from starlette.types import Receive
 
-from fmcnet.data.pixels import RANGE_FIELD, RANGE_UNUSED, Remarks, note_colours
-from fmcnet.errors import FmcnetError, GalleryError, GalleryReplacedError
+from fmcnet.data.pixels import RANGE_FIELD, RANGE_UNUSED, Remarks, ValueRange, note_colours
+from fmcnet.errors import FmcnetError, GalleryReplacedError
 from fmcnet.inference.projection import l2_normalize
 from fmcnet.names import printable
 from fmcnet.retrieval import Entry, Gallery, Searcher
-from fmcnet.retrieval.searcher import range_of
+from fmcnet.retrieval.notes import query_range_notes
 from fmcnet.server.audit import AuditLog
 from fmcnet.server.batching import Batcher
 from fmcnet.server.decoding import DecoderPool, Upload
@@ -43,6 +43,22 @@ class Caller(NamedTuple):
     name: str
     receive: Receive
     facts: dict[str, Any]
+
+
+class Embedded(NamedTuple):
+    """What `Service.embed` made of N uploads.
+
+    Attributes:
+        embeddings: (N, E), unit length.
+        pictures: N JPEGs, None where none is kept.
+        notes: for the caller, a sentence each.
+        ranges: with which deep images were decoded; None where one was stretched.
+    """
+
+    embeddings: Embeddings
+    pictures: list[bytes | None]
+    notes: list[str]
+    ranges: list[ValueRange | None]
 
 
 class Metrics:
@@ -114,9 +130,8 @@ class Service:
         self._batcher = Batcher(
             network, batch=bounds.batch, wait=bounds.wait, queue=bounds.queue, seen=self.metrics.batched
         )
-        self._range = range_of(self.gallery.location, None)
         size, keep = (self.encoder.height, self.encoder.width), self.pictures.kept is not None
-        self._decoders = DecoderPool(DecodeRules(bounds.pixels, *size, self._range, keep), bounds)
+        self._decoders = DecoderPool(DecodeRules(bounds.pixels, *size, keep), bounds)
         self._workers = ThreadPoolExecutor(4, thread_name_prefix="gallery")
         self._chores: asyncio.Task[None] | None = None
 
@@ -125,7 +140,7 @@ class Service:
         self.pictures.stored = self.gallery.picture if self.gallery.info().pictures else None
 
     def _reopen(self) -> None:
-        """Open the gallery that replaced this one; 503 where there is none, or its model or range differs."""
+        """Open the gallery that replaced this one; 503 where there is none, or its model differs."""
         with self._reopening:
             with contextlib.suppress(GalleryReplacedError):
                 len(self.gallery)
@@ -135,11 +150,7 @@ class Service:
                 with contextlib.ExitStack() as on_error:
                     gallery = Gallery(location, read_only=self.read_only, create=False)
                     on_error.callback(gallery.close)
-                    searcher = Searcher(self.encoder, gallery)
-                    if range_of(location, None) != self._range:
-                        what = f"{location} was indexed with another --range"
-                        raise GalleryError(f"{what}: start the service again")
-                    self._use(searcher)
+                    self._use(Searcher(self.encoder, gallery))
                     on_error.pop_all()
             except FmcnetError as error:
                 logger.error("the gallery was removed or replaced: %s", error)
@@ -243,7 +254,8 @@ class Service:
         if source is None:
             return picture
         try:
-            upload = Upload("the source", source, keep=True)
+            value_range = await self.work(lambda: self.searcher.resolve_range(None))
+            upload = Upload("the source", source, value_range, keep=True)
             decoded = await _unless_gone(self._decoders.decode([upload], caller.name), caller)
         except ApiError as error:
             if error.status == 503:
@@ -260,10 +272,8 @@ class Service:
             await loop.run_in_executor(self._workers, self._reopen)
             return await loop.run_in_executor(self._workers, do)
 
-    async def embed(
-        self, uploads: Sequence[Upload], modality: Sequence[str], caller: Caller
-    ) -> tuple[Embeddings, list[bytes | None], list[str]]:
-        """Unit embeddings (N, E) of N uploads, their pictures where those are kept, and notes.
+    async def embed(self, uploads: Sequence[Upload], modality: Sequence[str], caller: Caller) -> Embedded:
+        """Embed N uploads; deep ones with their own value range or the gallery's.
 
         The pixels are processed as by `Encoder.encode`; only the batches are shared with other requests.
 
@@ -279,22 +289,28 @@ class Service:
         with refused_at("modality", "say visible or infrared"):
             modalities = [parse_modality(text) for text in modality]
         modalities *= count // len(modalities)
-        decoded = await _unless_gone(self._decoders.decode(uploads, caller.name), caller)
+        default = await self.work(lambda: self.searcher.resolve_range(None))
+        ranged = [upload._replace(value_range=upload.value_range or default) for upload in uploads]
+        decoded = await _unless_gone(self._decoders.decode(ranged, caller.name), caller)
+        remarks, ranges = Remarks(), list[ValueRange | None]()
+        for upload, image, image_modality in zip(ranged, decoded, modalities, strict=True):
+            name, noted = printable(upload.name), Remarks()
+            note_colours(image.pixels[None], image_modality, [name], noted)
+            for remark in image.remarks:
+                noted.add(remark, name)
+            ranges += noted.ranges(upload.value_range)
+            remarks.update(noted)
+        with refused_at("range", RANGE_FIELD):
+            recorded = await self.work(lambda: self.searcher.check_ranges(ranges))
         pixels = np.stack([image.pixels for image in decoded])
         raw = await _unless_gone(self._batcher.embed(pixels, modalities), caller)
         codes = np.array([image_modality.code for image_modality in modalities], dtype=np.uint8)
         names = np.array([upload.name for upload in uploads], dtype=np.str_)
         embeddings = Embeddings.unlabelled(l2_normalize(raw), codes, names)
-        remarks = Remarks()
-        for upload, image, image_modality in zip(uploads, decoded, modalities, strict=True):
-            name = printable(upload.name)
-            note_colours(image.pixels[None], image_modality, [name], remarks)
-            for remark in image.remarks:
-                remarks.add(remark, name)
-        notes = remarks.lines(RANGE_FIELD)
+        notes = [*remarks.lines(RANGE_FIELD), *query_range_notes(recorded, ranges)]
         if any(upload.value_range for upload in uploads) and not remarks.ranged():
             notes.append(RANGE_UNUSED)
-        return embeddings, [image.picture for image in decoded], notes
+        return Embedded(embeddings, [image.picture for image in decoded], notes, ranges)
 
 
 async def _unless_gone(work: Coroutine[Any, Any, _Result], caller: Caller) -> _Result:

@@ -33,13 +33,13 @@ _FRAME = re.compile(rb"\xff[\xc0-\xc3\xc5-\xc7\xc9-\xcb\xcd-\xcf]..[\x08\x0c](..
 
 
 class DecodeRules(NamedTuple):
-    """Most pixels of an upload, by its header; the model's input; a range of values; whether to keep a picture."""
+    """Most pixels of an upload, by its header; the model's input; whether to keep a picture; a range of values."""
 
     pixels: int
     height: int
     width: int
-    value_range: ValueRange | None = None
     keep: bool = False
+    value_range: ValueRange | None = None
 
 
 class DecodedUpload(NamedTuple):

@@ -21,7 +21,7 @@ from fmcnet.data.cache import ImageCache, cache_folder
 from fmcnet.data.loader import TrainingBatch, TrainingImages, load_batches
 from fmcnet.data.readers import check_split, detect_layout, read_dataset
 from fmcnet.data.sampler import make_sampler
-from fmcnet.data.table import Table, fingerprint, hold_out, sample_pictures, seen_identities
+from fmcnet.data.table import Table, fingerprint, hold_out, sample_images, seen_identities
 from fmcnet.distributed import (
     DistributedContext,
     agree,
@@ -144,7 +144,7 @@ def train(
         with agree_on_errors(ctx):
             table = data
             if not isinstance(table, Table):
-                table = read_dataset(table, layout=config.data.layout, trial=config.data.split)
+                table = read_dataset(table, layout=config.data.layout, regdb_split=config.data.split)
             if not resume:  # runs of an earlier version may have it
                 check_split(config, table.name)
         trainer = Trainer(config, table, run, ctx, extra_terms, stack, resume=resume, progress=progress)
@@ -248,7 +248,7 @@ class Trainer:
                 dataset=table.name,
                 step=0,
                 data=fingerprint(table),
-                samples=sample_pictures(self._cache.table) if ctx.main else (),
+                samples=sample_images(self._cache.table) if ctx.main else (),
                 start_samples=_start_samples(config, run, resume) if ctx.main else (),
             )
             _warn_of_seen_identities(self._card, table)

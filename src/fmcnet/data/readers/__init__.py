@@ -29,7 +29,7 @@ class Layout(NamedTuple):
     """The structure of a dataset's folder, and the function that reads it."""
 
     read: Callable[..., Table]  # takes the dataset's path, and `options`
-    options: tuple[str, ...]  # keywords of `read`: some of "trial", "training" and "modality"
+    options: tuple[str, ...]  # keywords of `read`: some of "regdb_split", "training" and "modality"
     # Names at the top of the folder; two, in any letter case, identify the layout.
     markers: tuple[str, ...] = ()
     infrared: tuple[str, ...] = ()  # those of them that are folders of infrared images
@@ -45,7 +45,7 @@ LAYOUTS = {
         lists=("exp",),
     ),
     "regdb": Layout(
-        read_regdb, options=("trial", "training"), markers=("Visible", "Thermal"), infrared=("Thermal",)
+        read_regdb, options=("regdb_split", "training"), markers=("Visible", "Thermal"), infrared=("Thermal",)
     ),
     "llcm": Layout(
         read_llcm,
@@ -92,7 +92,7 @@ def read_dataset(
     path: str | Path,
     *,
     layout: str = "auto",
-    trial: int = 1,
+    regdb_split: int = 1,
     training: bool = True,
     modality: Modality | None = None,
 ) -> Table:
@@ -102,7 +102,7 @@ def read_dataset(
         path: a folder of SYSU-MM01, RegDB or LLCM, a CSV file, a folder that holds exactly one CSV file, or what a
             reader of your own takes.
         layout: "auto" or one of `layouts()`.
-        trial: which of RegDB's ten splits; the other layouts have one and ignore it.
+        regdb_split: which of RegDB's ten splits; other layouts ignore it.
         training: False: the images are to be searched, not learnt from or scored. No rule about identities and splits
             applies, every image stays, and a CSV needs no `pid`.
         modality: with `training` False, of those rows of a CSV that give none.
@@ -120,7 +120,7 @@ def read_dataset(
     if layout == "auto":
         layout = detect_layout(path)
     require_complete(path if path.is_dir() else path.parent)
-    options = {"trial": trial, "training": training, "modality": modality}
+    options = {"regdb_split": regdb_split, "training": training, "modality": modality}
     if layout not in LAYOUTS:
         return _read_registered(path, layout, options)
     if layout == "csv" and path.is_dir():

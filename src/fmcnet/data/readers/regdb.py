@@ -9,7 +9,7 @@ from fmcnet.data.table import Record, Table
 from fmcnet.errors import DataError
 from fmcnet.types import Modality
 
-TRIALS = 10
+REGDB_SPLITS = 10
 KINDS = {"visible": (Modality.VISIBLE, 1), "thermal": (Modality.INFRARED, 2)}
 """Kind of the list files -> modality and camera."""
 
@@ -22,8 +22,8 @@ EXPECTED = """
 """
 
 
-def read_regdb(root: str | Path, trial: int = 1, *, training: bool = True) -> Table:
-    """Read split `trial` of a RegDB folder.
+def read_regdb(root: str | Path, regdb_split: int = 1, *, training: bool = True) -> Table:
+    """Read one of the ten splits of a RegDB folder.
 
     The labels in `idx/` start at 0 in training and in testing alike; the identity of a row is therefore the
     number of the folder its image lies in, after a check that labels and folders match one to one.
@@ -31,18 +31,20 @@ def read_regdb(root: str | Path, trial: int = 1, *, training: bool = True) -> Ta
 
     Args:
         root: the folder.
-        trial: which split, 1 to 10.
+        regdb_split: which, 1 to 10.
         training: False: keep every identity (the images are to be searched).
 
     Raises:
         DataError: a folder or file is missing, a listed image is absent, labels and folders disagree, or training
             and testing share identities.
     """
-    if not 1 <= trial <= TRIALS:
-        raise DataError(f"RegDB has the splits 1 to {TRIALS}, not {trial}")
+    if not 1 <= regdb_split <= REGDB_SPLITS:
+        raise DataError(f"RegDB has the splits 1 to {REGDB_SPLITS}, not {regdb_split}")
     folder = DatasetFolder(root, EXPECTED)
     lists = {
-        (split, kind): f"idx/{split}_{kind}_{trial}.txt" for split in ("train", "test") for kind in KINDS
+        (split, kind): f"idx/{split}_{kind}_{regdb_split}.txt"
+        for split in ("train", "test")
+        for kind in KINDS
     }
     folder.require(("Visible", "Thermal"), lists.values())
     records: list[Record] = []
@@ -53,8 +55,8 @@ def read_regdb(root: str | Path, trial: int = 1, *, training: bool = True) -> Ta
             images = read_idx(folder, name, kind.capitalize())
             listed += images
             records += [Record(image.path, image.pid, modality, camera, split) for image in images]
-        check_labels(listed, f"{folder.root}/idx, {split} split {trial}")
+        check_labels(listed, f"{folder.root}/idx, {split} split {regdb_split}")
     notes: list[str] = []
     if training:
-        records, notes = check_splits(records, f"{folder.root}, split {trial}")
+        records, notes = check_splits(records, f"{folder.root}, split {regdb_split}")
     return Table.from_records("regdb", folder.root, records, notes=[*notes, *folder.notes()])

@@ -43,16 +43,15 @@ async def embed(
     value_range: validation.RangeField = None,
 ) -> dict[str, Any]:
     """Unit embeddings, in the order of the images."""
-    result, _, notes = await service.embed(
-        await validation.read_uploads(images, value_range), modality, sender
-    )
+    embedded = await service.embed(await validation.read_uploads(images, value_range), modality, sender)
+    result = embedded.embeddings
     rows = zip(result.name, result.modality, result.features, strict=True)
     embeddings = [
         {"name": str(name), "modality": str(Modality.from_code(int(code))), "embedding": values.tolist()}
         for name, code, values in rows
     ]
     model, dimension = service.encoder.digest, result.features.shape[1]
-    return {"model": model, "dimension": dimension, "embeddings": embeddings, "notes": notes}
+    return {"model": model, "dimension": dimension, "embeddings": embeddings, "notes": embedded.notes}
 
 
 @router.post(
@@ -94,17 +93,16 @@ async def search(
         names = {"cameras": camera, "tracks": track, "tags": tag, "pids": pid}
         where = validation.filter_of(**names, modality=entry_modality, since=since, until=until)
         log["where"] = validation.logged(where)
-        query, _, notes = await service.embed(
-            await validation.read_uploads(images, value_range), modality, sender
-        )
+        uploads = await validation.read_uploads(images, value_range)
+        query = await service.embed(uploads, modality, sender)
         limits: dict[str, Any] = {"min_probability": min_probability, "fmr": fmr, "prior": prior}
         answer = await service.work(
-            lambda: service.searcher.answer(query, top=top, where=where, group=group, **limits)
+            lambda: service.searcher.answer(query.embeddings, top=top, where=where, group=group, **limits)
         )
         log["nobody"] = answer.no_match
         shown = [hit for hit_group in answer.groups for hit in hit_group.hits] or answer.hits
         log["shown"] = [hit.id for hit in shown]
-    return {**answer.to_dict(), "notes": [*answer.notes, *notes]}
+    return {**answer.to_dict(), "notes": [*answer.notes, *query.notes]}
 
 
 @router.post("/entries", response_model=schemas.AddedBody, status_code=201, summary="Add crops; all, or none")
@@ -146,18 +144,23 @@ async def add(
             for moment in time:  # `fmcnet gallery expire` would remove what a clock that was never set dates
                 check_clock(moment, f"time {moment.isoformat()}")
         uploads = await validation.read_uploads(images, value_range)
-        embeddings, pictures, notes = await service.embed(uploads, modality, sender)
+        crops = await service.embed(uploads, modality, sender)
         async with service.changing:  # nobody adds or removes one of these before their crops are kept
             existing: set[str] = set()
             if on_duplicate == "skip" and service.pictures.kept is not None:
                 existing = await service.work(lambda: {given for given in id if given in service.gallery})
             columns["tags"] = [tag] * n
-            rest: dict[str, Any] = {"ids": id or None, "on_duplicate": on_duplicate, **columns}
-            added = await service.work(lambda: service.searcher.add_embeddings(embeddings, **rest))
+            rest: dict[str, Any] = {
+                "ids": id or None,
+                "on_duplicate": on_duplicate,
+                "ranges": crops.ranges,
+                **columns,
+            }
+            added = await service.work(lambda: service.searcher.add_embeddings(crops.embeddings, **rest))
             counts = {"added": added.added, "replaced": added.replaced, "skipped": added.skipped}
             log.update(ids=list(added.ids), **counts, camera=sorted(set(camera)))
-            kept = [pair for pair in zip(added.ids, pictures, strict=True) if pair[0] not in existing]
-            notes += await service.work(lambda: _store_pictures(service, kept))
+            kept = [pair for pair in zip(added.ids, crops.pictures, strict=True) if pair[0] not in existing]
+            notes = [*crops.notes, *await service.work(lambda: _store_pictures(service, kept))]
             columns["modality"] = modality * (n // len(modality))
             notes += await service.work(lambda: add_notes(service.gallery, added, columns))
     return {"ids": list(added.ids), **counts, "notes": notes}
