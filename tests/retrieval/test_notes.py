@@ -5,7 +5,7 @@ import pytest
 
 from fmcnet.retrieval import Gallery, Where
 from fmcnet.retrieval import notes as notes_module
-from fmcnet.retrieval.notes import add_notes, filter_notes
+from fmcnet.retrieval.notes import FIELDS, add_notes, filter_notes
 
 
 @pytest.fixture
@@ -68,6 +68,17 @@ def test_few_names_are_compared_in_large_galleries(tmp_path, monkeypatch, names,
         assert sum("did you mean 't0'?" in note for note in found) == len(compared) == guesses
         assert sum(compared) <= 100
         assert filter_notes(opened, Where(tracks=[f"missing-{n}" for n in range(21)])) == ()
+
+
+def test_tracks_and_tags_are_listed_only_where_one_is_missing(gallery, monkeypatch):
+    for name in ("tracks", "tags"):
+        monkeypatch.setattr(Gallery, name, lambda self: pytest.fail("listed"))
+    fields = tuple(field._replace(stored=getattr(Gallery, field.condition, field.stored)) for field in FIELDS)
+    monkeypatch.setattr(notes_module, "FIELDS", fields)
+    assert filter_notes(gallery, Where(tracks=["run"], tags=["hat"])) == ()
+    for where in (Where(tracks=["ran"]), Where(tags=["hut"])):
+        with pytest.raises(pytest.fail.Exception, match="listed"):
+            filter_notes(gallery, where)
 
 
 @pytest.mark.parametrize("given", ["葛\U000e0100口", "葛口"])

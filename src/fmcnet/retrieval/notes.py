@@ -43,12 +43,16 @@ OWN_TRACKS = (
 
 
 class _Field(NamedTuple):
-    """A field of entries: its name, the condition of `Where`, the stored names, and the key of near spellings."""
+    """A field of entries: its name, the condition of `Where`, the stored names, and the key of near spellings.
+
+    `many`: so many names that they are listed only where one is missing.
+    """
 
     name: str
     condition: str
     stored: Callable[[Gallery], list[str]]
     key: Callable[[str], str]
+    many: bool = False
 
 
 def _whole_number(track: str) -> str:
@@ -59,8 +63,8 @@ def _whole_number(track: str) -> str:
 
 FIELDS = (
     _Field("camera", "cameras", Gallery.cameras, spelling),
-    _Field("track", "tracks", Gallery.tracks, _whole_number),
-    _Field("tag", "tags", Gallery.tags, str),
+    _Field("track", "tracks", Gallery.tracks, _whole_number, many=True),
+    _Field("tag", "tags", Gallery.tags, str, many=True),
     _Field("identity", "pids", Gallery.identities, near_spelling),
 )
 
@@ -93,25 +97,27 @@ def filter_notes(gallery: Gallery, where: Where | None) -> tuple[str, ...]:
 def _value_notes(gallery: Gallery, field: _Field, values: Collection[str] | None) -> Iterator[str]:
     if not values or len(values) > MOST_VALUES:
         return
-    stored = field.stored(gallery)
-    if not stored and field.name == "track":  # a cluster does not list them
+    stored = [] if field.many else field.stored(gallery)
+    missing = {v for v in values if v not in stored and not gallery.count(_one_of(field.condition, [v]))}
+    if field.many and missing:
+        stored = field.stored(gallery)
+    if field.name == "track" and not 0 < len(stored) <= MOST_COMPARED:
         spellings = {f"{_whole_number(value)}{end}" for value in values for end in ("", ".0")}
         stored = sorted(name for name in spellings if gallery.count(Where(tracks=[name])))
     alike = defaultdict[str, list[str]](list)
     for name in stored if len(stored) <= MOST_COMPARED else ():
         alike[field.key(name)].append(name)
-    searches = MOST_COMPARED // max(len(stored), 1)  # each compares all names
+    searches = MOST_COMPARED // len(stored) if stored else 0  # each compares all names
     listed = ""
     if field.name == "camera":
         listed = f"; those that are: {first_of(stored)}" if stored else "; no entry has any"
     for value in sorted(values):
         others = [name for name in alike[field.key(value)] if name not in values]
-        found = value in stored or gallery.count(_one_of(field.condition, [value])) > 0
-        if not found and not others and searches:
+        if value in missing and not others and searches:
             searches -= 1
             others = [near] if (near := nearest(value, stored)) is not None else []
         names = ", ".join(map(repr, others))
-        if not found:
+        if value in missing:
             yield f"no entry has the {field.name} '{value}'" + (
                 f": did you mean {names}?" if names else listed
             )
