@@ -434,9 +434,9 @@ def decode_images(
         elif image is not None and not faults:
             yield image
     if faults:
-        lines = fault_lines(faults)
+        where = f"of {table.file}" if table.file else f"under {table.root}"
         raise DataError(
-            f"{len(faults)} of {len(table)} images under {table.root} cannot be read:\n{lines}\n"
+            f"{len(faults)} of {len(table)} images {where} cannot be read:\n{fault_lines(faults)}\n"
             "Copy or download them again, or remove them."
         )
 
