@@ -13,7 +13,7 @@ import pytest
 from fmcnet.errors import CheckpointError, DataError, FmcnetError
 from fmcnet.inference.calibration import CALIBRATION, Calibration
 from fmcnet.inference.encoder import Encoder, load
-from fmcnet.inference.fit_calibration import fit_calibration
+from fmcnet.inference.fit_calibration import calibration_lines, fit_calibration
 from fmcnet.types import NO_PID, Embeddings, Modality
 from tests.cli import run_command
 
@@ -73,6 +73,46 @@ def test_roles_make_the_two_cross_directions_differ():
 def test_pairs_of_one_camera_are_not_learnt_from():
     with pytest.raises(DataError, match="by two cameras"):
         fit_calibration(people(cameras=False), "abc")
+
+
+@pytest.mark.parametrize("share", [0.3, 1.0])
+@pytest.mark.parametrize("roles", [False, True])
+def test_pairs_of_unknown_cameras_are_counted_and_told(share, roles, caplog):
+    found = people(24)
+    generator = np.random.default_rng(0)
+    camid = np.where(generator.random(len(found)) < share, -1, found.camid)
+    found = Embeddings(found.features, found.pid, camid, found.modality, found.index, found.name)
+    masks = {}
+    if roles:
+        masks = {name: generator.random(len(found)) < 0.8 for name in ("query_mask", "gallery_mask")}
+    query, gallery = masks.get("query_mask", np.full(len(found), True)), masks.get("gallery_mask", camid > -2)
+    expected = {"visible-visible": set(), "infrared-infrared": set()}
+    for a in np.flatnonzero(query):
+        for b in np.flatnonzero(
+            gallery & (found.pid == found.pid[a]) & (found.modality == found.modality[a])
+        ):
+            if a != b and -1 in (camid[a], camid[b]):
+                expected[("visible-visible", "infrared-infrared")[found.modality[a]]].add(frozenset((a, b)))
+    fitted = fit_calibration(found, "abc", **masks)
+    counts = {name: len(pairs) for name, pairs in expected.items()}
+    assert fitted.source["unknown_camera"] == counts
+    (record,) = caplog.records
+    same = {kind: fitted.curves[kind, kind].same for kind in (V, I)}
+    assert record.getMessage().startswith(
+        f"{counts['visible-visible']} of {same[V]} visible-visible and {counts['infrared-infrared']} of {same[I]} "
+        "infrared-infrared pairs of one person have an unknown camera and may be neighbouring frames"
+    )
+    if share == 1:
+        assert counts == {"visible-visible": same[V], "infrared-infrared": same[I]}
+    lines = list(calibration_lines(fitted))
+    assert lines[0] == "learnt from 192 images of 24 identities"
+    assert f"({counts['visible-visible']} of unknown camera)" in lines[1]
+
+
+def test_known_cameras_are_no_reason_to_warn(calibration, caplog):
+    assert not caplog.records
+    assert "unknown_camera" not in calibration.source
+    assert "unknown camera" not in " ".join(calibration_lines(calibration))
 
 
 def test_unknown_or_zero_embeddings_are_refused():
@@ -194,6 +234,32 @@ def test_the_command_keeps_it_with_the_weights(trained, tiny_sysu, tiny_onnx, tm
     (trained / "model.safetensors").write_bytes(bytes(weights))
     with pytest.raises(CheckpointError, match="was made for another model"):
         load(trained, "cpu").calibration  # noqa: B018
+
+
+def test_a_csv_without_splits_and_cameras(trained, tiny_sysu, tmp_path, caplog):
+    """All of its identities are learnt from, so none are called held out; a message names the CSV."""
+    from fmcnet.data.readers import read_dataset
+    from fmcnet.data.readers.csv import write_csv
+
+    rows = read_dataset(tiny_sysu).select(split=("val", "test"))
+    file = write_csv(rows, tmp_path / "labels.csv")
+    table = [line.split(",") for line in file.read_text().splitlines()]
+    kept = [table[0].index(name) for name in ("path", "pid", "modality")]
+    file.write_text("\n".join(",".join(line[column] for column in kept) for line in table) + "\n")
+    said = run("calibrate", trained, "--data", file, "--out", tmp_path / "c.json", "--fmr", "0.1")
+    assert "held out for test" not in said + caplog.text
+    assert "of 12 identities" in said
+    assert "of unknown camera)" in said
+    assert "held out for test" in run("calibrate", trained, "--data", file, "--split", "test") + caplog.text
+    file.write_text(
+        file.read_text().replace("modality", "modality,split", 1).replace("infrared", "infrared,test")
+    )
+    file.write_text(file.read_text().replace("visible\n", "visible,test\n"))
+    assert f"{file} has no image of split train" in run(
+        "project", trained, "--data", file, "--dim", "2", code=2
+    )
+    none = run("calibrate", trained, "--data", file, "--split", "train", code=2)
+    assert f"{file} has no image to calibrate on" in none
 
 
 def test_identities_trained_on_are_refused(trained, tiny_sysu):

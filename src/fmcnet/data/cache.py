@@ -117,7 +117,7 @@ class ImageCache:
                 self._hold_in_memory()
         if os.environ.get("RANK", "0") == "0":  # every process of a job has the same images
             for note in colour_notes(table.modality, self.images.__getitem__, table.camid):
-                logger.warning("%s: %s", table.root, note)
+                logger.warning("%s: %s", table.origin, note)
 
     def digest(self) -> str:
         """CRC-32 of the pixels, 8 hex digits: of all up to 4 GiB, else of an even spread of 10,000 images."""

@@ -311,4 +311,4 @@ def summary(table: Table) -> Summary:
             cameras = tuple(np.unique(part.camid[part.camid != NO_CAMERA]).tolist())
             spread = min(counts, default=0), float(np.median(counts or [0])), max(counts, default=0)
             groups.append(SplitSummary(split, str(modality), len(counts), len(part), cameras, *spread))
-    return Summary(table.name, str(table.root), len(table), tuple(groups), table.notes)
+    return Summary(table.name, str(table.origin), len(table), tuple(groups), table.notes)

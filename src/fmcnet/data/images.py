@@ -53,6 +53,13 @@ FAILURES = (
 MOST_TIFF_VALUES = 2**27
 _TIFF_KINDS = {1: ("u", "unsigned"), 2: ("i", "signed"), 3: ("f", "float")}
 _TIFF_DTYPES = frozenset({"u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f2", "f4", "f8"})
+_PLANE_TAGS = (
+    tiff.IMAGEWIDTH, tiff.IMAGELENGTH, tiff.COMPRESSION, tiff.FILLORDER, tiff.ROWSPERSTRIP, tiff.PREDICTOR,
+    tiff.TILEWIDTH, tiff.TILELENGTH, ExifTags.Base.Orientation,
+)  # fmt: skip
+"""Tags that the planes of a TIFF share, one number each."""
+_PLANE_PARTS = (tiff.STRIPOFFSETS, tiff.STRIPBYTECOUNTS, tiff.TILEOFFSETS, tiff.TILEBYTECOUNTS)
+"""Tags with a number for each strip or tile, plane after plane."""
 _TRUNCATED = "truncated: the file ends before the last pixel"
 _WIDE_RAW_MODE = re.compile(r"(RGB|RGBA|RGBX|LA|CMYK);16([BLN])")
 
@@ -124,10 +131,10 @@ def _to_rgb(image: Image.Image, value_range: ValueRange | None) -> Image.Image:
     """Separate alpha, map values deeper than 8 bits, and draw the image on black."""
     remarks = [PAGES] if _has_pages(image) else []
     values = _deep_values(image)
-    upright = ImageOps.exif_transpose(image)
+    upright = image if values is not None else ImageOps.exif_transpose(image)
     mode, tags = upright.mode, _tiff_tags(image)
     fourth_is_no_alpha = mode == "RGBA" and bool(tags) and tiff.EXTRASAMPLES not in tags
-    if fourth_is_no_alpha:
+    if fourth_is_no_alpha or tags.get(tiff.SAMPLESPERPIXEL, 1) > len(image.getbands()):
         remarks.append(DROPPED)
     alpha: NDArray[np.uint8] | None = None
     if values is not None:
@@ -199,20 +206,94 @@ def _deep_values(image: Image.Image) -> NDArray[Any] | None:
     """Load an image; the values, (H, W) or (H, W, C) and upright, of one deeper than 8 bits, None of others."""
     values: NDArray[Any] | None = None
     stream: Any = getattr(image, "fp", None)
+    if image.format == "TIFF":
+        _correct_tiles(image)
     tiles: Any = getattr(image, "tile", None)
     if stream is not None and tiles:  # a file that is not decoded yet
         if image.format == "PPM" and tiles[0][0] in ("raw", "ppm"):
             values = _deep_ppm_values(stream, tiles[0][2], image.size)
+        elif _tiff_tags(image).get(tiff.PLANAR_CONFIGURATION) == 2:
+            values = _plane_values(image, stream)
+            if values is not None:
+                return values
         else:
             args = tiles[0][3]
             values = _wide_values(image, stream, str(args[0] if isinstance(args, tuple) and args else args))
-    image.load()
+    _load(image)
     if values is None and image.mode in _DEEP_MODES:
         values, tags = np.asarray(ImageOps.exif_transpose(image)), _tiff_tags(image)
         is_unsigned = tags.get(tiff.SAMPLEFORMAT, (1,))[0] == 1
         if image.mode == "I" and is_unsigned and tags.get(tiff.BITSPERSAMPLE) == (32,):
             values = values.view(np.uint32)
     return values
+
+
+def _correct_tiles(image: Any) -> None:
+    """Correct what Pillow makes of a TIFF's header before the pixels are decoded."""
+    tags = _tiff_tags(image)
+    if not getattr(image, "tile", None):
+        return
+    if tags.get(tiff.PLANAR_CONFIGURATION) == 2 and tags.get(tiff.SAMPLESPERPIXEL, 1) == 1:
+        tags[tiff.PLANAR_CONFIGURATION] = 1  # of one channel it means nothing, and Pillow cuts the raw mode
+        image.tile = []
+        image._setup()
+    tile = image.tile[0]
+    if tile[0] == "libtiff" and tile[3][0] in ("I;16BS", "I;32BS", "F;32BF"):
+        # libtiff gives values in the machine's byte order
+        image.tile = [tile._replace(args=(tile[3][0].replace("B", "N"), *tile[3][1:]))]
+
+
+def _load(image: Image.Image) -> None:
+    """Decode an image from its stream: by its file's name, Pillow maps a TIFF turned by 90 degrees in wrong rows."""
+    name = getattr(image, "filename", "")
+    if name:
+        image.filename = ""  # type: ignore[attr-defined]
+    try:
+        image.load()
+    finally:
+        if name:
+            image.filename = name  # type: ignore[attr-defined]
+
+
+def _plane_values(image: Image.Image, stream: IO[bytes]) -> NDArray[Any] | None:
+    """The values (H, W, C) of a TIFF of planes deeper than 8 bits, which Pillow cuts or garbles; None for others."""
+    tags = _tiff_tags(image)
+    is_deep = tags.get(tiff.BITSPERSAMPLE, (1,))[0] > 8
+    if image.mode == "LA" or (is_deep and 1 in tags.get(tiff.EXTRASAMPLES, ())):
+        raise ValueError(
+            "a TIFF with alpha in a plane of its own, which cannot be read: save it without alpha"
+        )
+    if not is_deep:
+        return None
+    stream.seek(0)
+    data = stream.read()
+    planes: list[Any] = []
+    for number in range(len(image.getbands())):
+        plane = Image.open(io.BytesIO(_plane_file(data, tags, number)), formats=["TIFF"])
+        planes.append(_deep_values(plane))
+    return np.stack(planes, axis=-1)
+
+
+def _plane_file(data: bytes, tags: Any, number: int) -> bytes:
+    """A TIFF with the bytes of another and a directory at their end, of one of its planes as grey."""
+    order = "<" if tags.prefix == b"II" else ">"
+    entries: dict[int, tuple[int, ...]] = {tag: (int(tags[tag]),) for tag in _PLANE_TAGS if tag in tags}
+    entries |= {tag: (int(tags.get(tag, (1,))[0]),) for tag in (tiff.BITSPERSAMPLE, tiff.SAMPLEFORMAT)}
+    entries[tiff.PHOTOMETRIC_INTERPRETATION] = (1,)
+    for tag in _PLANE_PARTS:
+        if parts := tags.get(tag, ()):
+            count = len(parts) // max(1, int(tags.get(tiff.SAMPLESPERPIXEL, 1)))
+            entries[tag] = tuple(parts[number * count : (number + 1) * count])
+    start = len(data) + len(data) % 2
+    end = start + 2 + 12 * len(entries) + 4
+    directory, lists = struct.pack(f"{order}H", len(entries)), b""
+    for tag, values in sorted(entries.items()):
+        packed = struct.pack(f"{order}{len(values)}I", *values)
+        if len(values) > 1:
+            packed, lists = struct.pack(f"{order}I", end + len(lists)), lists + packed
+        directory += struct.pack(f"{order}HHI", tag, 4, len(values)) + packed
+    header: bytes = tags.prefix + struct.pack(f"{order}HI", 42, start)
+    return header + data[8:].ljust(start - 8, b"\0") + directory + bytes(4) + lists
 
 
 def _wide_values(image: Image.Image, stream: IO[bytes], raw_mode: str) -> NDArray[Any] | None:
@@ -240,7 +321,7 @@ def _wide_values(image: Image.Image, stream: IO[bytes], raw_mode: str) -> NDArra
     lower = np.asarray(ImageOps.exif_transpose(again)).astype(np.uint16)
     if match[1] == "LA":
         return lower[..., ::2] << 8 | lower[..., 1::2]
-    image.load()
+    _load(image)
     return np.asarray(ImageOps.exif_transpose(image)).astype(np.uint16) << 8 | lower
 
 
@@ -353,9 +434,9 @@ def decode_images(
         elif image is not None and not faults:
             yield image
     if faults:
-        lines = fault_lines(faults)
+        where = f"of {table.file}" if table.file else f"under {table.root}"
         raise DataError(
-            f"{len(faults)} of {len(table)} images under {table.root} cannot be read:\n{lines}\n"
+            f"{len(faults)} of {len(table)} images {where} cannot be read:\n{fault_lines(faults)}\n"
             "Copy or download them again, or remove them."
         )
 

@@ -68,6 +68,7 @@ class Table:
         range: (N,) str, "LOW:HIGH" as `fmcnet.data.pixels.parse_range` takes it, or "".
         pid_names: for datasets whose identities are not numbers: name of pid i at position i, as written.
         notes: the reader's notes (identities dropped, files ignored).
+        file: the CSV that it was read from; None: a folder.
     """
 
     name: str
@@ -86,6 +87,7 @@ class Table:
     pid_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     range: NDArray[np.str_] = field(default_factory=lambda: np.zeros(0, dtype="<U1"))
+    file: Path | None = None
 
     COLUMNS: ClassVar[tuple[str, ...]] = Record._fields
     TEXTS: ClassVar[tuple[str, ...]] = ("camera", "track", "tags", "source", "range")
@@ -107,6 +109,7 @@ class Table:
         *,
         pid_names: Sequence[str] = (),
         notes: Sequence[str] = (),
+        file: Path | None = None,
     ) -> Table:
         """Make a table of rows; their order stays.
 
@@ -116,6 +119,7 @@ class Table:
             records: the rows. `split`, `role` and `modality` may also be words that a CSV takes, such as "probe".
             pid_names: for identities that are not numbers: name of pid i at position i.
             notes: sentences for the user, on what was corrected or left out.
+            file: the CSV that they were read from; None: a folder.
 
         Raises:
             DataError: for a value that a table cannot hold, or an image twice in a split; names the record.
@@ -130,7 +134,8 @@ class Table:
             for column in Record._fields
         }
         columns["modality"] = np.array([record.modality.code for record in records], np.uint8)
-        return cls(name=name, root=Path(root), pid_names=tuple(pid_names), notes=tuple(notes), **columns)
+        columns |= {"pid_names": tuple(pid_names), "notes": tuple(notes), "file": file}
+        return cls(name=name, root=Path(root), **columns)
 
     def __len__(self) -> int:
         return len(self.path)
@@ -145,6 +150,11 @@ class Table:
             f"<Table {self.name} at {self.root}: {len(self)} images ({len(self) - infrared} visible, {infrared} "
             f"infrared) of {people} identities and {cameras} cameras{': ' * bool(splits)}{splits}>"
         )
+
+    @property
+    def origin(self) -> Path:
+        """The CSV or the folder, as messages name it."""
+        return self.file or self.root
 
     def take(self, rows: NDArray[Any]) -> Table:
         """Take rows.
@@ -188,7 +198,7 @@ class Table:
 
         Args:
             split: one of `SPLITS`.
-            source: what the user gave as the dataset, for the error; None: `root`.
+            source: what the user gave as the dataset, for the error; None: `origin`.
 
         Raises:
             DataError: when it has none.
@@ -197,7 +207,7 @@ class Table:
         if not len(rows):
             available = [name for name in SPLITS if (self.split == name).any()]
             raise DataError(
-                f"{source or self.root.resolve()} has no images of split '{split}', only of "
+                f"{source or self.origin.resolve()} has no images of split '{split}', only of "
                 f"{' and '.join(available) or 'none'}"
             )
         return rows

@@ -115,7 +115,7 @@ def check_settings(table: Table, names: Iterable[str]) -> None:
     unused = [name for name in names if name in others]
     if unused:
         raise ProtocolError(
-            f"{table.root} ({table.name}) has no {' and no '.join(unused)} in its protocol: leave it out"
+            f"{table.origin} ({table.name}) has no {' and no '.join(unused)} in its protocol: leave it out"
         )
 
 
@@ -199,7 +199,7 @@ def _check_unseen(encoder: Encoder, run: str | Path, table: Table, rows: Table, 
         if len(trained):
             raise DataError(
                 f"{len(trained)} of the {split} identities are among those that {run} was trained on, the first is "
-                f"{table.pid_name(int(trained[0]))}: the splits of {table.root} have changed since"
+                f"{table.pid_name(int(trained[0]))}: the splits of {table.origin} have changed since"
             )
     if len(seen := seen_identities(encoder.card.seen_samples, rows)):
         message = (

@@ -75,7 +75,7 @@ def collect(
     for modality in Modality:
         positions = rows[table.modality[rows] == modality.code]
         if not len(positions):
-            raise DataError(f"{table.root} has no {modality} test image")
+            raise DataError(f"{table.origin} has no {modality} test image")
         parts = []
         for start in range(0, len(positions), batch):
             pixels = torch.from_numpy(np.ascontiguousarray(images[positions[start : start + batch]]))

@@ -85,7 +85,7 @@ def embed_dataset(
     if split not in (*SPLITS, "all"):
         raise DataError(f"--split {split}: say all, {', '.join(SPLITS)}")
     encoder = load(run, device)
-    table = encoder.read_dataset(data)
+    table = encoder.read_dataset(data, all_splits=split == "all")
     rows = table if split == "all" else table.of_split(split, data)
     if (rows.role != "").any():
         text = "%s: %s does not keep the column role: score takes every image as query and gallery, unlike evaluate"

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from fmcnet.data.cache import ImageCache, cache_folder, cache_key
 from fmcnet.data.pixels import Remarks, ValueRange, check_range, note_colours
 from fmcnet.data.readers import read_dataset
+from fmcnet.data.readers.csv import HELD_OUT
 from fmcnet.data.table import Table
 from fmcnet.errors import CheckpointError, DataError, FmcnetError
 from fmcnet.files import private_mode, write_atomically
@@ -301,11 +302,12 @@ class Encoder:
         )
         return keep(features, table, stored_path)
 
-    def read_dataset(self, data: str | Path) -> Table:
+    def read_dataset(self, data: str | Path, *, all_splits: bool = False) -> Table:
         """Read a dataset as the model's training read its own, and log the reader's notes.
 
         Args:
             data: its folder or CSV.
+            all_splits: its splits are not used, so nothing is logged of identities that are held out for test.
 
         Returns:
             Its table.
@@ -313,7 +315,8 @@ class Encoder:
         config = self.card.config.data
         table = read_dataset(data, layout=config.layout, regdb_split=config.split)
         for note in table.notes:
-            logger.info("%s", note)
+            if not (all_splits and note.startswith(HELD_OUT)):
+                logger.info("%s", note)
         return table
 
     def cached_images(self, table: Table, progress: bool | None = None) -> NDArray[np.uint8]:
@@ -365,7 +368,7 @@ class Encoder:
             DataError: when there are no rows, or an image of the table cannot be read.
         """
         if not len(rows):
-            raise DataError(f"there are no images to embed in {table.root}")
+            raise DataError(f"there are no images to embed in {table.origin}")
         return embed_batches(
             lambda batch, modality: self._embed(batch, modality, flip),
             self.cached_images(table, progress),

@@ -37,6 +37,9 @@ MIN_PAIRS = 20
 A_DECADE = 10
 """Thresholds stored per factor of ten of the false-match rate."""
 
+UNKNOWN_CAMERA = "unknown_camera"
+"""Key of `Calibration.source`: by direction, the pairs of one person of which a camera is unknown."""
+
 HELD_OUT_RATES = (1e-1, 1e-2, 1e-3, 1e-4)
 """False-match rates whose thresholds are measured on held-out identities."""
 
@@ -83,7 +86,8 @@ def calibrate_model(
         raise DataError(f"--out {path} is a folder: say --out FILE")
     check_writable(path, "say --out FILE, and --calibration FILE to search and serve")
     config = encoder.card.config
-    table = _calibration_rows(encoder, encoder.read_dataset(data), split)
+    table = encoder.read_dataset(data, all_splits=split in ("auto", "all"))
+    table = _calibration_rows(encoder, table, split)
     embeddings = encoder.embed_table(table, batch_size=config.evaluation.batch, progress=progress)
     facts = {"table": table.name, "fingerprint": fingerprint(table), "split": split}
     calibration = fit_calibration(
@@ -118,7 +122,7 @@ def _calibration_rows(encoder: Encoder, table: Table, split: str) -> Table:
             logger.warning(
                 "%s has the layout of the training dataset and other files: its %s images are left out, as they may "
                 "be of people that the model was trained on; if they are not, say --split all",
-                table.root,
+                table.origin,
                 " and ".join(encoder.card.config.data.train_splits),
             )
             rows = rows.take(~in_training)
@@ -131,15 +135,18 @@ def _calibration_rows(encoder: Encoder, table: Table, split: str) -> Table:
         logger.warning("left out: %d identities that have pictures of the model's training", len(seen))
         rows = rows.take(~np.isin(rows.pid, seen))
     if not len(rows):
-        raise DataError(f"{table.root} has no image to calibrate on (split {split})")
+        raise DataError(f"{table.origin} has no image to calibrate on (split {split})")
     return rows
 
 
 def calibration_lines(found: Calibration) -> Iterator[str]:
     """What was learnt, in lines: for each pair of modalities its pairs, threshold and error."""
+    yield f"learnt from {found.source['images']:,} images of {found.source['identities']:,} identities"
     for pair, curve in found.curves.items():
         name = direction(*pair)
-        yield f"{name}: {curve.same:,} pairs of one person, {curve.different:,} of two"
+        count = found.source.get(UNKNOWN_CAMERA, {}).get(name, 0)
+        unknown = f" ({count:,} of unknown camera)" if count else ""
+        yield f"{name}: {curve.same:,} pairs of one person{unknown}, {curve.different:,} of two"
         try:
             threshold = found.threshold(*pair)
             true_match_rate = np.interp(
@@ -172,7 +179,8 @@ def fit_calibration(
 
     Every direction is learnt from all its pairs (`count_pairs`). Cosine similarity is symmetric: without masks
     visible-infrared and infrared-visible come out alike. Held-out errors come from cross-fitting over folds of
-    identities; the stored curves are learnt from all.
+    identities; the stored curves are learnt from all. Pairs of one person within a modality of which a camera is
+    unknown are used, with a warning and their number in `source`: they may be neighbouring frames of one camera.
 
     Args:
         embeddings: (N,) of known identities.
@@ -214,6 +222,19 @@ def fit_calibration(
             "(by two cameras) in every direction: calibrate on more"
         )
     facts = {"identities": identities, "images": len(embeddings), **(source or {})}
+    unknown, shares = dict[str, int](), list[str]()
+    for pair, curve in curves.items():
+        count = _unknown_pairs(embeddings, pair[0], query_mask, gallery_mask) if pair[0] is pair[1] else 0
+        if count:
+            unknown[direction(*pair)] = count
+            shares.append(f"{count:,} of {curve.same:,} {direction(*pair)}")
+    if unknown:
+        facts[UNKNOWN_CAMERA] = unknown
+        logger.warning(
+            "%s pairs of one person have an unknown camera and may be neighbouring frames, which are too alike to "
+            "learn from: give each image's camera (in a CSV, the column camid or camera)",
+            " and ".join(shares),
+        )
     return Calibration(model, curves, prior, fmr, held_out_results, facts)
 
 
@@ -355,6 +376,26 @@ def count_pairs(
         index = np.ravel_multi_index(place, counts.shape)
         counts += np.bincount(index[counted], minlength=counts.size).reshape(counts.shape)
     return counts
+
+
+def _unknown_pairs(
+    embeddings: Embeddings,
+    modality: Modality,
+    query_mask: BoolArray | None,
+    gallery_mask: BoolArray | None,
+) -> int:
+    """How many pairs of one person within a modality `count_pairs` counts though a camera of them is unknown."""
+    pids, index = np.unique(embeddings.pid, return_inverse=True)
+
+    def count(rows: BoolArray) -> int:
+        query, gallery = (rows if mask is None else rows & mask for mask in (query_mask, gallery_mask))
+        q, g, both = (
+            np.bincount(index[mask], minlength=len(pids)) for mask in (query, gallery, query & gallery)
+        )
+        return int((q * g - both - both * (both - 1) // 2).sum())
+
+    rows = embeddings.modality == modality.code
+    return count(rows) - count(rows & (embeddings.camid != NO_CAMERA))
 
 
 def fit(same: IntArray, different: IntArray) -> Curve:

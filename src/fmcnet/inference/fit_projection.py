@@ -123,7 +123,7 @@ def learnt_from(card: ModelCard, table: Table) -> Table:
         rows = rows.take(np.isin(rows.pid, np.array(card.pids, dtype=np.int64)))
     if not len(rows):
         splits = " or ".join(card.config.data.train_splits)
-        raise DataError(f"{table.root} has no image of split {splits}, which a projection is learnt from")
+        raise DataError(f"{table.origin} has no image of split {splits}, which a projection is learnt from")
     return rows
 
 

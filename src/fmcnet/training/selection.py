@@ -80,7 +80,7 @@ class ModelSelection:
         rows = table.select(split=split)
         if not all(len(rows.select(modality=modality)) for modality in Modality):
             raise DataError(
-                f"validation needs '{split}' identities seen in both modalities, and {table.root} has none: set "
+                f"validation needs '{split}' identities seen in both modalities, and {table.origin} has none: set "
                 "training.validate_every=0 and training.select=last, or data.val_share above 0"
             )
         if len(rows) < ctx.world:

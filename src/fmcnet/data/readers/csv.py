@@ -121,7 +121,7 @@ def read_csv(file: str | Path, *, training: bool = True, modality: Modality | No
         records, split_notes = check_splits(records, str(file), names_by_number.__getitem__, required=())
         notes += split_notes
     pid_names = () if are_numbers else names
-    return Table.from_records("csv", file.parent, records, pid_names=pid_names, notes=notes)
+    return Table.from_records("csv", file.parent, records, pid_names=pid_names, notes=notes, file=file)
 
 
 def write_csv(table: Table, file: str | Path) -> Path:

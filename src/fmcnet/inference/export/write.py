@@ -202,7 +202,7 @@ def _comparison_images(
         if set(table.modality.tolist()) != {0, 1}:
             raise DataError(f"{data} has no test images of both modalities to compare on")
         images = encoder.cached_images(table, progress)
-        return images, table.modality, table, f"{len(table)} test images of {table.root}"
+        return images, table.modality, table, f"{len(table)} test images of {table.origin}"
     with tempfile.TemporaryDirectory() as folder:
         generate("sysu", "tiny", 0, folder, workers=1, progress=False)
         table = read_dataset(folder).select(split="test")
