@@ -396,8 +396,11 @@ class Trainer:
         return ", ".join(filter(None, parts))
 
     def _images_per_second(self, done: int, seconds: float) -> float:
-        batch = 2 * self._sampler.identities * self._sampler.images * self._ctx.world
-        return (done - self._first) * batch * self._config.training.accumulate / seconds
+        return (done - self._first) * self._images_per_batch() * self._config.training.accumulate / seconds
+
+    def _images_per_batch(self) -> int:
+        """Images of both modalities in a batch of all processes."""
+        return 2 * self._sampler.identities * self._sampler.images * self._ctx.world
 
     def _validate(self, done: int) -> None:
         """Measure the model on held-out identities, and write it if it is the best so far."""
@@ -412,8 +415,7 @@ class Trainer:
         if self._config.model.normalization == "modality" or self._config.model.standardized:
             no_augmentation = AugmentConfig(pad=0, flip=0, erase=0, channel="none")
             first = self._steps * self._config.training.accumulate  # batches that no step trains on
-            images_per_batch = self._config.data.identities * self._config.data.images * 2 * self._ctx.world
-            last = first + min(BATCHES, -(-len(self._cache) // images_per_batch))
+            last = first + min(BATCHES, -(-len(self._cache) // self._images_per_batch()))
             estimate_statistics(model, lambda: self._batches(no_augmentation, first, last), self._ctx.world)
         return model
 
