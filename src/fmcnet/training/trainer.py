@@ -178,18 +178,27 @@ def train_splits(
 
     Raises:
         ConfigError: for a dataset without splits.
+        FmcnetError: as `train`; what a split lacks, or a folder that may not be used, is told before the first step.
     """
     layout = config.data.layout if config.data.layout != "auto" else detect_layout(data)
     if layout != "regdb":
         raise ConfigError(f"--splits is for RegDB; {data} is {layout}, which has one split")
+    runs = []  # of each split its number, folder and settings
+    for split in splits:
+        data_config = config.data.model_copy(update={"split": split})
+        runs.append((split, split_folder(out, split), config.model_copy(update={"data": data_config})))
     summaries = []
-    with distributed_context(device):  # joins the process group once, not once a split
-        for split in splits:
-            data_config = config.data.model_copy(update={"split": split})
+    with distributed_context(device) as ctx:  # joins the process group once, not once a split
+        with agree_on_errors(ctx):
+            for split, folder, split_config in runs:
+                if ctx.main:
+                    check_folder(folder, split_config, resume)
+                read_dataset(data, layout=layout, trial=split)
+        for split, folder, split_config in runs:
             summary = train(
-                config.model_copy(update={"data": data_config}),
+                split_config,
                 data,
-                split_folder(out, split),
+                folder,
                 resume=resume,
                 device=device,
                 progress=progress,
