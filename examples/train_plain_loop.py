@@ -51,6 +51,7 @@ def main() -> None:
         discriminator_optimizer.zero_grad()
         criterion.discriminator_loss(output).backward()
         discriminator_optimizer.step()
+        model.compensation.renormalize()  # for model.discriminator_bound
 
         loss, terms = criterion(output, batch.labels)  # the sum, and its named terms
         optimizer.zero_grad()

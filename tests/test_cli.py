@@ -536,11 +536,38 @@ def test_regdb_splits_are_trained_resumed_and_pooled(tmp_path):
         assert len(one["trials"]) == 3
         alone = [s["evaluations"][number]["mean"]["mAP"] for s in singles]
         assert one["mean"]["mAP"] == pytest.approx(np.mean(alone))
+    printed = run("evaluate", out, "--data", data).stdout
+    assert "mean of 3 splits: split-01, split-02, split-03" in printed
+    assert "NOT FINISHED" not in printed
     compared = as_json("report", "compare", out, "--out", tmp_path / "cmp")
     ours = compared["rows"][-1]
     assert any("3 of RegDB's ten splits" in flag for flag in ours["flags"])
     assert any("GENERATED" in flag for flag in ours["flags"])
     assert set(ours["figures"]) == {"regdb_t2v", "regdb_v2t"}
+
+    (out / "split-02" / "model.json").unlink()
+    (out / "split-03" / "model.json").unlink()
+    printed = run("evaluate", out, "--data", data).stdout
+    assert "mean of 1 split: split-01" in printed
+    left_out = "NOT FINISHED and left out of the mean: split-02, split-03. Train on with --resume."
+    assert left_out in printed
+    assert as_json("evaluate", out, "--data", data)["stamp"] == left_out
+    page = (out / "report" / "report.md").read_text()
+    assert "splits: 1" in page
+    assert left_out in page
+
+
+def test_what_a_split_lacks_is_told_before_the_first_step(tmp_path):
+    data, out = tmp_path / "regdb", tmp_path / "runs"
+    generate("regdb", "tiny", 0, data, workers=1)
+    train = ["train", "--config", "tiny", "--data", data, "--out", out, "--splits", "1-3"]
+    (out / "split-03").mkdir(parents=True)
+    (out / "split-03" / "notes.txt").write_text("mine")
+    assert "split-03 exists and is not an fmcnet run" in said(run(*train, code=2))
+    shutil.rmtree(out)
+    (data / "idx" / "train_thermal_3.txt").unlink()
+    assert "lacks idx/train_thermal_3.txt" in said(run(*train, code=2))
+    assert not out.exists()
 
 
 def test_evaluating_on_identities_that_were_trained_on_is_refused(tiny_run, tiny_sysu, tmp_path):

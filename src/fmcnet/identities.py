@@ -24,6 +24,8 @@ LONGEST = 256
 """Maximum length in bytes (UTF-8)."""
 LARGEST = 2**63 - 1
 MOST_NOTES = 5
+FIRST_TEXT_NUMBER = 2**62
+"""Numbers from here on stand for texts (`identity_number`)."""
 
 _NUMBER = re.compile(r"(-?)0*([0-9]+?)(?:\.0+)?")
 _ROUNDED = re.compile(r"-?[0-9](?:[.,][0-9]+)?[eE](\+?)([0-9]+)")
@@ -116,7 +118,7 @@ def identity_number(identity: str) -> int:
     """
     if is_number(identity):
         return int(identity)
-    return 2**62 | int.from_bytes(hashlib.sha256(identity.encode()).digest()[:8], "big") >> 2
+    return FIRST_TEXT_NUMBER | int.from_bytes(hashlib.sha256(identity.encode()).digest()[:8], "big") >> 2
 
 
 def near_identities(names: Iterable[str]) -> list[str]:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fmcnet.errors import DataError, FmcnetError
 from fmcnet.files import make_private
-from fmcnet.identities import LARGEST, identity_number, parse_identity
+from fmcnet.identities import LARGEST, identity_number, is_number, parse_identity
 from fmcnet.parsing import read_npz
 
 NO_CAMERA = -1
@@ -44,6 +44,15 @@ def identity_numbers(values: NDArray[Any]) -> IntArray:
     if len({*numbers.values()}) < len(numbers):
         raise DataError("two identities have the same 64-bit number: rename one of them")
     return np.array([numbers[identities[value]] for value in texts], dtype=np.int64)
+
+
+def identity_names(values: NDArray[Any]) -> NDArray[np.str_]:
+    """(N,) the texts among N identities, as `parse_identity` gives them; "" for numbers and unknown ones."""
+    if values.dtype.kind in "iu" or not len(values):
+        return np.full(values.shape, "")
+    identities = {value: parse_identity(value) or "" for value in set(values.tolist())}
+    names = {value: "" if is_number(name) else name for value, name in identities.items()}
+    return np.array([names[value] for value in values.tolist()], dtype=np.str_)
 
 
 class Modality(str, Enum):
@@ -153,6 +162,9 @@ class Embeddings:
         index: (N,) int64, 1-based position of the image among the sorted images of the same identity, camera and
             modality (what the official SYSU-MM01 draw counts).
         name: (N,) str, the image's path (of a table: relative to its dataset), another name, or "" where unknown.
+        pid_name: (N,) str, the identity's text, "" where it is a number or unknown; by default from `pid`. A draw
+            takes numbers by value, then texts by name.
+        camera_name: (N,) str, the camera's name, or ""; the default.
 
     Raises:
         DataError: on construction, when lengths differ, a modality, camera or index is invalid, or a feature is NaN
@@ -165,9 +177,14 @@ class Embeddings:
     modality: NDArray[np.uint8]
     index: IntArray
     name: NDArray[np.str_]
+    pid_name: NDArray[np.str_] = field(default_factory=lambda: np.zeros(0, dtype="<U1"))
+    camera_name: NDArray[np.str_] = field(default_factory=lambda: np.zeros(0, dtype="<U1"))
+
+    OPTIONAL: ClassVar[tuple[str, ...]] = ("pid_name", "camera_name")
+    """Fields that are stored only where a row has them."""
 
     def __post_init__(self) -> None:
-        check_arrays(self, [field.name for field in fields(self)])
+        check_arrays(self, [column.name for column in fields(self)])
         if self.features.ndim != 2 or self.features.dtype.kind not in "fiu":
             raise DataError(
                 f"features must be a matrix (N, D) of numbers, got {self.features.dtype} of shape "
@@ -177,14 +194,21 @@ class Embeddings:
         object.__setattr__(self, "modality", modality_codes(self.modality, "modality"))
         object.__setattr__(self, "camid", whole_numbers(self.camid, "camid", f"{NO_CAMERA} where unknown"))
         object.__setattr__(self, "index", whole_numbers(self.index, "index", "1 for the first image"))
+        for name in self.OPTIONAL:
+            names = getattr(self, name) if len(getattr(self, name)) else np.full(n, "")
+            object.__setattr__(self, name, names.astype(np.str_, copy=False))
         if self.pid.dtype != np.int64:
+            object.__setattr__(self, "pid_name", identity_names(self.pid))
             object.__setattr__(self, "pid", identity_numbers(self.pid))
-        for field in fields(self)[1:]:
-            column = getattr(self, field.name)
+        for name in [column.name for column in fields(self)[1:]]:
+            column = getattr(self, name)
             if column.shape != (n,):
                 raise DataError(
-                    f"'{field.name}' has shape {column.shape}, but features has {n} rows: give one value for each row"
+                    f"'{name}' has shape {column.shape}, but features has {n} rows: give one value for each row"
                 )
+        if (self.pid_name != "").any():  # of other identities than `pid`: it was replaced
+            stale = identity_numbers(self.pid_name) != self.pid
+            object.__setattr__(self, "pid_name", np.where(stale, "", self.pid_name))
         bad_rows = np.flatnonzero(~np.isfinite(self.features).all(axis=1))
         if len(bad_rows):
             row = int(bad_rows[0])
@@ -268,7 +292,9 @@ class Embeddings:
         path.parent.mkdir(parents=True, exist_ok=True)
         make_private(path)
         with path.open("wb") as stream:
-            np.savez(stream, **{f.name: getattr(self, f.name) for f in fields(self)})
+            arrays = {f.name: getattr(self, f.name) for f in fields(self)}
+            stored = {name: a for name, a in arrays.items() if name not in self.OPTIONAL or (a != "").any()}
+            np.savez(stream, **stored)
         return path
 
     @staticmethod
@@ -288,7 +314,8 @@ class Embeddings:
             arrays = read_npz(Path(path))
         except (OSError, ValueError) as error:
             raise DataError(f"{path} is not a readable .npz file: {error}") from error
-        missing = [f.name for f in fields(Embeddings) if f.name not in arrays]
+        names = [f.name for f in fields(Embeddings)]
+        missing = [name for name in names if name not in (*arrays, *Embeddings.OPTIONAL)]
         if missing:
             raise DataError(f"{path} lacks the arrays {', '.join(missing)}; it holds {', '.join(arrays)}")
-        return Embeddings(**{f.name: arrays[f.name] for f in fields(Embeddings)})
+        return Embeddings(**{name: arrays[name] for name in names if name in arrays})

@@ -16,10 +16,12 @@ import fmcnet
 from fmcnet.data.readers import read_dataset
 from fmcnet.data.table import Record, Table
 from fmcnet.errors import ProtocolError
-from fmcnet.evaluation.protocol_file import read_protocol
+from fmcnet.evaluation.protocol_file import camera_names, read_protocol
 from fmcnet.evaluation.protocols import custom
+from fmcnet.evaluation.score import score_file
 from fmcnet.evaluation.skip_rule import SkipRule
 from fmcnet.identities import identity_number
+from fmcnet.inference.encoder import keep
 from fmcnet.types import Embeddings, Modality
 from tests.cli import run_command
 
@@ -360,3 +362,25 @@ def test_the_example_of_the_guide(tmp_path):
     keys = re.findall(r"^\| (`.*?) \|", guide[guide.index("| key |") :], re.MULTILINE)
     named = set(re.findall(r"`(\w+)`", " ".join(keys)))
     assert named == set(inspect.signature(custom).parameters)
+
+
+def test_a_name_of_several_cameras_means_all_of_them(tmp_path):
+    named = ("indoor", "indoor", "yard")
+    rows = [one._replace(camera=named[one.camid - 1]) for one in records()]
+    table = Table.from_records("csv", Path("people"), rows, pid_names=TABLE.pid_names)
+    found = protocol(tmp_path, "skip: [[yard, indoor]]", table).skip
+    assert found == SkipRule("camera_pairs", ((3, 1), (3, 2)))
+    both = protocol(tmp_path, "query: both\ngallery: both\nskip: [[indoor, indoor]]", table).skip
+    assert set(both.pairs) == {(1, 1), (1, 2), (2, 1), (2, 2)}
+    assert camera_names(table) == "1 is indoor, 2 is indoor, 3 is yard"
+
+
+def test_embeddings_keep_the_names_of_cameras_and_people(tmp_path):
+    """So `score --protocol` takes what `evaluate --protocol` takes."""
+    n = len(TABLE)
+    embeddings = keep(np.eye(n, dtype=np.float32), TABLE, tmp_path / "e.npz")
+    for images in (TABLE, embeddings, Embeddings.load(tmp_path / "e.npz")):
+        assert protocol(tmp_path, "skip: [[yard, gate]]", images).skip.pairs == ((3, 1),)
+    assert embeddings.pid_name.tolist() == TABLE.identities()
+    found = score_file(tmp_path / "e.npz", tmp_path / "mine.yaml")
+    assert "skips every camera-1 gallery image" in found.protocol

@@ -14,7 +14,7 @@ from fmcnet.evaluation.draws import find_permutation
 from fmcnet.evaluation.evaluate import evaluate, pool
 from fmcnet.evaluation.protocols import custom, llcm, regdb, sysu
 from fmcnet.identities import identity_number
-from fmcnet.types import Modality
+from fmcnet.types import Embeddings, Modality
 from tests.evaluation.shared_golden import embeddings
 
 
@@ -73,6 +73,37 @@ def test_seeded_draw_is_pythons_random_over_sorted_names():
         ]
         found = [f"cam{e.camid[r]}/{e.pid[r]:04d}/{e.index[r]:04d}.jpg" for r in gallery]
         assert found == expected
+
+
+PEOPLE = (2, 5, 9, 10, 11, 30)
+
+
+def with_pid(e, pid):
+    return Embeddings(e.features, np.asarray(pid), e.camid, e.modality, e.index, e.name)
+
+
+@pytest.mark.parametrize("protocol", [sysu(draw="seeded"), llcm("a"), llcm("b"), llcm("a", "i2v")])
+def test_identities_given_as_texts_are_drawn_in_the_order_of_their_names(protocol, tmp_path):
+    e = benchmark([1, 2, 3, 4, 5, 6], per_camera=5, people=PEOPLE)
+    drawn = protocol.trials(e)
+    texts = with_pid(e, [f"id{pid:04d}" for pid in e.pid])
+    numbers = with_pid(e, [f"{pid:04d}" for pid in e.pid])
+    mixed = with_pid(e, [f"{pid:04d}" if pid < 10 else f"a{pid}" for pid in e.pid])  # numbers come first
+    loaded = Embeddings.load(texts.save(tmp_path / "e.npz"))
+    taken = texts.take(np.arange(len(e)))
+    for other in (texts, numbers, mixed, loaded, taken, replace(texts, features=-e.features)):
+        for (query, gallery), (q, g) in zip(drawn, protocol.trials(other), strict=True):
+            np.testing.assert_array_equal(query, q)
+            np.testing.assert_array_equal(gallery, g)
+    assert (replace(texts, pid=e.pid).pid_name == "").all()
+
+
+def test_a_draw_by_numbers_that_stand_for_texts_is_told(caplog):
+    e = benchmark([1, 2, 3, 4, 5, 6])
+    sysu(draw="seeded").trials(with_pid(e, [f"id{pid}" for pid in e.pid]))
+    assert not caplog.records
+    sysu(draw="seeded").trials(with_pid(e, [identity_number(f"id{pid}") for pid in e.pid]))
+    assert "in the order of these numbers, not of the names" in caplog.text
 
 
 def test_a_missing_permutation_says_where_it_comes_from(tmp_path):

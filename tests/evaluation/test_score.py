@@ -436,3 +436,16 @@ def test_rows_that_are_there_twice_are_told(tmp_path, caplog):
     np.savez(tmp_path / "sets.npz", **sides)
     score_file(tmp_path / "sets.npz", "regdb")
     assert "6 rows of query_features are in gallery_features, too" in caplog.text
+
+
+def test_texts_in_a_file_are_drawn_as_the_numbers_that_they_sort_as(tmp_path):
+    plain = arrays()
+    texts = {**plain, "pid": np.array([f"id{pid:04d}" for pid in plain["pid"]])}
+    for protocol, more in (("sysu", {}), ("llcm", {"modality": benchmark([1, 2, 3, 4, 5, 6]).modality})):
+        draw = {"draw": "seeded"} if protocol == "sysu" else {}
+        expected = score_file(save(tmp_path, **plain, **more), protocol, **draw).trials
+        assert score_file(save(tmp_path, **texts, **more), protocol, **draw).trials == expected
+    e = benchmark([1, 2, 3, 4, 5, 6])
+    named = Embeddings(e.features, texts["pid"], e.camid, e.modality, e.index, e.name)
+    saved = score_file(named.save(tmp_path / "saved.npz"), draw="seeded")
+    assert saved.trials == score_file(save(tmp_path, **plain), draw="seeded").trials

@@ -21,7 +21,7 @@ from fmcnet.data.readers import read_dataset
 from fmcnet.data.readers.csv import write_csv
 from fmcnet.errors import FmcnetError
 from fmcnet.experiments.rows import select_studies
-from fmcnet.experiments.runs import MODEL_CARD, StudyRun
+from fmcnet.experiments.runs import MODEL_CARD, StudyRun, images_per_step
 from fmcnet.experiments.study import StudyOptions, _read_tables, parse_seeds, run_study
 from fmcnet.experiments.workers import complete_runs, find_devices
 from fmcnet.inference.info import model_info
@@ -83,6 +83,11 @@ def alive(pid):
 @pytest.fixture
 def tiny_options(tmp_path):
     return StudyOptions("table2", tmp_path / "s", preset="tiny", seeds=(0,), budget=2, device="cpu")
+
+
+def test_the_images_of_a_step_are_those_of_all_its_batches():
+    config = load_config("tiny", ["training.accumulate=3"])  # 4 identities, 2 images of each modality
+    assert images_per_step(config) == 48
 
 
 @pytest.fixture(scope="module")

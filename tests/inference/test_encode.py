@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from PIL import Image
 
 from fmcnet.data.images import open_rgb
 from fmcnet.data.pixels import Remarks
+from fmcnet.data.readers import read_dataset
 from fmcnet.errors import DataError, FmcnetError
 from fmcnet.inference import image_input as reading
 from fmcnet.inference.encoder import Encoder, load
@@ -363,3 +365,14 @@ def test_modalities_and_paths_come_in_many_forms(tmp_path, monkeypatch):
         reading.expand(paths, 1.0)
     with pytest.raises(DataError, match=r"images is bytes: open them"):
         reading.expand(b"\xff\xd8", "visible")
+
+
+def test_kept_embeddings_have_the_names_of_the_table(tiny_run, tiny_sysu, tmp_path):
+    """Those that an earlier version kept lack them."""
+    encoder = Encoder.from_pretrained(tiny_run, device="cpu")
+    rows = read_dataset(tiny_sysu).select(split="test").take(np.arange(4))
+    for camera in ("", "gate"):
+        table = replace(rows, camera=np.full(4, camera))
+        found = encoder.embed_table(table, store=tmp_path, progress=False)
+        assert found.camera_name.tolist() == [camera] * 4
+    assert len([*tmp_path.glob("*.npz")]) == 1

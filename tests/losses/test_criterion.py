@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from fmcnet.config import LossConfig, ModelConfig
+from fmcnet.config import LossConfig, ModelConfig, load_config
+from fmcnet.errors import ConfigError
 from fmcnet.losses.criterion import OTHER_TERMS, TERMS, FMCNetLoss
 from fmcnet.models.build import build_model
 from tests.reference import losses_slow as slow
@@ -224,3 +225,31 @@ def test_a_model_whose_compensation_weighs_nothing_needs_none():
     total, terms = FMCNetLoss(LossConfig(gan=0, fc=0, ic=0), P)(full(*images), labels)
     assert total.isfinite()
     assert not {"gan", "fc", "ic"} & terms.keys()
+
+
+@pytest.mark.parametrize("normalization", ["modality", "none"])
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_a_forward_pass_under_autocast_needs_no_conversion(normalization, half):
+    """The loss of half-precision outputs is that of the same outputs in float32, for both players."""
+    torch.manual_seed(0)
+    bound = 6.0 if normalization == "modality" else 0.0
+    config = ModelConfig(arch="resnet18", width=2, normalization=normalization, discriminator_bound=bound)
+    model, labels = build_model(config, 5), torch.tensor([0, 0, 1, 1, 2, 2])
+    with torch.autocast("cpu", half):
+        output = model(*torch.rand(2, P * K, 3, 32, 16))
+    assert output.visible.shared_scores.dtype == half
+    criterion = FMCNetLoss(LossConfig(wrt=1, hc=1), P, model.compensation)
+    total, terms = criterion(output, labels)
+    expected_total, expected = criterion(output.float(), labels)
+    assert torch.equal(total, expected_total)
+    assert all(torch.equal(term, expected[name]) for name, term in terms.items())
+    loss = criterion.discriminator_loss(output)
+    assert torch.equal(loss, criterion.discriminator_loss(output.float()))
+    (total + loss).backward()
+
+
+def test_the_loss_takes_all_settings_or_those_of_the_losses():
+    config = load_config("tiny")
+    assert FMCNetLoss(config, P).config is config.losses
+    with pytest.raises(ConfigError, match=r"config is of type ModelConfig: give config\.losses"):
+        FMCNetLoss(config.model, P)

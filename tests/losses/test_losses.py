@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fmcnet.losses import baselines
 from fmcnet.losses import functional as losses
 from tests.reference import losses_slow as slow
 
@@ -133,6 +134,61 @@ def test_equation_13(shape):
     generated, specific = features(p, k, d, count=2)
     fast = losses.feature_consistency_loss(generated, losses.centers(specific, p))
     assert float(fast) == pytest.approx(slow.equation_13(generated.tolist(), specific.tolist(), p))
+
+
+HALF_LOSSES = {
+    "3": (lambda f: losses.centers(f, 2).sum(), [(8, 2048)]),
+    "4": (losses.decomposition_loss, [(2, 2048)] * 4),
+    "5": (losses.specific_separation_loss, [(2, 2048)] * 2),
+    "6": (losses.cross_modality_center_loss, [(2, 2048)] * 2),
+    "8": (lambda scores: losses.identity_loss(scores, torch.arange(8)), [(8, 9)]),
+    "12": (losses.adversarial_value, [(8,)] * 2),
+    "12 G": (losses.generator_loss, [(8,)]),
+    "12 G, not saturating": (lambda fake: losses.generator_loss(fake, saturating=False), [(8,)]),
+    "13": (losses.feature_consistency_loss, [(8, 2048), (2, 2048)]),
+    "wrt": (
+        lambda f: baselines.weighted_regularized_triplet_loss(f, torch.tensor([0, 0, 1, 1])),
+        [(4, 2048)],
+    ),
+    "hc": (baselines.hetero_center_loss, [(2, 2048)] * 2),
+    "hc triplet": (baselines.hetero_center_triplet_loss, [(2, 2048)] * 2),
+}
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", HALF_LOSSES)
+def test_half_precision_is_lifted(name, half, autocast):
+    """A sum over 2,048 differences of 40, or a logarithm of a small sigmoid, is beyond float16."""
+    loss, shapes = HALF_LOSSES[name]
+    generator = torch.Generator().manual_seed(0)
+    inputs = [(80 * torch.rand(shape, generator=generator)).to(half) for shape in shapes]
+    with torch.autocast("cpu", half, enabled=autocast):
+        found = loss(*inputs)
+    assert found.dtype == torch.float32
+    assert torch.isfinite(found)
+    assert torch.equal(found, loss(*(x.float() for x in inputs)))
+
+
+def test_shapes_that_pytorch_would_broadcast_are_refused():
+    two, one = torch.zeros(2, 3), torch.zeros(1, 3)
+    with pytest.raises(ValueError, match=r"one shape \(P, D\), got \(2, 3\) and \(2, 3\) and \(1, 3\)"):
+        losses.decomposition_loss(two, two, one, two)
+    with pytest.raises(ValueError, match=r"one shape"):
+        losses.specific_separation_loss(two, one)
+    with pytest.raises(ValueError, match=r"centres \(P, D\), got \(4, 3\) and \(2, 1\)"):
+        losses.feature_consistency_loss(torch.zeros(4, 3), torch.zeros(2, 1))
+    with pytest.raises(ValueError, match=r"5 generated features cannot be 2 identities"):
+        losses.feature_consistency_loss(torch.zeros(5, 3), two)
+
+
+def test_labels_are_integers_of_any_width():
+    scores = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    expected = losses.identity_loss(scores, torch.tensor([0, 2, 1, 0]))
+    for dtype in (torch.int32, torch.uint8):
+        assert torch.equal(losses.identity_loss(scores, torch.tensor([0, 2, 1, 0], dtype=dtype)), expected)
+    with pytest.raises(ValueError, match=r"labels are integers 0 to C - 1, got torch.float32"):
+        losses.identity_loss(scores, torch.tensor([0.0, 2, 1, 0]))
 
 
 def test_gradients_against_finite_differences():

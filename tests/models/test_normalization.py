@@ -120,6 +120,39 @@ def test_a_bounded_discriminator_keeps_unit_weight_and_bounded_logits():
     assert not judge.as_constant(feature).requires_grad
 
 
+def test_the_bound_holds_in_any_loop():
+    """However the stored weight grows: no loop needs to call `renormalize` for it."""
+    torch.manual_seed(0)
+    judge = Discriminator(32, input_scale=3.0, unit_weight=True)
+    optimizer = torch.optim.Adam(judge.parameters(), lr=0.1)
+    feature = 2 * F.normalize(torch.randn(1000, 32) + 0.5, dim=1)
+    for _ in range(50):
+        optimizer.zero_grad()
+        F.softplus(-judge(feature)).mean().backward()
+        optimizer.step()
+    assert judge.linear.weight.norm() > 2
+    for logits in (judge(feature), judge.as_constant(feature)):
+        bounded = (logits - judge.linear.bias).abs()
+        assert 3 < bounded.max() <= 6 + 1e-5
+    stored = judge.linear.weight.detach().clone()
+    judge.renormalize()
+    torch.testing.assert_close(judge.linear.weight, F.normalize(stored, dim=1))
+
+
+@pytest.mark.parametrize("dim", [8, 512, 2048])
+def test_a_weight_of_unit_length_is_used_as_it_is(dim):
+    """So a training that calls `renormalize` after each step has the bits of earlier versions."""
+    for seed in range(20):
+        torch.manual_seed(seed)
+        judge, feature = Discriminator(dim, unit_weight=True), torch.randn(16, dim)
+        weight, bias = (p.detach().clone().requires_grad_() for p in judge.linear.parameters())
+        logits = F.linear(feature, weight, bias).squeeze(1)
+        assert torch.equal(judge(feature), logits)
+        F.softplus(logits).mean().backward()
+        F.softplus(judge(feature)).mean().backward()
+        assert torch.equal(judge.linear.weight.grad, weight.grad)
+
+
 @pytest.mark.parametrize(("normalization", "bounded"), [("modality", True), ("tail", False), ("none", False)])
 def test_the_bound_is_for_features_of_known_length(normalization, bounded):
     config = ModelConfig(arch="resnet18", width=8, normalization=normalization, discriminator_bound=6.0)

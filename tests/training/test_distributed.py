@@ -106,7 +106,8 @@ def test_two_synchronised_processes_train_as_one(tiny_sysu, tmp_path, settings):
             if key == health.COSINE:  # over pairs of a process's own identities
                 continue
             assert two[step][key] == pytest.approx(value, rel=tolerance, abs=tolerance / 10), (step, key)
-    a, b, alone = (runs.weights(tmp_path / name) for name in ("one", "process", "alone"))
+    a, b, alone, all_ = (runs.weights(tmp_path / name) for name in ("one", "process", "alone", "all"))
+    assert all(torch.equal(all_[key], b[key]) for key in b)  # the statistics that the export estimates, too
     start = runs.weights(tmp_path / "one" / "checkpoints" / "step-000003")
     floating = [key for key in a if a[key].is_floating_point()]
 

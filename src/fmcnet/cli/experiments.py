@@ -86,6 +86,8 @@ def evaluate(
         return
     for evaluation in result.evaluations:
         console.echo(evaluation.result.summary())
+    if splits := result.splits:
+        console.echo(f"mean of {len(splits)} split{'s' * (len(splits) > 1)}: {', '.join(splits)}")
     if result.stamp:
         console.echo(result.stamp)
     for note in result.notes:

@@ -61,8 +61,8 @@ def embed(
 
     fmcnet embed runs/mine --data data --out e.npz; fmcnet score e.npz
 
-    The .npz holds features (N, E) float32, pid, camid, modality (0 visible, 1 infrared), index and name, all (N,).
-    Of images without --data identity and camera are unknown (-1).
+    The .npz holds features (N, E) float32, pid, camid, modality (0 visible, 1 infrared), index and name, all (N,),
+    and pid_name and camera_name where there are names. Of images without --data identity and camera are unknown (-1).
     """
     from fmcnet.data.listing import Ignored, ignored_facts, ignored_line
     from fmcnet.data.pixels import RANGE_UNUSED, Remarks, parse_range

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmcnet.errors import DataError, FmcnetError
-from fmcnet.identities import identity_number, parse_identity
+from fmcnet.identities import identity_number, is_number, parse_identity
 from fmcnet.types import NO_CAMERA, NO_PID, IntArray, Modality, check_arrays, parse_modality
 
 if TYPE_CHECKING:
@@ -256,6 +256,12 @@ class Table:
         """The identity of every row, as galleries keep it."""
         by_pid = {pid: self.identity(pid) for pid in np.unique(self.pid).tolist()}
         return [by_pid[pid] for pid in self.pid.tolist()]
+
+    def identity_names(self) -> NDArray[np.str_]:
+        """(N,) str, the identity where it is a text, as galleries keep it; "" where it is a number or unknown."""
+        identities = [parse_identity(name) or "" for name in self.pid_names]
+        names = ["" if is_number(name) else name for name in identities]
+        return np.array([*names, ""], dtype=np.str_)[self.pid] if names else np.full(len(self), "")
 
     def identity_numbers(self) -> IntArray:
         """(N,) int64, equal for the same identity in every table; `pid` itself where identities are numbers."""

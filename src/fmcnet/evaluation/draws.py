@@ -5,6 +5,7 @@ Source: shared protocols, section 2. On SYSU-MM01 two draws circulate whose gall
 
 from __future__ import annotations
 
+import logging
 import random
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,7 +18,10 @@ import numpy as np
 from fmcnet.data.mat import read_mat
 from fmcnet.errors import ProtocolError
 from fmcnet.files import file_state
+from fmcnet.identities import FIRST_TEXT_NUMBER
 from fmcnet.types import Embeddings, IntArray
+
+logger = logging.getLogger(__name__)
 
 DrawKind = Literal["all", "official", "seeded"]
 Group: TypeAlias = tuple[int, int, IntArray]
@@ -87,6 +91,11 @@ class Draw:
         """
         groups = _group_rows(embeddings, rows)
         if self.kind == "seeded":
+            if ((embeddings.pid[rows] >= FIRST_TEXT_NUMBER) & (embeddings.pid_name[rows] == "")).any():
+                logger.warning(
+                    "the identities are numbers that stand for texts, so the draw is in the order of these numbers, "
+                    "not of the names: give the texts as pid, or embed again"
+                )
             return [self._seeded_trial(groups, self.seed + t) for t in range(self.trials)]
         return self._official_trials(embeddings, groups)
 
@@ -155,13 +164,17 @@ class Draw:
 
 
 def _group_rows(embeddings: Embeddings, rows: IntArray) -> list[Group]:
-    """(pid, camid, rows sorted by index) for every identity, camera and modality, ascending; an index counts once."""
+    """(pid, camid, rows sorted by index) for every identity, camera and modality, ascending; an index counts once.
+
+    Identities are in the order of the published loops over sorted test identities: numbers by value, texts by name.
+    """
     if not len(rows):
         return []
     columns = (embeddings.pid, embeddings.camid, embeddings.modality, embeddings.index)
-    keys = np.stack([column[rows].astype(np.int64) for column in columns])
+    names = np.unique(embeddings.pid_name[rows], return_inverse=True)[1]  # ranks; 0 for all numbers
+    keys = np.stack([names, *(column[rows].astype(np.int64) for column in columns)])
     order = np.lexsort(keys[::-1])
-    rows, changes = rows[order], np.diff(keys[:, order]) != 0  # (4, n - 1) from one row to the next
+    rows, changes = rows[order], np.diff(keys[:, order]) != 0  # (5, n - 1) from one row to the next
     duplicates = np.flatnonzero(~changes.any(axis=0))
     if len(duplicates):
         a, b = sorted(rows[duplicates[0] : duplicates[0] + 2].tolist())
@@ -170,7 +183,7 @@ def _group_rows(embeddings: Embeddings, rows: IntArray) -> list[Group]:
             f"({int(embeddings.index[a])}): a draw needs 'index', the 1-based position among the sorted images "
             "of an identity, camera and modality"
         )
-    parts = np.split(rows, np.flatnonzero(changes[:3].any(axis=0)) + 1)
+    parts = np.split(rows, np.flatnonzero(changes[:4].any(axis=0)) + 1)
     return [(int(embeddings.pid[part[0]]), int(embeddings.camid[part[0]]), part) for part in parts]
 
 

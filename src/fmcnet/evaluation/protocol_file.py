@@ -12,6 +12,7 @@ junk: [unclear]          # identities that take no part
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -93,17 +94,25 @@ def read_protocol(path: str | Path, images: Table | Embeddings) -> Protocol:
 
 def camera_names(table: Table) -> str:
     """ "1 is gate, 2 is hall", for a table whose cameras have names; "" for others."""
-    pairs = sorted({(number, name) for name, number in _camera_numbers(table).items() if name != str(number)})
+    pairs = sorted(
+        (number, name)
+        for name, numbers in _camera_numbers(table).items()
+        for number in numbers
+        if name != str(number)
+    )
     return ", ".join(f"{number} is {name}" for number, name in pairs)
 
 
-def _camera_numbers(images: Table | Embeddings) -> dict[str, int]:
-    """Camera numbers by number and by name."""
-    numbers = {str(number): int(number) for number in np.unique(images.camid) if number != NO_CAMERA}
-    if isinstance(images, Table):
-        named = zip(images.camera.tolist(), images.camid.tolist(), strict=True)
-        numbers |= {name: number for name, number in named if name and number != NO_CAMERA}
-    return numbers
+def _camera_numbers(images: Table | Embeddings) -> dict[str, list[int]]:
+    """Camera numbers by number, and by name all that bear it."""
+    numbers = {str(number): [number] for number in np.unique(images.camid).tolist() if number != NO_CAMERA}
+    names = images.camera if isinstance(images, Table) else images.camera_name
+    named = sorted({*zip(names.tolist(), images.camid.tolist(), strict=True)})
+    by_name: dict[str, list[int]] = {}
+    for name, number in named:
+        if name and number != NO_CAMERA:
+            by_name.setdefault(name, []).append(number)
+    return numbers | by_name
 
 
 def _parse_identities(value: Any, images: Table | Embeddings) -> tuple[Identity, ...]:
@@ -125,7 +134,7 @@ def _parse_identities(value: Any, images: Table | Embeddings) -> tuple[Identity,
     return identities
 
 
-def _parse_skip(value: Any, cameras: Mapping[str, int]) -> str | list[tuple[int, int]] | None:
+def _parse_skip(value: Any, cameras: Mapping[str, list[int]]) -> str | list[tuple[int, int]] | None:
     if value is None or value == "none":
         return None
     if not cameras:
@@ -134,7 +143,7 @@ def _parse_skip(value: Any, cameras: Mapping[str, int]) -> str | list[tuple[int,
         )
     if not isinstance(value, list):
         return str(check_choice(value, SKIPS, advice="; or pairs of cameras, as [[3, 2]]"))
-    pairs = []
+    pairs: list[tuple[int, int]] = []
     for pair in value:
         if not isinstance(pair, list) or len(pair) != 2:
             raise ProtocolError(f"{pair!r:.60} is no pair: give [query camera, gallery camera]")
@@ -147,7 +156,7 @@ def _parse_skip(value: Any, cameras: Mapping[str, int]) -> str | list[tuple[int,
                     else f"known are {', '.join(sorted(cameras))}"
                 )
                 raise ProtocolError(f"no image to be evaluated is of camera '{camera}': {hint}")
-        pairs.append((cameras[str(pair[0])], cameras[str(pair[1])]))
+        pairs += product(cameras[str(pair[0])], cameras[str(pair[1])])
     if not pairs:
         raise ProtocolError("the list of pairs is empty: leave skip out")
     return pairs

@@ -36,6 +36,7 @@ from fmcnet.types import (
     BoolArray,
     Embeddings,
     IntArray,
+    identity_names,
     identity_numbers,
     modality_codes,
     whole_numbers,
@@ -291,7 +292,14 @@ class EmbeddingsFile:
             index = np.zeros(n, dtype=np.int64)
         if copies := n - len(_row_hashes(features)):
             self._warn_of_copies(f"{copies} of {n} rows have the features of another row")
-        return Sets(Embeddings(features, pid, camid, codes, index, name), np.ones(n, dtype=np.bool_))
+        pid_name = identity_names(_flat_texts(arrays["pid"]))
+        if "pid_name" in arrays and not (pid_name != "").any():
+            pid_name = self._check_column(arrays["pid_name"], "pid_name", n)
+        camera_name = np.full(n, "")
+        if "camera_name" in arrays:
+            camera_name = self._check_column(arrays["camera_name"], "camera_name", n)
+        embeddings = Embeddings(features, pid, camid, codes, index, name, pid_name, camera_name)
+        return Sets(embeddings, np.ones(n, dtype=np.bool_))
 
     def _read_two_sets(self, protocol: str) -> Sets:
         sides = []

@@ -36,7 +36,7 @@ from fmcnet.inference.encoder import load
 from fmcnet.models.card import CARD, ModelCard, read_card
 from fmcnet.models.shipped import find_model, is_shipped
 from fmcnet.training.checkpointing import checkpoints
-from fmcnet.training.run_folder import split_runs
+from fmcnet.training.run_folder import split_runs, unfinished_splits
 from fmcnet.types import NO_PID
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class EvaluateResult:
         run: what was evaluated.
         runs: the run folders (several for RegDB's splits).
         evaluations: by direction; trials of several splits are pooled.
-        stamp: a warning that must stand beside the figures, or "".
+        stamp: a warning that must stand beside the figures, or "": weights selected on the test set, splits left out.
         report: the path of report.md, None where none was written.
         notes: one sentence for each thing that the dataset's reader left out or renamed.
     """
@@ -65,6 +65,11 @@ class EvaluateResult:
     stamp: str
     report: Path | None
     notes: tuple[str, ...] = ()
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The names of the splits that the figures are the mean of; none for a single run."""
+        return () if self.runs == (self.run,) else tuple(run.name for run in self.runs)
 
     def to_dict(self) -> dict[str, Any]:
         """For `--json` and `evaluation.json`."""
@@ -133,13 +138,17 @@ def evaluate_run(
     evaluated = [_evaluate_one(folder, data, overrides, protocol, options) for folder in runs]
     parts = [part for part, _ in evaluated]
     notes = tuple(dict.fromkeys(note for _, part_notes in evaluated for note in part_notes))
-    stamp = STAMP if any(part.encoder.card.selected == "test" for part in parts) else ""
+    stamps = [STAMP] if any(part.encoder.card.selected == "test" for part in parts) else []
+    if runs != (run,) and (unfinished := unfinished_splits(run)):
+        names = ", ".join(path.name for path in unfinished)
+        stamps.append(f"NOT FINISHED and left out of the mean: {names}. Train on with --resume.")
+    stamp = " ".join(stamps)
     pooled = _pool(parts)
     folder = out or (None if is_shipped(run) else run / "report")
     report_path = None
     if folder is not None and report:
         title = VARIANT_TITLES[pooled.encoder.model.variant]
-        extra = {"splits": len(parts), "stamp": stamp} if len(parts) > 1 or stamp else {}
+        extra = {"splits": len(parts), "stamp": stamp} if runs != (run,) or stamp else {}
         try:
             report_path = write_report({title: pooled}, folder, extra=extra, keep=True)
         except OSError as error:

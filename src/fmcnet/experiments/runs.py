@@ -163,7 +163,7 @@ class StudyRun:
             "parameters": sum(p.numel() for p in model.parameters()),
             "dimensions": int(evaluated.embeddings.features.shape[1]),
             "steps": card.step,
-            "images_seen": card.step * 2 * self.config.data.identities * self.config.data.images,
+            "images_seen": card.step * images_per_step(self.config),
             "steps_of_last_call": steps,
             "seconds_of_last_call": {"train": seconds, "evaluate": time.perf_counter() - evaluation_start},
             "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
@@ -178,6 +178,11 @@ class StudyRun:
 def is_generated(table: Table) -> bool:
     """Whether a dataset is the generated benchmark, whose figures are not comparable with published ones."""
     return (table.root / MANIFEST).is_file()
+
+
+def images_per_step(config: Config) -> int:
+    """Images of both modalities in a step of one process."""
+    return 2 * config.data.identities * config.data.images * config.training.accumulate
 
 
 def _write_queries(evaluated: EvaluatedRun, path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -294,7 +295,9 @@ class Encoder:
         stored_path = self.kept_at(table, flip, store)
         if stored_path is not None and stored_path.is_file():
             try:
-                return Embeddings.load(stored_path)
+                kept = Embeddings.load(stored_path)
+                # An earlier version kept no names.
+                return replace(kept, pid_name=table.identity_names(), camera_name=table.camera)
             except DataError:  # damaged: made again below
                 stored_path.unlink()
         features = self.embed_rows(
@@ -423,8 +426,16 @@ def embed_batches(
 
 def keep(features: FloatArray, table: Table, kept: Path | None) -> Embeddings:
     """Features (N, E) of a table's rows as `Embeddings`, written to the file `kept` if there is one and it can be."""
-    pids = table.identity_numbers()
-    result = Embeddings(features, pids, table.camid, table.modality, table.positions(), table.path)
+    result = Embeddings(
+        features,
+        table.identity_numbers(),
+        table.camid,
+        table.modality,
+        table.positions(),
+        table.path,
+        table.identity_names(),
+        table.camera,
+    )
     if kept is not None:
         try:
             kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from fmcnet.config import LossConfig
+from fmcnet.config import Config, LossConfig
 from fmcnet.errors import ConfigError, TrainingError
 from fmcnet.losses import baselines
 from fmcnet.losses import functional as losses
@@ -56,30 +56,41 @@ class FMCNetLoss(nn.Module):
 
         output = model(visible, infrared)
         criterion.discriminator_loss(output).backward()  # then the discriminators' optimiser steps
+        model.compensation.renormalize()
         loss, terms = criterion(output, labels)
         loss.backward()  # then the other optimiser steps
 
     `DistributedDataParallel` averages gradients in the second backward pass alone. Before the discriminators'
     optimiser steps, average theirs: `fmcnet.distributed.average_gradients(discriminators, world)`.
 
+    The forward pass may run under autocast: every loss lifts half precision to float32.
+
     Args:
-        config: margins and weights.
+        config: margins and weights: `config.losses`, or all settings.
         identities: P, identities in a batch.
         compensation: that of the model, for its discriminators; None for Base and + SFD.
         gather: turns this process's centres (P, D) into those of all processes, so that (4), (5), (6) and (17)
             see every identity of the step; None: each process its own.
         terms: losses of your own by name, each weighed by `config.terms` (1 if not named there).
+
+    Raises:
+        ConfigError: when `config` holds no settings of the losses.
     """
 
     def __init__(
         self,
-        config: LossConfig,
+        config: LossConfig | Config,
         identities: int,
         compensation: Compensation | None = None,
         gather: Callable[[Tensor], Tensor] | None = None,
         terms: Mapping[str, ExtraTerm] | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(config, (Config, LossConfig)):
+            raise ConfigError(
+                f"config is of type {type(config).__name__}: give config.losses of what load_config returns"
+            )
+        config = config.losses if isinstance(config, Config) else config
         self.config, self.identities, self.gather = config, identities, gather
         # The method, not the module: its weights are the model's, not the loss's.
         self._discriminator = None if compensation is None else compensation.discriminator
@@ -133,7 +144,7 @@ class FMCNetLoss(nn.Module):
         """
         if self._discriminator is None:
             return None
-        loss = output.visible.shared.new_zeros(())
+        loss = losses.lift(output.visible.shared).new_zeros(())
         for target in (Modality.INFRARED, Modality.VISIBLE):
             real = cast(Tensor, output.of(target).specific).detach()
             fake = cast(Tensor, output.of(target.other).generated).detach()
@@ -166,7 +177,7 @@ class FMCNetLoss(nn.Module):
     ) -> dict[str, Tensor]:
         """Eq. (12) for the generators, (13), (14), each summed over both directions."""
         config = self.config
-        gan = fc = ic = output.visible.shared.new_zeros(())
+        gan = fc = ic = losses.lift(output.visible.shared).new_zeros(())
         for target in (Modality.INFRARED, Modality.VISIBLE):
             source = output.of(target.other)
             generated = cast(Tensor, source.generated)

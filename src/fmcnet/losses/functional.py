@@ -30,22 +30,22 @@ def centers(features: Tensor, identities: int) -> Tensor:
     Raises:
         ValueError: when the number of rows is not a multiple of P.
     """
+    features = lift(features)
     rows, dim = features.shape
     if identities < 1 or rows % identities:
         raise ValueError(f"{rows} features cannot be {identities} identities of equally many images")
     return features.view(identities, rows // identities, dim).mean(dim=1)
 
 
-def check_alike(a: Tensor, b: Tensor) -> None:
-    """Refuse shapes that PyTorch would broadcast.
+def check_alike(a: Tensor, *others: Tensor) -> None:
+    """Refuse centres of shapes that PyTorch would broadcast.
 
     Raises:
         ValueError: when the shapes differ.
     """
-    if a.shape != b.shape:
-        raise ValueError(
-            f"centres of both modalities have one shape (P, D), got {(*a.shape,)} and {(*b.shape,)}"
-        )
+    if any(b.shape != a.shape for b in others):
+        shapes = " and ".join(str((*b.shape,)) for b in (a, *others))
+        raise ValueError(f"centres of both modalities have one shape (P, D), got {shapes}")
 
 
 def lift(values: Tensor) -> Tensor:
@@ -97,7 +97,11 @@ def decomposition_loss(
 
     Returns:
         Scalar, at least 0. Symmetric under exchange of the modalities.
+
+    Raises:
+        ValueError: when the centres differ in shape.
     """
+    check_alike(specific_v, specific_i, shared_v, shared_i)
     total = lift(specific_v).new_zeros(())
     for specific, shared in ((specific_v, shared_v), (specific_i, shared_i)):
         widest = pairwise_distances(specific, specific).max(dim=1).values  # (P,)
@@ -119,6 +123,7 @@ def specific_separation_loss(specific_v: Tensor, specific_i: Tensor, margin: flo
     Returns:
         Scalar, at least 0; 0 for P = 1. Symmetric under exchange of the modalities.
     """
+    check_alike(specific_v, specific_i)
     total = lift(specific_v).new_zeros(())
     for specific in (specific_v, specific_i):
         total = total + F.relu(margin - nearest_other(pairwise_distances(specific, specific))).sum()
@@ -151,10 +156,15 @@ def identity_loss(scores: Tensor, labels: Tensor, label_smoothing: float = 0.0) 
 
     Args:
         scores: (B, C).
-        labels: (B,) in 0..C-1.
+        labels: (B,) in 0..C-1, integers.
         label_smoothing: 0 is the paper; more is ours.
+
+    Raises:
+        ValueError: for labels that are not integers.
     """
-    return F.cross_entropy(lift(scores), labels, label_smoothing=label_smoothing)
+    if labels.dtype == torch.bool or labels.is_floating_point():
+        raise ValueError(f"labels are integers 0 to C - 1, got {labels.dtype}")
+    return F.cross_entropy(lift(scores), labels.long(), label_smoothing=label_smoothing)
 
 
 def adversarial_value(real: Tensor, fake: Tensor) -> Tensor:
@@ -169,7 +179,7 @@ def adversarial_value(real: Tensor, fake: Tensor) -> Tensor:
     Returns:
         Scalar, at most 0.
     """
-    return F.logsigmoid(real).mean() + F.logsigmoid(-fake).mean()
+    return F.logsigmoid(lift(real)).mean() + F.logsigmoid(-lift(fake)).mean()
 
 
 def generator_loss(fake: Tensor, saturating: bool = True) -> Tensor:
@@ -180,6 +190,7 @@ def generator_loss(fake: Tensor, saturating: bool = True) -> Tensor:
         saturating: False takes -log D(fake) instead (Goodfellow et al. 2014, section 3): the same fixed
             point, with gradients that do not vanish while the discriminator wins. Ours.
     """
+    fake = lift(fake)
     return F.logsigmoid(-fake).mean() if saturating else -F.logsigmoid(fake).mean()
 
 
@@ -189,7 +200,20 @@ def feature_consistency_loss(generated: Tensor, specific_centers: Tensor) -> Ten
     Args:
         generated: generated specific features of the target modality (P*K, D), identity-major.
         specific_centers: C_sp of the target modality (P, D).
+
+    Raises:
+        ValueError: when the features are not of P identities or not of D values.
     """
+    generated, specific_centers = lift(generated), lift(specific_centers)
+    shapes = (*generated.shape,), (*specific_centers.shape,)
+    if generated.ndim != 2 or specific_centers.ndim != 2 or generated.shape[1] != specific_centers.shape[1]:
+        raise ValueError(
+            f"generated features are (P*K, D) and centres (P, D), got {shapes[0]} and {shapes[1]}"
+        )
     identities, dim = specific_centers.shape
+    if not identities or len(generated) % identities:
+        raise ValueError(
+            f"{len(generated)} generated features cannot be {identities} identities of equally many"
+        )
     difference = generated.view(identities, -1, dim) - specific_centers.unsqueeze(1)
     return difference.abs().sum(dim=2).mean()

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from fmcnet.models.normalization import FeatureNorm
 from fmcnet.types import Modality
 
+UNIT_TOLERANCE = 1e-6
+"""A float32 weight brought to unit length is off by less, from rounding."""
+
 
 class Compensation(nn.Module):
     """Feature-level modality compensation: the missing specific feature from the shared one, eq. (11).
@@ -53,6 +56,11 @@ class Compensation(nn.Module):
     def discriminator_parameters(self) -> list[nn.Parameter]:
         """Parameters that maximise eq. (12); all others minimise it."""
         return [*self.judge_infrared.parameters(), *self.judge_visible.parameters()]
+
+    def renormalize(self) -> None:
+        """Call both discriminators' `renormalize`: after each step of their optimiser."""
+        self.judge_infrared.renormalize()
+        self.judge_visible.renormalize()
 
 
 class Generator(nn.Module):
@@ -102,9 +110,9 @@ class Discriminator(nn.Module):
     Args:
         dim: D.
         input_scale: factor of the features before the layer. Ours.
-        unit_weight: the weight keeps unit length (its spectral norm is 1), so that logits, less the bias, stay within
-            the length of the scaled feature: D can neither saturate nor slow down as its weight grows. Call
-            `renormalize` after each step. Ours.
+        unit_weight: the weight is used at unit length (its spectral norm is 1), so that logits, less the bias, stay
+            within the length of the scaled feature and D cannot saturate. Call `renormalize` after each step: a
+            stored weight that grows would slow D down. Ours.
     """
 
     def __init__(self, dim: int, input_scale: float = 1.0, unit_weight: bool = False) -> None:
@@ -115,15 +123,29 @@ class Discriminator(nn.Module):
 
     def forward(self, feature: Tensor) -> Tensor:
         """(B, D) to logits (B,)."""
-        return cast(Tensor, self.linear(feature * self.input_scale)).squeeze(1)
+        return self._logits(feature, self._weight(), self.linear.bias)
 
     def as_constant(self, feature: Tensor) -> Tensor:
         """The same logits (B,), with D's weights as constants: for the generators' step."""
-        weight, bias = self.linear.weight.detach(), self.linear.bias.detach()
-        return F.linear(feature * self.input_scale, weight, bias).squeeze(1)
+        return self._logits(feature, self._weight().detach(), self.linear.bias.detach())
+
+    def _logits(self, feature: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Logits (B,) of features (B, D), which autocast may have left in half precision."""
+        return F.linear(feature.to(weight.dtype) * self.input_scale, weight, bias).squeeze(1)
+
+    def _weight(self) -> Tensor:
+        """The weight (1, D) as it is used."""
+        weight = self.linear.weight
+        if not self.unit_weight:
+            return weight
+        unit = F.normalize(weight, dim=1)
+        # A weight of unit length is used as it is, not once more rounded: so `train`, which calls `renormalize`, and
+        # its resumes give the bits that they gave before the weight was normalised here.
+        is_unit = (weight.detach().norm() - 1).abs() < UNIT_TOLERANCE
+        return torch.where(is_unit, weight, unit)
 
     @torch.no_grad()
     def renormalize(self) -> None:
-        """Bring the weight to unit length, if `unit_weight`."""
+        """Bring the stored weight to unit length, if `unit_weight`."""
         if self.unit_weight:
             self.linear.weight.copy_(F.normalize(self.linear.weight, dim=1))

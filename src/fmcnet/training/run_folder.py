@@ -182,5 +182,10 @@ def split_runs(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.glob("split-*")) if (path / CARD).is_file()]
 
 
+def unfinished_splits(folder: Path) -> list[Path]:
+    """List the runs of such a folder that were started and are not finished, by split."""
+    return [path for path in sorted(folder.glob("split-*")) if path.is_dir() and not (path / CARD).is_file()]
+
+
 def _flatten(tree: dict[str, Any]) -> dict[str, Any]:
     return {f"{section}.{key}": value for section, values in tree.items() for key, value in values.items()}

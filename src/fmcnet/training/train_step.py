@@ -43,7 +43,6 @@ from fmcnet.training.optimizers import (
     build_schedulers,
     lr_factor,
 )
-from fmcnet.types import Modality
 
 GRADIENT, DISCRIMINATOR_GRADIENT = "gradient", "discriminator gradient"
 """Names of the gradients' norms among the measured values."""
@@ -196,8 +195,7 @@ class TrainStep:
         average_gradients(compensation.discriminator_parameters(), self.ctx.world)
         norm = _gradient_norm(compensation.discriminator_parameters())
         optimizer.step()
-        for target in Modality:
-            compensation.discriminator(target).renormalize()
+        compensation.renormalize()
         return norm
 
     def _update(self) -> Tensor:

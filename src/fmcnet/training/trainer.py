@@ -180,18 +180,27 @@ def train_splits(
 
     Raises:
         ConfigError: for a dataset without splits.
+        FmcnetError: as `train`; what a split lacks, or a folder that may not be used, is told before the first step.
     """
     layout = config.data.layout if config.data.layout != "auto" else detect_layout(data)
     if layout != "regdb":
         raise ConfigError(f"--splits is for RegDB; {data} is {layout}, which has one split")
+    runs = []  # of each split its number, folder and settings
+    for split in splits:
+        data_config = config.data.model_copy(update={"split": split})
+        runs.append((split, split_folder(out, split), config.model_copy(update={"data": data_config})))
     summaries = []
-    with distributed_context(device):  # joins the process group once, not once a split
-        for split in splits:
-            data_config = config.data.model_copy(update={"split": split})
+    with distributed_context(device) as ctx:  # joins the process group once, not once a split
+        with agree_on_errors(ctx):
+            for split, folder, split_config in runs:
+                if ctx.main:
+                    check_folder(folder, split_config, resume)
+                read_dataset(data, layout=layout, regdb_split=split)
+        for split, folder, split_config in runs:
             summary = train(
-                config.model_copy(update={"data": data_config}),
+                split_config,
                 data,
-                split_folder(out, split),
+                folder,
                 resume=resume,
                 device=device,
                 progress=progress,
@@ -398,8 +407,11 @@ class Trainer:
         return ", ".join(filter(None, parts))
 
     def _images_per_second(self, done: int, seconds: float) -> float:
-        batch = 2 * self._sampler.identities * self._sampler.images * self._ctx.world
-        return (done - self._first) * batch * self._config.training.accumulate / seconds
+        return (done - self._first) * self._images_per_batch() * self._config.training.accumulate / seconds
+
+    def _images_per_batch(self) -> int:
+        """Images of both modalities in a batch of all processes."""
+        return 2 * self._sampler.identities * self._sampler.images * self._ctx.world
 
     def _validate(self, done: int) -> None:
         """Measure the model on held-out identities, and write it if it is the best so far."""
@@ -414,8 +426,7 @@ class Trainer:
         if self._config.model.normalization == "modality" or self._config.model.standardized:
             no_augmentation = AugmentConfig(pad=0, flip=0, erase=0, channel="none")
             first = self._steps * self._config.training.accumulate  # batches that no step trains on
-            images_per_batch = self._config.data.identities * self._config.data.images * 2 * self._ctx.world
-            last = first + min(STATISTICS_BATCHES, -(-len(self._cache) // images_per_batch))
+            last = first + min(STATISTICS_BATCHES, -(-len(self._cache) // self._images_per_batch()))
             estimate_statistics(model, lambda: self._batches(no_augmentation, first, last), self._ctx.world)
         return model
 
