@@ -40,7 +40,7 @@ def test_training_and_evaluation_tell(tiny_sysu, swapped, tmp_path, caplog):
     for source in (tiny_sysu, swapped):
         table = read_dataset(source)
         ImageCache(table, 32, 16, folder=tmp_path)
-    assert [r.message for r in caplog.records] == [f"{table.root}: {note}" for note in SWAPPED]
+    assert [r.message for r in caplog.records] == [f"{swapped}: {note}" for note in SWAPPED]
 
 
 def test_one_process_of_a_job_tells(swapped, tmp_path, caplog, monkeypatch):
