@@ -172,7 +172,7 @@ class TimePattern:
         exact, longer = self._places(self._regexes, name), self._places(self._longer_regexes, name)
         if not exact:
             hint = "; write %f for digits behind the seconds" if longer and "%S" in self._used else ""
-            raise DataError(f"its name holds no time as --time-from-name '{self._pattern}'{hint}")
+            raise DataError(f"its name '{name}' holds no time as --time-from-name '{self._pattern}'{hint}")
         places = exact | longer  # a counter beside a time with milliseconds is not the time
         counters = {time for time in places if time.replace(tzinfo=timezone.utc) < CLOCKS_FROM}
         if len(places) > len(counters):

@@ -152,6 +152,18 @@ def test_classes_without_names_are_told_unless_they_are_persons(tmp_path, kind, 
     assert [said in note for note in boxes.notes] == ([True] if said else [])
 
 
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_decimal_commas_of_a_spreadsheet(tmp_path, separator):
+    text = f"{CSV},frame\n1.5,2.25,40.5,80,0,0.9,5.0,3\n"
+    expected = read_boxes(write(tmp_path, text))
+    commas = text.replace(",", separator).replace(".", ",")
+    boxes = read_boxes(write(tmp_path, commas))
+    assert (boxes.of_frame, boxes.notes, boxes.first) == (expected.of_frame, expected.notes, expected.first)
+    assert boxes.of_frame[3] == [Box(1.5, 2.25, 40.5, 80.0, "5", "frame 3, line 2")]
+    with pytest.raises(DataError, match=r"line 2: '1\.500\.5' is no number"):
+        read_boxes(write(tmp_path, commas.replace("1,5", "1,500,5", 1)))
+
+
 def test_semicolons_of_a_spreadsheet(tmp_path):
     boxes = read_boxes(write(tmp_path, f"{CSV},frame\n1,2,4,8,0,1,5,3\n".replace(",", ";")))
     assert boxes.of_frame == {3: [Box(1, 2, 4, 8, "5", "frame 3, line 2")]}

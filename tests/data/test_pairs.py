@@ -1,6 +1,7 @@
 """Two synchronous folders become a training table."""
 
 import csv
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -99,6 +100,17 @@ def test_tracks_of_cropped_frames_join_their_pairs(tmp_path):
     assert {row[1] for row in rows(report.table)} == {"person-1", "person-2"}
     with pytest.raises(DataError, match="has infrared crops, and stands where visible ones are meant"):
         make_pairs(*sides[::-1], tmp_path / "swapped.csv")
+    # The folders of the crops give the same: their people.csv is read.
+    folders = [side.parent for side in sides]
+    (folders[0] / "notes.txt").write_text("x")
+    again = make_pairs(*folders, tmp_path / "folders.csv")
+    assert rows(again.table) == rows(report.table)
+    assert (again.missing, [Path(file.path).name for file in again.ignored]) == ((), ["notes.txt"])
+    save(folders[0], "more_vis.png")
+    save(folders[1], "more_ir.png")
+    assert (make_pairs(*folders, tmp_path / "more.csv").identities) == 3
+    with pytest.raises(DataError, match=r"ir/people.csv has infrared crops, and stands where visible ones"):
+        make_pairs(*folders[::-1], tmp_path / "swapped.csv")
 
 
 def test_what_cannot_be_paired(cameras, tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from fmcnet.data.images import REMARKS, load_image, open_rgb, to_rgb
+from fmcnet.data.images import REMARKS, load_image, open_rgb, to_rgb, unreadable_images
 from fmcnet.data.pixels import (
     COARSE,
     DROPPED,
@@ -21,7 +21,10 @@ from fmcnet.data.pixels import (
     eight_bits,
     parse_range,
 )
+from fmcnet.data.table import Record, Table
 from fmcnet.errors import DataError
+from fmcnet.server.uploads import UploadError, decode
+from fmcnet.types import Modality
 
 SCENE = np.asarray(
     Image.fromarray(np.random.default_rng(3).integers(0, 256, (9, 5), dtype=np.uint8)).resize((32, 64))
@@ -314,6 +317,21 @@ def test_values_far_from_the_others_leave_no_black_and_white_picture(tmp_path, m
     with pytest.raises(DataError, match="shows nothing beside values far from the others"):
         load_image(path)
     assert len(np.unique(load_image(path, (15, 40)))) > 60
+
+
+def test_a_range_is_advised_only_where_one_can_be_given(tmp_path):
+    values = 1000 + SCENE.astype(np.uint16)
+    values.ravel()[::5] = 65535
+    path = tmp_path / "x.png"
+    Image.fromarray(values).save(path)
+    with pytest.raises(DataError, match=r"replace these, or give --range LOW:HIGH$"):
+        load_image(path)
+    table = Table.from_records("csv", tmp_path, [Record("x.png", 1, Modality.INFRARED)])
+    ((_, reason),) = unreadable_images(table)
+    assert reason.endswith("replace these")
+    with pytest.raises(UploadError) as caught:
+        decode(path.read_bytes(), "x.png", 10**6)
+    assert "replace these, or give the field range as LOW:HIGH" in caught.value.what
 
 
 def test_a_range_far_too_wide_is_told(tmp_path):

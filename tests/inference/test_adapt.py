@@ -131,6 +131,36 @@ def test_what_is_no_image_is_counted_and_named(folders, tmp_path):
     assert "adapting needs at least" in said
 
 
+def test_a_range_is_that_of_the_gallery(folders, tmp_path, caplog):
+    """Deep crops, mapped by a range, give the model of the same crops in 8 bits."""
+    for kind in ("grey", "deep"):
+        (tmp_path / kind).mkdir()
+    for path in (folders / "infrared").iterdir():
+        grey = np.asarray(Image.open(path).convert("L")) // 2 + 40
+        Image.fromarray(grey).save(tmp_path / "grey" / f"{path.stem}.png")
+        Image.fromarray(grey.astype(np.uint16) * 10).save(tmp_path / "deep" / f"{path.stem}.png")
+    words = ("adapt", NAME, "--visible", folders / "visible", "--device", "cpu", "--json")
+    digests, said = [], {}
+    for kind, others in (
+        ("grey", ()),
+        ("grey", ("--range", "0:2550")),
+        ("deep", ("--range", "0:2550")),
+        ("deep", ()),
+    ):
+        out = tmp_path / f"out{len(digests)}"
+        caplog.clear()
+        done = run_command(*words, "--infrared", tmp_path / kind, "--out", out, *others)
+        digests.append(load(out, "cpu").digest)
+        said[kind, bool(others)] = caplog.text + done.output
+    assert digests[0] == digests[1] == digests[2] != digests[3]
+    assert "give --range LOW:HIGH" in said["deep", False]  # and adapt has it
+    assert "--range" not in said["deep", True] + said["grey", False]
+    assert "the range has no effect" in said["grey", True]
+    assert "give two numbers as LOW:HIGH" in told(
+        *words, "--infrared", tmp_path / "deep", "--out", tmp_path / "x", "--range", "warm"
+    )
+
+
 def test_broken_images_are_left_out_and_named_or_refused_if_too_few_are_left(folders, tmp_path, caplog):
     mixed = tmp_path / "night"
     shutil.copytree(folders / "infrared", mixed)

@@ -67,6 +67,29 @@ def test_patterns():
             NamePattern(wrong, "--pid-from-name")
 
 
+def test_a_name_is_the_path_below_the_source(tmp_path):
+    """Where only the folders above would fit the pattern, the message says so."""
+    (tmp_path / "cam1" / "0003").mkdir(parents=True)
+    picture(1, 2, 3).save(tmp_path / "cam1" / "0003" / "a.png")
+    rules = Rules(Modality.VISIBLE, cameras=NamePattern("cam([0-9]+)", "--camera-from-name"))
+    (found,) = read_sources([tmp_path], rules).pictures
+    assert found.camera == "1"
+    (fault,) = read_sources([tmp_path / "cam1"], rules).faults
+    said = "its name '0003/a.png' does not match --camera-from-name 'cam([0-9]+)'"
+    assert (
+        fault.reason
+        == f"{said}; the whole path fits, but the name is the path below SOURCE: give a folder above it"
+    )
+    never = Rules(Modality.VISIBLE, cameras=NamePattern("lens([0-9]+)", "--camera-from-name"))
+    (fault,) = read_sources([tmp_path / "cam1"], never).faults
+    assert fault.reason == said.replace("cam(", "lens(")
+    times = Rules(Modality.VISIBLE, times=TimePattern("%Y%m%d_%H%M%S"))
+    (tmp_path / "20260301_221500" / "x").mkdir(parents=True)
+    picture(1, 2, 3).save(tmp_path / "20260301_221500" / "x" / "a.png")
+    (fault,) = read_sources([tmp_path / "20260301_221500"], times).faults
+    assert "give a folder above it" in fault.reason
+
+
 def test_folders_and_files_once_each_with_what_their_names_tell(tmp_path):
     for name in ("cam1/p3_t9_20260301.png", "cam2/p4_t8_20260302.png", "other.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -217,6 +217,7 @@ def adapt(
     infrared: Annotated[list[Path] | None, Option(help="An infrared image or folder; repeatable.")] = None,
     overwrite: Overwrite = False,
     batch: console.Batch = 64,
+    range_: console.Range = None,
     device: console.Device = "auto",
     json_: console.Json = False,
 ) -> None:
@@ -227,12 +228,14 @@ def adapt(
     The folder works wherever a run does. It is another model: index into a new gallery and calibrate again.
     """
     from fmcnet.data.listing import Ignored, ignored_facts, ignored_line
+    from fmcnet.data.pixels import parse_range
     from fmcnet.data.readers import read_dataset
     from fmcnet.inference.adapt import Crops, adapt_model
     from fmcnet.inference.image_input import list_images
 
     if (data is None) == (not visible and not infrared):
         raise FmcnetError("give either a dataset or CSV, or --visible and --infrared")
+    value_range = None if range_ is None else parse_range(range_)
     ignored: list[Ignored] = []
     if data is not None:
         crops = Crops.of_table(read_dataset(data))
@@ -245,7 +248,14 @@ def adapt(
         missing = "--infrared" if visible else "--visible"
         raise FmcnetError(f"adapting needs images of both modalities: give {missing}, too")
     adapted = adapt_model(
-        run, crops, out, overwrite=overwrite, batch=batch, device=device, progress=False if json_ else None
+        run,
+        crops,
+        out,
+        overwrite=overwrite,
+        batch=batch,
+        device=device,
+        progress=False if json_ else None,
+        value_range=value_range,
     )
     if json_:
         console.print_json(

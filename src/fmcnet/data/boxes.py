@@ -30,6 +30,7 @@ PERSON_WORDS = frozenset({"person", "people", "pedestrian", "human"})
 MOT_PERSONS = frozenset({1, 2, 7})
 """Classes of MOTChallenge's ground truth: pedestrian, person on a vehicle, static person."""
 CSV_HEADER = ("x_min", "y_min", "x_max", "y_max")
+_DECIMALS = (*CSV_HEADER, "tracker_id", "class_id")
 _NUMBER_COLUMNS = ("frame", "frame_index", "frame_number", "frame_idx", "frame_id")
 _NAME_COLUMNS = ("file_name", "filename", "file", "image_name", "image", "image_path", "path")
 
@@ -117,6 +118,7 @@ def read_boxes(path: str | Path) -> Boxes:
     - MOTChallenge: frames count from 1; with a frame 0, from 0, with a note. A box of confidence 0 is marked as
       ignored. Of nine columns the eighth is the class. What follows the file's first number separates all values.
     - COCO: frames are the images' file names. Of categories with a name, those of `PERSON_WORDS` are taken.
+      A comma that is no separator is a decimal one, also in supervision's CSV.
     - supervision: frames count from 0, in a column of `_NUMBER_COLUMNS`, or are named, in one of `_NAME_COLUMNS`,
       also where all names are digits. `frame` or `frame_id` holds names where a value begins with 0, as 000003.
 
@@ -238,6 +240,8 @@ def _read_csv(path: Path, text: str, separator: str) -> Boxes:
                 if len(cells) != len(columns):
                     raise ValueError(f"not {len(columns)} values, as there are columns")
                 row = dict(zip(columns, cells, strict=True))
+                if separator != ",":  # a comma is a decimal one
+                    row |= {name: row[name].replace(",", ".") for name in _DECIMALS if name in row}
                 rows.append(_parse_csv_row(row, frame_column, line))
     except csv.Error as error:  # it names the line
         faults.append(f"{error!s:.300}")

@@ -26,6 +26,7 @@ from fmcnet.data.listing import AVIF_BRANDS, HEIC_BRANDS
 from fmcnet.data.pixels import (
     DROPPED,
     NO_RANGE,
+    OR_RANGE,
     PAGES,
     Remarks,
     ValueRange,
@@ -468,7 +469,8 @@ def _decode_all(
         try:
             image = open_rgb(table.root / path)
         except DataError as error:
-            return path, None, str(error).removeprefix(f"cannot read the image {table.root / path}: ")
+            reason = str(error).removeprefix(f"cannot read the image {table.root / path}: ")
+            return path, None, reason.replace(OR_RANGE, "")
         for kind in image.info[REMARKS]:
             remarks.add(kind, path)
         return path, None if size is None else resize(image, *size), ""

@@ -127,10 +127,11 @@ def _not_image_reason(path: Path) -> str:
 
 
 def near_file(path: str | Path, base: Path | None = None) -> str:
-    """An end for the message that there is no file: it names one of nearly this path; "" where there is none.
+    """An end for the message that there is no file: it names one of nearly this path, or "".
 
     Nearly: other letter case or Unicode form (macOS writes "ä" as two characters), backslashes, another suffix of
     images. With `base`, the folder that paths are relative to, the first folders of the path may be too many.
+    Where there is none, a path with backslashes is named as one of Windows.
     """
     parts = PurePosixPath(str(path).replace("\\", "/")).parts
     for first in range(len(parts) if base else 1):
@@ -148,6 +149,8 @@ def near_file(path: str | Path, base: Path | None = None) -> str:
                 found = folder.relative_to(base) if base and folder.is_relative_to(base) else folder
                 same = unicodedata.normalize("NFC", str(found)) == unicodedata.normalize("NFC", str(path))
                 return f"; did you mean '{found}'{', which is written in another Unicode form' * same}?"
+    if "\\" in str(path) and os.sep == "/":
+        return "; a path of Windows, whose \\ was read as /: write it as it is on this machine"
     return ""
 
 

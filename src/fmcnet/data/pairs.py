@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from scipy.cluster.hierarchy import DisjointSet
 
+from fmcnet.data.crop import TABLE
 from fmcnet.data.images import load_image
 from fmcnet.data.listing import Ignored, ignored_facts, ignored_line, list_folder
 from fmcnet.data.pixels import colour_notes
@@ -78,7 +80,7 @@ def make_pairs(
     CSV, or, with `folders`, the folder that holds the crops.
 
     Args:
-        visible: a folder of crops, or the CSV that `fmcnet crop` wrote.
+        visible: a folder of crops, or the CSV that `fmcnet crop` wrote. Of a folder, each `people.csv` in it is read.
         infrared: the same of the infrared camera.
         out: the CSV, a new file.
         folders: crops in one folder show one person.
@@ -152,22 +154,12 @@ def _read_side(source: Path, modality: Modality) -> _Side:
         raise DataError(f"{source} does not exist: give a folder of {modality} crops, or their CSV")
     if source.is_dir():
         listing = list_folder(source)
-        side.ignored = listing.ignored
-        side.crops = [_Crop(path.absolute(), ()) for path in listing.images]
+        tables = sorted(source.rglob(TABLE))
+        side.ignored = tuple(file for file in listing.ignored if Path(file.path) not in tables)
+        people = {crop.path.resolve(): crop.person for file in tables for crop in _read_table(side, file)}
+        side.crops = [_Crop(path.absolute(), people.get(path.resolve(), ())) for path in listing.images]
     else:
-        table = read_csv(source, training=False, modality=modality)
-        if (table.modality != modality.code).any():
-            raise DataError(
-                f"{source} has {modality.other} crops, and stands where {modality} ones are meant"
-            )
-        side.notes = table.notes
-        for path, pid, track in zip(table.full_paths(), table.pid.tolist(), table.track, strict=True):
-            if not path.is_file():
-                side.missing.append(str(path))
-                continue
-            person = [f"pid {table.identity(pid)}"] if pid != NO_PID else []
-            person += [f"{modality} track {track}"] if track else []
-            side.crops.append(_Crop(path.absolute(), tuple(person)))
+        side.crops = list(_read_table(side, source))
     if not side.crops:
         reason = f" ({ignored_line(side.ignored)})" if side.ignored else ""
         reason += f" ({len(side.missing)} files are gone)" if side.missing else ""
@@ -176,6 +168,21 @@ def _read_side(source: Path, modality: Modality) -> _Side:
         if not str(crop.path).isprintable():  # also a name that is not UTF-8, which no CSV can hold
             raise DataError(f"{printable(str(crop.path))}: a hidden character, or not UTF-8: rename the file")
     return side
+
+
+def _read_table(side: _Side, file: Path) -> Iterator[_Crop]:
+    """The crops of a CSV; the side gets its notes and the rows without a file."""
+    table, modality = read_csv(file, training=False, modality=side.modality), side.modality
+    if (table.modality != modality.code).any():
+        raise DataError(f"{file} has {modality.other} crops, and stands where {modality} ones are meant")
+    side.notes += table.notes
+    for path, pid, track in zip(table.full_paths(), table.pid.tolist(), table.track, strict=True):
+        if not path.is_file():
+            side.missing.append(str(path))
+            continue
+        person = [f"pid {table.identity(pid)}"] if pid != NO_PID else []
+        person += [f"{modality} track {track}"] if track else []
+        yield _Crop(path.absolute(), tuple(person))
 
 
 def _refuse_duplicates(sides: list[_Side]) -> None:

@@ -49,6 +49,8 @@ _SENTENCES = {
 RANGE = "give --range LOW:HIGH (Python: value_range)"
 RANGE_UNUSED = "the range has no effect: these images have 8 bits, which stay as they are"
 RANGE_FIELD = "give the field range as LOW:HIGH"
+OR_RANGE = ", or give --range LOW:HIGH"
+"""In messages of commands that take a range."""
 NO_RANGE = "training and evaluation take no range: convert deep images to 8 bits first"
 
 
@@ -178,7 +180,7 @@ def eight_bits(
         if remark == STRETCHED:
             raise ValueError(
                 f"shows nothing beside values far from the others, as of missing pixels: {span_text}; replace "
-                "these, or give --range LOW:HIGH"
+                f"these{OR_RANGE}"
             )
         remark = OUTSIDE if remark == OUTSIDE else COARSE
     return mapped, remark

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fmcnet.data.pixels import Remarks
+from fmcnet.data.pixels import RANGE_UNUSED, Remarks, ValueRange
 from fmcnet.errors import DataError, FmcnetError
 from fmcnet.inference.backends import TorchBackend
 from fmcnet.inference.calibration import CALIBRATION
@@ -119,6 +119,7 @@ def adapt_model(
     batch: int = 64,
     device: str = "auto",
     progress: bool | None = None,
+    value_range: ValueRange | None = None,
 ) -> Adapted:
     """Estimate a model's statistics from unlabelled images and write it as a model of its own, whole or not at all.
 
@@ -134,6 +135,7 @@ def adapt_model(
         batch: images at once.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         progress: show a bar; None: on a terminal only.
+        value_range: as that of `Encoder.encode`; take the one that galleries of the model are indexed with.
 
     Returns:
         The folder, its digest, and what was used.
@@ -166,7 +168,7 @@ def adapt_model(
     model = _standardized(encoder)
     del encoder  # its weights
     with model.unstandardized():
-        features, rows, faults = _adapt_norms_and_encode(model, card, crops, batch, progress)
+        features, rows, faults = _adapt_norms_and_encode(model, card, crops, batch, progress, value_range)
     _check_count([crops.modality[row] for row in rows], faults, len(crops.images))
     images, cameras = _set_standard(model, features, rows, crops)
     if faults:
@@ -227,7 +229,12 @@ def moments(values: FloatArray, camera: IntArray) -> tuple[FloatArray, FloatArra
 
 
 def _adapt_norms_and_encode(
-    model: FMCNet, card: ModelCard, crops: Crops, batch: int, progress: bool | None
+    model: FMCNet,
+    card: ModelCard,
+    crops: Crops,
+    batch: int,
+    progress: bool | None,
+    value_range: ValueRange | None,
 ) -> tuple[FloatArray, IntArray, list[Fault]]:
     """Set the statistics of `FeatureNorm`; then return descriptors (N', E), their rows, and faults."""
     import torch
@@ -240,8 +247,13 @@ def _adapt_norms_and_encode(
     def record(norm: FeatureNorm, modality: Modality, features: Tensor) -> None:
         recorded.setdefault((norm, modality), []).append(features.float().cpu().numpy())
 
+    remarks = Remarks()
     with watch_norms(model, record):
-        features, rows, faults = _encode(encoder, crops, batch, progress)
+        features, rows, faults = _encode(encoder, crops, batch, progress, value_range, remarks)
+    for line in remarks.lines():
+        logger.warning("%s", line)
+    if value_range is not None and not remarks.ranged():
+        logger.warning("%s", RANGE_UNUSED)
     if not recorded:
         return features, rows, faults
     camera = crops.camera[rows]
@@ -249,11 +261,16 @@ def _adapt_norms_and_encode(
     for (norm, modality), parts in recorded.items():
         mean, variance = moments(np.concatenate(parts), camera[codes == modality.code])
         norm.set(modality, torch.from_numpy(mean), torch.from_numpy(variance))
-    return _encode(encoder, crops, batch, progress, Remarks())  # they were logged the first time
+    return _encode(encoder, crops, batch, progress, value_range, Remarks())  # they are logged already
 
 
 def _encode(
-    encoder: Encoder, crops: Crops, batch: int, progress: bool | None, remarks: Remarks | None = None
+    encoder: Encoder,
+    crops: Crops,
+    batch: int,
+    progress: bool | None,
+    value_range: ValueRange | None,
+    remarks: Remarks,
 ) -> tuple[FloatArray, IntArray, list[Fault]]:
     faults: list[Fault] = []
     embeddings = encoder.encode(
@@ -263,6 +280,7 @@ def _encode(
         normalize=False,
         on_error=faults.append,
         progress=progress,
+        value_range=value_range,
         remarks=remarks,
     )
     rows = np.setdiff1d(np.arange(len(crops.images)), [fault.position for fault in faults])

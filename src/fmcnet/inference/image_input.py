@@ -198,7 +198,7 @@ def thumbnail(source: Any, value_range: ValueRange | None = None, size: tuple[in
 
 
 def is_full_frame(width: int, height: int) -> bool:
-    """Whether a size is a camera's rather than a person's: wider than high, or 720 pixels and more on both sides."""
+    """Whether a size is a camera's: wider than high from 100 pixels of height on, or 720 and more on both sides."""
     return min(width, height) >= (MIN_FRAME if width > 1.1 * height else MIN_TALL_FRAME)
 
 

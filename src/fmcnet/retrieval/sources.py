@@ -52,7 +52,7 @@ class NamePattern:
         match = self._pattern.search(name)
         group = match[self._pattern.groups] if match else None
         if not group:
-            raise DataError(f"its name does not match {self._option} '{self._pattern.pattern}'")
+            raise DataError(f"its name '{name}' does not match {self._option} '{self._pattern.pattern}'")
         return group
 
     def identity(self, name: str) -> str | None:
@@ -176,7 +176,7 @@ def read_sources(sources: Sequence[str | Path], rules: Rules) -> Sources:
         try:
             str(stated.path).encode()
             key = _file_key(stated.path)
-            picture = _apply_name(stated, name, time, rules)
+            picture = _name_applied(stated, name, time, rules)
             for column in ("camera", "track") if rules.pid_prefix else ("camera", "track", "pid"):
                 if getattr(stated, column) not in (None, getattr(picture, column)):
                     replaced.setdefault(column, []).append(stated)
@@ -369,6 +369,20 @@ def _without_dots(path: Path) -> Path | None:
         if _file_key(plain) == _file_key(path):  # not where a link to a folder stands before the dots
             return plain
     return None
+
+
+def _name_applied(picture: Picture, name: str, time: str, rules: Rules) -> Picture:
+    """As `_apply_name`; the error says where the whole path fits the patterns and the name does not."""
+    try:
+        return _apply_name(picture, name, time, rules)
+    except DataError as error:
+        try:
+            _apply_name(picture, picture.path.as_posix(), time, rules)
+        except DataError:
+            raise error from None
+        raise DataError(
+            f"{error}; the whole path fits, but the name is the path below SOURCE: give a folder above it"
+        ) from None
 
 
 def _apply_name(picture: Picture, name: str, time: str, rules: Rules) -> Picture:

@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError, features
 
 from fmcnet.data.images import FAILURES, REMARKS, register_heic, to_rgb
 from fmcnet.data.listing import AVIF_BRANDS
-from fmcnet.data.pixels import Remarks, ValueRange
+from fmcnet.data.pixels import OR_RANGE, RANGE_FIELD, Remarks, ValueRange
 from fmcnet.errors import DataError
 from fmcnet.inference.image_input import read_pixels, thumbnail
 
@@ -131,7 +131,7 @@ def decode(data: bytes, name: str, most_pixels: int, value_range: ValueRange | N
     except UnidentifiedImageError as error:
         raise _bad(name, f"is no image of {', '.join(FORMATS)}, HEIC, AVIF") from error
     except (*FAILURES, MemoryError, DataError, StopIteration) as error:  # the last cannot cross asyncio
-        reason = str(error).removeprefix("cannot read the image: ")
+        reason = str(error).removeprefix("cannot read the image: ").replace(OR_RANGE, f", or {RANGE_FIELD}")
         raise _bad(name, f"cannot be decoded ({reason or type(error).__name__})") from error
     plain = Image.new("RGB", decoded.size)  # without EXIF, GPS, comments
     plain.paste(decoded)
