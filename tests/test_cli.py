@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -187,6 +188,9 @@ def test_info_tells_models_apart_bit_by_bit(tiny_run, tmp_path):
         save_file(changed, copy / "model.safetensors", **options)
         return as_json("info", copy)["weights_sha256"]
 
+    file_digest = hashlib.sha256((copy / "model.safetensors").read_bytes()).hexdigest()
+    assert first["weights_file_sha256"] == file_digest
+    assert "(of names and tensors)" in " ".join(re.sub("[│┃]", " ", run("info", copy).output).split())
     digests = {digest(weights, metadata={"saved": "again"})}
     assert digests == {first["weights_sha256"]}
     assert (copy / "model.safetensors").read_bytes() != (tiny_run / "model.safetensors").read_bytes()

@@ -6,6 +6,7 @@ import logging
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +14,11 @@ from fmcnet import progress
 from fmcnet.cli.app import _fail
 from fmcnet.distributed import keep_freed_memory, mark_agreed, pick_device, seeded_generator
 from fmcnet.errors import FmcnetError, Interrupted, MissingDependencyError, PrintedBy, require
+from fmcnet.evaluation.evaluate import evaluate
+from fmcnet.evaluation.protocols import custom
+from fmcnet.inference.encoder import load
+from fmcnet.models.fmcnet import FMCNet
+from fmcnet.types import Embeddings
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc and glibc")
@@ -59,6 +65,23 @@ def test_what_is_not_there_is_named():
         require("nosuchpackage.inside", "extra")
     with pytest.raises(FmcnetError, match="device 'toaster' cannot be used here: "):
         pick_device("toaster")
+
+
+@pytest.mark.parametrize("device", ["toaster", "cuda:77", torch.device("cuda", 77)])
+def test_a_device_that_is_not_there_is_one_line_wherever_it_is_given(device, tiny_run):
+    n = 4
+    embeddings = Embeddings(
+        np.eye(n, dtype=np.float32), *[np.arange(n) % 2] * 3, np.arange(n), np.full(n, "")
+    )
+    calls = [
+        lambda: FMCNet.from_pretrained(tiny_run, device),
+        lambda: load(tiny_run, device),
+        lambda: evaluate(embeddings, custom(), device=device),
+    ]
+    for call in calls:
+        with pytest.raises(FmcnetError, match=rf"device '{device}' cannot be used here: ") as caught:
+            call()
+        assert "\n" not in str(caught.value)
 
 
 def test_two_processes_are_not_put_on_one_gpu(monkeypatch):

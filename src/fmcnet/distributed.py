@@ -48,12 +48,13 @@ class DistributedContext:
         return self.rank == 0
 
 
-def pick_device(name: str = "auto") -> torch.device:
+def pick_device(name: str | torch.device = "auto") -> torch.device:
     """Choose a device by name; "auto" takes CUDA, then Apple's MPS, then the CPU.
 
     Raises:
         FmcnetError: for a device this machine does not have.
     """
+    name = str(name)
     rank, world = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if name in ("auto", "cuda") and torch.cuda.is_available() and rank >= torch.cuda.device_count():
         raise FmcnetError(
@@ -70,12 +71,17 @@ def pick_device(name: str = "auto") -> torch.device:
         name = f"cuda:{rank}"
     elif name.startswith("cuda:") and world > 1:
         raise FmcnetError(f"--device {name} would put all {world} processes on one GPU: say cuda or auto")
+    return check_device(name)
+
+
+def check_device(device: str | torch.device) -> torch.device:
+    """A device that this machine has; raises `FmcnetError` for others."""
     try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise FmcnetError(f"device '{name}' cannot be used here: {str(error).splitlines()[0]}") from error
-    return device
+        torch_device = torch.device(device)
+        torch.empty(0, device=torch_device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise FmcnetError(f"device '{device}' cannot be used here: {str(error).splitlines()[0]}") from error
+    return torch_device
 
 
 @contextlib.contextmanager

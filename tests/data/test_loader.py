@@ -13,6 +13,7 @@ from fmcnet.config import AugmentConfig
 from fmcnet.data.loader import TrainingImages, augment_image, collate, draw_params, load_batches
 from fmcnet.data.sampler import IdentityModalitySampler
 from fmcnet.distributed import seeded_generator
+from fmcnet.errors import DataError
 from fmcnet.types import Modality
 
 CPU = torch.device("cpu")
@@ -94,3 +95,12 @@ def test_a_mistake_in_the_sampler_comes_after_the_batches_before_it():
     assert_same(islice(batches(), 3), islice(stream, 3))
     with pytest.raises(ZeroDivisionError, match="no such epoch"):
         next(stream)
+
+
+def test_a_loader_without_the_sampler_is_told_what_it_needs():
+    images = dataset()
+    message = "not 0: give the DataLoader an IdentityModalitySampler as batch_sampler"
+    with pytest.raises(DataError, match=message):
+        images[0]
+    with pytest.raises(DataError, match="IdentityModalitySampler as batch_sampler"):
+        next(iter(DataLoader(images, batch_size=4, shuffle=True)))

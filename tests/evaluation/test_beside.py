@@ -185,3 +185,9 @@ def test_verification_of_separated_people():
     found = verification(e, custom())
     assert found.auc == 1.0
     assert found.true_match_rates[0.1][0] == 1.0
+
+
+@pytest.mark.parametrize("extras", [KReciprocal(), [KReciprocal], "rerank", [1]])
+def test_extras_that_are_no_list_of_them_are_refused(extras):
+    with pytest.raises(ProtocolError, match=r"extras is .*: give a list, as \[KReciprocal\(\)\]"):
+        evaluate(clustered(), custom(), extras=extras)

@@ -11,6 +11,7 @@ from fmcnet.config import LossConfig, ModelConfig, load_config
 from fmcnet.errors import ConfigError
 from fmcnet.losses.criterion import OTHER_TERMS, TERMS, FMCNetLoss
 from fmcnet.models.build import build_model
+from fmcnet.types import Modality
 from tests.reference import losses_slow as slow
 
 P, K = 3, 2
@@ -253,3 +254,32 @@ def test_the_loss_takes_all_settings_or_those_of_the_losses():
     assert FMCNetLoss(config, P).config is config.losses
     with pytest.raises(ConfigError, match=r"config is of type ModelConfig: give config\.losses"):
         FMCNetLoss(config.model, P)
+
+
+def test_the_bound_of_the_discriminators_holds_in_a_plain_loop():
+    """The loop of the docstring, in which the stored weights grow: without `renormalize`."""
+    torch.manual_seed(0)
+    config = ModelConfig(arch="resnet18", width=2, normalization="modality", discriminator_bound=6.0)
+    model, labels = build_model(config, 5), torch.tensor([0, 0, 1, 1, 2, 2])
+    criterion = FMCNetLoss(LossConfig(), P, model.compensation)
+    discriminators = model.compensation.discriminator_parameters()
+    owned = {id(parameter) for parameter in discriminators}
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if id(p) not in owned], lr=0.001)
+    discriminator_optimizer = torch.optim.Adam(discriminators, lr=0.1)
+    for _ in range(15):
+        output = model(*torch.rand(2, P * K, 3, 32, 16))
+        discriminator_optimizer.zero_grad()
+        criterion.discriminator_loss(output).backward()
+        discriminator_optimizer.step()
+        loss, _ = criterion(output, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        for modality in Modality:
+            judge, half = model.compensation.discriminator(modality), output.of(modality)
+            for logits in (judge(half.specific), judge.as_constant(output.of(modality.other).generated)):
+                assert (logits - judge.linear.bias).abs().max() <= 6 + 1e-4
+    assert max(model.compensation.discriminator(m).linear.weight.norm() for m in Modality) > 1.5
+    model.compensation.renormalize()
+    for modality in Modality:
+        assert model.compensation.discriminator(modality).linear.weight.norm().item() == pytest.approx(1)

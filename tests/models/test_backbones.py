@@ -216,6 +216,24 @@ def test_an_unknown_backbone_is_one_line_that_lists_the_names():
     assert all(name in one_line(caught) for name in backbones())
 
 
+@pytest.mark.parametrize("depth", [3, 0, None, "5"])
+def test_a_backbone_without_a_block_for_the_tail_is_one_line(apart, depth):
+    class Short(Backbone):
+        def channels(self, index):
+            return 4
+
+        def block(self, index):
+            return {f"conv{index}": nn.Conv2d(3 if index == 0 else 4, 4, 3, 2, 1)}
+
+    Short.depth = depth
+    register_backbone("short", lambda *_: Short())
+    with pytest.raises(
+        ConfigError, match=rf"'short': its backbone has depth={depth!r}: .* at least 4"
+    ) as caught:
+        build_model(ModelConfig(arch="short"), 3)
+    one_line(caught)
+
+
 @pytest.mark.parametrize("name", ["conv0", "pool", "maps", "train"])
 def test_two_layers_of_one_name_are_refused(name):
     class Same(Backbone):

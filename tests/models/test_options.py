@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -106,6 +107,10 @@ def test_from_config_freezes_no_random_weights_and_loads_pretrained_ones_when_as
     assert not stem.conv1.weight.requires_grad
     with pytest.raises(ConfigError, match="num_classes=0: a model needs at least one training identity"):
         FMCNet.from_config(config, 0)
+    for wrong in (10.0, "10", None):
+        with pytest.raises(ConfigError, match=rf"num_classes={wrong!r}: give a whole number"):
+            FMCNet.from_config(config, wrong)
+    assert FMCNet.from_config(config, np.int64(3)).variant == "full"
 
 
 def test_both_builders_take_the_whole_settings_and_training_no_name(tmp_path):

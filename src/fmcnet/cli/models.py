@@ -25,6 +25,8 @@ def info(run: console.Model, json_: console.Json = False) -> None:
     config = facts.pop("config")
     sections = {"versions": facts.pop("versions"), **config}
     texts = {name: ", ".join(f"{k} {v}" for k, v in section.items()) for name, section in sections.items()}
+    if "weights_sha256" in facts:
+        facts["weights_sha256"] += " (of names and tensors)"
     paths: dict[str, str] = {key: facts.pop(key) for key in ("weights", "made_from") if key in facts}
     console.show(facts.pop("run"), {**facts, **texts}, paths)
 

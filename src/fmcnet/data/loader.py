@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from fmcnet.config import AugmentConfig
 from fmcnet.data.sampler import IdentityModalitySampler, ImageIndex
 from fmcnet.distributed import seeded_generator
+from fmcnet.errors import DataError
 from fmcnet.types import BoolArray, FloatArray, IntArray, Modality
 
 ERASE_AREA = (0.02, 0.3)  # share of the image that random erasing covers
@@ -55,7 +56,8 @@ class TrainingBatch(NamedTuple):
 class TrainingImages(Dataset[Sample]):
     """Images of a training split, augmented.
 
-    The index of an item is an `ImageIndex`, of which the batch and the position select the random numbers.
+    The index of an item is an `ImageIndex`, of which the batch and the position select the random numbers. So a
+    `DataLoader` needs an `IdentityModalitySampler` as its `batch_sampler`.
 
     Args:
         images: (N, H, W, 3) uint8, usually memory-mapped.
@@ -85,6 +87,11 @@ class TrainingImages(Dataset[Sample]):
         return len(self._images)
 
     def __getitem__(self, index: ImageIndex) -> Sample:
+        if not isinstance(index, tuple):
+            raise DataError(
+                f"TrainingImages takes an ImageIndex, not {index!r}: give the DataLoader an IdentityModalitySampler "
+                "as batch_sampler"
+            )
         row, batch, position = index
         if batch != self._batch:  # the items of a batch share its random numbers
             self._batch, self._params = batch, {kind.code: self._draw(batch, kind) for kind in Modality}

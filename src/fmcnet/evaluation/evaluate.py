@@ -195,6 +195,8 @@ def evaluate(
     """
     masks: dict[str, Any] = {"query_mask": query_mask, "gallery_mask": gallery_mask}
     options: dict[str, Any] = {"distance": distance, "chunk_bytes": chunk_bytes}
+    if not isinstance(extras, Sequence) or not all(isinstance(extra, Extra) for extra in extras):
+        raise ProtocolError(f"extras is {extras!r:.60}: give a list, as [KReciprocal()]")
     [plain] = evaluate_all(embeddings, [protocol], device=device, precision=precision, **options, **masks)
     if not extras:
         return plain

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fmcnet.distributed import check_device
 from fmcnet.errors import DataError, ProtocolError
 from fmcnet.types import Embeddings, IntArray
 
@@ -67,13 +68,14 @@ class Similarity:
 
         Raises:
             ProtocolError: on an unknown option.
+            FmcnetError: for a device that this machine does not have.
             DataError: when squared Euclidean distances overflow or lose digits.
         """
         if distance not in ("cosine", "euclidean"):
             raise ProtocolError(f"unknown distance '{distance}': use cosine or euclidean")
         if precision not in ("auto", "float32", "float64"):
             raise ProtocolError(f"unknown precision '{precision}': use auto, float32 or float64")
-        torch_device = torch.device(device)
+        torch_device = check_device(device)
         products = len(query) * len(gallery) * embeddings.features.shape[1]
         double = precision == "float64" or (precision == "auto" and products <= DOUBLE_BELOW)
         dtype = torch.float64 if double and torch_device.type != "mps" else torch.float32

@@ -237,7 +237,7 @@ def write_model_card(run: Path, card: ModelCard, result: dict[str, Any], *, gene
         "code": f"fmcnet {result['versions']['fmcnet']}{commit_note}; torch {result['versions']['torch']}; "
         f"{result['device']}",
         "finished": result["finished"],
-        "SHA-256 of the weights (`fmcnet info --json`)": f"`{digest}`",
+        "SHA-256 of names and tensors (`weights_sha256` of `fmcnet info`)": f"`{digest}`",
     }
     rows = []
     for evaluation in result["evaluations"]:

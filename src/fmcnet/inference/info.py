@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fmcnet.errors import CheckpointError
+from fmcnet.files import file_digest
 from fmcnet.inference.backends import EXPORT_MANIFEST, read_manifest
 from fmcnet.inference.calibration import CALIBRATION
 from fmcnet.inference.projection import Projection
@@ -15,6 +16,9 @@ from fmcnet.models.shipped import find_model
 
 def model_info(run: str | Path) -> dict[str, Any]:
     """What a run is, as a flat dictionary with one nested "config".
+
+    "weights_sha256" is the SHA-256 of the weights' names, types, shapes and values, equal for the same model in
+    another file; "weights_file_sha256" that of the file, as `sha256sum` gives it.
 
     Of a run that is not finished its newest checkpoint is described: "finished" is False then.
 
@@ -64,7 +68,8 @@ def _describe_weights(folder: Path, card: ModelCard) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in model.parameters()),
         "weights": str(weights),
         "weights_mib": round(weights.stat().st_size / 2**20, 1),
-        "weights_sha256": weights_digest(weights),
+        "weights_sha256": weights_digest(weights),  # of names and tensors
+        "weights_file_sha256": file_digest(weights),
         **projected,
     }
 

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from fmcnet.distributed import check_device
 from fmcnet.errors import CheckpointError, first_of
 from fmcnet.files import as_os_error, file_digest, write_atomically, write_json
 from fmcnet.models.build import build_model
@@ -60,7 +61,9 @@ def load_pretrained_model(folder: str | Path, device: str | torch.device = "cpu"
 
     Raises:
         CheckpointError: unless every weight fits.
+        FmcnetError: for a device that this machine does not have.
     """
+    torch_device = check_device(device)
     card = read_card(folder)
     model = build_described(card, Path(folder) / WEIGHTS)
     load_weights(model, Path(folder) / WEIGHTS)
@@ -70,7 +73,7 @@ def load_pretrained_model(folder: str | Path, device: str | torch.device = "cpu"
             Path(folder) / WEIGHTS,
             CARD,
         )
-    return model.to(device).eval(), card
+    return model.to(torch_device).eval(), card
 
 
 def build_described(card: ModelCard, weights: Path) -> FMCNet:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Integral
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -354,6 +355,9 @@ class FMCNet(nn.Module):
         from fmcnet.models.build import build_model, model_settings
         from fmcnet.models.pretrained import load_pretrained
 
+        given: object = num_classes
+        if not isinstance(given, Integral):
+            raise ConfigError(f"num_classes={given!r}: give a whole number, that of the training identities")
         if num_classes < 1:
             raise ConfigError(f"num_classes={num_classes}: a model needs at least one training identity")
         settings = model_settings(config)
@@ -377,6 +381,7 @@ class FMCNet(nn.Module):
 
         Raises:
             CheckpointError: when there is no such model, its files are damaged, or the weights do not fit.
+            FmcnetError: for a device that this machine does not have.
         """
         from fmcnet.models.checkpoint import load_pretrained_model
         from fmcnet.models.shipped import find_model

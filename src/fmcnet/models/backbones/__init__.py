@@ -22,6 +22,9 @@ Triple = tuple[float, float, float]
 IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
 IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
 
+MIN_DEPTH = 4
+"""Fewest blocks of a backbone: three of the stem, and one of the tail."""
+
 
 class Backbone(ABC):
     """A network as a list of blocks, with its preprocessing and the source of its ImageNet weights.
@@ -31,7 +34,7 @@ class Backbone(ABC):
         std: what the difference is divided by.
         channels_last: whether this network trains faster on a CPU in channels_last. `benchmarks/backbones.py`
             measures it; the results are in `benchmarks/backbones.json`.
-        depth: number of blocks, at least 3.
+        depth: number of blocks, at least `MIN_DEPTH`.
     """
 
     mean: ClassVar[Triple] = IMAGENET_MEAN
@@ -151,7 +154,7 @@ def make_backbone(arch: str, width: int = 64, last_stride: int = 1) -> Backbone:
         last_stride: of the last block, 1 or 2.
 
     Raises:
-        ConfigError: for a name that is not registered, or one whose function gives no backbone.
+        ConfigError: for a name that is not registered, or one whose function gives no backbone of enough blocks.
     """
     make = shipped().get(arch) or _REGISTERED.get(arch)
     if make is None and arch in plugins(BACKBONES):
@@ -174,6 +177,12 @@ def make_backbone(arch: str, width: int = 64, last_stride: int = 1) -> Backbone:
     if not isinstance(backbone, Backbone):
         raise ConfigError(
             f"model.arch = '{arch}': its function gives a {type(backbone).__name__}, not a fmcnet.Backbone"
+        )
+    depth = getattr(backbone, "depth", None)
+    if not isinstance(depth, int) or depth < MIN_DEPTH:
+        raise ConfigError(
+            f"model.arch = '{arch}': its backbone has depth={depth!r}: give the number of its blocks, at least "
+            f"{MIN_DEPTH}, three of the stem and one of the tail"
         )
     return backbone
 
