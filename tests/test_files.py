@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from fmcnet.data.crop import CropOptions, crop
 from fmcnet.errors import DataError, FmcnetError
-from fmcnet.files import check_writable, left_in, put_in_place, write_atomically
+from fmcnet.files import check_writable, left_in, put_in_place, write_atomically, write_rows
 from fmcnet.inference.adapt import Crops, adapt_model
 from fmcnet.inference.embed import embed_dataset
 from fmcnet.inference.encoder import Encoder
 from fmcnet.inference.export.write import export
 from fmcnet.inference.fit_calibration import calibrate_model
 from fmcnet.inference.fit_projection import project_model
+from fmcnet.progress import Progress
+from fmcnet.synthetic.generate import _write_atomic
+from fmcnet.types import Embeddings, Modality
+from tests.cli import run_command
 
 
 @pytest.fixture
@@ -98,6 +106,91 @@ def test_errors_about_other_files_are_left_alone(tmp_path):
     with pytest.raises(FileNotFoundError) as found:
         write_atomically(tmp_path / "x.json", lambda path: (tmp_path / "other").read_text())
     assert found.value.filename == str(tmp_path / "other")
+
+
+@pytest.fixture
+def full_disk():
+    """Files take 4 KiB at most: the system's error names no file, as that of a full disk."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    @contextlib.contextmanager
+    def limited():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limited
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path, full_disk):
+    from fmcnet.models.shipped import replaced
+
+    big = tmp_path / "big"
+    big.write_bytes(bytes(9000))
+    (tmp_path / "frames").mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "frames" / "1.png")
+    boxes = tmp_path / "boxes.txt"
+    boxes.write_text("1,1,0,0,60,60,1\n")
+    found = Embeddings.unlabelled(
+        np.ones((99, 99), np.float32), np.zeros(99, np.uint8), np.arange(99).astype(str)
+    )
+
+    def copy():
+        with replaced(tmp_path / "model") as folder:
+            shutil.copy(big, folder / "weights")
+
+    def write():
+        with replaced(tmp_path / "model") as folder, (folder / "weights").open("wb") as stream:
+            stream.write(bytes(9000))
+
+    for name, work in {
+        "x.npz": lambda: write_atomically(tmp_path / "x.npz", found.save),
+        "x.csv": lambda: write_rows(tmp_path / "x.csv", [["x" * 9000]]),
+        "crops/1_00.png": lambda: crop(
+            tmp_path / "frames", boxes, tmp_path / "crops", CropOptions(Modality.VISIBLE)
+        ),
+        "model/weights": copy,
+        "model": write,
+        "data/cam1/0001.jpg": lambda: _write_atomic(tmp_path / "data", "cam1/0001.jpg", bytes(9000)),
+    }.items():
+        with full_disk(), pytest.raises(OSError, match="File too large") as caught:
+            work()
+        assert caught.value.filename == str(tmp_path / name)
+
+
+def test_the_journal_of_crops_is_named(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "frames").mkdir()
+    Image.new("RGB", (64, 64)).save(tmp_path / "frames" / "1.png")
+    (tmp_path / "boxes.txt").write_text("1,1,0,0,60,60,1\n")
+    words = (
+        "crop",
+        tmp_path / "frames",
+        tmp_path / "boxes.txt",
+        "--out",
+        tmp_path / "out",
+        "--modality",
+        "visible",
+    )
+    monkeypatch.setattr(Progress, "advance", full)  # as the line before it, of the journal
+    done = run_command(*words, code=None)
+    assert f"fmcnet: {tmp_path / 'out' / '.crops.jsonl'}: No space left on device" in done.output.replace(
+        "\n", ""
+    )
+
+
+def test_a_copy_that_cannot_be_written_is_named_by_its_target(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device", "there.pth", None, "here.pth")
+
+    monkeypatch.setattr("fmcnet.inference.info.model_info", full)
+    assert "fmcnet: here.pth: No space left" in run_command("info", "fmcnet-lite", code=None).output
 
 
 @pytest.mark.parametrize("fault", [OSError(errno.EIO, "no"), KeyboardInterrupt()])

@@ -155,11 +155,13 @@ def write_rows(path: Path, rows: Iterable[Iterable[object]], mode: int | None = 
 
 @contextlib.contextmanager
 def named(path: Path, *temporary: Path) -> Iterator[None]:
-    """Let OS errors about `temporary` name `path` instead, which the user knows."""
+    """Let OS errors about `temporary`, or about no file (as of a full disk), name `path`, which the user knows."""
     try:
         yield
     except OSError as error:
-        if error.filename is not None and Path(os.fsdecode(error.filename)) in temporary:
+        if error.errno is None:  # none of the system's, as a lock that another process holds
+            raise
+        if error.filename is None or Path(os.fsdecode(error.filename)) in temporary:
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
@@ -179,14 +181,22 @@ def put_in_place(folder: Path, target: Path, old: Path) -> None:
 
 @contextlib.contextmanager
 def room_beside(target: Path) -> Iterator[Path]:
-    """A temporary folder beside `target`, so that finished files can be renamed into place."""
+    """A temporary folder beside `target`, so that finished files can be renamed into place; errors name `target`."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         temporary_folder = TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.")
     except OSError as error:  # it names the temporary folder
         raise DataError(f"--out {target}: {error.strerror}") from error
     with temporary_folder as folder:
-        yield Path(folder)
+        try:
+            yield Path(folder)
+        except OSError as error:
+            name = error.filename2 or error.filename
+            path = Path(folder if name is None else os.fsdecode(name))
+            if error.errno is None or not path.is_relative_to(folder):
+                raise
+            known = target if path == Path(folder) else target / path.name
+            raise OSError(error.errno, error.strerror, str(known)) from error
 
 
 def to_disk(path: Path) -> None:

@@ -66,7 +66,8 @@ class _Commands(_Group):
         except KeyboardInterrupt as stop:
             _fail(": ".join(filter(None, ("interrupted", str(stop)))), getattr(stop, "code", 130), stop)
         except OSError as error:
-            _fail(f"{error.filename or 'a file'}: {error.strerror or error}", 2, error)
+            name = error.filename2 or error.filename or "a file"  # of a copy, the second could not be written
+            _fail(f"{name}: {error.strerror or error}", 2, error)
 
 
 app = typer.Typer(

@@ -143,6 +143,7 @@ def crop(
             finished = _read_journal(out, signature)
             cropper = _Cropper(out, options, frame_boxes, _recording_name(frames.resolve()))
             with (
+                named(out / JOURNAL),
                 (out / JOURNAL).open("a", encoding="utf-8") as stream,
                 Progress("cropping", frame_boxes.total, show=progress) as bar,
             ):
