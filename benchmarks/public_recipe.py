@@ -431,14 +431,15 @@ class PublicStep:
         self.model.train()
         visible, infrared = visible.to(self.device), infrared.to(self.device)
         labels = labels.to(self.device)
-        output = self.model(visible, infrared)
-        criterion = FMCNetLoss(self.config.losses, self.config.data.identities, self.model.compensation)
+        output, compensation = self.model(visible, infrared), self.model.compensation
+        criterion = FMCNetLoss(self.config.losses, self.config.data.identities, compensation)
         values = {}
         value = criterion.discriminator_loss(output)
-        if value is not None and self.discriminator_optimizer is not None:
+        if value is not None and compensation is not None and self.discriminator_optimizer is not None:
             self.discriminator_optimizer.zero_grad()
             value.backward()
             self.discriminator_optimizer.step()
+            compensation.renormalize()
             values["discriminator"] = value
         _, terms = criterion(output, labels)
         loss = sum(terms.values(), torch.zeros((), device=self.device))

@@ -69,10 +69,10 @@ def test_losses_in_your_model(tmp_path):
 
 
 def test_train_plain_loop(tmp_path, tiny_sysu):
-    lines = run("train_plain_loop.py", tiny_sysu, "--steps", 12, cwd=tmp_path).splitlines()
+    lines = run("train_plain_loop.py", tiny_sysu, "--steps", 40, cwd=tmp_path).splitlines()
     identity = [float(line.split("id_shared ")[1].split()[0]) for line in lines]
-    assert len(lines) == 12
-    assert sum(identity[-3:]) < sum(identity[:3])  # it learns
+    assert len(lines) == 40
+    assert sum(identity[-10:]) < sum(identity[:10])  # it learns
     assert all(term in lines[-1] for term in ("gan", "fc", "ic", "mc", "id_fused"))
 
 

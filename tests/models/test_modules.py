@@ -9,7 +9,7 @@ from fmcnet.config import ModelConfig
 from fmcnet.errors import CheckpointError, ConfigError
 from fmcnet.models.backbones import make_backbone
 from fmcnet.models.build import build_model
-from fmcnet.models.decomposition import Stem, Tail
+from fmcnet.models.decomposition import GeM, Stem, Tail
 from fmcnet.models.fmcnet import VARIANTS
 from fmcnet.models.pretrained import load_pretrained
 from fmcnet.types import Modality
@@ -240,3 +240,14 @@ def test_images_of_another_kind_are_refused_and_words_for_the_modality_do():
         apart = torch.func.vmap(lambda one: model.embed(one[None], "ir")[0])(images / 255)
         torch.testing.assert_close(apart, model.embed(images, "ir"))
         assert torch.equal(model.features(images, "rgb")[0], model.features(images, Modality.VISIBLE)[0])
+
+
+@pytest.mark.parametrize("half_weights", [True, False])
+def test_gem_of_large_half_precision_values_is_finite(half_weights):
+    """41 cubed is beyond float16; without a GPU autocast leaves powers in half precision."""
+    maps = torch.rand(2, 3, 4, 2, generator=torch.Generator().manual_seed(0)).mul(200).half()
+    pool = GeM().half() if half_weights else GeM()
+    with torch.autocast("cpu", torch.float16, enabled=not half_weights):
+        found = pool(maps)
+    assert found.dtype == (torch.float16 if half_weights else torch.float32)
+    torch.testing.assert_close(found.float(), GeM()(maps.float()), rtol=1e-3, atol=1e-3)

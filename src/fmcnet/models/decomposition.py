@@ -300,7 +300,10 @@ class GeM(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C)."""
-        return x.clamp(min=self.eps).pow(self.p).mean(dim=(2, 3)).pow(1.0 / self.p)
+        x, p = x.clamp(min=self.eps), self.p
+        if x.dtype == torch.float16:  # which 41 ** 3 is beyond; autocast lifts powers on a GPU only
+            return x.float().pow(p.float()).mean(dim=(2, 3)).pow(1.0 / p.float()).to(p.dtype)
+        return x.pow(p).mean(dim=(2, 3)).pow(1.0 / p)
 
 
 class AveragePool(nn.Module):
