@@ -261,7 +261,9 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[A
             shape, _, dtype = read(stream)
             available = member.file_size - stream.tell()
         if dtype.hasobject:
-            raise ValueError("it holds Python objects, which are not loaded")
+            raise ValueError(
+                "it holds Python objects, which are not loaded: convert it, texts with astype(str)"
+            )
         if any(length < 0 for length in shape) or math.prod(shape) * max(dtype.itemsize, 1) > available:
             raise ValueError(f"its header claims {dtype} of shape {shape}; it has {available:,} bytes")
         with archive.open(member) as stream:
