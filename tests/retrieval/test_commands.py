@@ -662,6 +662,7 @@ def test_python_searches_and_adds_with_the_range_of_the_gallery(tmp_path):
         searcher.add("heat/1.tif", "infrared", ids=["a"], value_range=(0, 50))
         with pytest.raises(GalleryError, match="ids are in g already"):
             searcher.add("heat/1.tif", "infrared", ids=["a"], value_range=(0, 99))
+        searcher.add("heat/1.tif", "infrared", ids=["a"], value_range=(0, 98), on_duplicate="skip")
         assert read_made_with("g").ranges == ((15.0, 40.0), (0.0, 50.0))  # of what was added
 
 

@@ -75,10 +75,17 @@ def record_ranges(gallery: str, used: Collection[ValueRange | None], *, only: bo
         used: as `Remarks.ranges` gives them; with none, nothing changes unless `only`.
         only: no image of the gallery has another range any more.
     """
-    recorded = () if only else read_made_with(gallery).ranges
-    ranges = tuple(dict.fromkeys((*recorded, *used)))
-    if only or ranges != recorded:
+    recorded = read_made_with(gallery).ranges
+    ranges = tuple(dict.fromkeys(used if only else (*recorded, *used)))
+    if ranges != recorded:
         _write_note(gallery, {"ranges": list(ranges)})
+
+
+def forget_ranges(gallery: str, unused: Collection[ValueRange | None]) -> None:
+    """Take back ranges of `record_ranges` whose images were not added after all."""
+    if unused:
+        ranges = read_made_with(gallery).ranges
+        _write_note(gallery, {"ranges": [bounds for bounds in ranges if bounds not in unused]})
 
 
 def choose_model(gallery: str, source: str | Path | None) -> str | Path:
@@ -118,7 +125,7 @@ def open_model(
 def _write_note(gallery: str, changes: dict[str, Any]) -> None:
     """Change recorded values of an embedded gallery; a cluster records nothing."""
     folder, note = Path(gallery), _read_note(gallery)
-    if not folder.is_dir() or changes.items() <= note.items():
+    if not folder.is_dir() or note | changes == note:
         return
     text = json.dumps(note | changes) + "\n"
     write_atomically(

@@ -18,7 +18,7 @@ from fmcnet.inference.image_input import Fault, ImageLike, ModalityLike, expand,
 from fmcnet.retrieval.answer import Answer, CalibratedScores
 from fmcnet.retrieval.gallery import Gallery
 from fmcnet.retrieval.inputs import column, tag_column
-from fmcnet.retrieval.made_with import MadeWith, read_made_with, record_ranges
+from fmcnet.retrieval.made_with import MadeWith, forget_ranges, read_made_with, record_ranges
 from fmcnet.retrieval.notes import answer_notes, filter_notes, query_range_notes
 from fmcnet.retrieval.records import Added, HitGroup, OnDuplicate, Where
 from fmcnet.retrieval.records import group as group_hits
@@ -177,19 +177,23 @@ class Searcher:
         self._check()
         location = self.gallery.location
         recorded = self.check_ranges(ranges)
+        new = [bounds for bounds in ranges if bounds not in recorded.ranges]
         modalities = [Modality.from_code(int(code)) for code in embeddings.modality]
-        record_ranges(location, ranges)  # before, since a kill may follow
+        record_ranges(location, new)  # before, since a kill may follow
+        added = 0
         try:
-            return self.gallery.add(
+            result = self.gallery.add(
                 embeddings.features,
                 modality=modalities,
                 model=self.encoder.digest,
                 on_duplicate=on_duplicate,
                 **columns,
             )
-        except FmcnetError:
-            record_ranges(location, recorded.ranges, only=True)
-            raise
+            added = result.added + result.replaced
+            return result
+        finally:
+            if not added:
+                forget_ranges(location, new)
 
     def resolve_range(self, value_range: ValueRange | None) -> ValueRange | None:
         """A given value range; None: that of the gallery's deep images, where they have one."""

@@ -301,7 +301,7 @@ class Service:
             ranges += noted.ranges(upload.value_range)
             remarks.update(noted)
         with refused_at("range", RANGE_FIELD):
-            recorded = await self.work(lambda: self.searcher.check_ranges(ranges))
+            recorded = await self.work(lambda: self.searcher.check_ranges(ranges, RANGE_FIELD))
         pixels = np.stack([image.pixels for image in decoded])
         raw = await _unless_gone(self._batcher.embed(pixels, modalities), caller)
         codes = np.array([image_modality.code for image_modality in modalities], dtype=np.uint8)
