@@ -50,9 +50,10 @@ def identity_names(values: NDArray[Any]) -> NDArray[np.str_]:
     """(N,) the texts among N identities, as `parse_identity` gives them; "" for numbers and unknown ones."""
     if values.dtype.kind in "iu" or not len(values):
         return np.full(values.shape, "")
-    identities = {value: parse_identity(value) or "" for value in set(values.tolist())}
+    rows = values.tolist()  # once: NaN is found again as the same object only
+    identities = {value: parse_identity(value) or "" for value in set(rows)}
     names = {value: "" if is_number(name) else name for value, name in identities.items()}
-    return np.array([names[value] for value in values.tolist()], dtype=np.str_)
+    return np.array([names[value] for value in rows], dtype=np.str_)
 
 
 class Modality(str, Enum):
@@ -164,7 +165,7 @@ class Embeddings:
         name: (N,) str, the image's path (of a table: relative to its dataset), another name, or "" where unknown.
         pid_name: (N,) str, the identity's text, "" where it is a number or unknown; by default from `pid`. A draw
             takes numbers by value, then texts by name.
-        camera_name: (N,) str, the camera's name, or ""; the default.
+        camera_name: (N,) str, the camera's name, or ""; the default. Who replaces `camid` replaces it, too.
 
     Raises:
         DataError: on construction, when lengths differ, a modality, camera or index is invalid, or a feature is NaN

@@ -14,7 +14,7 @@ from fmcnet.evaluation.draws import find_permutation
 from fmcnet.evaluation.evaluate import evaluate, pool
 from fmcnet.evaluation.protocols import custom, llcm, regdb, sysu
 from fmcnet.identities import identity_number
-from fmcnet.types import Embeddings, Modality
+from fmcnet.types import NO_PID, Embeddings, Modality
 from tests.evaluation.shared_golden import embeddings
 
 
@@ -96,6 +96,24 @@ def test_identities_given_as_texts_are_drawn_in_the_order_of_their_names(protoco
             np.testing.assert_array_equal(query, q)
             np.testing.assert_array_equal(gallery, g)
     assert (replace(texts, pid=e.pid).pid_name == "").all()
+
+
+@pytest.mark.parametrize("protocol", [sysu(draw="seeded"), llcm("a")])
+def test_an_identity_whose_name_some_rows_lack_is_drawn_once(protocol):
+    e = benchmark([1, 2, 3, 4, 5, 6], per_camera=5, people=PEOPLE)
+    whole = with_pid(e, [f"id{pid:04d}" for pid in e.pid])
+    some = replace(whole, pid_name=np.where(np.arange(len(e)) % 3 == 0, "", whole.pid_name))
+    for (_, gallery), (_, other) in zip(protocol.trials(whole), protocol.trials(some), strict=True):
+        np.testing.assert_array_equal(gallery, other)
+
+
+def test_unknown_identities_among_texts_or_floats_are_unknown():
+    rest = (np.ones(3), np.zeros(3, int), np.ones(3, int), np.full(3, ""))
+    for pid in (np.array([np.nan, 1.0, 2.0]), np.array([float("nan"), "anna", "2"], dtype=object)):
+        embeddings = Embeddings(np.eye(3, dtype=np.float32), pid, *rest)
+        assert embeddings.pid[0] == NO_PID
+        assert embeddings.pid_name[0] == ""
+        assert (embeddings.pid[1:] != NO_PID).all()
 
 
 def test_a_draw_by_numbers_that_stand_for_texts_is_told(caplog):

@@ -122,7 +122,7 @@ def readers():
     from fmcnet.inference.info import model_info
     from fmcnet.inference.projection import Projection
     from fmcnet.models.pretrained import _read_state_dict as read_weights
-    from fmcnet.retrieval.made_with import read_made_with
+    from fmcnet.retrieval.made_with import noted_ranges
     from fmcnet.server.keys import list_keys
     from fmcnet.server.pictures import KeptImages
     from fmcnet.server.uploads import UploadError, decode
@@ -175,7 +175,7 @@ def readers():
         "mat": ("draw.mat", read_permutation),
         "report": ("report/report.json", lambda at: compare([at.parent])),
         "crops": ("kept/gallery.txt", lambda at: KeptImages(at.parent, "people")),
-        "note": ("gallery/made-with.json", lambda at: read_made_with(str(at.parent))),
+        "note": ("gallery/made-with.json", lambda at: noted_ranges(at.parent)),
         "generated": (
             "generated.json",
             lambda at: generate("sysu", "tiny", 1, at.parent, progress=False),

@@ -18,7 +18,6 @@ from PIL import Image
 from fmcnet.errors import GalleryError
 from fmcnet.inference.encoder import Encoder
 from fmcnet.retrieval import Gallery, Searcher, indexing, made_with
-from fmcnet.retrieval.made_with import read_made_with
 from fmcnet.retrieval.sources import Rules, read_sources
 from fmcnet.types import Modality
 from tests.cli import run_command
@@ -538,6 +537,11 @@ def test_what_is_not_there_or_never_expires_is_named(crops):
     assert as_json("gallery", "info", "g")["entries"] == 4
 
 
+def ranges_of(folder):
+    with Gallery(folder, read_only=True) as gallery:
+        return gallery.value_ranges
+
+
 def degrees(path, low, high):
     """A float TIFF of `low` to `high` degrees."""
     path.parent.mkdir(exist_ok=True)
@@ -591,7 +595,7 @@ def test_a_table_gives_each_camera_its_range(tmp_path):
     (tmp_path / "people.csv").write_text("\n".join(lines))
     report = as_json("index", "g", tmp_path / "people.csv", "--model", "run")
     assert (report["added"], report["notes"]) == (2, [])
-    assert read_made_with("g").ranges == ((15.0, 40.0), (28815.0, 31315.0))
+    assert ranges_of("g") == ((15.0, 40.0), (28815.0, 31315.0))
     with Gallery("g", read_only=True) as gallery:
         first, second = (vector for _, vector in gallery.scan())
     assert np.dot(first, second) > 0.9999
@@ -599,7 +603,7 @@ def test_a_table_gives_each_camera_its_range(tmp_path):
     assert as_json(*query, "--range", "15:40")["hits"][0]["similarity"] > 0.9999
     said = wrong(*query)  # which of the two is not told
     assert (
-        "g has deep images of several value ranges (15:40 and 28815:31315), so an image like these needs one"
+        "deep images have several value ranges (15:40 and 28815:31315), so an image like these needs one"
         in said
     )
     assert "give --range LOW:HIGH" in said
@@ -614,7 +618,7 @@ def test_the_ranges_that_images_were_encoded_with_are_recorded_and_no_others(tmp
         degrees(tmp_path / "heat" / f"{number}.tif", low, high)
     rules = ("--modality", "infrared", "--model", "run")
     as_json("index", "g", "heat/0.tif", "heat/1.tif", *rules)
-    assert read_made_with("g").ranges == (None,)
+    assert ranges_of("g") == (None,)
     second = as_json("index", "g", "heat", *rules, "--range", "15:40")
     assert second["added"] == 2
     assert any(
@@ -626,7 +630,7 @@ def test_the_ranges_that_images_were_encoded_with_are_recorded_and_no_others(tmp
         "search", "g", "heat/0.tif", "--modality", "infrared"
     )
     as_json("index", "g", "heat", *rules, "--existing", "replace", "--range", "15:40")
-    assert read_made_with("g").ranges == ((15.0, 40.0),)
+    assert ranges_of("g") == ((15.0, 40.0),)
 
     (tmp_path / "empty.tif").write_bytes(b"")
     Image.new("L", (24, 48), 7).save(tmp_path / "grey.png")
@@ -636,7 +640,7 @@ def test_the_ranges_that_images_were_encoded_with_are_recorded_and_no_others(tmp
     )
     wrong("index", "g", "empty.tif", *rules, "--range", "1:2")
     run("index", "g", "grey.png", *rules, "--range", "1:2")
-    assert read_made_with("g").ranges == ((15.0, 40.0),)
+    assert ranges_of("g") == ((15.0, 40.0),)
     for number in range(4):
         hits = as_json("search", "g", f"heat/{number}.tif", "--modality", "infrared")["hits"]
         [own] = [hit for hit in hits if hit["source"].endswith(f"{number}.tif")]
@@ -654,7 +658,7 @@ def test_python_searches_and_adds_with_the_range_of_the_gallery(tmp_path):
     with Gallery("g") as gallery:
         searcher = Searcher(encoder(tmp_path, ALL), gallery)
         searcher.add("heat/1.tif", "infrared")
-        assert read_made_with("g").ranges == ((15.0, 40.0),)
+        assert ranges_of("g") == ((15.0, 40.0),)
         for number in range(2):
             best = searcher.search(f"heat/{number}.tif", "infrared").hits[0]
             assert best.source.endswith(f"{number}.tif")
@@ -663,7 +667,7 @@ def test_python_searches_and_adds_with_the_range_of_the_gallery(tmp_path):
         with pytest.raises(GalleryError, match="ids are in g already"):
             searcher.add("heat/1.tif", "infrared", ids=["a"], value_range=(0, 99))
         searcher.add("heat/1.tif", "infrared", ids=["a"], value_range=(0, 98), on_duplicate="skip")
-        assert read_made_with("g").ranges == ((15.0, 40.0), (0.0, 50.0))  # of what was added
+        assert ranges_of("g") == ((15.0, 40.0), (0.0, 50.0))  # of what was added
 
 
 def test_what_is_no_picture_is_counted_and_named(crops, tmp_path):

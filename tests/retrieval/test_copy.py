@@ -236,9 +236,22 @@ def test_a_copy_brings_nothing_back_that_was_removed_from_its_target(folder, tmp
     copy_gallery(folder, tmp_path / "g")
     with Gallery(tmp_path / "g") as gallery:
         gallery.remove(Where(ids=["crop-00007", "crop-00010"]))
-    with pytest.raises(
-        GalleryError, match=r"2 entries of .* were removed from .*/g, and a copy would bring them back"
-    ):
+    with pytest.raises(GalleryError, match=r"2 entries of .* removed images of .*/g, and a copy would bring"):
         copy_gallery(folder, tmp_path / "g")
     with Gallery(tmp_path / "g") as gallery:
         assert len(gallery) == N - 4
+
+
+def test_a_copy_takes_over_value_ranges_also_those_of_later(folder, tmp_path):
+    copy_gallery(folder, tmp_path / "s")
+    with Gallery(tmp_path / "s") as gallery:
+        gallery.replace_ranges([(0, 100)], len(gallery))
+    copy_gallery(tmp_path / "s", tmp_path / "t")
+    with Gallery(tmp_path / "s") as gallery:
+        gallery.add(crops(1), modality="infrared", model=MODEL, ranges=[(5, 9), None])
+        assert gallery.value_ranges == ((0, 100), (5, 9), None)
+    copy_gallery(tmp_path / "s", tmp_path / "t")
+    with Gallery(tmp_path / "t") as gallery:
+        assert gallery.value_ranges == ((0, 100), (5, 9), None)
+        gallery.replace_ranges([(1, 2)], len(gallery) + 1)  # another process added one meanwhile
+        assert gallery.value_ranges == ((0, 100), (5, 9), None)

@@ -14,7 +14,6 @@ import pytest
 from fmcnet import Gallery
 from fmcnet.errors import GalleryDamagedError, GalleryError
 from fmcnet.retrieval.backup import recover, restore
-from fmcnet.retrieval.made_with import read_made_with, record_ranges
 
 SEEN = datetime(2026, 3, 1, 8, tzinfo=timezone.utc)
 KILLED = """
@@ -148,13 +147,14 @@ def test_ids_come_back_as_far_as_the_database_goes_and_damaged_rows_are_counted(
 
 
 def test_what_was_removed_and_the_ranges_come_back_with_the_database_and_only_for_its_model(folder, tmp_path):
-    record_ranges(str(folder), [(15.0, 40.0)])
+    with Gallery(folder) as gallery:
+        gallery.replace_ranges([(15, 40)], len(gallery))
     with pytest.raises(GalleryError, match=r"was indexed with the model m, not other: give that one"):
         recover(folder, tmp_path / "wrong.gallery", "other")
     assert not (tmp_path / "wrong.gallery").exists()
     assert recover(folder, tmp_path / "new.gallery", "m").removals
-    assert read_made_with(str(tmp_path / "new.gallery")).ranges == ((15.0, 40.0),)
     with Gallery(tmp_path / "new.gallery") as gallery:
+        assert gallery.value_ranges == ((15.0, 40.0),)
         assert gallery.removed(["crop-3", "crop-9", "crop-10"]) == {"crop-3", "crop-9"}
     (folder / "gallery.sqlite").write_bytes(b"")
     assert not recover(folder, tmp_path / "index.gallery", "m").removals

@@ -236,8 +236,14 @@ def test_expire_counts_without_removing_and_takes_durations(tmp_path):
 @pytest.mark.parametrize("name", ["ids", "cameras", "tracks", "tags"])
 @pytest.mark.parametrize("value", [1, None, 1.5, b"gate"])
 def test_a_filter_of_what_is_no_text_is_refused(name, value):
-    with pytest.raises(GalleryError, match=rf"Where\({name}=...\): .* is no text: give '"):
+    with pytest.raises(GalleryError, match=rf"Where\({name}=...\): .* is no text: give texts, as '1'"):
         Where(**{name: [value]})
+
+
+@pytest.mark.parametrize("value", [5.0, 5, "gate", object(), [["gate"]]])
+def test_a_filter_that_is_no_list_is_refused(value):
+    with pytest.raises(GalleryError, match=r"Where\(cameras=.*\): give a list"):
+        Where(cameras=value)
 
 
 def test_what_is_no_filter_and_no_duration_is_refused(tmp_path):

@@ -12,7 +12,6 @@ from PIL import Image
 
 from fmcnet.errors import CheckpointError
 from fmcnet.retrieval import Gallery, Where
-from fmcnet.retrieval.made_with import read_made_with, record_ranges
 from fmcnet.server.limits import Limits
 from tests.server.service import DAY, NIGHT, calibration, encoded, files, picture, png, running
 
@@ -245,7 +244,7 @@ def test_queries_are_read_with_the_range_of_the_gallery(tmp_path):
 
     cold = np.linspace(12, 18, 48 * 24, dtype=np.float32).reshape(48, 24)
     Gallery(tmp_path / "people.gallery").close()
-    record_ranges(str(tmp_path / "people.gallery"), [(10.0, 40.0)])
+    (tmp_path / "people.gallery" / "made-with.json").write_text('{"ranges": [[10, 40]]}')  # as 0.1.0 wrote it
     with running(tmp_path) as service:
         answer = service.client.post("/v1/embed", files=sent(cold), data={"modality": "infrared"}).json()
         grey = Image.fromarray(np.rint((cold - 10) * (255 / 30)).astype(np.uint8))
@@ -278,12 +277,14 @@ def test_a_range_that_is_sent_is_recorded_and_applied_at_once(tmp_path):
         for number, heat in enumerate(heats):
             data = {"modality": "infrared", "id": str(number), "range": "15:40"}
             assert service.client.post("/v1/entries", files=sent(*heat), data=data).status_code == 201
-        assert read_made_with(str(tmp_path / "people.gallery")).ranges == ((15.0, 40.0),)
+        with Gallery(tmp_path / "people.gallery", read_only=True) as gallery:
+            assert gallery.value_ranges == ((15.0, 40.0),)
         for number, heat in enumerate(heats):
             asked = {"modality": "infrared", "top": "1"}
             [hit] = service.client.post("/v1/search", files=sent(*heat), data=asked).json()["hits"]
             assert (hit["id"], round(hit["similarity"], 3)) == (str(number), 1.0)
-        record_ranges(str(tmp_path / "people.gallery"), [(0.0, 100.0)])  # as another program does
+        with Gallery(tmp_path / "people.gallery") as other:  # as another program does
+            other.replace_ranges([(15, 40), (0, 100)], len(other))
         refused = service.client.post("/v1/search", files=sent(16, 30), data={"modality": "infrared"})
         assert refused.status_code == 422
         assert "several value ranges (15:40 and 0:100)" in refused.json()["error"]["what"]

@@ -16,7 +16,9 @@ from fmcnet.errors import FmcnetError, first_of
 from fmcnet.names import printable
 
 if TYPE_CHECKING:
+    from fmcnet.data.pixels import ValueRange
     from fmcnet.retrieval.indexing import IndexReport
+    from fmcnet.retrieval.searcher import GalleryRange
     from fmcnet.retrieval.sources import NamePattern
 
 
@@ -149,7 +151,7 @@ def index(
         new_dtype = console.check_choice("--dtype", dtype, get_args(Dtype))
         index_choice = console.check_choice("--index", kind, get_args(IndexChoice))
         doubtful = console.check_choice("--doubtful-times", doubtful_times, get_args(Doubtful))
-        value_range = None if range_ is None else parse_range(range_)
+        value_range: ValueRange | GalleryRange = "gallery" if range_ is None else parse_range(range_)
         zone = parse_timezone(timezone)
         until = None if keep is None else expires_before(keep)
         rules = Rules(

@@ -15,7 +15,9 @@ from fmcnet.names import printable
 if TYPE_CHECKING:
     from datetime import tzinfo
 
+    from fmcnet.data.pixels import ValueRange
     from fmcnet.retrieval import Answer
+    from fmcnet.retrieval.searcher import GalleryRange
 
 
 def search(
@@ -75,7 +77,7 @@ def search(
         )
     grouping = console.check_choice("--group", group, ("track", "pid"))
     where = console.make_filter(camera, since, until, timezone, modality=among)
-    value_range = None if range_ is None else parse_range(range_)
+    value_range: ValueRange | GalleryRange = "gallery" if range_ is None else parse_range(range_)
     ignored: list[Ignored] = []
     paths = list_images(images, ignored)
     # A wrong modality is refused before a gallery is opened and a model is loaded.

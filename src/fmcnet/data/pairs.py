@@ -15,7 +15,7 @@ from fmcnet.data.crop import TABLE
 from fmcnet.data.images import load_image
 from fmcnet.data.listing import Ignored, ignored_facts, ignored_line, list_folder
 from fmcnet.data.pixels import colour_notes
-from fmcnet.data.readers.csv import read_csv
+from fmcnet.data.readers.csv import HELD_OUT, read_csv
 from fmcnet.errors import DataError, first_of
 from fmcnet.files import private_mode, write_rows
 from fmcnet.names import printable
@@ -154,7 +154,7 @@ def _read_side(source: Path, modality: Modality) -> _Side:
         raise DataError(f"{source} does not exist: give a folder of {modality} crops, or their CSV")
     if source.is_dir():
         listing = list_folder(source)
-        tables = sorted(source.rglob(TABLE))
+        tables = sorted(path for file in listing.ignored if (path := Path(file.path)).name == TABLE)
         side.ignored = tuple(file for file in listing.ignored if Path(file.path) not in tables)
         people = {crop.path.resolve(): crop.person for file in tables for crop in _read_table(side, file)}
         side.crops = [_Crop(path.absolute(), people.get(path.resolve(), ())) for path in listing.images]
@@ -175,7 +175,8 @@ def _read_table(side: _Side, file: Path) -> Iterator[_Crop]:
     table, modality = read_csv(file, training=False, modality=side.modality), side.modality
     if (table.modality != modality.code).any():
         raise DataError(f"{file} has {modality.other} crops, and stands where {modality} ones are meant")
-    side.notes += table.notes
+    notes = (note for note in table.notes if not note.startswith(HELD_OUT))  # all of them are for training
+    side.notes = tuple(dict.fromkeys((*side.notes, *notes)))
     for path, pid, track in zip(table.full_paths(), table.pid.tolist(), table.track, strict=True):
         if not path.is_file():
             side.missing.append(str(path))

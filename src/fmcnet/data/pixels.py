@@ -108,6 +108,11 @@ def parse_range(text: str) -> ValueRange:
     return check_range((low, high))
 
 
+def range_text(value_range: ValueRange | None) -> str:
+    """As `--range` takes it; "none" for None."""
+    return "none" if value_range is None else f"{value_range[0]:.15g}:{value_range[1]:.15g}"
+
+
 def check_range(value_range: Any) -> ValueRange:
     """A range as two floats.
 

@@ -171,7 +171,13 @@ def _group_rows(embeddings: Embeddings, rows: IntArray) -> list[Group]:
     if not len(rows):
         return []
     columns = (embeddings.pid, embeddings.camid, embeddings.modality, embeddings.index)
-    names = np.unique(embeddings.pid_name[rows], return_inverse=True)[1]  # ranks; 0 for all numbers
+    pids, first, identity = np.unique(embeddings.pid[rows], return_index=True, return_inverse=True)
+    texts = embeddings.pid_name[rows]
+    named = np.flatnonzero(texts != "")  # an identity whose name only some rows have is one
+    first[identity[named]] = named
+    ranks = np.empty(len(pids), dtype=np.int64)
+    ranks[np.lexsort((pids, texts[first]))] = np.arange(len(pids))
+    names = ranks[identity]
     keys = np.stack([names, *(column[rows].astype(np.int64) for column in columns)])
     order = np.lexsort(keys[::-1])
     rows, changes = rows[order], np.diff(keys[:, order]) != 0  # (5, n - 1) from one row to the next

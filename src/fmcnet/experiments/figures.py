@@ -124,7 +124,7 @@ def cmc_curves(evaluated: dict[str, EvaluatedRun], path: Path) -> Path:
     chance = next(iter(evaluated.values())).evaluations[0].result.chance or 0
     ax.axhline(100 * chance, color=INK, linestyle=":", label=f"chance at rank 1: {100 * chance:.2f} %")
     ax.xaxis.get_major_locator().set_params(integer=True)
-    ax.set(xlabel="rank", ylabel="probes with a match up to this rank, %", ylim=(0, 100))
+    ax.set(xlabel="rank", ylabel="queries with a match up to this rank, %", ylim=(0, 100))
     ax.grid(alpha=0.25)
     figure.legend(loc="outside lower center", fontsize=7)
     return write_png(figure, path)

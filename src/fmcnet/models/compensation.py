@@ -134,7 +134,11 @@ class Discriminator(nn.Module):
         return F.linear(feature.to(weight.dtype) * self.input_scale, weight, bias).squeeze(1)
 
     def _weight(self) -> Tensor:
-        """The weight (1, D) as it is used."""
+        """The weight (1, D) as it is used.
+
+        At unit length its gradient is that of the stored weight, with a radial part, which `renormalize` takes away;
+        elsewhere that of the normalised one.
+        """
         weight = self.linear.weight
         if not self.unit_weight:
             return weight

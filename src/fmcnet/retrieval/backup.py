@@ -30,10 +30,11 @@ from fmcnet.retrieval.index_files import (
     check_loss,
     discard,
 )
+from fmcnet.retrieval.made_with import as_ranges
 from fmcnet.retrieval.records import MADE_WITH, NONE, Entry, EntryBatch, GallerySettings, from_micros
 from fmcnet.retrieval.sqlite_connection import NAME, read_last_generation
 from fmcnet.retrieval.sqlite_database import Database
-from fmcnet.retrieval.sqlite_store import CONTENTS, LOCK, writer_lock
+from fmcnet.retrieval.sqlite_store import CONTENTS, LOCK, RANGES, writer_lock
 from fmcnet.types import FloatArray, Modality
 
 OWN = (*CONTENTS, LOCK, ".*.tmp")
@@ -341,6 +342,9 @@ def recover(folder: str | Path, out: str | Path, model: str) -> Recovered:
             batch = EntryBatch(entries, np.stack(vectors), pictures)
             gallery._store.add(batch, model, "refuse")  # Gallery.add refuses some ids that 0.1.0 took
         removals = database is not None and _take_records(gallery, database)
+        if database is not None:
+            with contextlib.suppress(GalleryError, ValueError), database.reading():
+                gallery.replace_ranges(as_ranges(json.loads(str(database.get(RANGES)))), len(gallery))
         if (folder / MADE_WITH).is_file():
             shutil.copyfile(folder / MADE_WITH, partial / MADE_WITH)
         stack.close()  # the new gallery is whole, and nobody has it open

@@ -127,6 +127,8 @@ def _check_not_removed(source: Store, target: Store) -> None:
     """Refuse a target from which entries of the source were removed: a copy would bring them back."""
     if source.files is None or target.files is None:
         return
+    if not target.files.any_removed():
+        return
     removed = 0
     for part in source.scan(None, BATCH):
         ids = [entry.id for entry, _ in part]
@@ -141,8 +143,8 @@ def _check_not_removed(source: Store, target: Store) -> None:
         removed += sum(bool(names & gone) for names in keys)
     if removed:
         raise GalleryError(
-            f"{removed} entries of {source.location} were removed from {target.location}, and a copy would bring "
-            "them back: copy into a new gallery"
+            f"{removed} entries of {source.location} are on the list of removed images of {target.location}, and a "
+            "copy would bring them back: copy into a new gallery"
         )
 
 
@@ -157,6 +159,7 @@ def _copy_records(source: Store, target: Store) -> None:
         )
         return
     target.files.take(source.files)
+    target.replace_ranges((*target.value_ranges(), *source.value_ranges()), target.count(None))
     old, new = Path(source.location) / MADE_WITH, Path(target.location) / MADE_WITH
     if old.is_file() and not new.exists():
         write_atomically(new, lambda path: path.write_bytes(old.read_bytes()), private_mode(new.parent))

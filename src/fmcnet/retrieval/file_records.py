@@ -112,6 +112,13 @@ class FileRecords:
             query = f"SELECT 1 FROM {REMOVED} WHERE digest = ?"
             return {name for name in ids if self.database.run(query, (_removal_digest(name),))}
 
+    def any_removed(self) -> bool:
+        """Whether there is something that was removed and not added since."""
+        with self.reading():
+            return REMOVED in self.database.tables() and bool(
+                self.database.run(f"SELECT 1 FROM {REMOVED} LIMIT 1")
+            )
+
     def remember_removed(self, seqs: Sequence[int]) -> None:
         """Remember removed entries by the digest of their file, or by id where it has no record.
 

@@ -34,6 +34,7 @@ from fmcnet.retrieval.records import (
 from fmcnet.types import FloatArray, Modality
 
 if TYPE_CHECKING:
+    from fmcnet.data.pixels import ValueRange
     from fmcnet.retrieval.file_records import FileRecords
     from fmcnet.retrieval.milvus_store import MilvusStore
     from fmcnet.retrieval.sqlite_store import SqliteStore
@@ -167,6 +168,19 @@ class Gallery:
     def tags(self) -> list[str]:
         """The tags that entries have, sorted; of a cluster none, for it would read all rows."""
         return sorted(self._store.texts("tags"))
+
+    @property
+    def value_ranges(self) -> tuple[ValueRange | None, ...]:
+        """With which ranges images deeper than 8 bits were encoded, in the order of their first use.
+
+        None is one of them where images were stretched. A range stays when its images are removed. A cluster has
+        none.
+        """
+        return self._store.value_ranges()
+
+    def replace_ranges(self, ranges: Sequence[ValueRange | None], entries: int) -> None:
+        """Set `value_ranges` anew, if the gallery still has as many entries: all of them were encoded with these."""
+        self._store.replace_ranges(ranges, entries)
 
     def days(self, where: Where | None = None, zone: tzinfo = timezone.utc) -> tuple[DayCount, ...]:
         """How many entries each camera has on each day, the newest day first, those without a time last.
@@ -348,6 +362,7 @@ class Gallery:
         track: str | Sequence[str | None] | None = None,
         tags: Sequence[str] | Sequence[Sequence[str]] | None = None,
         pictures: Sequence[bytes | None] | None = None,
+        ranges: Sequence[ValueRange | None] = (),
         model: str | None = None,
         on_duplicate: OnDuplicate = "refuse",
     ) -> Added:
@@ -366,6 +381,8 @@ class Gallery:
             tags: up to 64 texts for all, or N lists of texts.
             pictures: N image files as bytes, up to 1 MB each, to keep with the entries, or None for some; None: none
                 is kept. They go when the entry goes, as provably as its embedding.
+            ranges: value ranges with which the deep images among them were encoded; None of images that were
+                stretched. See `value_ranges`.
             model: digest of the model that made the embeddings; needed unless the gallery was opened with it.
             on_duplicate: what to do with an id that is there: "refuse" the batch, "replace" the old entry (which is
                 removed as by `remove`), or "skip" the new one.
@@ -399,6 +416,7 @@ class Gallery:
             track=track,
             tags=tags,
             pictures=pictures,
+            ranges=ranges,
         )
         if not batch.entries:
             return Added((), 0)

@@ -18,10 +18,10 @@ from fmcnet.inference.image_input import Fault, list_faults
 from fmcnet.progress import Progress
 from fmcnet.retrieval.freshness import Difference, FileChanges, compare_files, differences
 from fmcnet.retrieval.gallery import Gallery
-from fmcnet.retrieval.made_with import open_model, read_made_with, record_model, record_ranges
+from fmcnet.retrieval.made_with import open_model, record_model
 from fmcnet.retrieval.notes import index_notes, index_range_notes, stored_values
 from fmcnet.retrieval.records import EPOCH, Added, Dtype, Entry, IndexChoice, Where, as_pid
-from fmcnet.retrieval.searcher import Searcher
+from fmcnet.retrieval.searcher import GalleryRange, Searcher
 from fmcnet.retrieval.sources import Picture, Sources, path_id
 
 PORTION = 256
@@ -102,7 +102,7 @@ def index(
     keep_images: bool = False,
     batch_size: int = 64,
     progress: bool | None = None,
-    value_range: ValueRange | None = None,
+    value_range: ValueRange | GalleryRange | None = "gallery",
     include_removed: bool = False,
     missing_ok: bool = False,
 ) -> IndexReport:
@@ -120,7 +120,8 @@ def index(
         keep_images: keep small pictures, too, as `Searcher.add`.
         batch_size: pictures encoded at once.
         progress: show a bar; None: on a terminal only.
-        value_range: as `Encoder.encode`. None: that of the gallery's deep images, else the one of the rows.
+        value_range: as `Encoder.encode`, of rows without one. "gallery": that of the gallery's deep images, else the
+            one of the rows that have one.
         include_removed: add pictures that were removed or expired earlier, too; otherwise they are left out.
         missing_ok: leave out rows whose file is gone, whatever `on_error` says.
 
@@ -143,9 +144,10 @@ def index(
     identities = stored_values(gallery, "pid", sources.pictures)
     tracks = stored_values(gallery, "track", sources.pictures)
     new: list[Picture] = []
-    recorded, used = read_made_with(gallery.location), dict[ValueRange | None, None]()
-    given = {picture.value_range for picture in sources.pictures} - {None}
-    common_range = value_range or recorded.value_range or (given.pop() if len(given) == 1 else None)
+    recorded, used = gallery.value_ranges, dict[ValueRange | None, None]()
+    common_range = searcher.resolve_range(value_range)
+    if value_range == "gallery" and len(stated := {p.value_range for p in sources.pictures} - {None}) == 1:
+        common_range = common_range or stated.pop()
     try:
         with Progress("indexing", len(sources.pictures), show=progress) as bar:
             for start in range(0, len(sources.pictures), PORTION):
@@ -182,11 +184,13 @@ def index(
         ) from error
     if existing == "replace":
         report.changes.unwatched = 0  # all were encoded anew, changed or not
-    if report.added + report.replaced == len(gallery):
-        record_ranges(gallery.location, used, only=True)
+    if used and report.added + report.replaced == len(gallery):
+        gallery.replace_ranges(list(used), report.added + report.replaced)
     folder = Path(os.path.commonpath([picture.path.parent for picture in sources.pictures] or [Path("/")]))
     doubts = index_notes(gallery, identities, tracks, new, folder)
-    ranges = index_range_notes(gallery, value_range, recorded, report.already - report.replaced)
+    ranges = index_range_notes(
+        gallery, None if value_range == "gallery" else value_range, recorded, report.already - report.replaced
+    )
     notes = (*sources.notes, *doubts, *remarks.lines(), *ranges, *report.changes.notes())
     report.notes = list(dict.fromkeys(notes))  # each once
     report.entries, report.ranged = len(gallery), remarks.ranged()
@@ -201,7 +205,7 @@ def open_and_index(
     device: str = "auto",
     dtype: Dtype | None = None,
     kind: IndexChoice | None = None,
-    value_range: ValueRange | None = None,
+    value_range: ValueRange | GalleryRange | None = "gallery",
     **options: Any,
 ) -> IndexReport:
     """Open a gallery, or make one, with its model, record that, and `index` the sources.
@@ -230,7 +234,7 @@ def open_and_index(
             )
         record_model(gallery, model or encoder.folder)
         report = index(searcher, sources, value_range=value_range, **options)
-    if value_range is not None and report.added + report.replaced and not report.ranged:
+    if value_range not in (None, "gallery") and report.added + report.replaced and not report.ranged:
         report.notes.append(RANGE_UNUSED)
     return report
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fmcnet.data.pixels import ValueRange
 from fmcnet.errors import ConfigError, DuplicateIdError, GalleryError
 from fmcnet.identities import LONGEST as LONGEST_PID
 from fmcnet.identities import is_unknown
@@ -110,7 +111,12 @@ def pool(embeddings: ArrayLike) -> FloatArray:
 
 
 def make_batch(
-    embeddings: ArrayLike, *, ids: Sequence[str] | None, pictures: Any = None, **metadata: Any
+    embeddings: ArrayLike,
+    *,
+    ids: Sequence[str] | None,
+    pictures: Any = None,
+    ranges: Sequence[ValueRange | None] = (),
+    **metadata: Any,
 ) -> EntryBatch:
     """Entries of N embeddings.
 
@@ -118,6 +124,7 @@ def make_batch(
         embeddings: (N, D).
         ids: N texts; made up where None.
         pictures: as `as_pictures`.
+        ranges: of `EntryBatch`.
         metadata: a value for each of `CHECKS`: one for all, or N of them.
 
     Raises:
@@ -135,7 +142,7 @@ def make_batch(
         values = tag_column(value, n) if name == "tags" else column(value, n, name)
         columns[name] = [CHECKS[name](item) for item in values]
     entries = (Entry(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True))
-    return EntryBatch(tuple(entries), vectors, as_pictures(pictures, n))
+    return EntryBatch(tuple(entries), vectors, as_pictures(pictures, n), tuple(dict.fromkeys(ranges)))
 
 
 def as_pictures(value: Any, n: int) -> tuple[bytes | None, ...]:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from fmcnet.data.pixels import ValueRange
 from fmcnet.errors import GalleryError
 from fmcnet.retrieval import milvus_client as milvus
 from fmcnet.retrieval.entry_columns import DayCount, count_days
@@ -246,6 +247,13 @@ class MilvusStore(milvus.Collection):
             yield [stored[name] for name in part if name in stored]
 
     # ---- writing ----
+
+    def value_ranges(self) -> tuple[ValueRange | None, ...]:
+        """None is recorded."""
+        return ()
+
+    def replace_ranges(self, ranges: Sequence[ValueRange | None], entries: int) -> None:
+        """None is recorded."""
 
     def add(self, batch: EntryBatch, model: str, on_duplicate: OnDuplicate) -> Added:
         """All of the batch or nothing."""

@@ -11,14 +11,13 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from fmcnet.data.pixels import ValueRange
+from fmcnet.data.pixels import ValueRange, range_text
 from fmcnet.errors import first_of
 from fmcnet.identities import is_number, near_identities, near_spelling
 from fmcnet.names import FRACTION, near_cameras, nearest, spelling
 from fmcnet.retrieval.freshness import differences
 from fmcnet.retrieval.gallery import Gallery
 from fmcnet.retrieval.inputs import CHECKS, column
-from fmcnet.retrieval.made_with import MadeWith, range_text, read_made_with
 from fmcnet.retrieval.records import EARLIEST, Added, Entry, Hit, HitGroup, Where, as_pid
 from fmcnet.times import doubtful_times
 from fmcnet.types import Modality
@@ -331,35 +330,43 @@ def _mixed_note(mixed: Mapping[str, str], effect: str) -> str:
 # ---- of value ranges ----
 
 
+def ranges_text(ranges: Sequence[ValueRange | None]) -> str:
+    """As "15:40, 0:100 and none"."""
+    *others, last = map(range_text, ranges or (None,))
+    return f"{', '.join(others)} and {last}" if others else last
+
+
 def index_range_notes(
-    gallery: Gallery, value_range: ValueRange | None, before: MadeWith, kept: int
+    gallery: Gallery, value_range: ValueRange | None, before: Sequence[ValueRange | None], kept: int
 ) -> Iterator[str]:
     """Notes on a range without effect on images indexed before, and on several ranges in one gallery.
 
     Args:
         gallery: as it is now.
         value_range: given for all images; None: none.
-        before: what was recorded of the gallery before.
+        before: `value_ranges` of the gallery before.
         kept: how many images were indexed before and not encoded anew.
     """
-    if kept and value_range is not None and before.ranges and value_range not in before.ranges:
+    if kept and value_range is not None and before and value_range not in before:
         yield (
-            f"{kept} images were indexed before, deep ones with the value range {before.ranges_text}, and keep their "
-            f"embeddings: --existing replace encodes them anew with {range_text(value_range)}"
+            f"{kept} images were indexed before, deep ones with the value range {ranges_text(before)}, and keep "
+            f"their embeddings: --existing replace encodes them anew with {range_text(value_range)}"
         )
-    after = read_made_with(gallery.location)
-    if after.mixed and (value_range is not None or None in after.ranges):  # a table's ranges are one a camera
+    after = gallery.value_ranges
+    if len(after) > 1 and (value_range is not None or None in after):  # a table's ranges are one a camera
         yield (
-            f"deep images of this gallery were encoded with several value ranges ({after.ranges_text}): the same "
+            f"deep images of this gallery were encoded with several value ranges ({ranges_text(after)}): the same "
             "person is not equally bright in all; --existing replace --range LOW:HIGH encodes them anew"
         )
 
 
-def query_range_notes(recorded: MadeWith, used: Collection[ValueRange | None]) -> Iterator[str]:
-    """A note on queries encoded with a range that no image of the gallery has."""
+def query_range_notes(
+    ranges: Sequence[ValueRange | None], used: Iterable[ValueRange | None]
+) -> Iterator[str]:
+    """A note on queries encoded with a range that no image of a gallery of these ranges has."""
     for bounds in dict.fromkeys(used):
-        if recorded.ranges and bounds not in recorded.ranges:
+        if ranges and bounds not in ranges:
             yield (
                 f"the value range {range_text(bounds)} of the query is not that of the gallery's images "
-                f"({recorded.ranges_text}): the same person is not equally bright in both"
+                f"({ranges_text(ranges)}): the same person is not equally bright in both"
             )

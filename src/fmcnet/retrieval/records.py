@@ -17,6 +17,7 @@ from fmcnet.identities import parse_identity
 from fmcnet.types import FloatArray, Modality, parse_modality
 
 if TYPE_CHECKING:
+    from fmcnet.data.pixels import ValueRange
     from fmcnet.inference.image_input import Fault
 
 OnDuplicate = Literal["refuse", "replace", "skip"]
@@ -144,13 +145,16 @@ class Where:
     def __post_init__(self) -> None:
         for name in ("ids", "pids", "cameras", "tracks", "tags"):
             value = getattr(self, name)
-            if isinstance(value, (str, bytes, int)):
+            if isinstance(value, (str, bytes, int, float)):
                 raise GalleryError(f"Where({name}={value!r}): give a list, as {name}=[{value!r}]")
             if value is not None:
-                values = frozenset(value)
+                try:
+                    values = frozenset(value)
+                except TypeError as error:
+                    raise GalleryError(f"Where({name}={value!r:.80}): give a list of texts") from error
                 for item in () if name == "pids" else values:
                     if not isinstance(item, str):
-                        raise GalleryError(f"Where({name}=...): {item!r} is no text: give '{item}'")
+                        raise GalleryError(f"Where({name}=...): {item!r} is no text: give texts, as '1'")
                 no_condition = name == "tags" and not values  # every entry has all of no tags
                 object.__setattr__(self, name, None if no_condition else values)
         if self.pids is not None:
@@ -225,11 +229,13 @@ class EntryBatch:
         entries: N of them.
         vectors: (N, D) float32, unit length, in the same order.
         pictures: N encoded images or None; or nothing at all.
+        ranges: with which deep images of these were encoded; None of images that were stretched.
     """
 
     entries: tuple[Entry, ...]
     vectors: FloatArray
     pictures: tuple[bytes | None, ...] = ()
+    ranges: tuple[ValueRange | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -278,7 +284,7 @@ class GalleryInfo:
 
 
 MADE_WITH = "made-with.json"
-"""In a gallery's folder: where its model is, and the ranges; it holds no embedding and nothing of a picture."""
+"""In a gallery's folder: where its model is, and earlier the ranges; no embedding and nothing of a picture."""
 
 SPARE = 16
 """Candidates asked for beyond `top`, to see ties at the end of the list: an index compares in float32, where equal

@@ -18,14 +18,14 @@ from fmcnet.inference.image_input import Fault, ImageLike, ModalityLike, expand,
 from fmcnet.retrieval.answer import Answer, CalibratedScores
 from fmcnet.retrieval.gallery import Gallery
 from fmcnet.retrieval.inputs import column, tag_column
-from fmcnet.retrieval.made_with import MadeWith, forget_ranges, read_made_with, record_ranges
-from fmcnet.retrieval.notes import answer_notes, filter_notes, query_range_notes
+from fmcnet.retrieval.notes import answer_notes, filter_notes, query_range_notes, ranges_text
 from fmcnet.retrieval.records import Added, HitGroup, OnDuplicate, Where
 from fmcnet.retrieval.records import group as group_hits
 from fmcnet.types import Embeddings, FloatArray, Modality
 
 Modalities = ModalityLike | Sequence[ModalityLike] | NDArray[np.uint8]
 GroupBy = Literal["track", "pid"]
+GalleryRange = Literal["gallery"]
 
 
 class Searcher:
@@ -80,7 +80,7 @@ class Searcher:
         keep_images: bool = False,
         batch_size: int = 64,
         progress: bool | None = None,
-        value_range: ValueRange | None = None,
+        value_range: ValueRange | GalleryRange | None = "gallery",
         remarks: Remarks | None = None,
     ) -> Added:
         """Encode images and add them; they are on disk when this returns.
@@ -102,8 +102,8 @@ class Searcher:
                 image is kept.
             batch_size: images encoded at once.
             progress: show a bar; None: on a terminal only.
-            value_range: of images deeper than 8 bits, as `Encoder.encode`; recorded where it was used. None: the
-                recorded one.
+            value_range: of images deeper than 8 bits, as `Encoder.encode`; "gallery": as `resolve_range`. The gallery
+                records it where it was used.
             remarks: collects what is doubtful about the images, as `Encoder.encode`.
 
         Returns:
@@ -157,7 +157,6 @@ class Searcher:
         embeddings: Embeddings,
         *,
         on_duplicate: OnDuplicate = "refuse",
-        ranges: Sequence[ValueRange | None] = (),
         **columns: Any,
     ) -> Added:
         """Add embeddings of this searcher's encoder.
@@ -165,60 +164,48 @@ class Searcher:
         Args:
             embeddings: N of them, with their modalities.
             on_duplicate: what to do with an id that is there, as `Gallery.add`.
-            ranges: with which deep images were encoded, as `Remarks.ranges` gives them; recorded.
-            columns: metadata and pictures, by the keywords of `Gallery.add`.
+            columns: metadata, pictures and ranges, by the keywords of `Gallery.add`.
 
         Returns:
             The ids and the counts.
 
         Raises:
-            GalleryError: as `Gallery.add`; an image was stretched, and the gallery has several ranges.
+            GalleryError: as `Gallery.add`.
         """
         self._check()
-        location = self.gallery.location
-        recorded = self.check_ranges(ranges)
-        new = [bounds for bounds in ranges if bounds not in recorded.ranges]
         modalities = [Modality.from_code(int(code)) for code in embeddings.modality]
-        record_ranges(location, new)  # before, since a kill may follow
-        added = 0
-        try:
-            result = self.gallery.add(
-                embeddings.features,
-                modality=modalities,
-                model=self.encoder.digest,
-                on_duplicate=on_duplicate,
-                **columns,
-            )
-            added = result.added + result.replaced
-            return result
-        finally:
-            if not added:
-                forget_ranges(location, new)
+        return self.gallery.add(
+            embeddings.features,
+            modality=modalities,
+            model=self.encoder.digest,
+            on_duplicate=on_duplicate,
+            **columns,
+        )
 
-    def resolve_range(self, value_range: ValueRange | None) -> ValueRange | None:
-        """A given value range; None: that of the gallery's deep images, where they have one."""
-        return read_made_with(self.gallery.location).value_range if value_range is None else value_range
+    def resolve_range(self, value_range: ValueRange | GalleryRange | None = "gallery") -> ValueRange | None:
+        """A value range that was given; "gallery": that of the gallery's deep images, where they have one alone."""
+        if value_range != "gallery":
+            return value_range
+        ranges = self.gallery.value_ranges
+        return ranges[0] if len(ranges) == 1 else None
 
-    def check_ranges(self, used: Sequence[ValueRange | None], advice: str = RANGE) -> MadeWith:
-        """Refuse images that were stretched, for want of a range, where the gallery has several.
+    def query_range_notes(self, used: Sequence[ValueRange | None], advice: str = RANGE) -> list[str]:
+        """Notes on a query whose deep images were encoded with a range that no image of the gallery has.
 
         Args:
-            used: ranges that deep images were encoded with.
+            used: its ranges, as `Remarks.ranges` gives them.
             advice: how to give one, as `Remarks.lines`.
 
-        Returns:
-            What is recorded.
-
         Raises:
-            GalleryError: with the gallery's ranges.
+            GalleryError: one was stretched, for want of a range, and the gallery has several.
         """
-        recorded = read_made_with(self.gallery.location)
-        if None in used and recorded.mixed:
+        ranges = self.gallery.value_ranges
+        if None in used and len(ranges) > 1:
             raise GalleryError(
-                f"{self.gallery.location} has deep images of several value ranges ({recorded.ranges_text}), so an "
-                f"image like these needs one: {advice}"
+                f"the gallery's deep images have several value ranges ({ranges_text(ranges)}), so an image like "
+                f"these needs one: {advice}"
             )
-        return recorded
+        return list(query_range_notes(ranges, used))
 
     # ---- searching ----
 
@@ -234,7 +221,7 @@ class Searcher:
         prior: float | None = None,
         group: GroupBy | None = None,
         exact: bool = False,
-        value_range: ValueRange | None = None,
+        value_range: ValueRange | GalleryRange | None = "gallery",
     ) -> Answer:
         """Search the gallery for one person.
 
@@ -252,7 +239,7 @@ class Searcher:
             group: the `top` best tracks or persons instead of entries. A track is judged by its entries of one
                 modality pooled (see `Gallery.search_groups`), a person by the best entry.
             exact: compare with every entry, whatever the index.
-            value_range: as `Encoder.encode`; None: the one that the gallery's images were encoded with.
+            value_range: as `Encoder.encode`; "gallery": as `resolve_range`.
 
         Returns:
             Hits ranked by similarity, and notes for the reader.
@@ -262,13 +249,9 @@ class Searcher:
             GalleryError: as `Gallery.search`.
             FmcnetError: when a probability or rate is asked for and the model is not calibrated.
         """
-        remarks, given = Remarks(), value_range
-        value_range = self.resolve_range(given)
-        query = self.encoder.encode(
-            images, modality, progress=False, value_range=value_range, remarks=remarks
-        )
-        used = remarks.ranges(value_range)
-        recorded = self.check_ranges(used)
+        remarks, resolved = Remarks(), self.resolve_range(value_range)
+        query = self.encoder.encode(images, modality, progress=False, value_range=resolved, remarks=remarks)
+        range_notes = self.query_range_notes(remarks.ranges(resolved)) if value_range is not None else []
         answer = self.answer(
             query,
             top=top,
@@ -279,8 +262,8 @@ class Searcher:
             group=group,
             exact=exact,
         )
-        notes = [*remarks.lines(), *query_range_notes(recorded, used)]
-        if given is not None and not remarks.ranged():
+        notes = [*remarks.lines(), *range_notes]
+        if value_range not in (None, "gallery") and not remarks.ranged():
             notes.append(RANGE_UNUSED)
         return replace(answer, notes=(*answer.notes, *notes))
 

@@ -12,7 +12,7 @@ import logging
 import sqlite3
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, tzinfo
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any, Literal
 import numpy as np
 from filelock import Timeout
 
+from fmcnet.data.pixels import ValueRange
 from fmcnet.errors import GalleryBusyError, GalleryDamagedError, GalleryError, GalleryReplacedError
 from fmcnet.files import lock_file, make_private, take_from_others
 from fmcnet.retrieval.entry_columns import DayCount, count_days
@@ -30,6 +31,7 @@ from fmcnet.retrieval.gallery_index import GalleryIndex
 from fmcnet.retrieval.index_files import FILES as INDEX_FILES
 from fmcnet.retrieval.index_files import IndexManifest, check_loss, lost
 from fmcnet.retrieval.inputs import check_new, check_settings, check_there
+from fmcnet.retrieval.made_with import as_ranges, noted_ranges
 from fmcnet.retrieval.records import (
     MADE_WITH,
     NONE,
@@ -57,6 +59,8 @@ CONTENTS = (f"{NAME}*", MADE_WITH, *INDEX_FILES)
 """Name patterns of the files that hold the gallery's data."""
 HNSW_ABOVE = 100_000
 """Entries above which a new gallery uses a graph."""
+RANGES = "ranges"
+"""Key of `meta`: JSON of the value ranges."""
 LOG_ROWS = 256
 """New entries after which the log is brought into the main file; at the latest after 4 MB (sqlite_connection.py)."""
 
@@ -342,6 +346,8 @@ class SqliteStore:
                 generation = self.database.note(old, gone=True)
                 seqs = self.database.insert(entries, vectors, pictures)
                 self.files.forget_removed(entry.id for entry in entries)
+                if entries:
+                    self._put_ranges((*self.value_ranges(), *batch.ranges))
             self.index.apply(generation, removed=old, added=seqs, entries=entries, codes=vectors)
             if old:
                 self._empty_log()
@@ -364,6 +370,25 @@ class SqliteStore:
                 self.database.rewrite(seq, replace(entry, **change))
             self.database.note(stored, gone=False)
             return len(stored)
+
+    def value_ranges(self) -> tuple[ValueRange | None, ...]:
+        """Of the database, else what an earlier version noted beside it."""
+        with self._mutex, self.database.reading():
+            stored = self.database.get(RANGES)
+        return as_ranges(json.loads(stored)) if isinstance(stored, str) else noted_ranges(self.folder)
+
+    def _put_ranges(self, ranges: Iterable[ValueRange | None]) -> None:
+        new = list(dict.fromkeys(ranges))
+        if new != list(self.value_ranges()):
+            self.database.put(RANGES, json.dumps(new))
+
+    def replace_ranges(self, ranges: Sequence[ValueRange | None], entries: int) -> None:
+        """Set the ranges, if there still are as many entries."""
+        if list(dict.fromkeys(ranges)) == list(self.value_ranges()):
+            return
+        with self._writing(), self.database.writing():
+            if self.database.run("SELECT COUNT(*) FROM rows")[0][0] == entries:
+                self._put_ranges(ranges)
 
     def remove(self, where: Where, remember: bool = True) -> int:
         """Remove what matches from the database, its log and the index's files."""

@@ -21,7 +21,6 @@ from fmcnet.errors import FmcnetError, GalleryReplacedError
 from fmcnet.inference.projection import l2_normalize
 from fmcnet.names import printable
 from fmcnet.retrieval import Entry, Gallery, Searcher
-from fmcnet.retrieval.notes import query_range_notes
 from fmcnet.server.audit import AuditLog
 from fmcnet.server.batching import Batcher
 from fmcnet.server.decoding import DecoderPool, Upload
@@ -254,7 +253,7 @@ class Service:
         if source is None:
             return picture
         try:
-            value_range = await self.work(lambda: self.searcher.resolve_range(None))
+            value_range = await self.work(lambda: self.searcher.resolve_range())
             upload = Upload("the source", source, value_range, keep=True)
             decoded = await _unless_gone(self._decoders.decode([upload], caller.name), caller)
         except ApiError as error:
@@ -289,7 +288,7 @@ class Service:
         with refused_at("modality", "say visible or infrared"):
             modalities = [parse_modality(text) for text in modality]
         modalities *= count // len(modalities)
-        default = await self.work(lambda: self.searcher.resolve_range(None))
+        default = await self.work(lambda: self.searcher.resolve_range())
         ranged = [upload._replace(value_range=upload.value_range or default) for upload in uploads]
         decoded = await _unless_gone(self._decoders.decode(ranged, caller.name), caller)
         remarks, ranges = Remarks(), list[ValueRange | None]()
@@ -300,14 +299,12 @@ class Service:
                 noted.add(remark, name)
             ranges += noted.ranges(upload.value_range)
             remarks.update(noted)
-        with refused_at("range", RANGE_FIELD):
-            recorded = await self.work(lambda: self.searcher.check_ranges(ranges, RANGE_FIELD))
         pixels = np.stack([image.pixels for image in decoded])
         raw = await _unless_gone(self._batcher.embed(pixels, modalities), caller)
         codes = np.array([image_modality.code for image_modality in modalities], dtype=np.uint8)
         names = np.array([upload.name for upload in uploads], dtype=np.str_)
         embeddings = Embeddings.unlabelled(l2_normalize(raw), codes, names)
-        notes = [*remarks.lines(RANGE_FIELD), *query_range_notes(recorded, ranges)]
+        notes = remarks.lines(RANGE_FIELD)
         if any(upload.value_range for upload in uploads) and not remarks.ranged():
             notes.append(RANGE_UNUSED)
         return Embedded(embeddings, [image.picture for image in decoded], notes, ranges)

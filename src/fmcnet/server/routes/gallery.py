@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Form, Query, Request
 from fastapi.responses import Response
 
+from fmcnet.data.pixels import RANGE_FIELD
 from fmcnet.errors import GalleryError
 from fmcnet.retrieval import Entry, Where
 from fmcnet.retrieval.inputs import as_id
@@ -95,6 +96,8 @@ async def search(
         log["where"] = validation.logged(where)
         uploads = await validation.read_uploads(images, value_range)
         query = await service.embed(uploads, modality, sender)
+        with refused_at("range", RANGE_FIELD):
+            notes = await service.work(lambda: service.searcher.query_range_notes(query.ranges, RANGE_FIELD))
         limits: dict[str, Any] = {"min_probability": min_probability, "fmr": fmr, "prior": prior}
         answer = await service.work(
             lambda: service.searcher.answer(query.embeddings, top=top, where=where, group=group, **limits)
@@ -102,7 +105,7 @@ async def search(
         log["nobody"] = answer.no_match
         shown = [hit for hit_group in answer.groups for hit in hit_group.hits] or answer.hits
         log["shown"] = [hit.id for hit in shown]
-    return {**answer.to_dict(), "notes": [*answer.notes, *query.notes]}
+    return {**answer.to_dict(), "notes": [*answer.notes, *query.notes, *notes]}
 
 
 @router.post("/entries", response_model=schemas.AddedBody, status_code=201, summary="Add crops; all, or none")
