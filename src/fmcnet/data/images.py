@@ -54,13 +54,6 @@ FAILURES = (
 MOST_TIFF_VALUES = 2**27
 _TIFF_KINDS = {1: ("u", "unsigned"), 2: ("i", "signed"), 3: ("f", "float")}
 _TIFF_DTYPES = frozenset({"u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f2", "f4", "f8"})
-_PLANE_TAGS = (
-    tiff.IMAGEWIDTH, tiff.IMAGELENGTH, tiff.COMPRESSION, tiff.FILLORDER, tiff.ROWSPERSTRIP, tiff.PREDICTOR,
-    tiff.TILEWIDTH, tiff.TILELENGTH, ExifTags.Base.Orientation,
-)  # fmt: skip
-"""Tags that the planes of a TIFF share, one number each."""
-_PLANE_PARTS = (tiff.STRIPOFFSETS, tiff.STRIPBYTECOUNTS, tiff.TILEOFFSETS, tiff.TILEBYTECOUNTS)
-"""Tags with a number for each strip or tile, plane after plane."""
 _TRUNCATED = "truncated: the file ends before the last pixel"
 _WIDE_RAW_MODE = re.compile(r"(RGB|RGBA|RGBX|LA|CMYK);16([BLN])")
 
@@ -209,14 +202,11 @@ def _deep_values(image: Image.Image) -> NDArray[Any] | None:
     stream: Any = getattr(image, "fp", None)
     if image.format == "TIFF":
         _correct_tiles(image)
+        _check_planes(image)
     tiles: Any = getattr(image, "tile", None)
     if stream is not None and tiles:  # a file that is not decoded yet
         if image.format == "PPM" and tiles[0][0] in ("raw", "ppm"):
             values = _deep_ppm_values(stream, tiles[0][2], image.size)
-        elif _tiff_tags(image).get(tiff.PLANAR_CONFIGURATION) == 2:
-            values = _plane_values(image, stream)
-            if values is not None:
-                return values
         else:
             args = tiles[0][3]
             values = _wide_values(image, stream, str(args[0] if isinstance(args, tuple) and args else args))
@@ -256,45 +246,16 @@ def _load(image: Image.Image) -> None:
             image.filename = name  # type: ignore[attr-defined]
 
 
-def _plane_values(image: Image.Image, stream: IO[bytes]) -> NDArray[Any] | None:
-    """The values (H, W, C) of a TIFF of planes deeper than 8 bits, which Pillow cuts or garbles; None for others."""
+def _check_planes(image: Image.Image) -> None:
+    """Refuse a TIFF of several planes that Pillow cuts to 8 bits or garbles."""
     tags = _tiff_tags(image)
-    is_deep = tags.get(tiff.BITSPERSAMPLE, (1,))[0] > 8
-    if image.mode == "LA" or (is_deep and 1 in tags.get(tiff.EXTRASAMPLES, ())):
+    if tags.get(tiff.PLANAR_CONFIGURATION) == 2 and (
+        image.mode == "LA" or tags.get(tiff.BITSPERSAMPLE, (1,))[0] > 8
+    ):
         raise ValueError(
-            "a TIFF with alpha in a plane of its own, which cannot be read: save it without alpha"
+            "a TIFF with channels in planes of their own, deeper than 8 bits or with alpha, which cannot be read: "
+            "save it with PlanarConfiguration 1"
         )
-    if not is_deep:
-        return None
-    stream.seek(0)
-    data = stream.read()
-    planes: list[Any] = []
-    for number in range(len(image.getbands())):
-        plane = Image.open(io.BytesIO(_plane_file(data, tags, number)), formats=["TIFF"])
-        planes.append(_deep_values(plane))
-    return np.stack(planes, axis=-1)
-
-
-def _plane_file(data: bytes, tags: Any, number: int) -> bytes:
-    """A TIFF with the bytes of another and a directory at their end, of one of its planes as grey."""
-    order = "<" if tags.prefix == b"II" else ">"
-    entries: dict[int, tuple[int, ...]] = {tag: (int(tags[tag]),) for tag in _PLANE_TAGS if tag in tags}
-    entries |= {tag: (int(tags.get(tag, (1,))[0]),) for tag in (tiff.BITSPERSAMPLE, tiff.SAMPLEFORMAT)}
-    entries[tiff.PHOTOMETRIC_INTERPRETATION] = (1,)
-    for tag in _PLANE_PARTS:
-        if parts := tags.get(tag, ()):
-            count = len(parts) // max(1, int(tags.get(tiff.SAMPLESPERPIXEL, 1)))
-            entries[tag] = tuple(parts[number * count : (number + 1) * count])
-    start = len(data) + len(data) % 2
-    end = start + 2 + 12 * len(entries) + 4
-    directory, lists = struct.pack(f"{order}H", len(entries)), b""
-    for tag, values in sorted(entries.items()):
-        packed = struct.pack(f"{order}{len(values)}I", *values)
-        if len(values) > 1:
-            packed, lists = struct.pack(f"{order}I", end + len(lists)), lists + packed
-        directory += struct.pack(f"{order}HHI", tag, 4, len(values)) + packed
-    header: bytes = tags.prefix + struct.pack(f"{order}HI", 42, start)
-    return header + data[8:].ljust(start - 8, b"\0") + directory + bytes(4) + lists
 
 
 def _wide_values(image: Image.Image, stream: IO[bytes], raw_mode: str) -> NDArray[Any] | None:
