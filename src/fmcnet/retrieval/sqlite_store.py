@@ -373,8 +373,10 @@ class SqliteStore:
 
     def value_ranges(self) -> tuple[ValueRange | None, ...]:
         """Of the database, else what an earlier version noted beside it."""
-        with self._mutex, self.database.reading():
-            stored = self.database.get(RANGES)
+        with self._mutex:
+            self._check_open()
+            with self.database.reading():
+                stored = self.database.get(RANGES)
         return as_ranges(json.loads(stored)) if isinstance(stored, str) else noted_ranges(self.folder)
 
     def _put_ranges(self, ranges: Iterable[ValueRange | None]) -> None:
