@@ -845,3 +845,13 @@ def test_an_interrupted_generation_is_named(tiny_sysu, tmp_path):
     output = said(run("data", "check", tmp_path / "d", code=1))
     assert "generation was interrupted" in output
     assert "agreement" not in output
+
+
+def test_names_that_read_like_emoji_codes_are_shown_as_they_are(tmp_path):
+    with Gallery(tmp_path / "g", model="0123456789abcdef") as gallery:
+        gallery.add(
+            np.ones((1, 4), np.float32), modality="visible", camera="gate:b:", pid="an:warning:na", ids=["a"]
+        )
+    assert "an:warning:na" in run("gallery", "list", tmp_path / "g").stdout
+    assert "gate:b: (1)" in run("gallery", "info", tmp_path / "g").stdout
+    assert "x:smile:.png" in said(run("search", tmp_path / "g", "x:smile:.png", "--modality", "ir", code=2))

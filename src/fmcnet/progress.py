@@ -30,7 +30,7 @@ class Progress:
         self._note = ""
         self._started = self._last = time.monotonic()
         if sys.stderr.isatty() if show is None else show:
-            console = Console(stderr=True)
+            console = Console(stderr=True, emoji=False)
             bar = [BarColumn(bar_width=10)] if console.width >= 80 else []  # narrow: no room for it
             self._bar = RichProgress(
                 TextColumn("{task.description}"),

@@ -285,6 +285,9 @@ def test_a_range_that_is_sent_is_recorded_and_applied_at_once(tmp_path):
             assert (hit["id"], round(hit["similarity"], 3)) == (str(number), 1.0)
         with Gallery(tmp_path / "people.gallery") as other:  # as another program does
             other.replace_ranges([(15, 40), (0, 100)], len(other))
+        data = {"modality": "infrared", "range": "0:100"}
+        added = service.client.post("/v1/entries", files=sent(16, 30), data=data).json()
+        assert any("several value ranges (15:40 and 0:100)" in note for note in added["notes"])
         refused = service.client.post("/v1/search", files=sent(16, 30), data={"modality": "infrared"})
         assert refused.status_code == 422
         assert "several value ranges (15:40 and 0:100)" in refused.json()["error"]["what"]

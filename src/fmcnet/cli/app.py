@@ -101,7 +101,9 @@ def _fail(message: str, code: int, error: BaseException) -> NoReturn:
     default = PrintedBy.ONE if isinstance(error, KeyboardInterrupt) else PrintedBy.ONE_PER_MACHINE
     if int(os.environ.get(_RANKS.get(getattr(error, "printed_by", default), ""), "0")) == 0:
         text = escape(printable(message, keep="\n\t"))
-        Console(stderr=True, soft_wrap=True).print(f"[bold red]fmcnet:[/] {text}", highlight=False)
+        Console(stderr=True, soft_wrap=True, emoji=False).print(
+            f"[bold red]fmcnet:[/] {text}", highlight=False
+        )
     sys.exit(code)
 
 
@@ -118,7 +120,9 @@ def _root(
         raise typer.Exit
     handler: logging.Handler
     if sys.stderr.isatty():
-        handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False, markup=False)
+        handler = RichHandler(
+            console=Console(stderr=True, emoji=False), show_path=False, show_time=False, markup=False
+        )
         handler.setFormatter(PrintableFormatter("%(message)s"))
     else:  # in a file each message is one line, whatever its length
         handler = logging.StreamHandler()

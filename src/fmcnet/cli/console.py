@@ -201,7 +201,7 @@ def show(title: str, facts: Mapping[str, Any], paths: Mapping[str, str | Path] |
     table.add_column(overflow="fold")
     for name, value in facts.items():
         table.add_row(name, _cell(value))
-    Console().print(table)
+    Console(emoji=False).print(table)  # ":b:" in a name stays what it is
     for name, path in (paths or {}).items():
         echo(f"{name}: {printable(str(path))}")
 
@@ -216,7 +216,7 @@ def show_rows(rows: Sequence[Mapping[str, Any]]) -> None:
         table.add_column(name, overflow="fold")
     for row in rows:
         table.add_row(*(_cell(row[name]) for name in columns))
-    Console().print(table)
+    Console(emoji=False).print(table)  # ":b:" in a name stays what it is
 
 
 def _cell(value: object) -> str:

@@ -33,6 +33,7 @@ PATH_FACTS = ("gallery", "from", "to", "out")
 @app.command()
 def info(gallery: console.GalleryPath, json_: console.Json = False) -> None:
     """Show what a gallery holds: entries, model, index, size."""
+    from fmcnet.data.pixels import range_text
     from fmcnet.retrieval.records import EARLIEST
     from fmcnet.types import Modality
 
@@ -41,6 +42,7 @@ def info(gallery: console.GalleryPath, json_: console.Json = False) -> None:
         by_modality = {str(one): opened.count(retrieval.Where(modality=one)) for one in Modality}
         cameras = {name: opened.count(retrieval.Where(cameras=[name])) for name in opened.cameras()}
         timed = opened.count(retrieval.Where(since=EARLIEST))
+        ranges = [range_text(value_range) for value_range in opened.value_ranges]
     settings = summary.settings
     facts = {
         "gallery": summary.location,
@@ -53,6 +55,7 @@ def info(gallery: console.GalleryPath, json_: console.Json = False) -> None:
         "removed_not_compacted": summary.removed,
         "bytes": summary.bytes,
         "pictures_kept": summary.pictures,
+        "value_ranges": ranges if json_ else ", ".join(ranges),
         **by_modality,
         "cameras": cameras if json_ else ", ".join(f"{name} ({count:,})" for name, count in cameras.items()),
         "first_time": times and times[0].isoformat(),

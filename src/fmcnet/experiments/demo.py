@@ -147,7 +147,7 @@ def _print_table(evaluated: dict[str, EvaluatedRun], result: dict[str, Any]) -> 
         mean, chance = run.evaluations[0].result.mean, run.evaluations[0].result.chance or 1
         scores = (f"{100 * mean[name]:.2f}" for name in METRICS)
         table.add_row(title, *scores, f"{mean['rank1'] / chance:.1f} x")
-    console = Console()
+    console = Console(emoji=False)
     console.print(table)
     console.print(first.evaluations[0].result.protocol, soft_wrap=True)
     console.print(

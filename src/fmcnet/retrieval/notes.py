@@ -360,6 +360,16 @@ def index_range_notes(
         )
 
 
+def added_range_notes(gallery: Gallery, used: Collection[ValueRange | None]) -> Iterator[str]:
+    """A note on deep images added with these ranges to a gallery that has, or had, several."""
+    ranges = gallery.value_ranges
+    if used and len(ranges) > 1:
+        yield (
+            f"the gallery's deep images have, or had, several value ranges ({ranges_text(ranges)}): the same person "
+            "is not equally bright in all, and a search of such an image needs a range"
+        )
+
+
 def query_range_notes(
     ranges: Sequence[ValueRange | None], used: Iterable[ValueRange | None]
 ) -> Iterator[str]:

@@ -202,8 +202,8 @@ class Searcher:
         ranges = self.gallery.value_ranges
         if None in used and len(ranges) > 1:
             raise GalleryError(
-                f"the gallery's deep images have several value ranges ({ranges_text(ranges)}), so an image like "
-                f"these needs one: {advice}"
+                f"the gallery's deep images have, or had, several value ranges ({ranges_text(ranges)}), so an image "
+                f"like these needs one: {advice}. fmcnet index --existing replace of all images leaves one range"
             )
         return list(query_range_notes(ranges, used))
 

@@ -14,7 +14,7 @@ from fmcnet.data.pixels import RANGE_FIELD
 from fmcnet.errors import GalleryError
 from fmcnet.retrieval import Entry, Where
 from fmcnet.retrieval.inputs import as_id
-from fmcnet.retrieval.notes import add_notes, filter_notes
+from fmcnet.retrieval.notes import add_notes, added_range_notes, filter_notes
 from fmcnet.server import schemas, validation
 from fmcnet.server.errors import ApiError, error_schema, refused_at
 from fmcnet.server.security import CHANGES_NOTHING
@@ -166,6 +166,7 @@ async def add(
             notes = [*crops.notes, *await service.work(lambda: _store_pictures(service, kept))]
             columns["modality"] = modality * (n // len(modality))
             notes += await service.work(lambda: add_notes(service.gallery, added, columns))
+            notes += await service.work(lambda: list(added_range_notes(service.gallery, crops.ranges)))
     return {"ids": list(added.ids), **counts, "notes": notes}
 
 
