@@ -603,8 +603,7 @@ def test_a_table_gives_each_camera_its_range(tmp_path):
     assert as_json(*query, "--range", "15:40")["hits"][0]["similarity"] > 0.9999
     said = wrong(*query)  # which of the two is not told
     assert (
-        "have, or had, several value ranges (15:40 and 28815:31315), so an image like these needs one"
-        in said
+        "have, or had, several value ranges (15:40 and 28815:31315), so an image like these needs one" in said
     )
     assert "give --range LOW:HIGH" in said
     (tmp_path / "people.csv").write_text("path,modality,range\na.tif,infrared,warm\n")
