@@ -667,6 +667,9 @@ def test_python_searches_and_adds_with_the_range_of_the_gallery(tmp_path):
             searcher.add("heat/1.tif", "infrared", ids=["a"], value_range=(0, 99))
         searcher.add("heat/1.tif", "infrared", ids=["a"], value_range=(0, 98), on_duplicate="skip")
         assert ranges_of("g") == ((15.0, 40.0), (0.0, 50.0))  # of what was added
+        with pytest.raises(GalleryError, match=r"several value ranges \(15:40 and 0:50\)"):
+            searcher.add("heat/1.tif", "infrared", ids=["b"])
+        assert len(gallery) == 3
 
 
 def test_what_is_no_picture_is_counted_and_named(crops, tmp_path):

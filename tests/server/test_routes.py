@@ -288,8 +288,13 @@ def test_a_range_that_is_sent_is_recorded_and_applied_at_once(tmp_path):
         data = {"modality": "infrared", "range": "0:100"}
         added = service.client.post("/v1/entries", files=sent(16, 30), data=data).json()
         assert any("several value ranges (15:40 and 0:100)" in note for note in added["notes"])
-        refused = service.client.post("/v1/search", files=sent(16, 30), data={"modality": "infrared"})
-        assert refused.status_code == 422
+        for route in ("entries", "search"):
+            refused = service.client.post(f"/v1/{route}", files=sent(16, 30), data={"modality": "infrared"})
+            assert refused.status_code == 422, route
+        unfit = service.client.post("/v1/search", files=sent(300, 310), data=asked | {"range": "1:2"})
+        assert unfit.json()["error"]["do"].startswith("give the field range")
+        days = service.client.get("/v1/days", params={"camera": "gat"}).json()
+        assert any("no entry has the camera 'gat'" in note for note in days["notes"])
         assert "several value ranges (15:40 and 0:100)" in refused.json()["error"]["what"]
         assert refused.json()["error"]["do"] == "give the field range as LOW:HIGH"
 

@@ -111,7 +111,7 @@ class Searcher:
 
         Raises:
             DataError: naming the images that cannot be read.
-            GalleryError: as `Gallery.add`.
+            GalleryError: as `Gallery.add`, or as `check_ranges` where the range is left to the gallery.
         """
         if on_error not in ("raise", "skip"):
             raise FmcnetError(f"on_error='{on_error}': say raise or skip")
@@ -127,7 +127,7 @@ class Searcher:
         columns = {name: column(value, len(items), name) for name, value in metadata.items()}
         columns["tags"] = tag_column(tags, len(items))
         faults: list[Fault] = []
-        noted, value_range = Remarks(), self.resolve_range(value_range)
+        noted, resolved = Remarks(), self.resolve_range(value_range)
         try:
             embeddings = self.encoder.encode(
                 sources,
@@ -135,7 +135,7 @@ class Searcher:
                 on_error=faults.append if on_error == "skip" else "raise",
                 batch_size=batch_size,
                 progress=progress,
-                value_range=value_range,
+                value_range=resolved,
                 remarks=noted,
             )
         except DataError:
@@ -147,8 +147,10 @@ class Searcher:
         readable = sorted(set(range(len(items))) - {fault.position for fault in faults})
         columns = {name: [values[index] for index in readable] for name, values in columns.items()}
         if keep_images:
-            columns["pictures"] = [thumbnail(sources[index], value_range) for index in readable]
-        used = noted.ranges(value_range)
+            columns["pictures"] = [thumbnail(sources[index], resolved) for index in readable]
+        used = noted.ranges(resolved)
+        if value_range == "gallery":
+            self.check_ranges(used)
         added = self.add_embeddings(embeddings, **columns, on_duplicate=on_duplicate, ranges=used)
         return replace(added, faults=tuple(faults))
 
@@ -189,15 +191,20 @@ class Searcher:
         ranges = self.gallery.value_ranges
         return ranges[0] if len(ranges) == 1 else None
 
-    def query_range_notes(self, used: Sequence[ValueRange | None], advice: str = RANGE) -> list[str]:
-        """Notes on a query whose deep images were encoded with a range that no image of the gallery has.
+    def check_ranges(
+        self, used: Sequence[ValueRange | None], advice: str = RANGE
+    ) -> tuple[ValueRange | None, ...]:
+        """Refuse images that were stretched, for want of a range, where the gallery has several.
 
         Args:
-            used: its ranges, as `Remarks.ranges` gives them.
+            used: the images' ranges, as `Remarks.ranges` gives them.
             advice: how to give one, as `Remarks.lines`.
 
+        Returns:
+            `Gallery.value_ranges`.
+
         Raises:
-            GalleryError: one was stretched, for want of a range, and the gallery has several.
+            GalleryError: with these ranges.
         """
         ranges = self.gallery.value_ranges
         if None in used and len(ranges) > 1:
@@ -205,7 +212,7 @@ class Searcher:
                 f"the gallery's deep images have, or had, several value ranges ({ranges_text(ranges)}), so an image "
                 f"like these needs one: {advice}. fmcnet index --existing replace of all images leaves one range"
             )
-        return list(query_range_notes(ranges, used))
+        return ranges
 
     # ---- searching ----
 
@@ -246,12 +253,13 @@ class Searcher:
 
         Raises:
             DataError: for an image that cannot be read.
-            GalleryError: as `Gallery.search`.
+            GalleryError: as `Gallery.search`, or as `check_ranges` where the range is left to the gallery.
             FmcnetError: when a probability or rate is asked for and the model is not calibrated.
         """
         remarks, resolved = Remarks(), self.resolve_range(value_range)
         query = self.encoder.encode(images, modality, progress=False, value_range=resolved, remarks=remarks)
-        range_notes = self.query_range_notes(remarks.ranges(resolved)) if value_range is not None else []
+        used = remarks.ranges(resolved)
+        ranges = self.gallery.value_ranges if value_range is None else self.check_ranges(used)
         answer = self.answer(
             query,
             top=top,
@@ -262,7 +270,7 @@ class Searcher:
             group=group,
             exact=exact,
         )
-        notes = [*remarks.lines(), *range_notes]
+        notes = [*remarks.lines(), *query_range_notes(ranges, used)]
         if value_range not in (None, "gallery") and not remarks.ranged():
             notes.append(RANGE_UNUSED)
         return replace(answer, notes=(*answer.notes, *notes))

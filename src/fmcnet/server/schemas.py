@@ -111,6 +111,7 @@ class DaysBody(BaseModel):
     total: int = Field(description="Entries that match.")
     days: list[DayBody]
     left_out: int = Field(description="Entries of further cameras and days, beyond `limit`.")
+    notes: list[str] = []
 
 
 class RemovedBody(BaseModel):

@@ -132,7 +132,12 @@ def decode(data: bytes, name: str, most_pixels: int, value_range: ValueRange | N
         raise _bad(name, f"is no image of {', '.join(FORMATS)}, HEIC, AVIF") from error
     except (*FAILURES, MemoryError, DataError, StopIteration) as error:  # the last cannot cross asyncio
         reason = str(error).removeprefix("cannot read the image: ").replace(OR_RANGE, f", or {RANGE_FIELD}")
-        raise _bad(name, f"cannot be decoded ({reason or type(error).__name__})") from error
+        what = f"cannot be decoded ({reason or type(error).__name__})"
+        if value_range is not None and " range " in reason:  # of the field, or the gallery's
+            raise UploadError(
+                422, f"image '{name}' {what}", f"{RANGE_FIELD}, one that fits this image"
+            ) from error
+        raise _bad(name, what) from error
     plain = Image.new("RGB", decoded.size)  # without EXIF, GPS, comments
     plain.paste(decoded)
     plain.info[REMARKS] = decoded.info[REMARKS]

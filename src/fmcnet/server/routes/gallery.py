@@ -14,7 +14,7 @@ from fmcnet.data.pixels import RANGE_FIELD
 from fmcnet.errors import GalleryError
 from fmcnet.retrieval import Entry, Where
 from fmcnet.retrieval.inputs import as_id
-from fmcnet.retrieval.notes import add_notes, added_range_notes, filter_notes
+from fmcnet.retrieval.notes import add_notes, added_range_notes, filter_notes, query_range_notes
 from fmcnet.server import schemas, validation
 from fmcnet.server.errors import ApiError, error_schema, refused_at
 from fmcnet.server.security import CHANGES_NOTHING
@@ -97,7 +97,7 @@ async def search(
         uploads = await validation.read_uploads(images, value_range)
         query = await service.embed(uploads, modality, sender)
         with refused_at("range", RANGE_FIELD):
-            notes = await service.work(lambda: service.searcher.query_range_notes(query.ranges, RANGE_FIELD))
+            ranges = await service.work(lambda: service.searcher.check_ranges(query.ranges, RANGE_FIELD))
         limits: dict[str, Any] = {"min_probability": min_probability, "fmr": fmr, "prior": prior}
         answer = await service.work(
             lambda: service.searcher.answer(query.embeddings, top=top, where=where, group=group, **limits)
@@ -105,7 +105,10 @@ async def search(
         log["nobody"] = answer.no_match
         shown = [hit for hit_group in answer.groups for hit in hit_group.hits] or answer.hits
         log["shown"] = [hit.id for hit in shown]
-    return {**answer.to_dict(), "notes": [*answer.notes, *query.notes, *notes]}
+    return {
+        **answer.to_dict(),
+        "notes": [*answer.notes, *query.notes, *query_range_notes(ranges, query.ranges)],
+    }
 
 
 @router.post("/entries", response_model=schemas.AddedBody, status_code=201, summary="Add crops; all, or none")
@@ -148,6 +151,8 @@ async def add(
                 check_clock(moment, f"time {moment.isoformat()}")
         uploads = await validation.read_uploads(images, value_range)
         crops = await service.embed(uploads, modality, sender)
+        with refused_at("range", RANGE_FIELD):
+            await service.work(lambda: service.searcher.check_ranges(crops.ranges, RANGE_FIELD))
         async with service.changing:  # nobody adds or removes one of these before their crops are kept
             existing: set[str] = set()
             if on_duplicate == "skip" and service.pictures.kept is not None:
@@ -200,7 +205,8 @@ async def days(
         zone = parse_timezone(timezone)
     counts = await service.work(lambda: service.gallery.days(where, zone))
     total, left_out = (sum(count.entries for count in part) for part in (counts, counts[limit:]))
-    return {"total": total, "days": counts[:limit], "left_out": left_out}
+    notes = await service.work(lambda: filter_notes(service.gallery, where))
+    return {"total": total, "days": counts[:limit], "left_out": left_out, "notes": notes}
 
 
 @router.get("/entries/{entry_id:path}", response_model=schemas.EntryBody, summary="One entry")
