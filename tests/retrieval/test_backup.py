@@ -238,3 +238,76 @@ def test_commands(folder, tmp_path):
     right(folder, plain_of(3))
     cluster = run_command("gallery", "restore", "milvus://h:1/n", tmp_path / "other", code=2)
     assert "no gallery" in cluster.output
+
+
+def states(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("source", ["typo", "damaged", "full disk"])
+def test_a_restore_that_fails_changes_nothing_of_a_gallery_that_waits_to_be_mended(
+    folder, tmp_path, source, monkeypatch
+):
+    """Its database and a write-ahead log that is not its own would be merged by whoever opens it."""
+    with Gallery(folder) as gallery:
+        gallery.backup(tmp_path / "b")
+    if source == "damaged":
+        (tmp_path / "b" / "gallery.sqlite").write_bytes(b"x" * 9000)
+    if source == "full disk":
+        monkeypatch.setattr(backup, "_copy", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+    with Gallery(tmp_path / "other") as other:
+        fill(other, Plain(), 9)
+        shutil.copy(tmp_path / "other/gallery.sqlite-wal", folder)  # while it is open: closing removes it
+    before = states(folder)
+    assert before["gallery.sqlite-wal"]
+    with pytest.raises(GalleryError):
+        restore(tmp_path / ("typo" if source == "typo" else "b"), folder, replace=True)
+    assert states(folder) == before
+    (folder / "gallery.sqlite-wal").unlink()
+    right(folder, plain_of(3))
+
+
+def test_a_gallery_behind_a_link_is_replaced_itself(folder, tmp_path):
+    with Gallery(folder) as gallery:
+        gallery.backup(tmp_path / "b")
+        gallery.remove(Where(ids=["crop-00005"]))
+    (tmp_path / "link").symlink_to(folder)
+    restore(tmp_path / "b", tmp_path / "link", replace=True)
+    assert (tmp_path / "link").is_symlink()
+    right(folder, plain_of(3))
+
+
+def test_a_copy_that_was_ended_anywhere_is_removed_by_the_next(folder, tmp_path):
+    (tmp_path / "b.part").mkdir()
+    for name in ("database", "database-journal"):
+        (tmp_path / "b.part" / name).write_bytes(b"unfinished")
+    assert backup.backup(str(folder), tmp_path / "b") == 60
+    right(tmp_path / "b", plain_of(3))
+
+
+def test_a_new_folder_in_the_gallery_itself_is_refused(folder):
+    with pytest.raises(GalleryError, match="lies in the gallery"):
+        backup.backup(str(folder), folder / "b")
+    with pytest.raises(GalleryError, match="lies in the gallery"):
+        backup.recover(folder, folder / "b", "m")
+
+
+def test_a_name_that_is_not_utf_8(folder, tmp_path):
+    odd = tmp_path / os.fsdecode(b"g\xff")
+    folder.rename(odd)
+    assert backup.backup(str(odd), tmp_path / os.fsdecode(b"b\xff")) == 60
+    right(odd, plain_of(3))
+    run_command("gallery", "export", odd, tmp_path / os.fsdecode(b"x\xff.parquet"))
+
+
+@pytest.mark.parametrize("name", ["gallery.sqlite-generation", "index.json", "gallery.sqlite-shm"])
+def test_a_pipe_in_the_place_of_a_file_is_refused_at_once(folder, tmp_path, name):
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    for work in (
+        lambda: Gallery(folder, read_only=True),
+        lambda: backup.backup(str(folder), tmp_path / "b"),
+        lambda: backup.recover(folder, tmp_path / "r", "m"),
+    ):
+        with pytest.raises(GalleryError, match="is a pipe or a device"):
+            work()

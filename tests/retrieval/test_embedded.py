@@ -194,3 +194,28 @@ def test_an_index_that_cannot_be_written_does_not_undo_an_add(tmp_path, monkeypa
             assert add(gallery, crops(50), entries(50)).added == 50
         assert len(gallery) == 50
         assert gallery.search(crops(50)[7], 1)[0].id == "crop-00007"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"flush_rows": 0}, {"flush_rows": "3"}, {"hnsw_above": -1}, {"hnsw_above": 2.5}, {"timeout": -1},
+        {"timeout": float("inf")}, {"timeout": float("nan")}, {"timeout": "5"}, {"timeout": None},
+    ],
+)  # fmt: skip
+def test_a_number_that_no_gallery_takes_makes_none(tmp_path, wrong):
+    with pytest.raises(GalleryError, match=rf"{next(iter(wrong))}=.* must be"):
+        Gallery(tmp_path / "g", **wrong)
+    assert not (tmp_path / "g").exists()
+
+
+def test_numbers_and_ids_of_other_types(tmp_path):
+    with Gallery(tmp_path / "g", model="m", hnsw_above=np.int64(5), flush_rows=np.int32(3)) as gallery:
+        gallery.add(np.eye(4), modality="visible", ids=list("abcd"))
+        assert [hit.id for hit in gallery.search(np.eye(4)[2], top=np.int64(1))] == ["c"]
+        for wrong in ("3", 2.0, True, None):
+            with pytest.raises(GalleryError, match=r"top=.* must be a whole number"):
+                gallery.search(np.eye(4)[2], top=wrong)
+        for work in (gallery.get, gallery.embedding, gallery.picture, gallery.__contains__):
+            with pytest.raises(GalleryError, match="an id is a text, not b'a'"):
+                work(b"a")

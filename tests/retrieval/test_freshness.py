@@ -147,6 +147,9 @@ def test_relocation_into_a_folder_below_the_old_one(tmp_path):
         assert found == {f"{place}/b/x.png": [1, 0], f"{place}/b/b/x.png": [0, 1]}
         assert gallery.get(path_id(place / "b/x.png")).source == f"{place}/b/x.png"
         gallery.add([[1, 1]], modality="visible", ids=["free"], source="s3://bucket/a/1.png")
+        gallery.add([[1, 2]], modality="visible", ids=["mine"], source="/of/python/1.png")
+        assert relocate(gallery, "/of/python", "/nowhere", dry_run=True) == (1, 1)
+        assert relocate(gallery, "s3://bucket/a", "s3://other", dry_run=True).missing == 0
         relocate(gallery, "s3://bucket/a", "s3://other")
         assert gallery.get("free").source == "s3://other/1.png"
         with pytest.raises(GalleryError, match="no entry whose source is s3://bucke"):

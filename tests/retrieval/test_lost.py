@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -206,6 +207,7 @@ def test_only_the_owner_reads_what_holds_a_person_unless_the_folder_is_a_groups(
                 gallery.add(unit(20), modality="visible")
                 gallery.export(tmp_path / f"{name}.npz")
                 assert modes(folder) == {expected}
+                assert (folder / "writer.lock").stat().st_mode & 0o777 == expected
             if mode is None:
                 assert folder.stat().st_mode & 0o777 == 0o700
             assert (tmp_path / f"{name}.npz").stat().st_mode & 0o777 == 0o600
@@ -254,3 +256,52 @@ def test_a_copy_under_way_is_no_gallery(folder, tmp_path):
         Gallery(tmp_path / "x.gallery")
     restore(tmp_path / "backup", tmp_path / "x.gallery", replace=True)
     assert len(Gallery(tmp_path / "x.gallery", read_only=True)) == 50
+
+
+def test_lost_changes_and_entries_are_counted(tmp_path):
+    """Killed after ten adds, of which the index has those up to the last but one that it was due for."""
+    folder = tmp_path / "people.gallery"
+    killed = KILLED.replace("flush_rows=1", "flush_rows=250")
+    subprocess.run([sys.executable, "-c", killed, str(folder)], check=True, timeout=300)
+    data = (folder / "gallery.sqlite").read_bytes()
+    for path in folder.glob("gallery.sqlite*"):
+        if path.name != "gallery.sqlite-generation":
+            path.write_bytes(b"") if path.name == "gallery.sqlite" else path.unlink()
+    found = recover(folder, tmp_path / "emptied", "m")
+    assert found.entries < 1000
+    assert found.changes_lost == (1000 - found.entries) / 100
+    with Gallery(tmp_path / "whole", model="m", flush_rows=10_000) as gallery:
+        gallery.add(unit(400), modality="visible")
+    database = tmp_path / "whole" / "gallery.sqlite"
+    data = bytearray(database.read_bytes())
+    for page in range(3, len(data) // 32_768):
+        data[page * 32_768 : page * 32_768 + 64] = b"\xff" * 64
+    database.write_bytes(bytes(data))
+    (tmp_path / "whole" / "index.json").unlink(missing_ok=True)
+    found = recover(tmp_path / "whole", tmp_path / "partial", "m")
+    assert found.entries + found.damaged == 400
+    assert found.damaged
+
+
+def test_the_digest_is_enough_where_the_model_is_no_longer_at_hand(folder, tmp_path):
+    from tests.cli import run_command
+
+    out = tmp_path / "new"
+    assert "--digest" in run_command("gallery", "recover", folder, out, code=2).output
+    assert (
+        "--digest m"
+        in run_command("gallery", "recover", folder, out, "--model", "fmcnet-lite", code=2).output
+    )
+    result = run_command("gallery", "recover", folder, out, "--digest", "m", "--json")
+    assert json.loads(result.stdout)["entries"] == 50
+    assert not (tmp_path / "new.part").exists()
+
+
+def test_a_recovery_that_is_ended_leaves_nothing(folder, tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fmcnet.retrieval.backup._take_records", stop)
+    with pytest.raises(KeyboardInterrupt):
+        recover(folder, tmp_path / "new", "m")
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]

@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -62,6 +63,26 @@ def test_the_file_is_the_owners_and_only_grows(tmp_path):
     assert [json.loads(line)["turn"] for line in path.read_text().splitlines()] == [0, 1, 2]
 
 
+def test_a_log_that_is_moved_or_removed_begins_anew(tmp_path):
+    path = tmp_path / "audit.jsonl"
+    path.write_text("")
+    path.chmod(0o644)
+    log = AuditLog(path)
+    assert path.stat().st_mode & 0o777 == 0o600
+    log.write(turn=0)
+    path.rename(tmp_path / "audit.1")
+    log.write(turn=1)
+    path.unlink()
+    log.write(turn=2)
+    log.close()
+    turns = [
+        [json.loads(line)["turn"] for line in f.read_text().splitlines()]
+        for f in (tmp_path / "audit.1", path)
+    ]
+    assert turns == [[0], [2]]
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
 def test_threads_write_whole_lines(tmp_path):
     log = AuditLog(tmp_path / "audit.jsonl")
     threads = [
@@ -82,12 +103,10 @@ def test_a_log_that_cannot_be_written_is_told(tmp_path):
         AuditLog(tmp_path)
     with running(tmp_path) as one:
         one.add(1)
-        full = os.open("/dev/full", os.O_WRONLY)
-        own, one.service.audit._file = one.service.audit._file, full
+        own, one.service.audit.path = one.service.audit.path, Path("/dev/full")
         assert one.search(1).status_code == 507
         assert one.client.get("/readyz").status_code == 503
-        one.service.audit._file = own
-        os.close(full)
+        one.service.audit.path = own
         assert one.search(1).status_code == 200
         assert one.client.get("/readyz").status_code == 200
 

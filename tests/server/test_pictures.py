@@ -18,7 +18,7 @@ from fmcnet.retrieval import Gallery, Where
 from fmcnet.server.limits import Limits
 from fmcnet.server.pictures import KeptImages, Pictures, SourceImages
 from fmcnet.server.uploads import UploadError, decode
-from tests.server.service import encoded, picture, png, running
+from tests.server.service import DIGEST, encoded, picture, png, running
 from tests.server.test_starving import many_segments
 
 
@@ -193,3 +193,13 @@ def test_pictures_that_the_gallery_holds_are_shown_before_sources(tree, tmp_path
         assert pictures.source(without) == png(1)
         gallery.remove(Where(ids=["a"]))
         assert Pictures(stored=gallery.picture).read(held) is None
+
+
+def test_pictures_that_another_process_indexes_meanwhile_are_shown(tmp_path):
+    with running(tmp_path) as one:
+        one.add(1)
+        assert not one.client.get("/v1/gallery").json()["pictures"]
+        with Gallery(one.service.gallery.location) as gallery:
+            gallery.add(np.ones((1, 12)), modality="visible", ids=["new"], pictures=[png(7)], model=DIGEST)
+        assert one.client.get("/v1/gallery").json()["pictures"]
+        assert one.client.get("/v1/images/new").content == png(7)

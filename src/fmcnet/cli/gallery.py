@@ -376,7 +376,8 @@ def restore(
 def recover(
     gallery: Annotated[Path, Argument(help="The folder of a gallery whose database was lost or damaged.")],
     out: Annotated[Path, Argument(help="The new gallery's folder.")],
-    model: Annotated[str, Option(help="The model that the gallery was indexed with.")],
+    model: Annotated[str | None, Option(help="The model that the gallery was indexed with.")] = None,
+    digest: Annotated[str | None, Option(help="In place of --model: the model's digest.")] = None,
     json_: console.Json = False,
 ) -> None:
     """Make a new gallery of what a damaged one still holds.
@@ -389,14 +390,21 @@ def recover(
     from fmcnet.inference.encoder import Encoder
     from fmcnet.retrieval.backup import recover as write
 
-    result = write(gallery, out, Encoder.from_pretrained(model).digest)
-    facts = {"out": str(out), "entries": result.entries, "renamed": result.renamed, "damaged": result.damaged}
+    if (model is None) == (digest is None):
+        raise FmcnetError("give --model, or --digest where the model is no longer at hand")
+    result = write(gallery, out, digest or Encoder.from_pretrained(str(model)).digest)
+    facts = {"out": str(out), **asdict(result)}
+    if result.changes_lost:
+        console.echo(
+            f"note: the last {result.changes_lost} changes are lost, with all entries that they added: index again",
+            err=True,
+        )
     if not result.removals:
         console.echo(
             "note: which images were removed is lost with the database: fmcnet index adds them again",
             err=True,
         )
-    _print_facts({**facts, "removals": result.removals}, json_, "out")
+    _print_facts(facts, json_, "out")
 
 
 def _print_notes(opened: retrieval.Gallery, where: retrieval.Where) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from fmcnet.retrieval.index_files import (
 )
 from fmcnet.retrieval.made_with import as_ranges
 from fmcnet.retrieval.records import MADE_WITH, NONE, Entry, EntryBatch, GallerySettings, from_micros
-from fmcnet.retrieval.sqlite_connection import NAME, read_last_generation
+from fmcnet.retrieval.sqlite_connection import NAME, check_files, read_last_generation
 from fmcnet.retrieval.sqlite_database import Database
 from fmcnet.retrieval.sqlite_store import CONTENTS, LOCK, RANGES, writer_lock
 from fmcnet.types import FloatArray, Modality
@@ -42,6 +42,8 @@ OWN = (*CONTENTS, LOCK, ".*.tmp")
 WAIT = 30.0
 """Seconds to wait for a locked database."""
 CHUNK = 4096
+UNFINISHED = ("database", "database-journal")
+"""Files of a copy of the database that was ended."""
 LOST = "recovered-"
 """Prefix of the id of an entry whose own was lost."""
 Rescued = tuple[Entry, FloatArray, "bytes | None"]
@@ -65,8 +67,7 @@ def backup(location: str, out: str | Path) -> int:
     if "://" in location:
         raise GalleryError(f"{location}: back up a cluster with its own tools (milvus-backup)")
     folder, out = Path(location), Path(out)
-    if out.exists():
-        raise GalleryError(f"{out} exists: name a new folder")
+    _check_new(out, folder)
     with _verified_copy(folder, out) as (new, entries):
         new.rename(out)
     to_disk(out.parent)
@@ -79,7 +80,7 @@ def restore(source: str | Path, folder: str | Path, *, replace: bool = False) ->
     Args:
         source: the backup; nothing in it is changed.
         folder: the gallery.
-        replace: remove the gallery that is there. No process may have it open.
+        replace: remove the gallery that is there, once the copy is whole. No process may have it open.
 
     Returns:
         How many entries it has.
@@ -89,12 +90,16 @@ def restore(source: str | Path, folder: str | Path, *, replace: bool = False) ->
         GalleryError: when `folder` holds something, and is not to be replaced, or is in use.
     """
     source, folder = Path(source), Path(folder)
+    if folder.is_symlink():  # replace what it leads to, not the link
+        folder = folder.resolve()
     _check_target(source, folder, replace)
     with Gallery(source, read_only=True):
         pass  # opening it checks that
     with _verified_copy(source, folder) as (new, entries):
         _check_target(source, folder, replace)
         if folder.exists():
+            if in_use(folder / NAME):  # not before: it may cost a damaged gallery its write-ahead log
+                raise GalleryBusyError(f"{folder} is in use: end the process that has it open")
             new.chmod(folder.stat().st_mode & 0o7777)
         put_in_place(new, folder, new.with_name("old"))
     to_disk(folder.parent)
@@ -117,7 +122,7 @@ def _verified_copy(folder: Path, out: Path) -> Iterator[tuple[Path, int]]:
                 raise GalleryError(
                     f"{work} is needed for the copy and you may not write into it: move it away"
                 )
-            if foreign := {path.name for path in work.iterdir()} - {"gallery", "database", "old", LOCK}:
+            if foreign := {path.name for path in work.iterdir()} - {*UNFINISHED, "gallery", "old", LOCK}:
                 raise GalleryError(f"{work} is needed for the copy and holds {min(foreign)}: move it away")
             stack.enter_context(writer_lock(work, 0))
             stack.callback(shutil.rmtree, work, ignore_errors=True)
@@ -135,12 +140,14 @@ def _verified_copy(folder: Path, out: Path) -> Iterator[tuple[Path, int]]:
 
 def _copy(folder: Path, work: Path) -> int:
     """Copy a gallery to `work / "gallery"` and read all of it; how many entries it has."""
+    check_files(folder)
     check_loss(folder, WAIT)
     new = work / "gallery"
     manifest = _copy_index(folder, new)  # first: the database may only be newer
     if (folder / MADE_WITH).is_file():
         shutil.copyfile(folder / MADE_WITH, new / MADE_WITH)
-    (work / "database").unlink(missing_ok=True)
+    for name in UNFINISHED:
+        (work / name).unlink(missing_ok=True)
     make_private(work / "database")
     source = Database(folder, read_only=True, timeout=WAIT)
     try:
@@ -210,12 +217,23 @@ def _check_target(source: Path, folder: Path, replace: bool) -> None:
         raise GalleryError(
             f"{folder} is a gallery: name another folder, or give --replace to remove what it holds"
         )
-    if in_use(folder / NAME):
-        raise GalleryBusyError(f"{folder} is in use: end the process that has it open")
+    if folder.is_mount():
+        raise GalleryError(f"{folder} is where a file system is mounted: name a folder below it")
+
+
+def _check_new(out: Path, folder: Path) -> None:
+    """Refuse a new folder that exists, or lies in the gallery that it is made of."""
+    if out.exists():
+        raise GalleryError(f"{out} exists: name a new folder")
+    if folder.resolve() in out.resolve().parents:
+        raise GalleryError(f"{out} lies in the gallery {folder}: name a folder beside it")
 
 
 def in_use(database: Path) -> bool:
-    """Whether a process has it open; False for a database that cannot be read."""
+    """Whether a process has it open; False for a database that cannot be read.
+
+    SQLite takes the write-ahead log into the database, or deletes it: call it where the gallery is to be removed.
+    """
     if not os.access(database, os.R_OK | os.W_OK) or not database.is_file() or not database.stat().st_size:
         return False
     with contextlib.closing(sqlite3.connect(database, timeout=0)) as connection:
@@ -260,13 +278,15 @@ class Recovered:
     Attributes:
         entries: written to the new gallery.
         renamed: those whose id and source were lost; they are "recovered-N".
-        damaged: rows that neither the index nor the database gives back.
+        damaged: entries that neither the index nor the database gives back, as far as these tell.
+        changes_lost: changes (of any number of entries) noted beside the database that neither holds.
         removals: the list of removed images, which `fmcnet index` leaves out, was read and taken over.
     """
 
     entries: int
     renamed: int
     damaged: int
+    changes_lost: int
     removals: bool
 
 
@@ -290,28 +310,27 @@ def recover(folder: str | Path, out: str | Path, model: str) -> Recovered:
         GalleryError: when `out` is not to be written to, or the database says that another model was used.
     """
     folder, out = Path(folder), Path(out)
-    if out.exists():
-        raise GalleryError(f"{out} exists: name a new folder")
+    _check_new(out, folder)
+    check_files(folder)
     damaged, written, removed = set[int](), set[int](), set[int]()
-    renamed, dtype = 0, "float32"
+    name, dtype = "", "float32"
+    renamed = generation = expected = 0
     settings: GallerySettings | None = None
     partial = out.with_name(f"{out.name}.part")
     if partial.exists():
         raise GalleryError(f"{partial} is of a recovery that was ended: delete it")
     with contextlib.ExitStack() as stack:
         database = _open_readable(folder, stack)
-        reason = ""
+        reason, mark = "", read_last_generation(folder / NAME)
         parts: list[Iterator[dict[int, Rescued]]] = []
         try:
             manifest = IndexManifest.read(folder)
             if database is not None and not _is_same_gallery(database, manifest):
-                if (
-                    mark := read_last_generation(folder / NAME)
-                ) is not None and mark.gallery != manifest.gallery:
+                if mark is not None and mark.gallery != manifest.gallery:
                     raise InvalidIndexError("it belongs to another gallery")
                 database = None
             codes, columns = manifest.map(folder), manifest.load_columns(folder)
-            dtype = manifest.dtype
+            name, dtype, generation = manifest.gallery, manifest.dtype, manifest.generation
             removed = _removed_since(database, manifest) | set(columns.seq[~columns.alive].tolist())
             parts.append(_rows_of_index(manifest, codes, columns, database, damaged, removed))
         except InvalidIndexError as error:
@@ -319,11 +338,16 @@ def recover(folder: str | Path, out: str | Path, model: str) -> Recovered:
         if database is not None:
             with contextlib.suppress(GalleryError), database.reading():
                 settings = database.settings()
+            with contextlib.suppress(GalleryError), database.reading():
+                if database.number("generation") >= generation:
+                    name, generation = database.name(), database.number("generation")
+                    expected, _ = database.counts() or (0, 0)
             if settings is not None and settings.model != model:
                 raise GalleryError(
-                    f"{folder} was indexed with the model {settings.model}, not {model}: give that one"
+                    f"{folder} was indexed with the model {settings.model}, not {model}: give that one, or its "
+                    f"digest (--digest {settings.model})"
                 )
-            with contextlib.suppress(GalleryError):
+            with contextlib.suppress(GalleryError), database.translated():
                 dtype = database.dtype
                 parts.append(_rows_of_database(database, written, removed, damaged))
         if not parts:
@@ -332,6 +356,7 @@ def recover(folder: str | Path, out: str | Path, model: str) -> Recovered:
             partial.mkdir(mode=0o700, parents=True)
         except OSError as error:
             raise GalleryError(f"{out} cannot be made: {error.strerror}") from error
+        stack.callback(shutil.rmtree, partial, ignore_errors=True)  # where it is ended
         gallery = stack.enter_context(
             Gallery(partial, model=model, dtype="float16" if dtype == "float16" else "float32")
         )
@@ -347,10 +372,12 @@ def recover(folder: str | Path, out: str | Path, model: str) -> Recovered:
                 gallery.replace_ranges(as_ranges(json.loads(str(database.get(RANGES)))), len(gallery))
         if (folder / MADE_WITH).is_file():
             shutil.copyfile(folder / MADE_WITH, partial / MADE_WITH)
-        stack.close()  # the new gallery is whole, and nobody has it open
+        gallery.close()  # it is whole, and nobody has it open
         partial.rename(out)
     to_disk(out.parent)
-    return Recovered(len(written), renamed, len(damaged - written), removals)
+    lost = max(len(damaged - written), expected - len(written))
+    newer = max(mark.generation - generation, 0) if mark is not None and mark.gallery == name else 0
+    return Recovered(len(written), renamed, lost, newer, removals)
 
 
 def _take_records(gallery: Gallery, database: Database) -> bool:

@@ -264,7 +264,7 @@ def _write_parquet(path: Path, settings: GallerySettings, parts: Iterator[list[S
     fields.append(arrow.field("embedding", arrow.list_(arrow.float32(), settings.dimension)))
     schema = arrow.schema(fields, metadata={"fmcnet.models": settings.model})
     count = 0
-    with parquet.ParquetWriter(str(path), schema) as writer:
+    with path.open("wb") as stream, parquet.ParquetWriter(stream, schema) as writer:
         for part in parts:
             columns = {
                 "modality": [entry.modality.value for entry, _ in part],

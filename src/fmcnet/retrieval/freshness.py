@@ -299,7 +299,8 @@ def relocate(gallery: Gallery, old: str, new: str, *, dry_run: bool = False) -> 
         hint = f"; sources lie in {', '.join(roots[:MAX_NAMED])}{more}" if roots else ""
         raise GalleryError(f"{gallery.location} has no entry whose source is {old} or lies below it{hint}")
     _check_not_taken(origins, renamed, gallery.location)
-    missing = sum(is_gone(path) for origin in renamed.values() if (path := indexed_path(origin)) is not None)
+    places = (indexed_path(origin) or Path(origin.source or "") for origin in renamed.values())
+    missing = sum(is_gone(path) for path in places if path.is_absolute())
     if not dry_run:
         gallery.files.rename(renamed)
     return Relocation(len(renamed), missing)

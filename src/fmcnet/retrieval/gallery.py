@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone, tzinfo
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -143,7 +144,7 @@ class Gallery:
         return f"<Gallery {self.location}: {entries:,} entries, {about}>"
 
     def __contains__(self, entry_id: str) -> bool:
-        return entry_id in self._store.fetch([entry_id])
+        return entry_id in self._store.fetch([_id(entry_id)])
 
     def count(self, where: Where | None = None) -> int:
         """How many entries match; all without `where`."""
@@ -213,12 +214,12 @@ class Gallery:
 
     def picture(self, entry_id: str) -> bytes | None:
         """The picture stored with an entry, as given; None without one, or without such an entry."""
-        return self._store.picture(entry_id)
+        return self._store.picture(_id(entry_id))
 
     def _fetch_one(self, entry_id: str) -> Stored:
-        found = self._store.fetch([entry_id])
+        found = self._store.fetch([_id(entry_id)])
         if entry_id not in found:
-            raise GalleryError(f"{self.location} has no entry '{entry_id}'")
+            raise GalleryError(f"{self.location} has no entry '{entry_id:.100}'")
         return found[entry_id]
 
     def scan(self, where: Where | None = None, chunk: int = 4096) -> Iterator[tuple[Entry, FloatArray]]:
@@ -341,8 +342,8 @@ class Gallery:
         return rank_pooled(vector, groups, self.scan(members) if keys else (), by)[:top]
 
     def _check_query(self, vectors: FloatArray, top: object, model: str | None) -> None:
-        if isinstance(top, bool) or not isinstance(top, int) or not 1 <= top <= MAX_HITS:
-            raise GalleryError(f"top={top} must be 1 to {MAX_HITS}")
+        if isinstance(top, bool) or not isinstance(top, Integral) or not 1 <= int(top) <= MAX_HITS:
+            raise GalleryError(f"top={top!r} must be a whole number, 1 to {MAX_HITS}")
         settings = self._store.settings
         if settings is not None:
             inputs.check_settings(settings, vectors.shape[-1], model or self._model, self.location)
@@ -554,6 +555,12 @@ class Gallery:
         from fmcnet.retrieval.backup import backup
 
         return backup(self.location, path)
+
+
+def _id(value: object) -> str:
+    if not isinstance(value, str):
+        raise GalleryError(f"an id is a text, not {value!r:.100}")
+    return value
 
 
 def open_store(location: str | Path, options: OpenOptions) -> Store:

@@ -86,8 +86,11 @@ def open_model(
 
 
 def _read_note(folder: Path) -> dict[str, Any]:
-    """The recorded values; empty where the file is missing or damaged."""
-    with contextlib.suppress(OSError, ValueError):
+    """The recorded values; empty where the file is missing or damaged, an FmcnetError where it may not be read."""
+    try:
         note = read_json(folder / MADE_WITH)
-        return note if isinstance(note, dict) else {}
-    return {}
+    except PermissionError as error:
+        raise FmcnetError(f"{folder / MADE_WITH} cannot be read: {error.strerror}") from error
+    except (OSError, ValueError):
+        return {}
+    return note if isinstance(note, dict) else {}

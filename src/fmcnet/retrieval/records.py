@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timedelta, timezone
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -198,12 +199,13 @@ class OpenOptions:
             raise GalleryError(f"index is 'auto', 'exact' or 'hnsw', not {self.index!r}")
         if self.dtype not in ("float32", "float16"):
             raise GalleryError(f"dtype is 'float32' or 'float16', not {self.dtype!r}")
-        above = self.hnsw_above
-        if not self.timeout >= 0 or self.flush_rows < 1 or (above is not None and above < 0):
-            raise GalleryError(
-                f"timeout={self.timeout} and hnsw_above={above} must not be negative, flush_rows={self.flush_rows} "
-                "at least 1"
-            )
+        for name, least in (("hnsw_above", 0), ("flush_rows", 1)):
+            number = getattr(self, name)
+            if number is not None and (not isinstance(number, Integral) or not least <= int(number) < 2**63):
+                raise GalleryError(f"{name}={number!r} must be a whole number, {least} or more")
+        timeout: object = self.timeout
+        if not isinstance(timeout, Real) or not 0 <= float(timeout) <= LONGEST_WAIT:
+            raise GalleryError(f"timeout={timeout!r} must be 0 to {LONGEST_WAIT} seconds")
 
 
 @dataclass(frozen=True)
@@ -297,6 +299,8 @@ Stored = tuple[Entry, FloatArray]
 
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 EARLIEST = datetime.min.replace(tzinfo=timezone.utc)
+LONGEST_WAIT = 1_000_000
+"""Seconds of a timeout; SQLite counts milliseconds in 32 bits."""
 NONE = np.iinfo(np.int64).min
 """Stands for an unknown time, in microseconds."""
 

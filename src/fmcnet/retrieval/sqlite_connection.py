@@ -30,6 +30,14 @@ DAMAGED = ("malformed", "not a database", "encoding", "no such", "could not deco
 """In SQLite's messages of damage."""
 
 
+def check_files(folder: Path) -> None:
+    """Raise a GalleryError for a pipe or a device in a gallery's folder, which is read without end."""
+    with contextlib.suppress(OSError):  # told where the files are opened
+        for path in folder.iterdir():
+            if path.exists() and not path.is_file() and not path.is_dir():
+                raise GalleryError(f"{path} is a pipe or a device, and should be a file: move it away")
+
+
 class Connection:
     """One connection. Writers hold the gallery's lock (sqlite_store.py); readers need none.
 
@@ -81,7 +89,7 @@ class Connection:
 
     def _open(self, parameters: str) -> None:
         self.connection = sqlite3.connect(
-            f"file:{quote(str(self.path.absolute()))}?{parameters}",
+            f"file:{quote(os.fsencode(self.path.absolute()))}?{parameters}",
             uri=True,
             timeout=self._timeout,
             isolation_level=None,

@@ -48,7 +48,7 @@ from fmcnet.retrieval.records import (
     from_micros,
     ranked,
 )
-from fmcnet.retrieval.sqlite_connection import NAME, not_writable
+from fmcnet.retrieval.sqlite_connection import NAME, check_files, not_writable
 from fmcnet.retrieval.sqlite_database import FIRST_TABLES, TABLES, Database
 from fmcnet.types import BoolArray, FloatArray
 
@@ -70,6 +70,8 @@ def writer_lock(folder: Path, timeout: float) -> Iterator[None]:
     """Hold the writer's lock; GalleryBusyError when another process still writes after `timeout` seconds."""
     with contextlib.ExitStack() as stack:
         try:
+            if not (folder / LOCK).exists():
+                make_private(folder / LOCK)
             stack.enter_context(lock_file(folder / LOCK, timeout=timeout))
         except Timeout as error:
             raise GalleryBusyError(
@@ -97,6 +99,7 @@ class SqliteStore:
         self._in_log = 0  # entries added since the log was brought into the main file
         self._settings: GallerySettings | None = None
         self._mutex = threading.RLock()
+        check_files(folder)
         self._create_if_missing(options.create)
         check_loss(folder, self.timeout)
         self.database = Database(folder, read_only=self.read_only, timeout=self.timeout)
@@ -179,7 +182,10 @@ class SqliteStore:
             stored = self.database.get("index")
         choice: IndexChoice
         choice, above = json.loads(stored) if isinstance(stored, str) else ("auto", HNSW_ABOVE)
-        requested: tuple[IndexChoice, int] = (index or choice, above if hnsw_above is None else hnsw_above)
+        requested: tuple[IndexChoice, int] = (
+            index or choice,
+            above if hnsw_above is None else int(hnsw_above),
+        )
         if requested != (choice, above) and not self.read_only:
             self._kind_changed = self._wrote = True
             with writer_lock(self.folder, self.timeout), self.database.writing():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import threading
 import time
@@ -15,7 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from fmcnet.errors import FmcnetError
+from fmcnet.files import take_from_others, to_disk
 from fmcnet.server.errors import ApiError, api_error_of
+
+logger = logging.getLogger(__name__)
 
 LONGEST = 300
 """Characters of a text in the log."""
@@ -26,8 +30,10 @@ REFUSALS = (10, 100)
 class AuditLog:
     """An append-only file that threads may share.
 
+    It is opened for each line, so another program may move it or remove it: the next line begins a new one.
+
     Args:
-        path: the file. It is created where missing, readable by its owner only.
+        path: the file. It is created where missing, readable by its owner only; one that is there becomes so.
 
     Raises:
         FmcnetError: when it cannot be opened for writing.
@@ -39,11 +45,13 @@ class AuditLog:
         self._torn = _ends_torn(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            self._append(b"")
         except OSError as error:
             raise FmcnetError(
                 f"the audit log {path} cannot be written: {error.strerror}; name another file with --audit"
             ) from error
+        if take_from_others([path]):
+            logger.info("%s: others could read it, and cannot any more", path)
         self._lock = threading.Lock()
         self._minute, self._refusals, self._unlogged = time.monotonic(), Counter[str](), 0
 
@@ -59,7 +67,7 @@ class AuditLog:
             if self._torn:
                 line = b"\n" + line  # what was cut off stays a line of its own
             try:
-                written = os.write(self._file, line)
+                written = self._append(line)
             except OSError:
                 written = 0
             self._torn = written != len(line) and (self._torn or written > 0)
@@ -67,6 +75,14 @@ class AuditLog:
         if self.failed:
             what = f"'{facts.get('action')}' ended ({facts.get('outcome')}) but cannot be logged: no result is sent"
             raise ApiError(507, what, "the audit log", "free space on the service's disk")
+
+    def _append(self, line: bytes) -> int:
+        """How many bytes were written."""
+        file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            return os.write(file, line)
+        finally:
+            os.close(file)
 
     def refused(self, client: str, error: ApiError, **facts: Any) -> None:
         """Log a request that was refused before its route, at most `REFUSALS` a minute; later ones are counted."""
@@ -109,15 +125,13 @@ class AuditLog:
         self.write(action=action, outcome="done", **facts, **results)
 
     def close(self) -> None:
-        """Sync and close the file; may be called again."""
-        if self._file >= 0:
-            if self._unlogged:
-                with contextlib.suppress(ApiError):
-                    self.write(action="request", outcome="refused", not_logged_before=self._unlogged)
-            with contextlib.suppress(OSError):
-                os.fsync(self._file)
-            os.close(self._file)
-            self._file = -1
+        """Log what was only counted, and sync the file; may be called again."""
+        unlogged, self._unlogged = self._unlogged, 0
+        if unlogged:
+            with contextlib.suppress(ApiError):
+                self.write(action="request", outcome="refused", not_logged_before=unlogged)
+        with contextlib.suppress(OSError):
+            to_disk(self.path)
 
 
 def _shorten(value: Any) -> Any:

@@ -122,7 +122,7 @@ class Pictures:
     Args:
         kept: crops of entries that this service added.
         sources: the files that entries came from.
-        stored: `Gallery.picture` of a gallery that holds pictures (`fmcnet index --keep-images`).
+        stored: `Gallery.picture`: what `fmcnet index --keep-images` kept.
     """
 
     def __init__(
@@ -135,8 +135,8 @@ class Pictures:
 
     @property
     def any(self) -> bool:
-        """Whether there can be pictures at all."""
-        return any(source is not None for source in (self.kept, self.sources, self.stored))
+        """Whether there can be pictures beside the gallery's own."""
+        return self.kept is not None or self.sources is not None
 
     def read(self, entry: Entry) -> bytes | None:
         """A JPEG that was kept, or None."""

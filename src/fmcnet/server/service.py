@@ -136,7 +136,7 @@ class Service:
 
     def _use(self, searcher: Searcher) -> None:
         self.searcher, self.gallery = searcher, searcher.gallery
-        self.pictures.stored = self.gallery.picture if self.gallery.info().pictures else None
+        self.pictures.stored = self.gallery.picture
 
     def _reopen(self) -> None:
         """Open the gallery that replaced this one; 503 where there is none, or its model differs."""
