@@ -216,6 +216,11 @@ class Gallery:
         """The picture stored with an entry, as given; None without one, or without such an entry."""
         return self._store.picture(_id(entry_id))
 
+    @property
+    def has_pictures(self) -> bool:
+        """Whether any entry has a picture."""
+        return self._store.has_pictures
+
     def _fetch_one(self, entry_id: str) -> Stored:
         found = self._store.fetch([_id(entry_id)])
         if entry_id not in found:

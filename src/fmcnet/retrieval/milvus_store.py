@@ -177,6 +177,8 @@ class MilvusStore(milvus.Collection):
                 rows += self._query(f"id in {milvus.texts(part)}", [*milvus.METADATA, "embedding"])
         return rows
 
+    has_pictures = False
+
     def picture(self, entry_id: str) -> bytes | None:
         """None: a cluster keeps no pictures."""
         return None

@@ -241,6 +241,8 @@ class Database(Connection):
 
     def pictures(self) -> int:
         """How many entries have a picture."""
+        if (counts := self.counts()) is not None:
+            return counts[1]
         if "pictures" not in self.tables():
             return 0
         return int(self.run("SELECT count(*) FROM pictures JOIN rows ON rows.seq = pictures.seq")[0][0])

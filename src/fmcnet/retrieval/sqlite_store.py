@@ -289,6 +289,12 @@ class SqliteStore:
             seqs = self.database.seqs([entry_id])
             return self.database.picture(seqs[entry_id]) if seqs else None
 
+    @property
+    def has_pictures(self) -> bool:
+        """An entry has one."""
+        with self._reading():
+            return self.database.pictures() > 0
+
     def count(self, where: Where | None) -> int:
         """How many match."""
         with self._reading() as state:

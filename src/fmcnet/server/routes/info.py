@@ -133,7 +133,7 @@ async def gallery(service: Running, request: Request) -> GalleryBody:
         model=service.encoder.digest,
         dimension=service.dimension,
         calibrated=service.encoder.calibrated,
-        pictures=service.pictures.any or await service.work(lambda: service.gallery.info().pictures) > 0,
+        pictures=service.pictures.any or await service.work(lambda: service.gallery.has_pictures),
         keeps_images=service.pictures.kept is not None,
         cameras=await service.work(lambda: service.gallery.cameras()),
         may=state["scopes"],
