@@ -466,6 +466,7 @@ def test_columns_that_are_not_known_are_told_with_the_nearest_name(file: Path) -
         (("cam4", "2"), [4, 2]),
         (("cam1", "01"), [2, 1]),
         (("gate", ""), [1, NO_CAMERA]),
+        (("1", "-1"), [1, NO_CAMERA]),
     ],
 )
 def test_named_cameras_are_numbered(file: Path, names: tuple[str, str], numbers: list[int]) -> None:

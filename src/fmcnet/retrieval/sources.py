@@ -164,6 +164,8 @@ def read_sources(sources: Sequence[str | Path], rules: Rules) -> Sources:
     """
     if rules.camera is not None and rules.cameras is not None:
         raise FmcnetError("give --camera or --camera-from-name, not both")
+    if "" in sources:
+        list_images(sources)  # refuses it
     paths = [Path(os.path.abspath(Path(source).expanduser())) for source in sources]  # noqa: PTH100 (.. goes, links stay)
     layout = _find_layout(paths, rules.layout, rules.modality)
     rows, rest = _list_pictures(paths, rules) if layout == "images" else _read_table(paths[0], layout, rules)
@@ -306,6 +308,8 @@ _Row = tuple[str, Picture, str]
 
 def _list_pictures(paths: Sequence[Path], rules: Rules) -> tuple[list[_Row], Sources]:
     """The rows, and what `Sources` holds beside pictures and faults."""
+    ignored: list[Ignored] = []
+    listed = [(source, path) for source in paths for path in list_images([source], ignored)]
     if rules.modality is None:
         raise FmcnetError("say what these pictures are: --modality visible or --modality infrared")
     if rules.split != "all":
@@ -313,12 +317,10 @@ def _list_pictures(paths: Sequence[Path], rules: Rules) -> tuple[list[_Row], Sou
             f"--split {rules.split} is of a dataset or CSV, and these are plain pictures: leave it out"
         )
     rows: list[_Row] = []
-    ignored: list[Ignored] = []
-    for source in paths:
-        for path in list_images([source], ignored):
-            name = path.relative_to(source).as_posix() if path != source else path.name
-            root = source if path != source else None
-            rows.append((name, Picture(path, rules.modality, root=root), ""))
+    for source, path in listed:
+        name = path.relative_to(source).as_posix() if path != source else path.name
+        root = source if path != source else None
+        rows.append((name, Picture(path, rules.modality, root=root), ""))
     if not rows:
         raise DataError(f"{ignored[0].path} is {ignored[0].reason}, not an image: give images or folders")
     return rows, Sources(ignored=tuple(ignored))

@@ -108,7 +108,7 @@ def read_csv(file: str | Path, *, training: bool = True, modality: Modality | No
     numbers = {"": NO_PID} | {name: int(name) if are_numbers else row for row, name in enumerate(names)}
     records = [r._replace(pid=numbers[identity]) for identity, r in zip(identities, records, strict=True)]
     records = _number_cameras(_without_fractions(records))
-    notes += near_cameras({record.camera for record in records if record.camera})
+    notes += near_cameras({record.camera for record in records if not is_unknown(record.camera)})
     if training:
         if any(record.range for record in records):
             notes.append(
