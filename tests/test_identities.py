@@ -44,10 +44,7 @@ from fmcnet.types import Embeddings, Modality, identity_numbers
             for one in ("", "  ", "unknown", "Unknown", "none", "None", "NaN", "null", "N/A", "NA", "?", "-")
         ),
         *((one, None) for one in ("nil", "Undefined", "\u22121")),
-        *(
-            (one, one)
-            for one in ("Neil", "undefined 2")
-        ),
+        *((one, one) for one in ("Neil", "undefined 2")),
     ],
 )
 def test_what_is_given_and_what_is_read(given_, text):

@@ -18,7 +18,12 @@ from numbers import Integral, Real
 from fmcnet.errors import DataError
 from fmcnet.names import LEADING_ZEROS, SEPARATORS, hidden_character, quoted, without_selectors
 
-UNKNOWN = frozenset({"", "-", "?", "-1", "\u22121", "unknown", "undefined", "none", "nil", "nan", "null", "n/a", "#n/a", "<na>"})
+UNKNOWN = frozenset(
+    {
+        *("", "-", "?", "-1", "\u22121", "unknown", "undefined", "none", "nil"),
+        *("nan", "null", "n/a", "#n/a", "<na>"),
+    }
+)
 """Texts for an unknown identity, in any letter case; so are `NA` in capitals, None and NaN."""
 LONGEST = 256
 """Maximum length in bytes (UTF-8)."""

@@ -155,7 +155,9 @@ def test_a_folder_that_only_looks_like_a_dataset_is_asked_about(tmp_path):
 def test_what_is_not_there_is_said(tmp_path):
     with pytest.raises(DataError, match="no such"):
         read_sources([tmp_path / "gone"], Rules(Modality.VISIBLE))
-    with pytest.raises(DataError, match="no such image or folder: .*gone.CSV"):  # before it is asked what it is
+    with pytest.raises(
+        DataError, match=r"no such image or folder: .*gone\.CSV"
+    ):  # before it is asked what it is
         read_sources([tmp_path / "gone.CSV"], Rules())
     for read in (list_images, lambda sources: read_sources(sources, Rules(Modality.VISIBLE))):
         with pytest.raises(DataError, match="an empty text is no image or folder"):

@@ -265,9 +265,8 @@ def _split_source(source: Any, label: str, single: bool) -> list[tuple[str, Any]
         return [(f"{label}[0]" if single else label, source)]
     if isinstance(source, bytes):
         raise DataError(f"{label} is bytes: open them, as PIL.Image.open(io.BytesIO(data))")
-    raise DataError(
-        f"{label} is {'an empty text' if source == '' else _type_name(source)}: give a path, a folder, a Pillow image, an array or a tensor"
-    )
+    kind = "an empty text" if source == "" else _type_name(source)
+    raise DataError(f"{label} is {kind}: give a path, a folder, a Pillow image, an array or a tensor")
 
 
 def _images_in_folder(folder: Path, ignored: list[Ignored] | None = None) -> list[Path]:

@@ -7,6 +7,7 @@ import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Hashable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def read_csv(file: str | Path, *, training: bool = True, modality: Modality | No
     file = Path(file).expanduser()
     if not file.is_file():
         raise DataError(f"{file} does not exist or is no file: give a CSV like{EXPECTED}")
-    identities, records, notes = _parse_rows(file, training, None if training else modality)
+    identities, records, notes, header, unknown = _parse_rows(file, training, None if training else modality)
     if not records:
         raise DataError(f"{file} has no row below its header: give a CSV like{EXPECTED}")
     identities = _unify_spellings(identities, notes)
@@ -121,7 +122,8 @@ def read_csv(file: str | Path, *, training: bool = True, modality: Modality | No
         records, split_notes = check_splits(records, str(file), names_by_number.__getitem__, required=())
         notes += split_notes
     pid_names = () if are_numbers else names
-    return Table.from_records("csv", file.parent, records, pid_names=pid_names, notes=notes, file=file)
+    table = Table.from_records("csv", file.parent, records, pid_names=pid_names, notes=notes, file=file)
+    return replace(table, header=tuple(header), unknown=frozenset(unknown))
 
 
 def write_csv(table: Table, file: str | Path) -> Path:
@@ -146,10 +148,15 @@ def write_csv(table: Table, file: str | Path) -> Path:
 
 def _parse_rows(
     file: Path, training: bool, modality: Modality | None
-) -> tuple[list[str], list[Record], list[str]]:
-    """Identities ("" where unknown), records without them, and notes; DataError: lists the faults by their lines."""
+) -> tuple[list[str], list[Record], list[str], list[str], set[tuple[str, str]]]:
+    """Identities ("" where unknown), records without them, notes, and `header` and `unknown` of the `Table`.
+
+    Raises:
+        DataError: lists the faults by their lines.
+    """
     columns, notes, faults, identities = list[str](), list[str](), list[str](), list[str]()
     records: dict[int, Record] = {}  # by line
+    unknown: set[tuple[str, str]] = set()
     first_rows: dict[Hashable, tuple[int, str]] = {}
     try:
         for line, cells in _read_cells(file):
@@ -172,6 +179,11 @@ def _parse_rows(
                 ]
             identities.append(identity)
             records[line] = record
+            unknown |= {
+                (record.path, "camera" if name == "camid" else name)
+                for name in ("pid", "camid", "camera", "track")
+                if values.get(name) and is_unknown(values[name])
+            }
             first, first_path = first_rows.setdefault(image, (line, record.path))
             if first != line:
                 same = f"stands in line {first} already"
@@ -187,7 +199,7 @@ def _parse_rows(
         )
     refuse_faults(file, faults)
     notes += _time_notes(records) if training else []
-    return identities, list(records.values()), notes
+    return identities, list(records.values()), notes, columns, unknown
 
 
 def _read_cells(file: Path) -> Iterator[tuple[int, list[str]]]:
