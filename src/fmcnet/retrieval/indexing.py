@@ -72,6 +72,11 @@ class IndexReport:
         """How many were listed."""
         return len(self.sources.pictures) + len(self.sources.faults) + len(self.sources.same)
 
+    def done(self) -> str:
+        """What was done until now, for messages."""
+        changed = self.updated + self.replaced
+        return f"{self.added} pictures were added{f' and {changed} changed' * (changed > 0)}"
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
@@ -179,11 +184,9 @@ def index(
                     used |= dict.fromkeys(noted.ranges(picture_range))
                 bar.advance(count=len(portion.pictures))
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"{report.added} pictures were added; the same command continues") from None
+        raise KeyboardInterrupt(f"{report.done()}; the same command continues") from None
     except DataError as error:
-        raise DataError(
-            f"{error}\n{report.added} pictures were added before; --on-error skip leaves out the broken"
-        ) from error
+        raise DataError(f"{error}\n{report.done()} before; --on-error skip leaves out the broken") from error
     if existing == "replace":
         report.changes.unwatched = 0  # all were encoded anew, changed or not
     if used and report.added + report.replaced == len(gallery):
