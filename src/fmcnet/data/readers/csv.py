@@ -108,7 +108,7 @@ def read_csv(file: str | Path, *, training: bool = True, modality: Modality | No
     are_numbers = all(str(number_of(name)) == name for name in names)
     numbers = {"": NO_PID} | {name: int(name) if are_numbers else row for row, name in enumerate(names)}
     records = [r._replace(pid=numbers[identity]) for identity, r in zip(identities, records, strict=True)]
-    records = _number_cameras(_without_fractions(records))
+    records = _number_cameras(_without_fractions(records), notes)
     notes += near_cameras({record.camera for record in records if not is_unknown(record.camera)})
     if training:
         if any(record.range for record in records):
@@ -376,15 +376,34 @@ def _without_fractions(records: list[Record]) -> list[Record]:
     return records
 
 
-def _number_cameras(records: list[Record]) -> list[Record]:
-    """Number the named cameras, where no row has a number."""
+def _number_cameras(records: list[Record], notes: list[str]) -> list[Record]:
+    """Number the named cameras of rows without a number: as other rows do, else on from those.
+
+    Where no row has a number: by the names' numbers, if each has another, else in sorted order.
+    """
     names = sorted({record.camera for record in records if not is_unknown(record.camera)})
-    if not names or any(record.camid != NO_CAMERA for record in records):
-        return records
+    given = {(record.camera, record.camid) for record in records if record.camid != NO_CAMERA}
+    ids, names_of = defaultdict[Any, list[Any]](list), defaultdict[Any, list[Any]](list)
+    for name, number in sorted(given):
+        if not is_unknown(name):
+            ids[name].append(number)
+            names_of[number].append(name)
+    for column, others, found in (("camera", "camids", ids), ("camid", "cameras", names_of)):
+        double = [(key, ", ".join(map(repr, of))) for key, of in found.items() if len(of) > 1]
+        notes += [
+            f"the {column} {key!r} has the {others} {of}: give a camera one of both"
+            for key, of in double[:MOST_NOTES]
+        ]
     numbers = {name: int(match[1]) for name in names if (match := _CAMERA.fullmatch(name))}
-    if len(set(numbers.values())) < len(names):
+    if given:
+        unnumbered = [name for name in names if not ids[name]]
+        numbers = {name: number for number, name in enumerate(unnumbered, max(id for _, id in given) + 1)}
+        numbers |= {name: ids[name][0] for name in names if len(ids[name]) == 1}
+    elif len(set(numbers.values())) < len(names):
         numbers = {name: number for number, name in enumerate(names, 1)}
-    return [record._replace(camid=numbers.get(record.camera, NO_CAMERA)) for record in records]
+    return [
+        r._replace(camid=numbers.get(r.camera, NO_CAMERA)) if r.camid == NO_CAMERA else r for r in records
+    ]
 
 
 def _choose_test(identities: list[str], records: list[Record]) -> tuple[set[str], str]:
