@@ -128,7 +128,8 @@ def test_quotes_of_spreadsheets_and_decimal_commas_are_near():
 
 
 @pytest.mark.parametrize(
-    "name", ["??", "--", "n.a.", "na", "(null)", "<unknown>", "#REF!", "unk", "No one", "Unidentified"]
+    "name",
+    ["??", "--", "n.a.", "na", "(null)", "<unknown>", "#REF!", "unk", "No one", "Unidentified", "unbekannt"],
 )
 def test_what_may_mean_nobody_is_told(name):
     assert parse_identity(name) == name
