@@ -43,6 +43,8 @@ from fmcnet.types import Embeddings, Modality, identity_numbers
             (one, None)
             for one in ("", "  ", "unknown", "Unknown", "none", "None", "NaN", "null", "N/A", "NA", "?", "-")
         ),
+        *((one, None) for one in ("nil", "Undefined", "\u22121")),
+        *((one, one) for one in ("Neil", "undefined 2")),
     ],
 )
 def test_what_is_given_and_what_is_read(given_, text):
@@ -126,7 +128,8 @@ def test_quotes_of_spreadsheets_and_decimal_commas_are_near():
 
 
 @pytest.mark.parametrize(
-    "name", ["??", "--", "n.a.", "na", "(null)", "<unknown>", "#REF!", "unk", "No one", "Unidentified"]
+    "name",
+    ["??", "--", "n.a.", "na", "(null)", "<unknown>", "#REF!", "unk", "No one", "Unidentified", "unbekannt"],
 )
 def test_what_may_mean_nobody_is_told(name):
     assert parse_identity(name) == name

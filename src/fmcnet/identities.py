@@ -18,7 +18,12 @@ from numbers import Integral, Real
 from fmcnet.errors import DataError
 from fmcnet.names import LEADING_ZEROS, SEPARATORS, hidden_character, quoted, without_selectors
 
-UNKNOWN = frozenset({"", "-", "?", "-1", "unknown", "none", "nan", "null", "n/a", "#n/a", "<na>"})
+UNKNOWN = frozenset(
+    {
+        *("", "-", "?", "-1", "\u22121", "unknown", "undefined", "none", "nil"),
+        *("nan", "null", "n/a", "#n/a", "<na>"),
+    }
+)
 """Texts for an unknown identity, in any letter case; so are `NA` in capitals, None and NaN."""
 LONGEST = 256
 """Maximum length in bytes (UTF-8)."""
@@ -30,7 +35,7 @@ FIRST_TEXT_NUMBER = 2**62
 _NUMBER = re.compile(r"(-?)0*([0-9]+?)(?:\.0+)?")
 _ROUNDED = re.compile(r"-?[0-9](?:[.,][0-9]+)?[eE](\+?)([0-9]+)")
 NEARLY_UNKNOWN = frozenset(
-    {"", "na", "nil", "unk", "nobody", "noone", "undefined", "unidentified", "missing", "ref", "value"}
+    {"", "na", "unk", "nobody", "noone", "unbekannt", "unidentified", "missing", "ref", "value"}
     | {word for word in UNKNOWN if word.isalpha()}
 )
 """Letters and digits of identities that may mean nobody: "??", "n.a.", "<unknown>", "#REF!"."""

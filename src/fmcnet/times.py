@@ -202,9 +202,11 @@ class TimePattern:
         if self._epoch:
             return _since_1970(**{key[1]: text for key, text in zip(self._used, values, strict=True)})
         try:
-            return datetime.strptime(" ".join(values), " ".join(self._used))
+            time = datetime.strptime(" ".join(values), " ".join(self._used))
         except ValueError:
             return None
+        is_day = "%j" not in self._used or time.timetuple().tm_yday == int(values[self._used.index("%j")])
+        return time if is_day else None  # strptime counts day 366 on into the next year
 
 
 def _pattern_regex(pattern: str, longest: bool, digits_behind: bool = False) -> str:

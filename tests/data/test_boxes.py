@@ -55,12 +55,19 @@ def test_an_empty_value_does_not_hide_the_class(tmp_path):
 
 
 def test_motchallenge_ground_truth_leaves_out_what_is_no_person(tmp_path):
-    rows = ["1,1,0,0,9,9,1,1,1", "1,2,0,0,9,9,0,1,1", "1,3,0,0,9,9,1,3,0.5", "2,4,0,0,9,9,1,7,0.5"]
+    rows = [
+        "1,1,0,0,9,9,1,1,1",
+        "1,2,0,0,9,9,0,1,1",
+        "1,3,0,0,9,9,1,3,0.5",
+        "2,4,0,0,9,9,1,7,0.5",
+        "2,5,0,0,9,9,1,1,0",
+    ]
     boxes = read_boxes(write(tmp_path, "\n".join(rows)))
     assert [box.track for boxes in boxes.of_frame.values() for box in boxes] == ["1", "4"]
     assert boxes.left_out.counts == {
         "of confidence 0, which marks a box as ignored": 1,
         "no person by its class": 1,
+        "of visibility 0, wholly hidden": 1,
     }
     assert boxes.left_out.first["no person by its class"] == ["frame 1, line 3"]
 
@@ -129,7 +136,7 @@ def test_supervision_frames_may_be_names(tmp_path):
     ("column", "value", "frame"),
     [
         ("frame", "000003", "000003"), ("frame_id", "03", "03"), ("frame", "30", 30), ("frame_id", "0", 0),
-        ("frame_index", "000003", 3), ("frame_number", "03", 3),
+        ("frame_index", "000003", 3), ("frame_number", "03", 3), ("frame_index", "0.0", 0), ("frame", "3.0", 3),
     ],
 )  # fmt: skip
 def test_a_frame_that_begins_with_0_is_a_name(tmp_path, column, value, frame):
@@ -150,6 +157,20 @@ def test_classes_without_names_are_told_unless_they_are_persons(tmp_path, kind, 
     found = [{"image_id": at, "bbox": [1, 2, 9, 9], "category_id": one} for at, one in enumerate(classes)]
     boxes = read_boxes(write(tmp_path, rows if kind == "csv" else found))
     assert [said in note for note in boxes.notes] == ([True] if said else [])
+
+
+def test_columns_and_fields_that_are_not_read_are_told(tmp_path):
+    usual = f"{CSV},class_name,area,iscrowd,frame_index"
+    assert read_boxes(write(tmp_path, f"{usual}\n1,2,9,9,0,1,7,person,49,0,0\n")).notes == []
+    odd = usual.replace("tracker_id", "track_id")
+    told = read_boxes(write(tmp_path, f"{odd},pid,\n1,2,9,9,0,1,7,person,49,0,0,anna,\n")).notes
+    with_room = "; people.csv takes columns pid, camera, time and tags"
+    assert told == [f"not read: 'track_id' (did you mean 'tracker_id'?), 'pid'{with_room}"]
+    found = {"image_id": 1, "bbox": [1, 2, 9, 9], "category_id": 1, "segmentation": [], "score": 1}
+    assert read_boxes(write(tmp_path, [found])).notes == []
+    assert read_boxes(write(tmp_path, [{**found, "camera": "gate"}])).notes == [
+        f"not read: 'camera'{with_room}"
+    ]
 
 
 @pytest.mark.parametrize("separator", [";", "\t"])
@@ -185,6 +206,12 @@ def test_a_track_twice_in_a_frame_is_told(tmp_path):
         ("1,1,nan,3,4,5\n", "line 1: 'nan' is no finite number"),
         ("1,1,2,3,4,5\n1.5,1,2,3,4,5\n", "line 2: frame '1.5' is no whole number"),
         ("-1,1,2,3,4,5\n", "frame -1 is negative"),
+        ("1,18446744073709551615,2,3,4,5\n", "id '18446744073709551615' is too large"),
+        (f"{CSV},frame_index\n1,2,3,4,0,1,1,-1\n", "line 2: frame_index -1 is negative"),
+        (
+            f"{CSV},frame,path\n1,2,3,4,0,1,1,1,a.jpg\n1,2,3,4,0,1,1,2,a.jpg\n",
+            "line 3: path 'a.jpg' is of frame 1",
+        ),
         ("1,1,2,,4,5\n", "line 1: '' is no number"),
         ("1;1;2;3;4;5\n2,1,2,3,4,5\n", "line 2: 1 value between ';'"),
         ("1 1 2,5,3 4 5\n", "line 1: 5 values"),

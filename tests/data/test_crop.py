@@ -469,6 +469,24 @@ def test_digits_in_a_name_column_are_names(frames, tmp_path, column):
         crop(frames, boxes(tmp_path, f"{SUPERVISION},image", "5,6,25,36,0,0.9,7,3"), tmp_path / "new", NIGHT)
 
 
+def test_the_name_of_a_frame_wins_over_its_number(frames, video, tmp_path):
+    rows_of = [f"5,6,25,36,0,0.9,7,{index},{index + 3:06d}.png" for index in (0, 1)]
+    found = boxes(tmp_path, f"{SUPERVISION},frame_index,file_name", *rows_of)
+    report = crop(frames, found, tmp_path / "out", NIGHT)
+    assert report.notes == ("frames are those of file_name; frame_index counts only in a video",)
+    assert (pixels(tmp_path / "out", "000003_00.png") == picture(3)[6:36, 5:25]).all()
+    assert (pixels(tmp_path / "out", "000004_00.png") == picture(4)[6:36, 5:25]).all()
+    crop(video, found, tmp_path / "of_video", NIGHT)
+    assert (pixels(tmp_path / "of_video", "000001_00.png") == picture(2)[6:36, 5:25]).all()
+    others = boxes(tmp_path, f"{SUPERVISION},frame_index,file_name", "5,6,25,36,0,0.9,7,1,other.png")
+    with pytest.raises(DataError, match=r"as 'other\.png', .*: without their column, frames are counted"):
+        crop(frames, others, tmp_path / "others", NIGHT)
+    no_image = boxes(tmp_path, f"{SUPERVISION},frame_index,file", "5,6,25,36,0,0.9,7,1,gate.mp4")
+    report = crop(frames, no_image, tmp_path / "numbered", NIGHT)
+    assert report.notes[0].startswith("not read: 'file'")
+    assert (pixels(tmp_path / "numbered", "000002_00.png") == picture(2)[6:36, 5:25]).all()
+
+
 @pytest.mark.parametrize("name", [b"lat\xe9_1.png", b" x_1.png", b"a\tb_1.png", b"a\nb_1.png"])
 def test_names_that_no_table_holds_are_refused_before_work(frames, tmp_path, name):
     path = frames / os.fsdecode(name)

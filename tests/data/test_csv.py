@@ -466,6 +466,7 @@ def test_columns_that_are_not_known_are_told_with_the_nearest_name(file: Path) -
         (("cam4", "2"), [4, 2]),
         (("cam1", "01"), [2, 1]),
         (("gate", ""), [1, NO_CAMERA]),
+        (("1", "-1"), [1, NO_CAMERA]),
     ],
 )
 def test_named_cameras_are_numbered(file: Path, names: tuple[str, str], numbers: list[int]) -> None:
@@ -479,3 +480,27 @@ def test_named_cameras_are_numbered(file: Path, names: tuple[str, str], numbers:
     assert any("may be one" in note for note in table.notes) == (names == ("cam1", "01"))
     again = read_csv(write_csv(table, file.parent / "again.csv"))
     assert again.records() == table.records()
+
+
+@pytest.mark.parametrize(
+    ("rows", "numbers", "said"),
+    [
+        (("1,gate", ",gate", "2,hall", ",hall"), [1, 1, 2, 2], ""),
+        (("1,gate", ",yard", "2,hall", ",yard"), [1, 3, 2, 3], ""),
+        (("1,gate", ",", "2,hall", "-1,-1"), [1, NO_CAMERA, 2, NO_CAMERA], ""),
+        (("1,gate", "1,hall", "2,yard", ",hall"), [1, 1, 2, 1], "the camid 1 has the cameras 'gate', 'hall'"),
+        (
+            ("1,gate", "2,gate", ",gate", "3,hall"),
+            [1, 2, NO_CAMERA, 3],
+            "the camera 'gate' has the camids 1, 2",
+        ),
+    ],
+)
+def test_a_camid_and_a_camera_name_each_other(file: Path, rows, numbers, said) -> None:
+    images = sorted((file.parent / "img").iterdir())[:4]
+    lines = [f"img/{image.name},a,visible,{row}" for image, row in zip(images, rows, strict=True)]
+    file.write_text("\n".join(["path,pid,modality,camid,camera", *lines]))
+    table = read_csv(file, training=False)
+    assert table.camid.tolist() == numbers
+    notes = [note for note in table.notes if "cam" in note]
+    assert [note.split(":")[0] for note in notes] == ([said] if said else [])

@@ -114,6 +114,12 @@ def test_the_largest_number_is_read_and_larger_ones_are_refused_everywhere(tmp_p
         read_ids(tmp_path / "ids.txt")
 
 
+def test_a_path_with_dots_is_not_proposed_again(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "b.png")
+    (tmp_path / "img").mkdir()
+    assert near_file("img/../b.png", tmp_path) == "; did you mean 'b.png'?"
+
+
 @pytest.mark.parametrize(
     ("written", "found"),
     [

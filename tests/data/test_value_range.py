@@ -236,11 +236,14 @@ def test_compressed_depths(tmp_path, compression):
 
 
 @pytest.mark.parametrize("most", [4095, 65535])
-@pytest.mark.parametrize("scene", [SCENE, COLOUR], ids=["P5", "P6"])
-def test_portable_maps_of_16_bits_are_counts(tmp_path, scene, most):
-    head = f"P{6 if scene.ndim == 3 else 5}\n# by a camera\n32 64\n{most}\n".encode()
+@pytest.mark.parametrize("is_text", [False, True])
+@pytest.mark.parametrize("scene", [SCENE, COLOUR], ids=["grey", "colour"])
+def test_portable_maps_of_16_bits_are_counts(tmp_path, scene, is_text, most):
+    head = f"P{(6 if scene.ndim == 3 else 5) - 3 * is_text}\n# by a camera\n32 64\n{most}\n".encode()
     path = tmp_path / "x.ppm"
-    path.write_bytes(head + (scene.astype(np.uint16) * 16).astype(">u2").tobytes())
+    counts = scene.astype(np.uint16) * 16
+    text = b"# by rows\n" + " ".join(map(str, counts.ravel())).encode()
+    path.write_bytes(head + (text if is_text else counts.astype(">u2").tobytes()))
     expected = scene if scene.ndim == 3 else np.repeat(scene[..., None], 3, axis=2)
     assert np.array_equal(load_image(path, (0, 4080)), expected)
     assert len(np.unique(load_image(path))) > 150
@@ -251,6 +254,31 @@ def test_portable_maps_of_16_bits_are_counts(tmp_path, scene, most):
     small = Image.fromarray(scene)
     small.save(tmp_path / "y.ppm")
     assert np.array_equal(load_image(tmp_path / "y.ppm"), expected)
+
+
+def test_a_text_map_of_other_values_than_its_header_says_is_refused(tmp_path):
+    for value in ("4096", "-1", "x", "9" * 40):
+        (tmp_path / "x.pgm").write_text(f"P2\n2 1\n4095\n7 {value}\n")
+        with pytest.raises(DataError, match=r"x\.pgm"):
+            load_image(tmp_path / "x.pgm")
+
+
+def test_signed_8_bits_are_in_the_order_of_their_values(tmp_path):
+    path = write_tiff(tmp_path / "x.tif", (SCENE.astype(int) - 128).astype(np.int8), turned=3)
+    assert np.array_equal(load_image(path, (-128, 127))[..., 0], SCENE[::-1, ::-1])
+    assert remarks(path) == (STRETCHED,)
+    path = write_tiff(tmp_path / "y.tif", (SCENE // 2).astype(np.int8))
+    assert np.array_equal(load_image(path)[..., 0], SCENE // 2)
+
+
+def test_premultiplied_alpha_has_darkened_the_values_already(tmp_path):
+    half = np.dstack([COLOUR / 510, np.full(SCENE.shape, 0.5)]).astype(np.float32)
+    found = {
+        kind: load_image(write_tiff(tmp_path / "x.tif", half, extra=(kind,), photometric=2))
+        for kind in (1, 2)
+    }
+    assert np.abs(found[1].astype(int) - COLOUR // 2).max() <= 1
+    assert np.abs(found[2].astype(int) - COLOUR // 4).max() <= 1
 
 
 def test_degrees_are_stretched_and_told_or_mapped_by_a_range(tmp_path):
@@ -397,6 +425,28 @@ def test_transparent_pixels_become_black(tmp_path, mode):
     assert found[32:].max() == 0
     expected = np.full((32, 32, 3), (90, 80, 70)) if mode == "P" else np.asarray(base.convert("RGB"))[:32]
     assert np.array_equal(found[:32], expected)
+
+
+@pytest.mark.parametrize("scene", [SCENE, COLOUR], ids=["grey", "colour"])
+def test_the_transparent_colour_of_a_16_bit_png_becomes_black(tmp_path, scene):
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    deep = (scene.astype(np.uint16) * 257).astype(">u2")
+    header = struct.pack(">IIBBBBB", 32, 64, 16, 2 if scene.ndim == 3 else 0, 0, 0, 0)
+    rows = b"".join(b"\0" + row.tobytes() for row in deep)
+    chunks = [
+        (b"IHDR", header),
+        (b"tRNS", deep[5, 7].tobytes()),
+        (b"IDAT", zlib.compress(rows)),
+        (b"IEND", b""),
+    ]
+    path = tmp_path / "x.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*parts) for parts in chunks))
+    hidden = (scene == scene[5, 7]).reshape(64, 32, -1).all(-1)
+    expected = np.where(hidden[..., None], 0, scene.reshape(64, 32, -1))
+    assert hidden.any()
+    assert np.array_equal(load_image(path), np.broadcast_to(expected, (64, 32, 3)))
 
 
 def test_wholly_transparent_pictures_are_refused(tmp_path):

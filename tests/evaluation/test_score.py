@@ -289,6 +289,34 @@ def test_an_option_that_would_do_nothing_is_refused(tmp_path, protocol, options,
         score_file(save(tmp_path, **two_sets()), protocol, **options)
 
 
+def test_regdb_cameras_that_contradict_the_modality_are_refused(tmp_path):
+    one = {"features": np.eye(4), "pid": [1, 2, 1, 2], "cam": [1, 1, 2, 2], "modality": [0, 0, 1, 1]}
+    assert score_file(save(tmp_path, **one), "regdb").mean
+    text = "is 1 in row 0, whose camera 1 is of the other modality on regdb"
+    with pytest.raises(DataError, match=f"'modality' {text}"):
+        score_file(save(tmp_path, **{**one, "modality": [1, 1, 0, 0]}), "regdb")
+    sides = {"query": slice(2), "gallery": slice(2, 4)}
+    two = {f"{side}_{name}": one[name][rows] for side, rows in sides.items() for name in one}
+    assert score_file(save(tmp_path, **two), "regdb").mean
+    with pytest.raises(DataError, match=f"'query_modality' {text}"):
+        score_file(save(tmp_path, **{**two, "query_modality": [1, 1]}), "regdb")
+
+
+def test_two_cameras_of_one_image_and_arrays_of_nearly_a_known_name_are_told(tmp_path, caplog):
+    plain = arrays()
+    score_file(
+        save(tmp_path, **plain, camid=plain["cam"], id=plain["index"], time=plain["index"]), draw="seeded"
+    )
+    assert caplog.text == ""
+    with pytest.raises(DataError, match=r"e\.npz: cam and camid differ: leave one out"):
+        score_file(save(tmp_path, **plain, camid=plain["cam"] + 1), draw="seeded")
+    with pytest.raises(DataError, match="query_cam and query_camid differ"):
+        score_file(save(tmp_path, **two_sets(), query_camid=np.ones(4)), "sysu")
+    content = {"features": np.eye(4), "pid": [1, 2, 1, 2], "camids": [1, 1, 2, 2], "modality": [0, 0, 1, 1]}
+    score_file(save(tmp_path, **content), "regdb")
+    assert caplog.messages == [f"{tmp_path / 'e.npz'}: the array 'camids' is not read: name it cam"]
+
+
 def test_a_permutation_is_for_the_official_draw(tmp_path):
     with pytest.raises(ProtocolError, match="for the official draw"):
         score_file(save(tmp_path, **arrays()), draw="seeded", permutation=PERMUTATION)

@@ -235,6 +235,9 @@ def test_broken_images_are_skipped_and_named(encoder, with_broken, paths, caplog
     [
         ([], "no images to encode"),
         (None, "images is a NoneType"),
+        (memoryview(np.zeros((8, 8, 3), np.uint8)), "images is a memoryview: give a path"),
+        ("", "images is an empty text: give a path"),
+        (["a.png", ""], r"images\[1\] is an empty text"),
         ([{"a": 1}], r"images\[0\] is a dict"),
         (3, "images is an int"),
         (np.zeros((8, 8, 3), np.float32), r"must be \(H, W, 3\) or \(H, W\) uint8.*convert it with .astype"),

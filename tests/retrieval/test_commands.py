@@ -177,6 +177,14 @@ def test_a_picture_that_changed_is_encoded_anew_on_request(crops):
     assert as_json("search", "g", "night.png", "--modality", "ir")["hits"][0]["source"].endswith("1_1000.png")
 
 
+def test_an_update_that_a_broken_file_stops_counts_all_that_it_did(crops, monkeypatch):
+    monkeypatch.setattr(indexing, "PORTION", 2)
+    run("index", "g", crops, *RULES)
+    (crops / "gate2/1_1000.png").write_text("no image")
+    said = wrong("index", "g", crops, "--modality", "visible", "--camera", "roof", "--existing", "update")
+    assert "0 pictures were added and 3 changed before; --on-error skip" in said
+
+
 def test_pictures_are_kept_when_asked_and_go_with_the_entry(crops):
     run("index", "plain", crops, *RULES)
     assert b"\xff\xd8\xff" not in b"".join(p.read_bytes() for p in Path("plain").iterdir())  # no JPEG
@@ -624,7 +632,11 @@ def test_the_ranges_that_images_were_encoded_with_are_recorded_and_no_others(tmp
         note.startswith("2 images were indexed before, deep ones with the value range none")
         for note in second["notes"]
     )
-    assert any("several value ranges (none and 15:40)" in note for note in second["notes"])
+    assert any(
+        "several value ranges (none and 15:40): unless each is right for its images' unit, the same person is not "
+        "equally bright in all" in note
+        for note in second["notes"]
+    )
     assert "several value ranges (none and 15:40)" in wrong(
         "search", "g", "heat/0.tif", "--modality", "infrared"
     )

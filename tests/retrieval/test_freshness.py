@@ -127,7 +127,9 @@ def test_relocation_refuses_what_would_collide_or_match_nothing(crops, tmp_path)
     assert (made["added"], made["moved"]) == (4, [])  # both are there: copies
     assert "4 new pictures are copies" in made["notes"][0]
     before = entries().keys()
-    assert "already has 4 of the 4" in wrong("gallery", "relocate", "g", crops, "copy", "--yes")
+    taken = wrong("gallery", "relocate", "g", crops, "copy", "--yes")
+    assert "already has 4 of the 4" in taken
+    assert "with fmcnet index --prune (of a folder that is gone: --prune --prune-roots)" in taken
     assert "cannot ask" in wrong("gallery", "relocate", "g", crops, "other", "--json")
     assert entries().keys() == before
     assert "none of the 4 files is at other" in wrong("gallery", "relocate", "g", crops, "other", "--yes")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import shutil
@@ -377,3 +378,45 @@ def test_the_old_identity_of_a_table_is_told_and_updated(crops):
     ]
     assert as_json("index", "g", names, "--existing", "update")["updated"] == 2
     assert who("g") == [("a", "anna"), ("b", "bob")]
+
+
+@pytest.mark.parametrize("gallery", ["g", "milvus://localhost:19530/people"])
+@pytest.mark.parametrize("existing", ["update", "replace"])
+def test_a_value_written_as_unknown_is_taken_back_and_an_empty_one_is_told(
+    crops, monkeypatch, gallery, existing
+):
+    milvus_stand_in.install(monkeypatch)
+    index = functools.partial(as_json, "index", gallery, "--model", "run")
+    header = "path,pid,modality,{},track,time,tags"
+    first = table("1.csv", "a.png,anna,visible,gate,t1,2026-03-01,x", header=header.format("camera"))
+    index(first)
+
+    def stored():
+        with Gallery(gallery, read_only=True) as opened:
+            [(entry, _)] = opened.scan()
+        return entry.pid, entry.camera, entry.track, entry.time.year, entry.tags
+
+    whole = ("anna", "gate", "t1", 2026, ("x",))
+    empty = table("1.csv", "a.png,,visible,,,,", header=header.format("camera"))
+    told = index(empty, "--existing", existing)
+    assert stored() == whole
+    assert (
+        "5 values are stored where the table's cell is empty, the first camera gate of "
+        f"{Path('a.png').resolve()}: they stay; a pid, camera or track that is written as unknown is removed by "
+        "--existing update"
+    ) in told["notes"]
+    absent = table("1.csv", "a.png,visible", header="path,modality")
+    assert not any("empty" in note for note in index(absent)["notes"])
+    unknown = table("1.csv", "a.png,-1,visible,unknown,?,,", header=header.format("camid"))
+    assert [one.split(": ")[1] for one in index(unknown)["differences"]] == [
+        "camera is gate in the gallery, nothing now",
+        "track is t1 in the gallery, nothing now",
+        "pid is anna in the gallery, nothing now",
+    ]
+    assert stored() == whole
+    made = index(unknown, "--existing", existing)
+    assert made["updated"] + made["replaced"] == 1
+    assert stored() == (None, None, None, 2026, ("x",))
+    assert index(unknown)["differences"] == []
+    named = index(unknown, "--camera", "roof", "--existing", existing)
+    assert (named["differences"], stored()[1]) == ([], "roof")

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from fmcnet.data.readers import read_dataset
 from fmcnet.errors import DataError, FmcnetError
+from fmcnet.inference.image_input import list_images
 from fmcnet.retrieval import sources as sources_module
 from fmcnet.retrieval.sources import NamePattern, Rules, _file_key, read_sources
 from fmcnet.times import TimePattern, parse_time, parse_timezone
@@ -154,6 +155,13 @@ def test_a_folder_that_only_looks_like_a_dataset_is_asked_about(tmp_path):
 def test_what_is_not_there_is_said(tmp_path):
     with pytest.raises(DataError, match="no such"):
         read_sources([tmp_path / "gone"], Rules(Modality.VISIBLE))
+    with pytest.raises(
+        DataError, match=r"no such image or folder: .*gone\.CSV"
+    ):  # before it is asked what it is
+        read_sources([tmp_path / "gone.CSV"], Rules())
+    for read in (list_images, lambda sources: read_sources(sources, Rules(Modality.VISIBLE))):
+        with pytest.raises(DataError, match="an empty text is no image or folder"):
+            read([tmp_path, ""])
 
 
 FIVE = (

@@ -48,6 +48,9 @@ def test_the_date_may_stand_in_the_folder_or_as_the_day_of_the_year():
     assert TimePattern("%Y-%m-%d/%H%M%S").find("2026-03-01/221530.jpg") == seen
     assert TimePattern("%Y-%m-%d/*_%H%M%S").find("2026-03-01/cam2/7_221530.jpg") == seen
     assert TimePattern("%y%j %H%M%S").find("a/26060 221530.jpg") == seen
+    assert TimePattern("%Y%j").find("2024366.jpg") == datetime(2024, 12, 31, tzinfo=UTC)
+    with pytest.raises(DataError, match="holds no time"):  # as of February 30
+        TimePattern("%Y%j").find("2026366.jpg")
 
 
 @pytest.mark.parametrize(

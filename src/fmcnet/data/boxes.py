@@ -11,14 +11,15 @@ import csv
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
+from fmcnet.data.listing import is_image
 from fmcnet.data.readers.common import read_rows
-from fmcnet.errors import MOST_FAULTS, DataError, refuse_faults
-from fmcnet.names import control_fault, printable
+from fmcnet.errors import MOST_FAULTS, DataError, first_of, refuse_faults
+from fmcnet.names import FRACTION, control_fault, nearest, printable
 from fmcnet.parsing import BLOCK, parse_json, read_text
 
 FrameKey: TypeAlias = int | str
@@ -33,6 +34,16 @@ CSV_HEADER = ("x_min", "y_min", "x_max", "y_max")
 _DECIMALS = (*CSV_HEADER, "tracker_id", "class_id")
 _NUMBER_COLUMNS = ("frame", "frame_index", "frame_number", "frame_idx", "frame_id")
 _NAME_COLUMNS = ("file_name", "filename", "file", "image_name", "image", "image_path", "path")
+_COCO_TRACKS = ("track_id", "instance_id", "tracker_id")
+_READ = ("tracker_id", "class_id", "class_name", *_NUMBER_COLUMNS)
+_USUAL = frozenset(
+    {
+        *(*CSV_HEADER, *_READ, "confidence", "score", "area", "mask", "segmentation", "keypoints", ""),
+        *("id", "image_id", "category_id", "category_name", "bbox", "attributes", "iscrowd", "ignore"),
+        *("num_keypoints", "video_id", "occluded", "truncated", "visibility"),
+    }
+)
+"""Columns and fields that are read, or say nothing that a crop keeps."""
 
 _YOLO = re.compile(r"0?\.(?=0*[1-9])\d+(?: (?:0?\.\d+|1(?:\.0*)?)){3}")
 """A box as fractions of the frame: its center, of which x is not 0, width and height."""
@@ -120,7 +131,8 @@ def read_boxes(path: str | Path) -> Boxes:
     - COCO: frames are the images' file names. Of categories with a name, those of `PERSON_WORDS` are taken.
       A comma that is no separator is a decimal one, also in supervision's CSV.
     - supervision: frames count from 0, in a column of `_NUMBER_COLUMNS`, or are named, in one of `_NAME_COLUMNS`,
-      also where all names are digits. `frame` or `frame_id` holds names where a value begins with 0, as 000003.
+      also where all names are digits. Of both, names of images count, with a note; in a video the numbers.
+      `frame` or `frame_id` holds names where a value begins with 0, as 000003.
 
     Args:
         path: the file.
@@ -223,18 +235,21 @@ def _add_mot_row(path: Path, boxes: Boxes, line: int, row: str, separator: str) 
         boxes.leave_out(frame, "of confidence 0, which marks a box as ignored", name)
     elif len(cells) == 9 and others[1] >= 0 and others[1] not in MOT_PERSONS:
         boxes.leave_out(frame, NO_PERSON, name)
+    elif len(cells) == 9 and others[1] >= 0 and others[2] == 0:
+        boxes.leave_out(frame, "of visibility 0, wholly hidden", name)
     else:
         boxes.add(frame, Box(left, top, left + width, top + height, track, name))
 
 
 def _read_csv(path: Path, text: str, separator: str) -> Boxes:
     rows, faults, columns = list[tuple[str, str, str, Box]](), list[str](), list[str]()
-    frame_column = None
+    frame_column, name_column, names = None, "", list[str]()
     try:
         for line, cells in read_rows(text.split("\n"), separator):
             if frame_column is None:
                 columns = [name.strip() for name in cells]
                 frame_column = _frame_column(path, columns)
+                name_column = next((name for name in _NAME_COLUMNS if name in columns), frame_column)
                 continue
             with _faults_added(path, faults, f"line {line}"):
                 if len(cells) != len(columns):
@@ -242,7 +257,8 @@ def _read_csv(path: Path, text: str, separator: str) -> Boxes:
                 row = dict(zip(columns, cells, strict=True))
                 if separator != ",":  # a comma is a decimal one
                     row |= {name: row[name].replace(",", ".") for name in _DECIMALS if name in row}
-                rows.append(_parse_csv_row(row, frame_column, line))
+                rows.append(_parse_csv_row(row, frame_column, name_column, line))
+                names.append(row[name_column].strip())
     except csv.Error as error:  # it names the line
         faults.append(f"{error!s:.300}")
     refuse_faults(path, faults)
@@ -252,17 +268,29 @@ def _read_csv(path: Path, text: str, separator: str) -> Boxes:
     are_digits = all(frame.isascii() and frame.isdigit() for frame in frames)
     numbered = frame_column in _NUMBER_COLUMNS and are_digits and not padded
     boxes = Boxes("supervision", first=0 if numbered else None)
-    for frame, class_name, _, box in rows:
-        key = int(frame) if numbered else frame
+    from_1 = numbered and frame_column != "frame_index" and min(map(int, frames), default=0) == 1
+    if named := name_column != frame_column and all(is_image(re.split(r"[/\\]", name)[-1]) for name in names):
+        boxes.first = None
+        boxes.notes.append(f"frames are those of {name_column}; {frame_column} counts only in a video")
+    for (frame, class_name, _, box), name in zip(rows, names, strict=True):
+        key = name if named else int(frame) if numbered else frame
+        if named and numbered:
+            number = int(frame) - from_1
+            if boxes.numbers.setdefault(name, number) != number:
+                place = box.name.rpartition(", ")[2]
+                fault = f"{name_column} '{name}' is of frame {boxes.numbers[name] + from_1}, here of {frame}"
+                _add_fault(path, faults, place, fault)
         if class_name and class_name not in PERSON_WORDS:
             boxes.leave_out(key, NO_PERSON, box.name)
         else:
             boxes.add(key, box)
-    if numbered and frame_column != "frame_index" and min(map(int, frames), default=0) == 1:
+    refuse_faults(path, faults)
+    if from_1 and not named:
         boxes.first = 1
         boxes.notes.append(
             f"{frame_column} begins with 1: frames count from 1; --first-frame 0 says otherwise"
         )
+    _note_unread(boxes, columns, {name_column} if named else {frame_column or ""})
     _note_classes(boxes, "class_id", {number for _, name, number, _ in rows if not name}, {"", "0"})
     return boxes
 
@@ -277,18 +305,37 @@ def _frame_column(path: Path, columns: Sequence[str]) -> str:
     )
 
 
-def _parse_csv_row(cells: dict[str, str], frame_column: str, line: int) -> tuple[str, str, str, Box]:
+def _parse_csv_row(
+    cells: dict[str, str], frame_column: str, name_column: str, line: int
+) -> tuple[str, str, str, Box]:
     """The frame, the class's name and number, and the box."""
-    for name in (frame_column, "class_name", "class_id"):
+    for name in (frame_column, name_column, "class_name", "class_id"):
         if fault := control_fault(cells.get(name, "").strip(" \t"), name):
             raise ValueError(fault)
     frame = cells[frame_column].strip()
     if not frame:
         raise ValueError(f"{frame_column} is empty")
+    if frame_column in _NUMBER_COLUMNS:
+        frame = FRACTION.sub("", frame)
+        if re.fullmatch("-[0-9]+", frame):
+            raise ValueError(f"{frame_column} {frame} is negative")
     left, top, right, bottom = (_finite_number(cells[name]) for name in CSV_HEADER)
     track = _track_id(cells.get("tracker_id", ""), "tracker_id")
     box = Box(left, top, right, bottom, track, f"frame {frame}, line {line}")
     return frame, cells.get("class_name", "").strip().lower(), cells.get("class_id", "").strip(), box
+
+
+def _note_unread(boxes: Boxes, columns: Iterable[str], read: set[str]) -> None:
+    """Add a note on columns of a table, or fields of annotations, that are neither read nor usual."""
+    found = dict.fromkeys(columns)
+    if unread := [name for name in found if name not in _USUAL | read]:
+        near = {name: nearest(name, {*_READ} - {*found}) for name in unread[:MAX_NAMED]}
+        shown = [
+            f"'{name}'" + f" (did you mean '{near.get(name)}'?)" * bool(near.get(name)) for name in unread
+        ]
+        boxes.notes.append(
+            f"not read: {printable(first_of(shown)):.400}; people.csv takes columns pid, camera, time and tags"
+        )
 
 
 def _note_classes(boxes: Boxes, column: str, classes: set[str], usual: set[str]) -> None:
@@ -326,6 +373,7 @@ def _read_coco(path: Path, text: str) -> Boxes:
     refuse_faults(path, faults)
     if person_ids is None and not boxes.notes:
         _note_classes(boxes, "category_id", classes, {"", "0", "1"})
+    _note_unread(boxes, (name for annotation in annotations for name in annotation), {*_COCO_TRACKS})
     return boxes
 
 
@@ -390,7 +438,7 @@ def _person_category_ids(boxes: Boxes, categories: Any) -> set[Any] | None:
 
 def _coco_track(annotation: Mapping[str, Any]) -> str:
     for fields in (annotation, annotation.get("attributes")):
-        for name in ("track_id", "instance_id", "tracker_id"):
+        for name in _COCO_TRACKS:
             value = fields.get(name) if isinstance(fields, dict) else None
             if isinstance(value, (int, str)) and not isinstance(value, bool) and str(value) not in ("", "-1"):
                 return printable(str(value))
@@ -417,6 +465,8 @@ def _track_id(text: str, name: str) -> str:
 
 def _whole_number(text: str, name: str) -> int:
     number = _finite_number(text)
-    if number != int(number) or abs(number) >= 2**53:
+    if abs(number) >= 2**53:
+        raise ValueError(f"{name} '{text[:40]}' is too large")
+    if number != int(number):
         raise ValueError(f"{name} '{text[:40]}' is no whole number")
     return int(number)

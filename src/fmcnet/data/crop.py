@@ -36,7 +36,7 @@ from fmcnet.types import MODALITY_WORDS, Modality
 
 TABLE = "people.csv"
 JOURNAL, LOCK = ".crops.jsonl", ".crops.lock"
-RULES = "3"
+RULES = "4"
 """Of frames' order and tracks' names: crops by other rules are not continued."""
 CLIPPED, OUTSIDE = "clipped", "outside the frame"
 DOUBTFUL = 4

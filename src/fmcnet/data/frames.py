@@ -193,6 +193,8 @@ def _check_named(folder: Path, boxes: Boxes, first: int | None, keys: dict[Path,
         key = printable(str(next(iter(boxes.of_frame))))
         is_number = boxes.format == "supervision" and key.isdigit()
         hint = ": numbers of frames belong in a column frame_index" if is_number else ""
+        if boxes.numbers and boxes.format == "supervision":
+            hint = ": without their column, frames are counted by their numbers"
         raise DataError(f"the boxes name their frames, as '{key}', and {folder} holds none of them{hint}")
 
 

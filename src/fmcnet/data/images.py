@@ -135,6 +135,9 @@ def _to_rgb(image: Image.Image, value_range: ValueRange | None) -> Image.Image:
         if mode == "RGBA" or values.shape[2:] == (2,):
             alpha = None if fourth_is_no_alpha else _require_visible((values[..., -1] >> 8).astype(np.uint8))
             values = values[..., :-1]
+        elif "transparency" in image.info:  # the value or colour of a 16-bit PNG
+            shown = (values.reshape(*values.shape[:2], -1) != image.info["transparency"]).any(axis=-1)
+            alpha = _require_visible(shown * np.uint8(255))
         inverted = tags.get(tiff.PHOTOMETRIC_INTERPRETATION) == 0
         colours = "CMYK" if mode == "CMYK" else "RGB"
         upright = eight_bit_image(values, value_range, remarks, colours, inverted=inverted)
@@ -187,6 +190,8 @@ def _from_tiff(path: Path, value_range: ValueRange | None) -> Image.Image:
     alpha = None
     if values.shape[2] in (2, 4) and tuple(tags.get(tiff.EXTRASAMPLES, ()))[:1] in ((1,), (2,)):
         alpha, values = _require_visible(eight_bits_of_alpha(values[..., -1])), values[..., :-1]
+        if tags[tiff.EXTRASAMPLES][0] == 1:  # premultiplied: darkened already
+            alpha = None
     channels = 3 if values.shape[2] >= 3 else 1
     remarks = [DROPPED] if values.shape[2] > channels else []
     inverted = tags.get(tiff.PHOTOMETRIC_INTERPRETATION) == 0
@@ -205,15 +210,18 @@ def _deep_values(image: Image.Image) -> NDArray[Any] | None:
         _check_planes(image)
     tiles: Any = getattr(image, "tile", None)
     if stream is not None and tiles:  # a file that is not decoded yet
-        if image.format == "PPM" and tiles[0][0] in ("raw", "ppm"):
+        if image.format == "PPM" and tiles[0][0] in ("raw", "ppm", "ppm_plain"):
             values = _deep_ppm_values(stream, tiles[0][2], image.size)
         else:
             args = tiles[0][3]
             values = _wide_values(image, stream, str(args[0] if isinstance(args, tuple) and args else args))
     _load(image)
-    if values is None and image.mode in _DEEP_MODES:
-        values, tags = np.asarray(ImageOps.exif_transpose(image)), _tiff_tags(image)
-        is_unsigned = tags.get(tiff.SAMPLEFORMAT, (1,))[0] == 1
+    tags = _tiff_tags(image)
+    is_unsigned = tags.get(tiff.SAMPLEFORMAT, (1,))[0] == 1
+    if values is None and (image.mode in _DEEP_MODES or (image.mode == "L" and not is_unsigned)):
+        values = np.asarray(ImageOps.exif_transpose(image))
+        if image.mode == "L":
+            values = values.view(np.int8)
         if image.mode == "I" and is_unsigned and tags.get(tiff.BITSPERSAMPLE) == (32,):
             values = values.view(np.uint32)
     return values
@@ -288,12 +296,17 @@ def _wide_values(image: Image.Image, stream: IO[bytes], raw_mode: str) -> NDArra
 
 
 def _deep_ppm_values(stream: IO[bytes], header_size: int, size: tuple[int, int]) -> NDArray[np.uint16] | None:
-    """The values of a binary PGM or PPM deeper than 8 bits, which Pillow scales or cuts; None for all others."""
+    """The values of a PGM or PPM deeper than 8 bits, which Pillow scales or cuts; None for all others."""
     stream.seek(0)
     header = re.sub(rb"#.*", b"", stream.read(header_size)).split()
-    if header[0] not in (b"P5", b"P6") or int(header[3]) < 256:
+    if header[0] not in (b"P2", b"P3", b"P5", b"P6") or int(header[3]) < 256:
         return None
-    shape = (size[1], size[0], 3) if header[0] == b"P6" else (size[1], size[0])
+    shape = (size[1], size[0], 3) if header[0] in (b"P3", b"P6") else (size[1], size[0])
+    if header[0] in (b"P2", b"P3"):
+        texts = re.sub(rb"#[^\r\n]*", b"", stream.read()).split()[: math.prod(shape)]
+        if len(texts) < math.prod(shape):
+            raise OSError(_TRUNCATED)
+        return np.array(list(map(int, texts)), np.uint16).reshape(shape)  # Pillow refuses other values
     data = stream.read(2 * math.prod(shape))
     if len(data) < 2 * math.prod(shape):
         raise OSError(_TRUNCATED)

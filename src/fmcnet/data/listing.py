@@ -147,6 +147,8 @@ def near_file(path: str | Path, base: Path | None = None) -> str:
         else:
             if os.path.isfile(folder):  # noqa: PTH113 (False where it cannot be read)
                 found = folder.relative_to(base) if base and folder.is_relative_to(base) else folder
+                if str(found) == str(path):
+                    found = Path(os.path.normpath(found))
                 same = unicodedata.normalize("NFC", str(found)) == unicodedata.normalize("NFC", str(path))
                 return f"; did you mean '{found}'{', which is written in another Unicode form' * same}?"
     if "\\" in str(path) and os.sep == "/":

@@ -69,6 +69,8 @@ class Table:
         pid_names: for datasets whose identities are not numbers: name of pid i at position i, as written.
         notes: the reader's notes (identities dropped, files ignored).
         file: the CSV that it was read from; None: a folder.
+        header: the columns of that CSV.
+        unknown: (path, column) of its pids, cameras (also of a camid) and tracks that are written as unknown.
     """
 
     name: str
@@ -88,6 +90,8 @@ class Table:
     notes: tuple[str, ...] = ()
     range: NDArray[np.str_] = field(default_factory=lambda: np.zeros(0, dtype="<U1"))
     file: Path | None = None
+    header: tuple[str, ...] = ()
+    unknown: frozenset[tuple[str, str]] = frozenset()
 
     COLUMNS: ClassVar[tuple[str, ...]] = Record._fields
     TEXTS: ClassVar[tuple[str, ...]] = ("camera", "track", "tags", "source", "range")

@@ -30,6 +30,7 @@ from fmcnet.evaluation.draws import Draw, find_permutation
 from fmcnet.evaluation.evaluate import Evaluation, evaluate
 from fmcnet.evaluation.protocol_file import SUFFIXES, read_protocol
 from fmcnet.evaluation.protocols import DEFAULT_DIRECTIONS, Protocol, llcm, regdb, sysu
+from fmcnet.names import nearest
 from fmcnet.parsing import read_npz
 from fmcnet.types import (
     NO_CAMERA,
@@ -346,9 +347,14 @@ class EmbeddingsFile:
         n = len(features)
         pid = self._parse_identities(arrays[f"{prefix}pid"], f"{prefix}pid", n)
         camid = self._parse_cameras(arrays[cameras], cameras, n) if cameras else np.full(n, NO_CAMERA)
-        if cameras is None and protocol == "custom":
-            for name in sorted(name for name in arrays if name.startswith(f"{prefix}cam")):
-                logger.warning("%s: the array '%s' is not read: name it %scam", self.path, name, prefix)
+        first, second = (self.arrays.get(f"{prefix}{name}") for name in ("cam", "camid"))
+        if first is not None and second is not None and not np.array_equal(first, second):
+            raise DataError(f"{self.path}: {prefix}cam and {prefix}camid differ: leave one out")
+        read = [f"{prefix}{name}" for name in ("features", "pid", "modality")] + [cameras or f"{prefix}cam"]
+        read += [] if prefix else ["index", "name"]
+        for name in sorted({*self.arrays} - {*read, *ALIASES, "pid_name", "camera_name"}):
+            if name.startswith(prefix) and (near := nearest(name, read)) is not None and near not in arrays:
+                logger.warning("%s: the array '%s' is not read: name it %s", self.path, name, near)
         name = f"{prefix}modality"
         if name in arrays:
             modality = self._parse_modalities(arrays[name], name, camid, protocol)
@@ -416,16 +422,16 @@ class EmbeddingsFile:
         return whole_numbers(column, f"{self.path}: '{name}'", f"{NO_CAMERA} where unknown")
 
     def _parse_modalities(self, array: NDArray[Any], name: str, camid: IntArray, protocol: str) -> IntArray:
-        """(N,) of 0 and 1, or words for them; on SYSU-MM01 they must not contradict the cameras."""
+        """(N,) of 0 and 1, or words for them; they must not contradict the benchmark's cameras."""
         column = self._check_column(array, name, len(camid))
         modality = modality_codes(column, f"{self.path}: '{name}'").astype(np.int64)
-        if protocol == "sysu":
-            by_camera = _modality_of_cameras(camid, protocol)
+        by_camera = _modality_of_cameras(camid, protocol)
+        if protocol == "sysu" or by_camera.min() >= 0:  # else they are other data's
             invalid = np.flatnonzero((by_camera >= 0) & (by_camera != modality))
             if len(invalid):
                 raise DataError(
                     f"{self.path}: '{name}' is {modality[invalid[0]]} in row {invalid[0]}, whose camera "
-                    f"{camid[invalid[0]]} is of the other modality on sysu: correct one of them"
+                    f"{camid[invalid[0]]} is of the other modality on {protocol}: correct one of them"
                 )
         return modality
 
@@ -455,5 +461,5 @@ def _row_hashes(features: NDArray[np.float32]) -> set[int]:
 
 def _modality_of_cameras(camid: IntArray, protocol: str) -> IntArray:
     """(N,) modality of each camera; -1 for cameras that the benchmark does not have."""
-    known = CAMERA_MODALITIES[protocol]
+    known = CAMERA_MODALITIES.get(protocol, {})
     return np.array([known.get(camera, -1) for camera in camid.tolist()], dtype=np.int64)

@@ -63,6 +63,8 @@ def list_images(sources: Sequence[str | Path], ignored: list[Ignored] | None = N
     """
     paths: list[Path] = []
     resources: list[Ignored] = []
+    if "" in sources:  # as a path it is the working folder
+        raise DataError("an empty text is no image or folder")
     for source in map(Path, sources):
         if source.is_dir():
             paths += _images_in_folder(source, ignored)
@@ -97,7 +99,7 @@ def expand(
     """
     if isinstance(images, np.ndarray) and images.dtype.kind in "UO":  # of paths
         images = images.tolist()
-    single = isinstance(images, (str, bytes, Path, Image.Image, np.ndarray)) or _is_tensor(images)
+    single = isinstance(images, (str, bytes, memoryview, Path, Image.Image, np.ndarray)) or _is_tensor(images)
     if not single and not isinstance(images, Iterable):
         raise DataError(
             f"images is {_type_name(images)}: give paths, folders, Pillow images, arrays or tensors"
@@ -251,7 +253,7 @@ def list_faults(faults: Sequence[Fault], total: int) -> str:
 
 def _split_source(source: Any, label: str, single: bool) -> list[tuple[str, Any]]:
     """(name, source) of each image of a source, which may be a folder or a batch."""
-    if isinstance(source, (str, Path)):
+    if isinstance(source, (str, Path)) and source != "":
         home = isinstance(source, str) and source.startswith("~/")
         path = Path(source).expanduser() if home else Path(source)
         return [(str(p), p) for p in _images_in_folder(path)] if path.is_dir() else [(str(source), path)]
@@ -263,9 +265,8 @@ def _split_source(source: Any, label: str, single: bool) -> list[tuple[str, Any]
         return [(f"{label}[0]" if single else label, source)]
     if isinstance(source, bytes):
         raise DataError(f"{label} is bytes: open them, as PIL.Image.open(io.BytesIO(data))")
-    raise DataError(
-        f"{label} is {_type_name(source)}: give a path, a folder, a Pillow image, an array or a tensor"
-    )
+    kind = "an empty text" if source == "" else _type_name(source)
+    raise DataError(f"{label} is {kind}: give a path, a folder, a Pillow image, an array or a tensor")
 
 
 def _images_in_folder(folder: Path, ignored: list[Ignored] | None = None) -> list[Path]:

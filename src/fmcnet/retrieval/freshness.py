@@ -359,7 +359,7 @@ def _check_not_taken(origins: list[Origin], renamed: dict[str, Origin], location
         raise GalleryError(
             f"{location} has {len(set(twice))} files under two paths, with and without .., the first "
             f"{twice[0].source or twice[0].id}: nothing was changed. Index them at the new place, and remove the old "
-            "entries with fmcnet index --prune"
+            "entries with fmcnet index --prune (of a folder that is gone: --prune --prune-roots)"
         )
     staying = [origin for origin in origins if origin.id not in renamed]
     ids, sources = {origin.id for origin in staying}, {origin.source for origin in staying} - {None}
@@ -373,5 +373,5 @@ def _check_not_taken(origins: list[Origin], renamed: dict[str, Origin], location
         raise GalleryError(
             f"{location} already has {len(taken)} of the {len(renamed)} entries at the new place, the first "
             f"{taken[0].source or taken[0].id}: nothing was changed. If they were indexed again there, remove the "
-            "old ones with fmcnet index --prune"
+            "old ones with fmcnet index --prune (of a folder that is gone: --prune --prune-roots)"
         )

@@ -22,13 +22,12 @@ from fmcnet.retrieval.made_with import open_model, record_model
 from fmcnet.retrieval.notes import index_notes, index_range_notes, stored_values
 from fmcnet.retrieval.records import EPOCH, Added, Dtype, Entry, IndexChoice, Where, as_pid
 from fmcnet.retrieval.searcher import GalleryRange, Searcher
-from fmcnet.retrieval.sources import Picture, Sources, path_id
+from fmcnet.retrieval.sources import METADATA, Picture, Sources, path_id
 
 PORTION = 256
 """Pictures added at once; a kill loses the encoding of so many."""
 
 Existing = Literal["keep", "update", "replace"]
-METADATA = ("camera", "time", "track", "pid", "tags")
 COMPARED = ("modality", *METADATA)
 ENCODED = {"modality", "picture", "content"}
 """What cannot be changed without reading the picture again."""
@@ -46,6 +45,7 @@ class IndexReport:
         updated: how many of those were changed.
         replaced: how many of those were encoded anew.
         differences: values given for the others that differ from those stored.
+        left_empty: stored values where the table's cell is empty.
         removed_before: paths left out because they were removed or expired earlier.
         changes: files that changed, moved or are copies.
         notes: what is doubtful about pictures, cameras and columns, a sentence each.
@@ -60,6 +60,7 @@ class IndexReport:
     updated: int = 0
     replaced: int = 0
     differences: list[Difference] = field(default_factory=list)
+    left_empty: list[Difference] = field(default_factory=list)
     removed_before: list[str] = field(default_factory=list)
     changes: FileChanges = field(default_factory=FileChanges)
     notes: list[str] = field(default_factory=list)
@@ -70,6 +71,11 @@ class IndexReport:
     def pictures(self) -> int:
         """How many were listed."""
         return len(self.sources.pictures) + len(self.sources.faults) + len(self.sources.same)
+
+    def done(self) -> str:
+        """What was done until now, for messages."""
+        changed = self.updated + self.replaced
+        return f"{self.added} pictures were added{f' and {changed} changed' * (changed > 0)}"
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -116,7 +122,8 @@ def index(
         on_error: "raise": a picture that cannot be taken ends it (what was added stays); "skip": it is left out.
         existing: what to do with pictures that it does hold. "keep": nothing, but report values given that
             differ from those stored; "update": store the values given (for another modality, or a file that changed:
-            encode anew); "replace": encode all anew. A value that is not given stays as it is stored.
+            encode anew); "replace": encode all anew. A value that is not given stays as it is stored; one that a
+            table writes as unknown is removed.
         keep_images: keep small pictures, too, as `Searcher.add`.
         batch_size: pictures encoded at once.
         progress: show a bar; None: on a terminal only.
@@ -177,11 +184,9 @@ def index(
                     used |= dict.fromkeys(noted.ranges(picture_range))
                 bar.advance(count=len(portion.pictures))
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"{report.added} pictures were added; the same command continues") from None
+        raise KeyboardInterrupt(f"{report.done()}; the same command continues") from None
     except DataError as error:
-        raise DataError(
-            f"{error}\n{report.added} pictures were added before; --on-error skip leaves out the broken"
-        ) from error
+        raise DataError(f"{error}\n{report.done()} before; --on-error skip leaves out the broken") from error
     if existing == "replace":
         report.changes.unwatched = 0  # all were encoded anew, changed or not
     if used and report.added + report.replaced == len(gallery):
@@ -191,7 +196,14 @@ def index(
     ranges = index_range_notes(
         gallery, None if value_range == "gallery" else value_range, recorded, report.already - report.replaced
     )
-    notes = (*sources.notes, *doubts, *remarks.lines(), *ranges, *report.changes.notes())
+    empty = []
+    if report.left_empty:
+        path, name, value, _ = report.left_empty[0]
+        empty.append(
+            f"{len(report.left_empty)} values are stored where the table's cell is empty, the first {name} {value} "
+            f"of {path}: they stay; a pid, camera or track that is written as unknown is removed by --existing update"
+        )
+    notes = (*sources.notes, *doubts, *remarks.lines(), *ranges, *empty, *report.changes.notes())
     report.notes = list(dict.fromkeys(notes))  # each once
     report.entries, report.ranged = len(gallery), remarks.ranged()
     return report
@@ -273,6 +285,11 @@ class _Portion:
         again, updates = [], {}
         for picture in (known for known in self.pictures if known.id in self.stored):
             entry = self.stored[picture.id]
+            self.report.left_empty += [
+                Difference(str(picture.path), name, value, None)
+                for name in picture.empty
+                if (value := getattr(entry, name)) not in (None, ())
+            ]
             differences = list(self._differences(picture, entry, keep_images))
             if existing == "keep":
                 self.report.differences += differences
@@ -288,6 +305,9 @@ class _Portion:
         given = {name: getattr(picture, name) for name in COMPARED}
         given |= {"pid": as_pid(picture.pid), "tags": tuple(sorted(set(picture.tags)))}
         yield from differences(str(picture.path), given, entry)
+        for name in picture.unknown:
+            if (value := getattr(entry, name)) is not None:
+                yield Difference(str(picture.path), name, value, None)
         if keep_images and self.gallery.picture(picture.id) is None:
             yield Difference(str(picture.path), "picture", None, "to be kept")
         if picture.id in self.report.changes.changed:
@@ -361,11 +381,12 @@ def check_faults(sources: Sources, *, missing_ok: bool = False) -> None:
 
 
 def _with_stored_values(picture: Picture, entry: Entry) -> Picture:
-    """The picture, with the stored values where none are given."""
+    """The picture, with the stored values where none are given, nor written as unknown."""
     picture = picture._replace(pid=as_pid(picture.pid))
-    return picture._replace(
-        **{name: getattr(entry, name) for name in COMPARED if getattr(picture, name) in (None, ())}
-    )
+    absent = [
+        name for name in METADATA if getattr(picture, name) in (None, ()) and name not in picture.unknown
+    ]
+    return picture._replace(**{name: getattr(entry, name) for name in absent})
 
 
 def _update(gallery: Gallery, differing: Mapping[str, Sequence[Difference]]) -> int:

@@ -355,8 +355,9 @@ def index_range_notes(
     after = gallery.value_ranges
     if len(after) > 1 and (value_range is not None or None in after):  # a table's ranges are one a camera
         yield (
-            f"deep images of this gallery were encoded with several value ranges ({ranges_text(after)}): the same "
-            "person is not equally bright in all; --existing replace --range LOW:HIGH encodes them anew"
+            f"deep images of this gallery were encoded with several value ranges ({ranges_text(after)}): unless "
+            "each is right for its images' unit, the same person is not equally bright in all; --existing replace "
+            "--range LOW:HIGH encodes them anew"
         )
 
 

@@ -26,6 +26,9 @@ from fmcnet.retrieval.inputs import as_tags, optional_text, text
 from fmcnet.times import Doubtful, TimePattern, doubtful_times, parse_capture_time
 from fmcnet.types import NO_CAMERA, Modality
 
+METADATA = ("camera", "time", "track", "pid", "tags")
+"""Values of a picture that may be absent."""
+
 
 class NamePattern:
     """A regular expression with one group, searched for in a name.
@@ -69,6 +72,8 @@ class Picture(NamedTuple):
         root: the folder that is indexed; None: the one that holds it.
         value_range: as `fmcnet.data.images.load_image`; None: that of all pictures.
         written: `path` as a table writes it, with `..`; None: without. An entry whose id is made of it keeps it.
+        unknown: names of the values that a table writes as unknown.
+        empty: names of those that it has a column of, and leaves empty here.
     """
 
     path: Path
@@ -82,6 +87,8 @@ class Picture(NamedTuple):
     root: Path | None = None
     value_range: ValueRange | None = None
     written: Path | None = None
+    unknown: tuple[str, ...] = ()
+    empty: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
@@ -164,6 +171,8 @@ def read_sources(sources: Sequence[str | Path], rules: Rules) -> Sources:
     """
     if rules.camera is not None and rules.cameras is not None:
         raise FmcnetError("give --camera or --camera-from-name, not both")
+    if "" in sources:
+        list_images(sources)  # refuses it
     paths = [Path(os.path.abspath(Path(source).expanduser())) for source in sources]  # noqa: PTH100 (.. goes, links stay)
     layout = _find_layout(paths, rules.layout, rules.modality)
     rows, rest = _list_pictures(paths, rules) if layout == "images" else _read_table(paths[0], layout, rules)
@@ -306,6 +315,8 @@ _Row = tuple[str, Picture, str]
 
 def _list_pictures(paths: Sequence[Path], rules: Rules) -> tuple[list[_Row], Sources]:
     """The rows, and what `Sources` holds beside pictures and faults."""
+    ignored: list[Ignored] = []
+    listed = [(source, path) for source in paths for path in list_images([source], ignored)]
     if rules.modality is None:
         raise FmcnetError("say what these pictures are: --modality visible or --modality infrared")
     if rules.split != "all":
@@ -313,12 +324,10 @@ def _list_pictures(paths: Sequence[Path], rules: Rules) -> tuple[list[_Row], Sou
             f"--split {rules.split} is of a dataset or CSV, and these are plain pictures: leave it out"
         )
     rows: list[_Row] = []
-    ignored: list[Ignored] = []
-    for source in paths:
-        for path in list_images([source], ignored):
-            name = path.relative_to(source).as_posix() if path != source else path.name
-            root = source if path != source else None
-            rows.append((name, Picture(path, rules.modality, root=root), ""))
+    for source, path in listed:
+        name = path.relative_to(source).as_posix() if path != source else path.name
+        root = source if path != source else None
+        rows.append((name, Picture(path, rules.modality, root=root), ""))
     if not rows:
         raise DataError(f"{ignored[0].path} is {ignored[0].reason}, not an image: give images or folders")
     return rows, Sources(ignored=tuple(ignored))
@@ -344,13 +353,17 @@ def _read_table(source: Path, layout: str, rules: Rules) -> tuple[list[_Row], So
         f"--modality {rules.modality}": len(of_split) - len(chosen),
     }
     rows: list[_Row] = []
+    header = tuple({"camid": "camera", "date": "time"}.get(name, name) for name in table.header)
     for record, path, pid in zip(chosen.records(), chosen.full_paths(), chosen.identities(), strict=True):
         tags = tuple(tag.strip() for tag in record.tags.split(";") if tag.strip())
         camera = record.camera or (None if record.camid == NO_CAMERA else str(record.camid))
         picture = Picture(
             path, record.modality, pid, camera, None, record.track or None, tags, record.source or None
         )
-        picture = picture._replace(value_range=parse_range(record.range) if record.range else None)
+        unknown = tuple(name for name in METADATA if (record.path, name) in table.unknown)
+        picture = picture._replace(
+            value_range=parse_range(record.range) if record.range else None, unknown=unknown, empty=header
+        )
         if ".." in path.parts and (plain := _without_dots(path)) is not None:
             path, picture = plain, picture._replace(path=plain, written=path)
         if path.is_relative_to(table.root):
@@ -401,6 +414,10 @@ def _check_texts(picture: Picture) -> Picture:
     """The picture as the gallery stores it; what the gallery would refuse is refused here, with the file's name."""
     text(picture.source or str(picture.path), "source")
     as_tags(picture.tags)
-    return picture._replace(
+    picture = picture._replace(
         camera=optional_text(picture.camera, "camera"), track=optional_text(picture.track, "track")
     )
+    absent = [name for name in METADATA if getattr(picture, name) in (None, ())]
+    unknown = tuple(name for name in absent if name in picture.unknown)
+    empty = tuple(name for name in absent if name in picture.empty and name not in unknown)
+    return picture._replace(unknown=unknown, empty=empty)

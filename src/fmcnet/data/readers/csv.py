@@ -7,6 +7,7 @@ import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Hashable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def read_csv(file: str | Path, *, training: bool = True, modality: Modality | No
     file = Path(file).expanduser()
     if not file.is_file():
         raise DataError(f"{file} does not exist or is no file: give a CSV like{EXPECTED}")
-    identities, records, notes = _parse_rows(file, training, None if training else modality)
+    identities, records, notes, header, unknown = _parse_rows(file, training, None if training else modality)
     if not records:
         raise DataError(f"{file} has no row below its header: give a CSV like{EXPECTED}")
     identities = _unify_spellings(identities, notes)
@@ -107,8 +108,8 @@ def read_csv(file: str | Path, *, training: bool = True, modality: Modality | No
     are_numbers = all(str(number_of(name)) == name for name in names)
     numbers = {"": NO_PID} | {name: int(name) if are_numbers else row for row, name in enumerate(names)}
     records = [r._replace(pid=numbers[identity]) for identity, r in zip(identities, records, strict=True)]
-    records = _number_cameras(_without_fractions(records))
-    notes += near_cameras({record.camera for record in records if record.camera})
+    records = _number_cameras(_without_fractions(records), notes)
+    notes += near_cameras({record.camera for record in records if not is_unknown(record.camera)})
     if training:
         if any(record.range for record in records):
             notes.append(
@@ -121,7 +122,8 @@ def read_csv(file: str | Path, *, training: bool = True, modality: Modality | No
         records, split_notes = check_splits(records, str(file), names_by_number.__getitem__, required=())
         notes += split_notes
     pid_names = () if are_numbers else names
-    return Table.from_records("csv", file.parent, records, pid_names=pid_names, notes=notes, file=file)
+    table = Table.from_records("csv", file.parent, records, pid_names=pid_names, notes=notes, file=file)
+    return replace(table, header=tuple(header), unknown=frozenset(unknown))
 
 
 def write_csv(table: Table, file: str | Path) -> Path:
@@ -146,10 +148,15 @@ def write_csv(table: Table, file: str | Path) -> Path:
 
 def _parse_rows(
     file: Path, training: bool, modality: Modality | None
-) -> tuple[list[str], list[Record], list[str]]:
-    """Identities ("" where unknown), records without them, and notes; DataError: lists the faults by their lines."""
+) -> tuple[list[str], list[Record], list[str], list[str], set[tuple[str, str]]]:
+    """Identities ("" where unknown), records without them, notes, and `header` and `unknown` of the `Table`.
+
+    Raises:
+        DataError: lists the faults by their lines.
+    """
     columns, notes, faults, identities = list[str](), list[str](), list[str](), list[str]()
     records: dict[int, Record] = {}  # by line
+    unknown: set[tuple[str, str]] = set()
     first_rows: dict[Hashable, tuple[int, str]] = {}
     try:
         for line, cells in _read_cells(file):
@@ -172,6 +179,11 @@ def _parse_rows(
                 ]
             identities.append(identity)
             records[line] = record
+            unknown |= {
+                (record.path, "camera" if name == "camid" else name)
+                for name in ("pid", "camid", "camera", "track")
+                if values.get(name) and is_unknown(values[name])
+            }
             first, first_path = first_rows.setdefault(image, (line, record.path))
             if first != line:
                 same = f"stands in line {first} already"
@@ -187,7 +199,7 @@ def _parse_rows(
         )
     refuse_faults(file, faults)
     notes += _time_notes(records) if training else []
-    return identities, list(records.values()), notes
+    return identities, list(records.values()), notes, columns, unknown
 
 
 def _read_cells(file: Path) -> Iterator[tuple[int, list[str]]]:
@@ -364,15 +376,34 @@ def _without_fractions(records: list[Record]) -> list[Record]:
     return records
 
 
-def _number_cameras(records: list[Record]) -> list[Record]:
-    """Number the named cameras, where no row has a number."""
+def _number_cameras(records: list[Record], notes: list[str]) -> list[Record]:
+    """Number the named cameras of rows without a number: as other rows do, else on from those.
+
+    Where no row has a number: by the names' numbers, if each has another, else in sorted order.
+    """
     names = sorted({record.camera for record in records if not is_unknown(record.camera)})
-    if not names or any(record.camid != NO_CAMERA for record in records):
-        return records
+    given = {(record.camera, record.camid) for record in records if record.camid != NO_CAMERA}
+    ids, names_of = defaultdict[Any, list[Any]](list), defaultdict[Any, list[Any]](list)
+    for name, number in sorted(given):
+        if not is_unknown(name):
+            ids[name].append(number)
+            names_of[number].append(name)
+    for column, others, found in (("camera", "camids", ids), ("camid", "cameras", names_of)):
+        double = [(key, ", ".join(map(repr, of))) for key, of in found.items() if len(of) > 1]
+        notes += [
+            f"the {column} {key!r} has the {others} {of}: give a camera one of both"
+            for key, of in double[:MOST_NOTES]
+        ]
     numbers = {name: int(match[1]) for name in names if (match := _CAMERA.fullmatch(name))}
-    if len(set(numbers.values())) < len(names):
+    if given:
+        unnumbered = [name for name in names if not ids[name]]
+        numbers = {name: number for number, name in enumerate(unnumbered, max(id for _, id in given) + 1)}
+        numbers |= {name: ids[name][0] for name in names if len(ids[name]) == 1}
+    elif len(set(numbers.values())) < len(names):
         numbers = {name: number for number, name in enumerate(names, 1)}
-    return [record._replace(camid=numbers.get(record.camera, NO_CAMERA)) for record in records]
+    return [
+        r._replace(camid=numbers.get(r.camera, NO_CAMERA)) if r.camid == NO_CAMERA else r for r in records
+    ]
 
 
 def _choose_test(identities: list[str], records: list[Record]) -> tuple[set[str], str]:
