@@ -267,7 +267,11 @@ def test_shipped_models_are_taken_by_name_wherever_a_run_is(tiny_sysu, tmp_path,
     crop = sorted((data / "cam3").rglob("*.jpg"))[0]
     assert as_json("embed", name, crop, "--modality", "ir", "--out", "e.npz")["images"] == 1
     assert "say --out FILE" in said(run("calibrate", name, "--data", data, code=2))
-    assert as_json("calibrate", name, "--data", data, "--out", "c.json")["out"] == "c.json"
+    made = as_json("calibrate", name, "--data", data, "--out", "c.json", "--fmr", "1e-9")
+    assert made["out"] == "c.json"
+    without = [note for note in made["notes"] if "a false-match rate of 1e-09" in note]
+    assert [note.partition(":")[0] for note in without] == list(made["curves"])
+    assert "notes" not in json.loads(Path("c.json").read_text())
     assert "say --out FOLDER" in said(run("export", name, code=2))
     assert {path: path.stat().st_mtime_ns for path in sorted(WEIGHTS_FOLDER.rglob("*"))} == before
 

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 import fmcnet
+from fmcnet.data.images import is_full_frame
 from fmcnet.data.pixels import Remarks
-from fmcnet.inference.image_input import is_full_frame, read_pixels
+from fmcnet.inference.image_input import read_pixels
 from tests.cli import run_command
 
 av = pytest.importorskip("av")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import importlib
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -92,6 +93,28 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, message: str, code: int = 130) -> None:
         super().__init__(message)
         self.code = code
+
+
+class _Collector(logging.Handler):
+    def __init__(self, texts: list[str]) -> None:
+        super().__init__(logging.WARNING)
+        self._texts = texts
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if (text := record.getMessage()) not in self._texts:
+            self._texts.append(text)
+
+
+@contextmanager
+def collect_warnings() -> Iterator[list[str]]:
+    """Collect the texts of the package's warnings, each once, for reports and JSON; they are logged as well."""
+    texts: list[str] = []
+    collector, logger = _Collector(texts), logging.getLogger("fmcnet")
+    logger.addHandler(collector)
+    try:
+        yield texts
+    finally:
+        logger.removeHandler(collector)
 
 
 @contextmanager

@@ -48,6 +48,12 @@ def file_state(path: Path) -> str:
     return state if exact else f"{state} {file_digest(path)}"
 
 
+def file_key(path: Path) -> tuple[int, int]:
+    """Device and inode: equal for all paths and links of a file; OSError if there is none."""
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
 def file_digest(path: Path) -> str:
     """SHA-256 of a file's content, 64 hex digits."""
     digest = hashlib.sha256()

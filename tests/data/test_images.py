@@ -1,3 +1,4 @@
+import json
 import sys
 import threading
 from pathlib import Path
@@ -7,7 +8,10 @@ import pytest
 from PIL import Image, features
 
 from fmcnet.data import images
+from fmcnet.data.cache import ImageCache
+from fmcnet.data.check import check
 from fmcnet.data.images import decode_images, load_image, unreadable_images
+from fmcnet.data.readers import read_dataset
 from fmcnet.data.table import Record, Table
 from fmcnet.errors import DataError
 from fmcnet.types import Modality
@@ -224,14 +228,32 @@ def test_a_deep_picture_of_one_column(tmp_path: Path) -> None:
     assert load_image(tmp_path / "x.png").shape == (64, 1, 3)
 
 
-def test_doubtful_images_of_a_dataset_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A dataset has no range of values: training and evaluation say what was stretched."""
+def test_doubtful_images_of_a_dataset_are_told_each_time(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A dataset has no range of values: training, evaluation and check say what was stretched."""
     for name, low in (("a", 3000), ("b", 4000)):
         values = np.linspace(low, low + 500, 200).reshape(20, 10).astype(np.uint16)
         Image.fromarray(values).save(tmp_path / f"{name}.png")
-    records = [Record(f"{name}.png", 1, Modality.INFRARED) for name in "ab"]
-    assert unreadable_images(Table.from_records("csv", tmp_path, records)) == []
-    (said,) = caplog.messages
-    assert said.startswith("2 images with values of no usual range")
-    assert "convert deep images to 8 bits first (the first is a.png)" in said
-    assert "--range" not in said
+    Image.new("RGB", (6, 12), (50, 50, 50)).save(tmp_path / "c.png")
+    trees.write_image(tmp_path / "d.png", mode="L")
+    file = tmp_path / "people.csv"
+    file.write_text("path,pid,modality\n" + "".join(f"{name}.png,1,infrared\n" for name in "abcd"))
+    table = read_dataset(file, training=False)
+    for built in (True, False):
+        caplog.clear()
+        cache = ImageCache(table, 12, 6, folder=tmp_path / "cache")
+        assert cache.built is built
+        stretched, flat = caplog.messages
+        assert stretched.startswith(f"{file}: 2 images with values of no usual range")
+        assert "convert deep images to 8 bits first (the first is a.png)" in stretched
+        assert "--range" not in stretched
+        assert flat.startswith(f"{file}: 1 image nearly constant, showing nothing")
+        assert flat.endswith("(the first is c.png)")
+        assert {f"{file}: {note}" for note in check(file).notes} >= {stretched, flat}
+    assert cache.path is not None
+    earlier = cache.path.with_suffix(".json")
+    earlier.write_text(json.dumps({k: v for k, v in json.loads(earlier.read_text()).items() if k != "notes"}))
+    caplog.clear()
+    assert not ImageCache(table, 12, 6, folder=tmp_path / "cache").built
+    assert not caplog.messages

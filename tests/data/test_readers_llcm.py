@@ -1,3 +1,4 @@
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,8 @@ from fmcnet.data.readers.llcm import read_llcm
 from fmcnet.errors import DataError
 from fmcnet.types import Modality
 from tests.data import trees
+
+TEST_IMAGE = "test_vis/cam4/0002/0002_c04_s0000_f10_vis.jpg"
 
 
 @pytest.fixture
@@ -77,6 +80,20 @@ def test_a_list_appended_to_itself_counts_once(published: Path) -> None:
     assert table.notes[0].startswith("idx/train_vis.txt repeats 18 images, counted once: vis/0001/")
 
 
+def test_what_is_in_no_list_is_told(published: Path) -> None:
+    trees.write_image(published / "vis/0001/0001_c01_s0009_f10_vis.jpg")
+    trees.write_image(published / "test_nir/cam1/0099/0099_c01_s0001_f10_nir.jpg")
+    os.link(published / TEST_IMAGE, (published / TEST_IMAGE).with_name("0002_c04_s0009_f10_vis.jpg"))
+    table = read_llcm(published)
+    assert table.records() == [record for record in table.records() if "s0009" not in record.path]
+    assert table.notes == (
+        "1 identity folders are in no list of idx/ and were not read",
+        "1 image is in no list of idx/ and not read: vis/0001/0001_c01_s0009_f10_vis.jpg",
+        "1 image is the file of another image, by a link, counted once: "
+        f"test_vis/cam4/0002/0002_c04_s0009_f10_vis.jpg (is {TEST_IMAGE})",
+    )
+
+
 UNREAD = "no image was read from test_vis/cam5, where the published dataset has some: unpack it again"
 
 
@@ -106,7 +123,7 @@ def test_a_camera_folder_of_another_spelling_is_read_and_named(published: Path, 
 def test_of_two_folders_for_a_camera_the_exact_name_is_read(published: Path) -> None:
     shutil.copytree(published / "test_vis/cam4", published / "test_vis/Cam4")
     table = read_llcm(published)
-    assert "test_vis/cam4/0002/0002_c04_s0000_f10_vis.jpg" in table.path
+    assert TEST_IMAGE in table.path
     assert table.notes == ("ignored 1 entry that is no part of the dataset: Cam4",)
     for second in ("CAM4", "cam04"):
         (published / "test_vis/cam4").rename(published / f"test_vis/{second}")

@@ -32,8 +32,10 @@ def test_identities_come_from_folders_not_from_labels(root: Path) -> None:
 
 def test_each_trial_has_its_own_split(root: Path) -> None:
     assert np.unique(read_regdb(root, 2).select(split="train").pid).tolist() == [2, 12]
-    with pytest.raises(DataError, match="splits 1 to 10, not 11"):
-        read_regdb(root, 11)
+    assert len(read_regdb(root, np.int64(2))) == 16  # type: ignore[arg-type]
+    for split, shown in ((11, "11"), ("3", "'3'"), (True, "True"), (2.0, "2.0")):
+        with pytest.raises(DataError, match=f"splits 1 to 10, not {shown}$"):
+            read_regdb(root, split)  # type: ignore[arg-type]
     with pytest.raises(DataError, match=r"lacks idx/train_visible_3.txt, idx/train_thermal_3.txt"):
         read_regdb(root, 3)
 
@@ -91,6 +93,37 @@ def test_an_image_listed_twice_counts_once(root: Path, spell: Callable[[str], st
         "idx/test_thermal_1.txt repeats 3 images, counted once: Thermal/2/t_0.bmp (line 5), "
         "Thermal/2/t_1.bmp (line 6), Thermal/12/t_0.bmp (line 7)"
     )
+
+
+def test_images_in_no_list_are_told(root: Path) -> None:
+    """Those of the other half of the split are not: tested above."""
+    trees.write_image(root / "Visible/1/new.bmp")
+    trees.write_image(root / "Thermal/99/t_0.bmp")
+    (root / "Visible/1/Thumbs.db").write_bytes(b"x")
+    table = read_regdb(root)
+    assert len(table) == 16
+    assert table.notes == (
+        "2 images are in no list of this split in idx/ and not read: Visible/1/new.bmp, Thermal/99/t_0.bmp",
+        "ignored 1 entry that is no part of the dataset: Thumbs.db",
+    )
+
+
+def test_a_listed_image_in_a_folder_more_is_not_called_ignored(root: Path) -> None:
+    (root / "Visible/more").mkdir()
+    (root / "Visible/1").rename(root / "Visible/more/1")
+    for name in ("train_visible_1", "test_visible_1"):
+        edit(root / f"idx/{name}.txt", lambda s: s.replace("Visible/1/", "Visible/more/1/"))
+    table = read_regdb(root)
+    assert len(table) == 16
+    assert table.notes == ()
+
+
+def test_a_listed_link_counts_once(root: Path) -> None:
+    (root / "Visible/1/v_1.bmp").unlink()
+    (root / "Visible/1/v_1.bmp").symlink_to("v_0.bmp")
+    table = read_regdb(root)
+    assert len(table) == 15
+    assert table.notes[0].endswith("counted once: Visible/1/v_1.bmp (is Visible/1/v_0.bmp)")
 
 
 def test_an_image_listed_with_two_labels_is_refused(root: Path) -> None:

@@ -1,3 +1,4 @@
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from fmcnet.errors import DataError
 from fmcnet.types import Modality
 from tests.data import trees
 
+DISAGREE = "exp/test_id.mat lists other identities than exp/test_id.txt, which was read"
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
 
 
@@ -68,6 +70,14 @@ def test_mat_files_stand_in_for_text(root: Path) -> None:
     assert np.unique(read_sysu(root).select(split="test").pid).tolist() == [10, 11]
 
 
+@pytest.mark.parametrize(("ids", "note"), [([[10, 11]], ()), ([[10]], (DISAGREE,))])
+def test_lists_that_disagree_are_told(root: Path, ids: list[list[int]], note: tuple[str, ...]) -> None:
+    savemat(root / "exp/test_id.mat", {"id": np.array(ids)})
+    table = read_sysu(root)
+    assert np.unique(table.select(split="test").pid).tolist() == [10, 11]
+    assert table.notes == note
+
+
 def test_mat_file_without_the_variable(root: Path) -> None:
     (root / "exp/test_id.txt").unlink()
     savemat(root / "exp/test_id.mat", {"ids": np.array([[10, 11]])})
@@ -123,6 +133,46 @@ def test_extra_files_are_ignored_and_counted(root: Path) -> None:
     assert "Thumbs.db" in table.notes[0]
 
 
+def test_folders_beside_the_cameras_are_told(root: Path) -> None:
+    trees.write_image(root / "cam7/0001/0001.jpg")
+    trees.write_image(root / ".fmcnet-cache/0001.jpg")
+    assert read_sysu(root).notes == ("ignored 1 entry that is no part of the dataset: cam7",)
+
+
+LINKS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "symbolic": (
+        lambda r: (r / "cam1/0001/0009.jpg").symlink_to(r / "cam1/0001/0001.jpg"),
+        "1 image is the file of another image, by a link, counted once: cam1/0001/0009.jpg (is "
+        "cam1/0001/0001.jpg)",
+    ),
+    "hard, of another split": (
+        lambda r: os.link(r / "cam1/0001/0001.jpg", r / "cam1/0011/0009.jpg"),
+        "1 image is the file of another image, by a link, counted once: cam1/0011/0009.jpg (is "
+        "cam1/0001/0001.jpg)",
+    ),
+    "a folder": (
+        lambda r: (shutil.rmtree(r / "cam2/0001"), (r / "cam2/0001").symlink_to(r / "cam1/0001")),
+        "2 images are files of another image, by a link, counted once: cam2/0001/0001.jpg (is "
+        "cam1/0001/0001.jpg), cam2/0001/0002.jpg (is cam1/0001/0002.jpg)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LINKS)
+def test_a_file_of_two_names_counts_once(root: Path, name: str) -> None:
+    link, note = LINKS[name]
+    link(root)
+    table = read_sysu(root)
+    assert len(table) == len({path.resolve().stat().st_ino for path in table.full_paths()})
+    assert table.notes == (note,)
+    assert len(read_sysu(root, training=False)) > len(table)  # an index names these files itself
+
+
+def test_a_broken_link_is_kept_until_it_is_read(root: Path) -> None:
+    (root / "cam1/0001/0009.jpg").symlink_to(root / "gone.jpg")
+    assert "cam1/0001/0009.jpg" in read_sysu(root).path
+
+
 @pytest.mark.parametrize("inside", ["", "cam5"])
 def test_a_camera_without_images_is_named(root: Path, inside: str) -> None:
     """The camera's folder is empty, or unpacked twice."""
@@ -132,8 +182,7 @@ def test_a_camera_without_images_is_named(root: Path, inside: str) -> None:
     table = read_sysu(root)
     assert len(table) == 60
     assert table.notes[0].startswith("no image was read from cam5, where the published dataset has some")
-    ignored = [f"ignored 1 entry that is no part of the dataset: {inside}"] if inside else []
-    assert list(table.notes[1:]) == ignored
+    assert table.notes[1:] == (f"ignored 1 entry that is no part of the dataset: {inside or 'elsewhere'}",)
 
 
 def test_splits_that_share_identities_can_be_searched(root: Path) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import shutil
 import textwrap
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import fmcnet
 from fmcnet.data.readers import read_dataset
@@ -296,6 +298,23 @@ def test_evaluate_visible_to_visible_of_a_csv_without_infrared(people, tiny_run,
     assert found["evaluations"][0]["queries"] == [12]
     assert any("all images are for test" in note for note in found["notes"])
     assert "across the modalities." not in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_warnings_are_in_json_and_report_each_time(people, tiny_run, tmp_path):
+    rows = (people / "people.csv").read_text().splitlines(keepends=True)
+    shutil.copy(rows[1].partition(",")[0], tmp_path / "copy.jpg")
+    Image.new("RGB", (32, 64), (90, 90, 90)).save(tmp_path / "flat.png")
+    rows += [f"{name},0001,visible,cam1,test,dark\n" for name in ("copy.jpg", "flat.png")]
+    (tmp_path / "own.csv").write_text("".join(rows))
+    shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("embeddings", "report"))
+    words = ("evaluate", tmp_path / "run", "--data", tmp_path / "own.csv", "--protocol", people / "own.yaml")
+    for _ in range(2):  # the second time neither images nor embeddings are made
+        found = json.loads(run_command(*words, "--json").stdout)["notes"]
+        assert [note for note in found if "1 of 22 rows have the features of another row" in note]
+        assert [note for note in found if "1 image nearly constant" in note and "flat.png" in note]
+        report = tmp_path / "run" / "report"
+        assert set(json.loads((report / "report.json").read_text())["notes"]) == set(found)
+        assert all(f"- {note}\n" in (report / "report.md").read_text() for note in found)
 
 
 @pytest.mark.parametrize("more", [["--both"], ["mode=indoor"], ["evaluation.trials=3"]])

@@ -15,6 +15,7 @@ from fmcnet.evaluation.evaluate import evaluate
 from fmcnet.evaluation.protocols import sysu
 from fmcnet.evaluation.score import score_file
 from fmcnet.types import Embeddings
+from tests.cli import run_command
 from tests.evaluation.shared_golden import CARRIED, PERMUTATION, SHARED, needs_shared
 from tests.evaluation.test_protocols import benchmark
 
@@ -459,11 +460,14 @@ def test_rows_that_are_there_twice_are_told(tmp_path, caplog):
     np.savez(tmp_path / "twice.npz", **{name: np.concatenate([a, a[:2]]) for name, a in one.items()})
     score_file(tmp_path / "twice.npz", "regdb")
     assert "2 of 8 rows have the features of another row" in caplog.text
+    warnings = caplog.messages
     caplog.clear()
     sides = {f"{side}_{name}": one[name] for side in ("query", "gallery") for name in ("features", "pid")}
     np.savez(tmp_path / "sets.npz", **sides)
     score_file(tmp_path / "sets.npz", "regdb")
     assert "6 rows of query_features are in gallery_features, too" in caplog.text
+    said = run_command("score", tmp_path / "twice.npz", "--protocol", "regdb", "--json").stdout
+    assert json.loads(said)["notes"] == warnings
 
 
 def test_texts_in_a_file_are_drawn_as_the_numbers_that_they_sort_as(tmp_path):

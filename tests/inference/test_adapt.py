@@ -118,10 +118,14 @@ def test_what_is_no_image_is_counted_and_named(folders, tmp_path):
     night = tmp_path / "night"
     shutil.copytree(folders / "infrared", night)
     (night / "notes.txt").write_text("rain")
+    (night / "link.jpg").symlink_to(night / "000.jpg")
+    (night / "hard.jpg").hardlink_to(night / "001.jpg")
     words = ("adapt", NAME, "--visible", folders / "visible", "--infrared", night, "--device", "cpu")
     said = told(*words, "--out", tmp_path / "a", code=0)
     assert "ignored 1: " in said
     assert "notes.txt" in said
+    assert f"2 of {2 * MIN_IMAGES + 2} images are files given before, by a link: left out" in said
+    assert f"{2 * MIN_IMAGES} visible and {2 * MIN_IMAGES} infrared images" in said
     few = tmp_path / "few"
     few.mkdir()
     shutil.copy(folders / "infrared" / "000.jpg", few)
@@ -182,8 +186,9 @@ def test_broken_images_are_left_out_and_named_or_refused_if_too_few_are_left(fol
 
 def test_images_that_do_not_differ_are_refused(folders, tmp_path):
     photo = sorted((folders / "infrared").iterdir())[0]
-    for one in (Image.new("RGB", (48, 96), (90, 90, 90)), photo):
-        crops = Crops.of(folders / "visible", [one] * MIN_IMAGES)
+    copies = [shutil.copy(photo, tmp_path / f"{number}.jpg") for number in range(MIN_IMAGES)]
+    for same in ([Image.new("RGB", (48, 96), (90, 90, 90))] * MIN_IMAGES, copies):
+        crops = Crops.of(folders / "visible", same)
         with pytest.raises(DataError, match="the infrared images do not differ"):
             adapt_model(NAME, crops, tmp_path / "a", device="cpu", progress=False)
 

@@ -9,7 +9,7 @@ from typing import Annotated
 from typer import Argument, Option
 
 from fmcnet.cli import console
-from fmcnet.errors import FmcnetError
+from fmcnet.errors import FmcnetError, collect_warnings
 
 
 def demo(
@@ -215,20 +215,21 @@ def score(
     """
     from fmcnet.evaluation.score import score_file
 
-    result = score_file(
-        file,
-        protocol,
-        mode=mode,
-        shots=shots,
-        draw=draw,
-        permutation=permutation,
-        direction=direction,
-        reading=reading,
-        cmc=cmc,
-        distance=distance,
-        strict=True,
-    )
+    with collect_warnings() as warnings:
+        result = score_file(
+            file,
+            protocol,
+            mode=mode,
+            shots=shots,
+            draw=draw,
+            permutation=permutation,
+            direction=direction,
+            reading=reading,
+            cmc=cmc,
+            distance=distance,
+            strict=True,
+        )
     if json_:
-        console.print_json(result.to_dict())
+        console.print_json({**result.to_dict(), "notes": warnings})
     else:
         console.echo(result.summary())

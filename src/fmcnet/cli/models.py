@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from typer import Argument, Option
 
 from fmcnet.cli import console
-from fmcnet.errors import FmcnetError
+from fmcnet.errors import FmcnetError, collect_warnings
 
 Overwrite = Annotated[bool, Option("--overwrite", help="Replace the model that is in the folder.")]
 
@@ -140,20 +140,22 @@ def calibrate(
 
     Kept beside the weights, for each pair of modalities; figures are of identities that were not learnt from.
     """
-    from fmcnet.inference.fit_calibration import calibrate_model, calibration_lines
+    from fmcnet.inference.fit_calibration import calibrate_model, calibration_lines, threshold_notes
 
-    calibration, path = calibrate_model(
-        run,
-        data,
-        split=split,
-        fmr=fmr,
-        prior=prior,
-        out=out,
-        device=device,
-        progress=False if json_ else None,
-    )
+    with collect_warnings() as warnings:
+        calibration, path = calibrate_model(
+            run,
+            data,
+            split=split,
+            fmr=fmr,
+            prior=prior,
+            out=out,
+            device=device,
+            progress=False if json_ else None,
+        )
     if json_:
-        console.print_json({"out": str(path), **calibration.to_dict()})
+        notes = [*warnings, *threshold_notes(calibration)]
+        console.print_json({"out": str(path), **calibration.to_dict(), "notes": notes})
         return
     for line in calibration_lines(calibration):
         console.echo(line)

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmcnet.data.images import decode_images
-from fmcnet.data.pixels import colour_notes
+from fmcnet.data.pixels import NO_RANGE, Remarks, colour_notes
 from fmcnet.data.table import Table
 from fmcnet.errors import DataError
 from fmcnet.files import file_state, lock_file, private_mode, write_atomically
@@ -64,7 +64,7 @@ class ImageCache:
     - A .json beside the file holds its checksum, which is checked on opening. A damaged file is built again, with a
       warning.
     - Of several processes one builds, and the others wait and map the same file.
-    - Images whose colours contradict their modality (`colour_notes`) are logged.
+    - Doubtful images are logged each time, see `log_notes`.
 
     Args:
         table: the images; `images[i]` belongs to row i.
@@ -100,8 +100,9 @@ class ImageCache:
         self._shape = (len(table), height, width, 3)
         self._bytes = int(np.prod(self._shape))
         folder = Path(folder).expanduser() if folder is not None else default_folder()
-        target = folder / f"{table.name}-{height}x{width}-{cache_key(table, height, width)}.npy"
+        target = cache_path(table, height, width, folder)
         self.path: Path | None = target
+        self._notes: list[str] = []  # filled by `_decode`
         self.built = False
         self.images: NDArray[np.uint8]
         if not len(table):
@@ -115,9 +116,7 @@ class ImageCache:
             except OSError as error:
                 self._warn_or_raise(folder, error.strerror or str(error))
                 self._hold_in_memory()
-        if os.environ.get("RANK", "0") == "0":  # every process of a job has the same images
-            for note in colour_notes(table.modality, self.images.__getitem__, table.camid):
-                logger.warning("%s: %s", table.origin, note)
+        log_notes(table, self.images, self._notes or _stored_notes(target))
 
     def digest(self) -> str:
         """CRC-32 of the pixels, 8 hex digits: of all up to 4 GiB, else of an even spread of 10,000 images."""
@@ -151,7 +150,7 @@ class ImageCache:
             # Like the key, but of the images' paths alone, so that it stays when images change.
             lines = [f"series {VERSION}", root, f"{self.height}x{self.width}", *self.table.path.tolist()]
             series = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:24]
-            description = {"series": series, "root": root, "images": len(self.table)}
+            description = {"series": series, "root": root, "images": len(self.table), "notes": self._notes}
             with closing(self._decode()) as images:
                 self.images = write_cache(target, self._shape, description, images)
             self.built = True
@@ -160,7 +159,10 @@ class ImageCache:
                 remove_cache(other)
 
     def _decode(self) -> Generator[NDArray[np.uint8]]:
-        return decode_images(self.table, self.height, self.width, progress=self._progress)
+        remarks = Remarks()
+        options: dict[str, Any] = {"remarks": remarks, "progress": self._progress}
+        yield from decode_images(self.table, self.height, self.width, **options)
+        self._notes[:] = remarks.lines(NO_RANGE)
 
     def _hold_in_memory(self) -> None:
         images = np.empty(self._shape, dtype=np.uint8)
@@ -213,6 +215,31 @@ def cache_key(table: Table, height: int, width: int) -> str:
             state = "absent"
         digest.update(f"{path.as_posix()}\t{state}\n".encode())
     return digest.hexdigest()[:24]
+
+
+def cache_path(table: Table, height: int, width: int, folder: Path) -> Path:
+    """The cache of a table's images in a folder."""
+    return folder / f"{table.name}-{height}x{width}-{cache_key(table, height, width)}.npy"
+
+
+def log_notes(table: Table, images: NDArray[np.uint8], notes: Iterable[str]) -> None:
+    """Log the notes made when a table's images were decoded, and `colour_notes`; once for all processes of a job."""
+    if os.environ.get("RANK", "0") == "0":
+        for note in (*notes, *colour_notes(table.modality, images.__getitem__, table.camid)):
+            logger.warning("%s: %s", table.origin, note)
+
+
+def log_cached_notes(table: Table, height: int, width: int, folder: Path) -> None:
+    """`log_notes` of images that are not needed themselves, where they are cached."""
+    path = cache_path(table, height, width, folder)
+    with contextlib.suppress(UnusableCacheError):
+        log_notes(table, _memory_map(path, (len(table), height, width, 3)), _stored_notes(path))
+
+
+def _stored_notes(path: Path) -> list[str]:
+    """The notes of a cache; none where an earlier version wrote it."""
+    notes = (read_description(path) or {}).get("notes")
+    return [str(note) for note in notes] if isinstance(notes, list) else []
 
 
 class UnusableCacheError(ValueError):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fmcnet.data.images import load_image, unreadable_images
-from fmcnet.data.pixels import colour_notes
+from fmcnet.data.pixels import NO_RANGE, Remarks, colour_notes
 from fmcnet.data.readers import LAYOUTS, check_layout, detect_layout, read_dataset
 from fmcnet.data.readers.common import MANIFEST, DatasetFolder
 from fmcnet.data.readers.regdb import KINDS, REGDB_SPLITS
@@ -174,9 +174,10 @@ def check(
     if images and tables:
         by_path = {record.path: record for table in tables for record in table.records()}
         unique_images = Table.from_records(layout, tables[0].root, list(by_path.values()))
-        unreadable = unreadable_images(unique_images, progress)
+        remarks = Remarks()
+        unreadable = unreadable_images(unique_images, remarks, progress)
         paths = unique_images.full_paths()
-        notes += copy_notes(unique_images)
+        notes += [*remarks.lines(NO_RANGE), *copy_notes(unique_images)]
         notes += colour_notes(unique_images.modality, lambda row: load_image(paths[row]), unique_images.camid)
     homes = () if layout not in HOMES or (root / MANIFEST).is_file() else (HOMES[layout],)
     counts = _published_counts(tables[0]) if tables else ()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
 import math
 import os
 import re
@@ -25,9 +24,11 @@ from PIL import TiffImagePlugin as tiff
 from fmcnet.data.listing import AVIF_BRANDS, HEIC_BRANDS
 from fmcnet.data.pixels import (
     DROPPED,
-    NO_RANGE,
+    FLAT_8,
+    FULL_FRAME,
     OR_RANGE,
     PAGES,
+    Pixels,
     Remarks,
     ValueRange,
     eight_bit_image,
@@ -39,8 +40,8 @@ from fmcnet.progress import Progress
 
 MOST_THREADS = 16
 """Threads that decode images at once."""
-
-logger = logging.getLogger(__name__)
+MIN_FRAME, MIN_TALL_FRAME = 100, 720
+"""Least pixels of the shorter side of a frame: one that is wider than high (thermal: 160 x 120), and others."""
 
 _DEEP_MODES = frozenset({"I", "F", "I;16", "I;16L", "I;16B", "I;16N"})
 REMARKS = "fmcnet.remarks"
@@ -119,6 +120,21 @@ def resize(image: Image.Image, height: int, width: int) -> NDArray[np.uint8]:
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(image)
+
+
+def is_full_frame(width: int, height: int) -> bool:
+    """Whether a size is a camera's: wider than high from 100 pixels of height on, or 720 and more on both sides."""
+    return min(width, height) >= (MIN_FRAME if width > 1.1 * height else MIN_TALL_FRAME)
+
+
+def add_remarks(image: Image.Image, pixels: Pixels, name: str, remarks: Remarks) -> None:
+    """Add what is doubtful about an image of mode RGB and its pixels (H, W, 3), of any size, to `remarks`."""
+    for kind in image.info.get(REMARKS, ()):
+        remarks.add(kind, name)
+    if is_full_frame(*image.size):
+        remarks.add(FULL_FRAME, name)
+    if all(np.ptp(pixels[..., channel]) < 4 for channel in range(3)):
+        remarks.add(FLAT_8, name)
 
 
 def _to_rgb(image: Image.Image, value_range: ValueRange | None) -> Image.Image:
@@ -384,9 +400,14 @@ def _read_head(path: Path) -> bytes:
 
 
 def decode_images(
-    table: Table, height: int, width: int, *, progress: bool | None = None
+    table: Table,
+    height: int,
+    width: int,
+    *,
+    remarks: Remarks | None = None,
+    progress: bool | None = None,
 ) -> Generator[NDArray[np.uint8]]:
-    """Decode and resize the images of a table, in its order. Doubtful images are logged.
+    """Decode and resize the images of a table, in its order.
 
     Close the iterator where you leave it early: it holds threads and a progress bar.
 
@@ -394,6 +415,7 @@ def decode_images(
         table: the images.
         height: H, in pixels.
         width: W, in pixels.
+        remarks: gets the doubtful images.
         progress: show a bar; None: only on a terminal.
 
     Yields:
@@ -403,7 +425,7 @@ def decode_images(
         DataError: at the end; it lists all images that cannot be read.
     """
     faults: list[str] = []
-    for path, image, reason in _decode_all(table, (height, width), "caching images", progress):
+    for path, image, reason in _decode_all(table, (height, width), "caching images", remarks, progress):
         if reason:
             faults.append(f"{path}: {reason}")
         elif image is not None and not faults:
@@ -416,28 +438,30 @@ def decode_images(
         )
 
 
-def unreadable_images(table: Table, progress: bool | None = None) -> list[tuple[str, str]]:
-    """Decode every image of a table. Doubtful images are logged.
+def unreadable_images(
+    table: Table, remarks: Remarks | None = None, progress: bool | None = None
+) -> list[tuple[str, str]]:
+    """Decode every image of a table.
 
     Args:
         table: the images.
+        remarks: gets the doubtful images.
         progress: show a bar; None: only on a terminal.
 
     Returns:
         (path, reason) of each image that cannot be read, in the table's order.
     """
-    decoded = _decode_all(table, None, "checking images", progress)
+    decoded = _decode_all(table, None, "checking images", remarks, progress)
     return [(path, reason) for path, _, reason in decoded if reason]
 
 
 def _decode_all(
-    table: Table, size: tuple[int, int] | None, label: str, progress: bool | None
+    table: Table, size: tuple[int, int] | None, label: str, remarks: Remarks | None, progress: bool | None
 ) -> Iterator[tuple[str, NDArray[np.uint8] | None, str]]:
     """(path, pixels (H, W, 3), fault or "") of each image; without a size there are no pixels.
 
     Threads decode, since Pillow releases the interpreter's lock. Few images are in memory at a time.
     """
-    remarks = Remarks()
 
     def decode(path: str) -> tuple[str, NDArray[np.uint8] | None, str]:
         try:
@@ -445,9 +469,10 @@ def _decode_all(
         except DataError as error:
             reason = str(error).removeprefix(f"cannot read the image {table.root / path}: ")
             return path, None, reason.replace(OR_RANGE, "")
-        for kind in image.info[REMARKS]:
-            remarks.add(kind, path)
-        return path, None if size is None else resize(image, *size), ""
+        pixels = np.asarray(image) if size is None else resize(image, *size)
+        if remarks is not None:
+            add_remarks(image, pixels, path, remarks)
+        return path, None if size is None else pixels, ""
 
     threads = min(MOST_THREADS, os.cpu_count() or 1)
     with ThreadPoolExecutor(threads) as pool, Progress(label, len(table), show=progress) as bar:
@@ -458,8 +483,6 @@ def _decode_all(
             running.extend(islice(jobs, 1))
             yield decoded
             bar.advance()
-    for line in remarks.lines(NO_RANGE):
-        logger.warning("%s", line)
 
 
 def _failure_reason(path: Path, error: BaseException) -> str:

@@ -283,6 +283,27 @@ def _rank_protocols(
     ]
 
 
+def copies_note(features: NDArray[np.float32], of_query: BoolArray | None = None) -> str:
+    """A sentence on rows of equal features, which are of one image; "" if there are none.
+
+    Args:
+        features: (N, D).
+        of_query: (N,) the queries, of two sets: only rows that are in both count. None: one set.
+    """
+    if of_query is None:
+        copies = len(features) - len(_row_hashes(features))
+        finding = f"{copies} of {len(features)} rows have the features of another row"
+    else:
+        copies = len(_row_hashes(features[of_query]) & _row_hashes(features[~of_query]))
+        finding = f"{copies} rows of query_features are in gallery_features, too"
+    consequence = "an image that is there twice can be its own match, which makes figures too good"
+    return f"{finding}: {consequence}" if copies else ""
+
+
+def _row_hashes(features: NDArray[np.float32]) -> set[int]:
+    return {hash(row.tobytes()) for row in features}
+
+
 def scores(ranks: Ranks, cmc: str, gallery: int) -> Scores:
     """The figures of a trial.
 

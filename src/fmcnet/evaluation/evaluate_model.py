@@ -15,7 +15,7 @@ from fmcnet.data.table import Table, fingerprint, seen_identities
 from fmcnet.errors import DataError, ProtocolError
 from fmcnet.evaluation import protocols
 from fmcnet.evaluation.draws import find_permutation
-from fmcnet.evaluation.evaluate import Evaluation, evaluate
+from fmcnet.evaluation.evaluate import Evaluation, copies_note, evaluate
 from fmcnet.evaluation.protocols import Protocol
 from fmcnet.evaluation.reranking import Extra, KReciprocal, QueryExpansion
 from fmcnet.inference.encoder import Encoder, load
@@ -175,6 +175,8 @@ def evaluate_model(
     store = None if encoder.folder is None or is_shipped(encoder.folder) else encoder.folder / EMBEDDINGS
     options: dict[str, Any] = {"batch_size": settings.batch, "store": store, "progress": progress}
     plain = encoder.embed_table(rows, **options)
+    if note := copies_note(plain.features):
+        logger.warning("%s: %s", table.origin, note)
     embeddings = encoder.embed_table(rows, flip=True, **options) if flip else plain
     extras: list[Extra] = [QueryExpansion()] if expand else []
     extras += [KReciprocal()] if rerank else []

@@ -27,7 +27,7 @@ from fmcnet.data.check import TITLES
 from fmcnet.data.table import positions
 from fmcnet.errors import DataError, ProtocolError, first_of
 from fmcnet.evaluation.draws import Draw, find_permutation
-from fmcnet.evaluation.evaluate import Evaluation, evaluate
+from fmcnet.evaluation.evaluate import Evaluation, copies_note, evaluate
 from fmcnet.evaluation.protocol_file import SUFFIXES, read_protocol
 from fmcnet.evaluation.protocols import DEFAULT_DIRECTIONS, Protocol, llcm, regdb, sysu
 from fmcnet.names import nearest
@@ -271,7 +271,10 @@ class EmbeddingsFile:
         Raises:
             DataError: when arrays are missing, shapes disagree or a value is not usable.
         """
-        return self._read_two_sets(protocol) if self.has_two_sets else self._read_one_set(protocol)
+        sets = self._read_two_sets(protocol) if self.has_two_sets else self._read_one_set(protocol)
+        if note := copies_note(sets.embeddings.features, sets.of_query):
+            logger.warning("%s: %s", self.path, note)
+        return sets
 
     def _read_one_set(self, protocol: str) -> Sets:
         arrays = {ALIASES.get(name, name): array for name, array in self.arrays.items()} | self.arrays
@@ -291,8 +294,6 @@ class EmbeddingsFile:
             index = positions(name, codes, camid, pid)
         else:
             index = np.zeros(n, dtype=np.int64)
-        if copies := n - len(_row_hashes(features)):
-            self._warn_of_copies(f"{copies} of {n} rows have the features of another row")
         pid_name = identity_names(_flat_texts(arrays["pid"]))
         if "pid_name" in arrays and not (pid_name != "").any():
             pid_name = self._check_column(arrays["pid_name"], "pid_name", n)
@@ -316,17 +317,11 @@ class EmbeddingsFile:
                 f"{self.path}: query_features has {widths[0]} columns, gallery_features {widths[1]}: "
                 "both sets must come from one model"
             )
-        if shared := _row_hashes(sides[0][0]) & _row_hashes(sides[1][0]):
-            self._warn_of_copies(f"{len(shared)} rows of query_features are in gallery_features, too")
         features, pid, camid, modality = (np.concatenate(pair) for pair in zip(*sides, strict=True))
         n = len(features)
         codes, index = np.maximum(modality, 0).astype(np.uint8), np.zeros(n, dtype=np.int64)
         embeddings = Embeddings(features, pid, camid, codes, index, np.full(n, ""))
         return Sets(embeddings, modality >= 0, np.arange(n) < len(sides[0][0]))
-
-    def _warn_of_copies(self, finding: str) -> None:
-        consequence = "an image that is there twice is its own match, and figures come out too good"
-        logger.warning("%s: %s: %s", self.path, finding, consequence)
 
     def _read_columns(
         self,
@@ -453,10 +448,6 @@ def _flat_texts(array: NDArray[Any], errors: str = "strict") -> NDArray[Any]:
     """An array of shape (1, N) or (N, 1) as (N,), and bytes as texts."""
     flat = array.ravel() if array.ndim == 2 and 1 in array.shape else array
     return np.char.decode(flat, "utf-8", errors) if flat.dtype.kind == "S" else flat
-
-
-def _row_hashes(features: NDArray[np.float32]) -> set[int]:
-    return {hash(row.tobytes()) for row in features}
 
 
 def _modality_of_cameras(camid: IntArray, protocol: str) -> IntArray:

@@ -17,7 +17,7 @@ from fmcnet.data.readers import read_dataset
 from fmcnet.data.readers.csv import HELD_OUT
 from fmcnet.data.table import Table, fingerprint
 from fmcnet.distributed import agree, distributed_context
-from fmcnet.errors import CheckpointError, ConfigError, DataError, ProtocolError
+from fmcnet.errors import CheckpointError, ConfigError, DataError, ProtocolError, collect_warnings
 from fmcnet.evaluation.evaluate import pool
 from fmcnet.evaluation.evaluate_model import (
     EMBEDDINGS,
@@ -57,6 +57,7 @@ class EvaluateResult:
         stamp: a warning that must stand beside the figures, or "": weights selected on the test set, splits left out.
         report: the path of report.md, None where none was written.
         notes: one sentence for each thing that the dataset's reader left out or renamed.
+        warnings: what was logged besides, a sentence each.
     """
 
     run: Path
@@ -65,6 +66,7 @@ class EvaluateResult:
     stamp: str
     report: Path | None
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -79,7 +81,7 @@ class EvaluateResult:
             "evaluations": [evaluation.to_dict() for evaluation in self.evaluations],
             "stamp": self.stamp,
             "report": str(self.report) if self.report else None,
-            "notes": list(self.notes),
+            "notes": [*self.notes, *self.warnings],
         }
 
 
@@ -135,27 +137,31 @@ def evaluate_run(
             return EvaluateResult(run, runs, (), "", None)
     options: dict[str, Any] = {"flip": flip, "rerank": rerank, "expand": expand}
     options |= {"device": device, "progress": progress}
-    evaluated = [_evaluate_one(folder, data, overrides, protocol, options) for folder in runs]
-    parts = [part for part, _ in evaluated]
-    notes = tuple(dict.fromkeys(note for _, part_notes in evaluated for note in part_notes))
-    stamps = [STAMP] if any(part.encoder.card.selected == "test" for part in parts) else []
-    if runs != (run,) and (unfinished := unfinished_splits(run)):
-        names = ", ".join(path.name for path in unfinished)
-        stamps.append(f"NOT FINISHED and left out of the mean: {names}. Train on with --resume.")
-    stamp = " ".join(stamps)
-    pooled = _pool(parts)
-    folder = out or (None if is_shipped(run) else run / "report")
-    report_path = None
-    if folder is not None and report:
-        title = VARIANT_TITLES[pooled.encoder.model.variant]
-        extra = {"splits": len(parts), "stamp": stamp} if runs != (run,) or stamp else {}
-        try:
-            report_path = write_report({title: pooled}, folder, extra=extra, keep=True)
-        except OSError as error:
-            if out is not None:
-                raise
-            logger.warning("no report in %s (%s): --out FOLDER writes one elsewhere", folder, error.strerror)
-    return EvaluateResult(run, runs, pooled.evaluations, stamp, report_path, notes)
+    with collect_warnings() as warnings:
+        evaluated = [_evaluate_one(folder, data, overrides, protocol, options) for folder in runs]
+        parts = [part for part, _ in evaluated]
+        notes = tuple(dict.fromkeys(note for _, part_notes in evaluated for note in part_notes))
+        stamps = [STAMP] if any(part.encoder.card.selected == "test" for part in parts) else []
+        if runs != (run,) and (unfinished := unfinished_splits(run)):
+            names = ", ".join(path.name for path in unfinished)
+            stamps.append(f"NOT FINISHED and left out of the mean: {names}. Train on with --resume.")
+        stamp = " ".join(stamps)
+        pooled = _pool(parts)
+        folder = out or (None if is_shipped(run) else run / "report")
+        report_path = None
+        if folder is not None and report:
+            title = VARIANT_TITLES[pooled.encoder.model.variant]
+            extra: dict[str, Any] = {"notes": [*notes, *warnings]}
+            extra |= {"splits": len(parts), "stamp": stamp} if runs != (run,) or stamp else {}
+            try:
+                report_path = write_report({title: pooled}, folder, extra=extra, keep=True)
+            except OSError as error:
+                if out is not None:
+                    raise
+                logger.warning(
+                    "no report in %s (%s): --out FOLDER writes one elsewhere", folder, error.strerror
+                )
+    return EvaluateResult(run, runs, pooled.evaluations, stamp, report_path, notes, tuple(warnings))
 
 
 def _setting_names(overrides: Sequence[str]) -> dict[str, str]:

@@ -186,6 +186,8 @@ def _page(facts: dict[str, Any], pictures: dict[str, str], across: str) -> str:
     for key, value in facts.items():
         if key == "seconds":
             parts.append("Seconds: " + ", ".join(f"{phase} {number:.0f}" for phase, number in value.items()))
+        elif key == "notes" and value:
+            parts.append("Notes:\n\n" + "\n".join(f"- {note}" for note in value))
         elif isinstance(value, (str, int, float)):
             parts.append(f"{key.replace('_', ' ')}: {value}")
     for title, path in pictures.items():

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,10 +13,11 @@ import numpy as np
 
 from fmcnet.data.pixels import RANGE_UNUSED, Remarks, ValueRange
 from fmcnet.errors import DataError, FmcnetError
+from fmcnet.files import file_key
 from fmcnet.inference.backends import TorchBackend
 from fmcnet.inference.calibration import CALIBRATION
 from fmcnet.inference.encoder import Encoder
-from fmcnet.inference.image_input import Fault, ImageLike, expand, list_faults
+from fmcnet.inference.image_input import Fault, ImageLike, Item, expand, list_faults
 from fmcnet.models.card import CARD, WEIGHTS, ModelCard, model_digest, read_card
 from fmcnet.models.shipped import check_target, replaced
 from fmcnet.types import NO_CAMERA, FloatArray, IntArray, Modality
@@ -59,22 +61,18 @@ class Crops:
             infrared: the same of the other modality.
 
         Returns:
-            The crops, of unknown cameras.
+            The crops, of unknown cameras. A file of several paths or links is taken once, with a warning.
 
         Raises:
             DataError: for a modality without an image, or files given as both.
         """
-        both = [expand(visible, Modality.VISIBLE), expand(infrared, Modality.INFRARED)]
-        files = [
-            {Path(item.source).resolve() for item in items if isinstance(item.source, (str, Path))}
-            for items in both
-        ]
-        if conflicting := sorted(files[0] & files[1]):
+        both = [_by_file(expand(visible, Modality.VISIBLE)), _by_file(expand(infrared, Modality.INFRARED))]
+        if conflicting := [item.name for key, item in both[0].items() if key in both[1]]:
             raise DataError(
                 f"{len(conflicting)} files are given as visible and as infrared, the first is {conflicting[0]}: "
                 "give crops of each camera once"
             )
-        items = [*both[0], *both[1]]
+        items = [item for by_file in both for item in by_file.values()]
         cameras = np.full(len(items), NO_CAMERA, dtype=np.int64)
         return Crops([item.source for item in items], [item.modality for item in items], cameras)
 
@@ -87,6 +85,21 @@ class Crops:
         """
         modalities = [Modality.from_code(code) for code in table.modality.tolist()]
         return Crops(table.full_paths(), modalities, table.camid)
+
+
+def _by_file(items: Sequence[Item]) -> dict[Hashable, Item]:
+    """The items by their file, each file once; images that are no files by their place."""
+    by_file: dict[Hashable, Item] = {}
+    for place, item in enumerate(items):
+        key: Hashable = (item.modality, place)
+        if isinstance(item.source, (str, Path)):
+            key = item.source
+            with contextlib.suppress(OSError):  # told when it is read
+                key = file_key(Path(item.source))
+        by_file.setdefault(key, item)
+    if copies := len(items) - len(by_file):
+        logger.warning("%d of %d images are files given before, by a link: left out", copies, len(items))
+    return by_file
 
 
 @dataclass(frozen=True)

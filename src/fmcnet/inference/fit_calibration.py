@@ -165,6 +165,15 @@ def calibration_lines(found: Calibration) -> Iterator[str]:
             yield "  too few identities to hold some out: nothing is known about its error"
 
 
+def threshold_notes(found: Calibration) -> Iterator[str]:
+    """A sentence for each pair of modalities without a threshold at the default false-match rate."""
+    for pair in found.curves:
+        try:
+            found.threshold(*pair)
+        except FmcnetError as error:
+            yield f"{direction(*pair)}: {error}"
+
+
 def fit_calibration(
     embeddings: Embeddings,
     model: str,

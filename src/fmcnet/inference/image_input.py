@@ -14,18 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fmcnet.data.images import REMARKS, open_rgb, resize, to_rgb
+from fmcnet.data.images import add_remarks, open_rgb, resize, to_rgb
 from fmcnet.data.listing import IMAGE_SUFFIXES, Ignored, has_image_head, is_hidden, list_folder, near_file
-from fmcnet.data.pixels import FLAT_8, FULL_FRAME, Remarks, ValueRange
+from fmcnet.data.pixels import Remarks, ValueRange
 from fmcnet.errors import DataError, FmcnetError, fault_lines
 from fmcnet.names import printable
 from fmcnet.types import Modality, parse_modality
 
 if TYPE_CHECKING:
     import torch
-
-MIN_FRAME, MIN_TALL_FRAME = 100, 720
-"""Least pixels of the shorter side of a frame: one that is wider than high (thermal: 160 x 120), and others."""
 
 THUMBNAIL = (192, 384)
 """Most width and height of a small picture, pixels."""
@@ -168,12 +165,7 @@ def read_pixels(
         image = Image.fromarray(np.ascontiguousarray(grey)).convert("RGB")
     pixels = resize(image, height, width)
     if remarks is not None:
-        for kind in image.info.get(REMARKS, ()):
-            remarks.add(kind, name)
-        if is_full_frame(*image.size):
-            remarks.add(FULL_FRAME, name)
-        if all(np.ptp(pixels[..., channel]) < 4 for channel in range(3)):
-            remarks.add(FLAT_8, name)
+        add_remarks(image, pixels, name, remarks)
     return pixels
 
 
@@ -197,11 +189,6 @@ def thumbnail(source: Any, value_range: ValueRange | None = None, size: tuple[in
     buffer = io.BytesIO()
     Image.frombytes("RGB", image.size, image.tobytes()).save(buffer, "JPEG", quality=85)
     return buffer.getvalue()
-
-
-def is_full_frame(width: int, height: int) -> bool:
-    """Whether a size is a camera's: wider than high from 100 pixels of height on, or 720 and more on both sides."""
-    return min(width, height) >= (MIN_FRAME if width > 1.1 * height else MIN_TALL_FRAME)
 
 
 def read_ahead(

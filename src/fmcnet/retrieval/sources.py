@@ -140,7 +140,7 @@ class Sources:
         faults: those that cannot be indexed, with the reason.
         same: files named before, by another path or a link.
         not_chosen: how many rows of a table an option left out, by the option.
-        not_listed: pictures in the folder of a CSV that has no row of them.
+        not_listed: pictures in a folder, given for the one CSV in it, that has no row of them.
         ignored: files of the folders that are no pictures.
         notes: on the table, doubtful times and the options; a sentence each.
     """

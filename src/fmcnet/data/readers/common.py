@@ -7,17 +7,18 @@ import csv
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from itertools import combinations
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fmcnet.data.listing import is_image, near_file
+from fmcnet.data.listing import is_hidden, is_image, near_file
 from fmcnet.data.mat import read_mat
 from fmcnet.data.table import SPLITS, Record
 from fmcnet.errors import DataError, first_of
+from fmcnet.files import file_key
 from fmcnet.parsing import read_text
 from fmcnet.types import Modality
 
@@ -26,6 +27,8 @@ _IDENTITY_FOLDER = re.compile(r"(\d+)")
 
 MANIFEST = "generated.json"
 """In the folder of a generated dataset."""
+_NO_INODE = 2**32 - 1
+"""What FUSE (sshfs) lists for every file that it does not number."""
 
 
 def require_complete(folder: Path) -> None:
@@ -51,6 +54,7 @@ class DatasetFolder:
         self.root = Path(root).expanduser()
         self.expected = expected.strip("\n")
         self._listings: dict[str, dict[str, bool]] = {}
+        self._inodes: dict[str, dict[str, int | None]] = {}  # None: a symbolic link
         self._corrected: dict[str, str] = {}
         self._ignored: dict[str, str] = {}
         self._notes: list[str] = []
@@ -75,9 +79,11 @@ class DatasetFolder:
         if folder not in self._listings:
             try:
                 with os.scandir(self.root / folder) as listing:
-                    self._listings[folder] = dict(sorted((entry.name, entry.is_dir()) for entry in listing))
+                    entries = sorted(listing, key=lambda entry: entry.name)
             except OSError as error:
                 raise DataError(f"cannot list {self.root / folder}: {error.strerror}") from error
+            self._listings[folder] = {entry.name: entry.is_dir() for entry in entries}
+            self._inodes[folder] = {e.name: None if e.is_symlink() else e.inode() for e in entries}
         return self._listings[folder]
 
     def find(self, relative: str) -> str | None:
@@ -156,12 +162,62 @@ class DatasetFolder:
         """(identity, path) of each image in the numbered folders of these identities inside a folder, sorted."""
         folders = self.identity_folders(folder)
         for pid in (pid for pid in pids if pid in folders):
-            for name, is_folder in self.entries(folders[pid]).items():
-                path = f"{folders[pid]}/{name}"
-                if not is_folder and is_image(name):
-                    yield pid, path
-                else:
-                    self._ignored[path] = name
+            yield from ((pid, path) for path in self._images(folders[pid]))
+
+    def _images(self, folder: str) -> Iterator[str]:
+        """The paths of the images in a folder, sorted; all else is ignored."""
+        for name, is_folder in self.entries(folder).items():
+            path = f"{folder}/{name}"
+            if not is_folder and is_image(name):
+                yield path
+            else:
+                self._ignored[path] = name
+
+    def note_unlisted_folders(self, folders: Iterable[str], listed: Iterable[int], lists: str) -> None:
+        """Note the identity folders inside `folders` of identities that `lists` do not name."""
+        if unlisted := {pid for folder in folders for pid in self.identity_folders(folder)} - set(listed):
+            self.note(f"{len(unlisted)} identity folders are in no list of {lists} and were not read")
+
+    def note_unlisted_images(self, tops: Iterable[str], listed: Collection[str], lists: str) -> None:
+        """Note the images in the identity folders inside `tops` that `lists` do not name."""
+        folders = [
+            f"{top}/{name}"
+            for top in tops
+            for names in self._numbered_folders(top, _IDENTITY_FOLDER).values()
+            for name in names
+        ]
+        if unlisted := [path for folder in folders for path in self._images(folder) if path not in listed]:
+            subject = "1 image is" if len(unlisted) == 1 else f"{len(unlisted)} images are"
+            self.note(f"{subject} in no list of {lists} and not read: {first_of(unlisted, 3)}")
+        read = {parent.as_posix() for path in listed for parent in PurePosixPath(path).parents} | {*listed}
+        self._ignored = {path: name for path, name in self._ignored.items() if path not in read}
+
+    def without_links(self, records: Sequence[Record]) -> list[Record]:
+        """The records without those of a file that an earlier one names by another path or link; notes them.
+
+        The numbers that come with a folder's listing tell which files to look at. Only these, and symbolic links,
+        cost a call each.
+        """
+        by_number = defaultdict[int, list[int]](list)
+        for row, record in enumerate(records):
+            folder, _, name = record.path.rpartition("/")
+            number = self._inodes[folder][name]
+            with contextlib.suppress(OSError):  # a broken link
+                by_number[file_key(self.root / record.path)[1] if number is None else number].append(row)
+        by_number.pop(_NO_INODE, None)
+        first_paths: dict[Hashable, str] = {}
+        links: dict[int, str] = {}
+        for row in sorted(row for rows in by_number.values() if len(rows) > 1 for row in rows):
+            path = records[row].path
+            first = first_paths.setdefault(file_key(self.root / path), path)
+            if first != path:
+                links[row] = f"{path} (is {first})"
+        if links:
+            subject = "1 image is the file" if len(links) == 1 else f"{len(links)} images are files"
+            self.note(
+                f"{subject} of another image, by a link, counted once: {first_of([*links.values()], 3)}"
+            )
+        return [record for row, record in enumerate(records) if row not in links]
 
     def note_cameras(self, top: str, published: Iterable[int], found: Iterable[int]) -> None:
         """Note cameras of the published dataset without an image in `top` ("" for the root), and others with some."""
@@ -186,6 +242,8 @@ class DatasetFolder:
     def notes(self) -> list[str]:
         """What was corrected, left out or ignored so far, a sentence each."""
         notes = [*self._notes]
+        folders = [name for name, is_folder in self.entries("").items() if is_folder and not is_hidden(name)]
+        self._ignored |= {name: name for name in folders if name not in self._listings}
         if self._corrected:
             pairs = [f"'{found}' read as '{expected}'" for expected, found in sorted(self._corrected.items())]
             notes.append(f"names differ from the published layout: {first_of(pairs, 6)}")

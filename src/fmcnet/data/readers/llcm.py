@@ -44,9 +44,11 @@ def read_llcm(root: str | Path, *, training: bool = True) -> Table:
         [f"idx/{name}.txt" for name in ("train_vis", "train_nir", "test_id")],
     )
     records = [*_training_records(folder), *_test_records(folder)]
+    tops = [folder.find_folder(kind) or "" for kind in _KINDS]
+    folder.note_unlisted_images(tops, {record.path for record in records}, "idx/")
     notes: list[str] = []
     if training:
-        records, notes = check_splits(records, str(folder.root))
+        records, notes = check_splits(folder.without_links(records), str(folder.root))
     return Table.from_records("llcm", folder.root, records, notes=[*notes, *folder.notes()])
 
 
@@ -72,6 +74,7 @@ def _training_records(folder: DatasetFolder) -> list[Record]:
 def _test_records(folder: DatasetFolder) -> list[Record]:
     pids = read_ids(folder.root / (folder.find("idx/test_id.txt") or ""))
     records: list[Record] = []
+    camera_folders: list[str] = []
     for kind, modality in _KINDS.items():
         top = folder.find_folder(f"test_{kind}") or ""
         cameras = folder.camera_folders(top)
@@ -84,6 +87,8 @@ def _test_records(folder: DatasetFolder) -> list[Record]:
         ]
         folder.note_cameras(top, _TEST_CAMERAS[kind], {image.camid for image in images})
         records += images
+        camera_folders += cameras.values()
+    folder.note_unlisted_folders(camera_folders, pids, "idx/")
     absent = [str(pid) for pid in sorted(set(pids) - {record.pid for record in records})]
     if absent:
         raise DataError(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from fmcnet.data.readers.common import DatasetFolder, check_labels, check_splits, read_idx
 from fmcnet.data.table import Record, Table
 from fmcnet.errors import DataError
@@ -38,8 +40,9 @@ def read_regdb(root: str | Path, regdb_split: int = 1, *, training: bool = True)
         DataError: a folder or file is missing, a listed image is absent, labels and folders disagree, or training
             and testing share identities.
     """
-    if not 1 <= regdb_split <= REGDB_SPLITS:
-        raise DataError(f"RegDB has the splits 1 to {REGDB_SPLITS}, not {regdb_split}")
+    is_whole = isinstance(regdb_split, (int, np.integer)) and not isinstance(regdb_split, bool)
+    if not is_whole or not 1 <= regdb_split <= REGDB_SPLITS:
+        raise DataError(f"RegDB has the splits 1 to {REGDB_SPLITS}, not {regdb_split!r}")
     folder = DatasetFolder(root, EXPECTED)
     lists = {
         (split, kind): f"idx/{split}_{kind}_{regdb_split}.txt"
@@ -56,7 +59,10 @@ def read_regdb(root: str | Path, regdb_split: int = 1, *, training: bool = True)
             listed += images
             records += [Record(image.path, image.pid, modality, camera, split) for image in images]
         check_labels(listed, f"{folder.root}/idx, {split} split {regdb_split}")
+    tops = [folder.find_folder(kind) or "" for kind in ("Visible", "Thermal")]
+    folder.note_unlisted_images(tops, {record.path for record in records}, "this split in idx/")
     notes: list[str] = []
     if training:
-        records, notes = check_splits(records, f"{folder.root}, split {regdb_split}")
+        where = f"{folder.root}, split {regdb_split}"
+        records, notes = check_splits(folder.without_links(records), where)
     return Table.from_records("regdb", folder.root, records, notes=[*notes, *folder.notes()])

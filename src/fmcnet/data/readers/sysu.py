@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from fmcnet.data.readers.common import DatasetFolder, check_splits, read_ids, read_mat_ids
@@ -56,11 +57,9 @@ def read_sysu(root: str | Path, *, training: bool = True) -> Table:
         )
     folder.note_cameras("", range(1, len(CAMERAS) + 1), {record.camid for record in records})
     if training:
-        records, split_notes = check_splits(records, str(folder.root))
+        records, split_notes = check_splits(folder.without_links(records), str(folder.root))
         notes += split_notes
-    listed = {pid for pids in ids.values() for pid in pids}
-    if unlisted := {pid for camera in cameras for pid in folder.identity_folders(camera)} - listed:
-        notes.append(f"{len(unlisted)} identity folders are in no list of exp/ and were not read")
+    folder.note_unlisted_folders(cameras, (pid for pids in ids.values() for pid in pids), "exp/")
     return Table.from_records("sysu", folder.root, records, notes=[*notes, *folder.notes()])
 
 
@@ -69,10 +68,14 @@ def _split_ids(folder: DatasetFolder) -> tuple[dict[str, list[int]], list[str]]:
     ids: dict[str, list[int]] = {}
     notes: list[str] = []
     for split in SPLITS:
-        if found := folder.find(f"exp/{split}_id.txt"):
-            ids[split] = read_ids(folder.root / found)
-        elif found := folder.find(f"exp/{split}_id.mat"):
-            ids[split] = read_mat_ids(folder.root / found)
+        text, matlab = folder.find(f"exp/{split}_id.txt"), folder.find(f"exp/{split}_id.mat")
+        if text:
+            ids[split] = read_ids(folder.root / text)
+            with contextlib.suppress(DataError):  # a .mat that cannot be read is not needed
+                if matlab and read_mat_ids(folder.root / matlab) != ids[split]:
+                    notes.append(f"{matlab} lists other identities than {text}, which was read")
+        elif matlab:
+            ids[split] = read_mat_ids(folder.root / matlab)
         else:
             notes.append(f"exp/{split}_id.txt is absent: no {split} split")
     return ids, notes
