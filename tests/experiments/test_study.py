@@ -22,10 +22,11 @@ from fmcnet.data.readers.csv import write_csv
 from fmcnet.errors import FmcnetError
 from fmcnet.experiments.rows import select_studies
 from fmcnet.experiments.runs import MODEL_CARD, StudyRun, images_per_step
-from fmcnet.experiments.study import StudyOptions, _read_tables, parse_seeds, run_study
+from fmcnet.experiments.study import StudyOptions, _data_facts, _read_tables, parse_seeds, run_study
 from fmcnet.experiments.workers import complete_runs, find_devices
 from fmcnet.inference.info import model_info
 from tests.cli import run_command
+from tests.data import trees
 from tests.experiments.fake_run import FakeRun
 
 LONG = 30
@@ -417,3 +418,9 @@ def test_all_on_the_tiny_preset(tmp_path):
         assert several
         for _, path in several:
             assert (tmp_path / "s" / "report" / path).stat().st_size > 1000
+
+
+def test_a_report_on_regdb_names_the_split(tmp_path):
+    table = read_dataset(trees.regdb(tmp_path), regdb_split=2)
+    name = _data_facts(table, load_config("regdb", ["data.split=2"]))["name"]
+    assert name.endswith("split 2")

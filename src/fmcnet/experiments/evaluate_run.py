@@ -36,7 +36,7 @@ from fmcnet.inference.encoder import load
 from fmcnet.models.card import CARD, ModelCard, read_card
 from fmcnet.models.shipped import find_model, is_shipped
 from fmcnet.training.checkpointing import checkpoints
-from fmcnet.training.run_folder import split_runs, unfinished_splits
+from fmcnet.training.run_folder import check_splits, split_runs, unfinished_splits
 from fmcnet.types import NO_PID
 
 logger = logging.getLogger(__name__)
@@ -195,6 +195,7 @@ def _find_runs(run: Path) -> tuple[Path, ...]:
     if (run / CARD).is_file():
         return (run,)
     if runs := split_runs(run):
+        check_splits(runs)
         return tuple(runs)
     if unfinished := checkpoints(run):
         raise CheckpointError(
@@ -278,7 +279,7 @@ def _pool(parts: Sequence[EvaluatedRun]) -> EvaluatedRun:
     pooled = []
     for results in zip(*(part.evaluations for part in parts), strict=True):
         pooled.append(replace(results[0], result=pool([result.result for result in results])))
-    return replace(parts[-1], evaluations=tuple(pooled))
+    return replace(parts[-1], evaluations=tuple(pooled), parts=tuple(parts))
 
 
 def _embed_together(
