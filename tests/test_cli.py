@@ -581,6 +581,10 @@ def test_regdb_splits_are_trained_resumed_and_pooled(tmp_path):
     [facts] = json.loads(report.read_text())["runs"].values()
     assert facts["selected_on"] == "test"
 
+    for direction in ("v2t", "t2v"):
+        (one,) = as_json("evaluate", single, "--data", data, f"direction={direction}")["evaluations"]
+        assert one["direction"] == {"v2t": "v2i", "t2v": "i2v"}[direction]
+
     (out / "split-02" / "model.json").unlink()
     (out / "split-03" / "model.json").unlink()
     printed = run("evaluate", out, "--data", data).stdout

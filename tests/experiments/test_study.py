@@ -259,6 +259,8 @@ def test_a_run_that_fails_leaves_the_others_be(tiny_sysu, tmp_path, caplog):
     rank1 = 100 * runs[1].result()["evaluations"][0]["mean"]["rank1"]
     assert f"1/3 good: i2v R1 {rank1:.2f} mAP " in caplog.text
     assert "2/3 fine: i2v R1 " in caplog.text
+    with pytest.raises(FmcnetError, match=r"1 of 1 runs failed:\n  bad: step 2.* Train anew with a lower"):
+        complete_runs([bad], device="cpu", progress=False)
 
 
 @pytest.mark.parametrize(

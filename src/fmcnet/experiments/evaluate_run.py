@@ -43,6 +43,7 @@ logger = logging.getLogger(__name__)
 
 BATCH_AND_DISTANCE = ("batch", "distance")
 """Evaluation settings that are not part of a protocol."""
+REGDB_DIRECTIONS = {"direction=v2t": "direction=v2i", "direction=t2v": "direction=i2v"}
 STAMP = "SELECTED ON THE TEST SET: optimistic, and comparable with no figure that is not."
 
 
@@ -216,6 +217,8 @@ def _evaluate_one(
     table = _read_table(data, card.config.data, unknown=protocol is not None)
     if protocol is not None and card.data != fingerprint(table):
         table = _all_as_test(table, data)
+    if table.name == "regdb":
+        overrides = [REGDB_DIRECTIONS.get(item.removeprefix("evaluation."), item) for item in overrides]
     settings = _run_settings(run, card, overrides)
     names = _setting_names(overrides)
     check_settings(table, names)

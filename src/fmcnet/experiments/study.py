@@ -87,7 +87,7 @@ class StudyOptions:
     @cached_property
     def source(self) -> str:
         """The configuration that all rows start from: a YAML file or the name of a shipped one."""
-        if self.config:
+        if self.config is not None:
             return self.config
         if self.data is None:
             if self.preset not in CONFIGS:
