@@ -45,6 +45,7 @@ def main() -> None:
     optimizer = torch.optim.AdamW([v for v in model.parameters() if id(v) not in owned], lr=0.001)
     discriminator_optimizer = torch.optim.Adam(discriminators, lr=0.01)
 
+    sampler.set_epoch(0)  # with its number before each epoch: otherwise all have the same batches
     for step, batch in enumerate(loader):  # two aligned halves of P*K uint8 images
         output = model(batch.visible, batch.infrared)  # the model normalises
 

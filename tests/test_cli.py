@@ -553,6 +553,42 @@ def test_regdb_splits_are_trained_resumed_and_pooled(tmp_path):
     assert any("GENERATED" in flag for flag in ours["flags"])
     assert set(ours["figures"]) == {"regdb_t2v", "regdb_v2t"}
 
+    report, page = (out / "report" / name for name in ("report.json", "report.md"))
+    as_json("evaluate", out, "--data", data, "cmc=identity")
+    [facts] = json.loads(report.read_text())["runs"].values()
+    assert (len(facts["evaluations"]), facts["regdb_splits"]) == (3, [1, 2, 3])
+    for words in ("splits 1, 2, 3, ", "(full) of split-03: ", "| FMCNet (full) of split-03 |"):
+        assert words in page.read_text()
+    assert page.read_text().count("split-03") == page.read_text().count("of split-03")
+    shutil.rmtree(out / "split-01")
+    as_json(*train, "--splits", "1", "training.seed=5")
+    told = run("evaluate", out, "--data", data).stderr
+    assert "figures of other weights or data were left out: RegDB visible to thermal; RegDB" in told
+    [facts] = json.loads(report.read_text())["runs"].values()
+    assert len(facts["evaluations"]) == 1
+    single = out / "split-02"
+    run("evaluate", single, "--data", data)
+    assert ", split 2, " in (single / "report" / "report.md").read_text()
+
+    shutil.copytree(single, out / "split-04")
+    assert "split-04 is of split 2. A mean takes each split once" in said(
+        run("evaluate", out, "--data", data, code=2)
+    )
+    shutil.rmtree(out / "split-04")
+    card = json.loads((single / "model.json").read_text())
+    changed = {**card, "config": {**card["config"], "losses": {**card["config"]["losses"], "rho1": 9.0}}}
+    (single / "model.json").write_text(json.dumps(changed))
+    told = said(run("evaluate", out, "--data", data, code=2))
+    assert "settings differ from those of split-01 (split-02: losses.rho1 9.0 (not 1.0))" in told
+    (single / "model.json").write_text(json.dumps({**card, "selected": "test"}))
+    assert "SELECTED ON THE TEST SET" in run("evaluate", out, "--data", data).stdout
+    [facts] = json.loads(report.read_text())["runs"].values()
+    assert facts["selected_on"] == "test"
+
+    for direction in ("v2t", "t2v"):
+        (one,) = as_json("evaluate", single, "--data", data, f"direction={direction}")["evaluations"]
+        assert one["direction"] == {"v2t": "v2i", "t2v": "i2v"}[direction]
+
     (out / "split-02" / "model.json").unlink()
     (out / "split-03" / "model.json").unlink()
     printed = run("evaluate", out, "--data", data).stdout
@@ -669,7 +705,8 @@ def test_one_report_holds_every_protocol_that_was_run(tiny_run, tiny_sysu, tmp_p
         [100 * both[1]["mean"][k] for k in ("rank1", "mAP")]
     )
     assert joined["name"] == f"{tmp_path / 'a'}, {tmp_path / 'b'}"
-    assert not any("re-ranking" in flag for flag in whole["flags"])
+    for flag in whole["flags"]:
+        assert ("re-ranking" in flag) <= flag.startswith("another figure of this column, left out: ")
     left = "not a published setting, left out: SYSU-MM01 indoor-search, multi-shot, infrared to visible"
     assert left in whole["flags"]
     assert "note: GENERATED data: these figures compare with no published one" in run(*command).stderr

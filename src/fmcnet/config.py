@@ -12,6 +12,7 @@ import contextlib
 import inspect
 import textwrap
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -476,6 +477,12 @@ def _fault_message(source_name: str, faults: list[tuple[str, list[str]]]) -> str
         places.append(f"the override{'s' * (len(named) > 1)} {' '.join(named):.200}")
     head = f"{len(faults)} fault{'s' * (len(faults) > 1)} in {' and '.join(places)}"
     return "\n".join([f"{head}:", *(f"  {line:.500}" for line in lines)])
+
+
+def check_count(value: object, name: str, counted: str) -> None:
+    """Refuse what is no whole number from 1; raises `ConfigError`."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise ConfigError(f"{name}={value!r}: give a whole number from 1, that of {counted}")
 
 
 def shipped() -> dict[str, Path]:

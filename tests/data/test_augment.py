@@ -91,6 +91,20 @@ def test_slices_agree_with_a_loop_over_pixels(channel, modality):
     assert (found.int() - slow.int()).abs().max() <= (1 if channel == "mix" else 0)
 
 
+@pytest.mark.parametrize(("pad", "channel"), [(9, "none"), (10, "mix"), (40, "mix")])
+def test_a_pad_above_the_images_size_leaves_black_images(pad, channel):
+    config = AugmentConfig(pad=pad, flip=0.5, erase=0.0, channel=channel, channel_probability=1.0)
+    batch, params = (
+        images(40, 14, 8),
+        draw_params(40, 14, 8, Modality.VISIBLE, config, seeded_generator(CPU, 5)),
+    )
+    pixels = batch.permute(0, 2, 3, 1)
+    slow = torch.stack([slowly(pixels[i], [column[i] for column in params[:5]], pad) for i in range(40)])
+    found = applied(batch, params, pad).permute(0, 2, 3, 1)
+    assert (found.int() - slow.int()).abs().max() <= 1
+    assert 0 < sum(not image.any() for image in found) < 40
+
+
 def slowly(image, params, pad):
     height, width, _ = image.shape
     (top, left), flip, mix, grey, box = (column.tolist() for column in params)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import textwrap
 from itertools import islice
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from fmcnet.config import AugmentConfig
+from fmcnet.data import loader
 from fmcnet.data.loader import TrainingImages, augment_image, collate, draw_params, load_batches
 from fmcnet.data.sampler import IdentityModalitySampler
 from fmcnet.distributed import seeded_generator
@@ -104,3 +107,18 @@ def test_a_loader_without_the_sampler_is_told_what_it_needs():
         images[0]
     with pytest.raises(DataError, match="IdentityModalitySampler as batch_sampler"):
         next(iter(DataLoader(images, batch_size=4, shuffle=True)))
+    with pytest.raises(DataError, match=r"more than draws=8 images of a modality: give draws=P\*K\*world"):
+        next(iter(DataLoader(images, batch_sampler=sampler(identities=5), collate_fn=collate)))
+
+
+def test_the_recipe_of_the_docstring_runs():
+    """On identities enough for it, and its epochs differ."""
+    code = textwrap.dedent(loader.__doc__.split("\n\n")[1]).replace("...", "seen.append(batch)")
+    pids = np.repeat(np.arange(8), 10)
+    table, cache = SimpleNamespace(modality=KIND), SimpleNamespace(images=IMAGES)
+    seen, config = [], SimpleNamespace(augment=AUGMENT)
+    names = {"labels": pids, "table": table, "cache": cache, "config": config, "epochs": 2, "seen": seen}
+    exec(code, {**vars(loader), **names})
+    first, second = (seen[: len(seen) // 2], seen[len(seen) // 2 :])
+    assert len(first) == len(second) > 0
+    assert not torch.equal(first[0].labels, second[0].labels)

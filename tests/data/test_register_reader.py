@@ -127,7 +127,8 @@ def test_names_that_are_taken_are_refused(name):
 def test_an_unknown_layout_is_one_line_that_says_what_to_do(tree):
     for call in (read_dataset, check):
         with pytest.raises(
-            DataError, match=r"unknown layout 'mine': choose auto, sysu.* fmcnet.register_reader"
+            DataError,
+            match=r"unknown layout 'mine': choose auto, sysu.* fmcnet.register_reader .* fmcnet.readers",
         ):
             call(tree, layout="mine")
     register_reader("mine", read_mine)

@@ -13,21 +13,27 @@ MEAN = {"rank1": 0.5, "mAP": 0.25}
 PERMUTATION = "rand_perm_cam.mat"
 
 
-def written(folder, dataset: str, direction: str, protocol: Protocol, form: str):
-    """A report of one evaluation: "now" as written today, "0.1.0" without settings, "reworded" by other sentences."""
+def evaluated(direction: str, protocol: Protocol, form: str = "now", **more):
+    """An evaluation: "now" as written today, "0.1.0" without settings, "reworded" by other sentences."""
     one = {
         "direction": direction,
         "protocol": "Another sentence." if form == "reworded" else protocol.sentence(),
         "settings": protocol.settings,
         "trials": [MEAN] * protocol.draw.trials,
         "mean": MEAN,
+        **more,
     }
     if form == "0.1.0":
         del one["settings"]
-    run = {"selected_on": "last", "evaluations": [one]}
+    return one
+
+
+def written(folder, dataset: str, *evaluations, run=(), **facts):
+    """A report of these evaluations, with further facts of the run and of the report."""
+    content = {"selected_on": "last", "evaluations": evaluations, **dict(run)}
     folder.mkdir()
     (folder / "report.json").write_text(
-        json.dumps({"dataset": {"name": dataset}, "splits": 10, "runs": {"a": run}})
+        json.dumps({"dataset": {"name": dataset}, "splits": 10, "runs": {"a": content}, **facts})
     )
     return folder
 
@@ -66,7 +72,7 @@ def written(folder, dataset: str, direction: str, protocol: Protocol, form: str)
 def test_the_column_and_the_flags_of_an_evaluation(
     tmp_path, dataset, direction, protocol, column, flags, form
 ):
-    row = compare([written(tmp_path / "r", dataset, direction, protocol, form)]).rows[-1]
+    row = compare([written(tmp_path / "r", dataset, evaluated(direction, protocol, form))]).rows[-1]
     if column is None:
         assert row.figures == {}
         assert [flag.partition(":")[0] for flag in row.flags] == ["not a published setting, left out"]
@@ -74,3 +80,64 @@ def test_the_column_and_the_flags_of_an_evaluation(
         assert row.figures == {column: (50.0, 25.0)}
         assert row.flags == flags
     assert compare([tmp_path / "r" / "report.json"]).rows[-1].figures == row.figures
+
+
+LEFT_OUT = "another figure of this column, left out: "
+OTHER = {"rank1": 0.75, "mAP": 0.5}
+FLIPPED = {"mean": OTHER, "extras": ["flip"], "plain": evaluated("i2v", regdb("t2v"), "0.1.0")}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "evaluations", "flags"),
+    [
+        (
+            "sysu",
+            [
+                evaluated("i2v", sysu(draw="seeded"), mean=OTHER),
+                evaluated("i2v", sysu(permutation=PERMUTATION)),
+            ],
+            (LEFT_OUT + "SYSU-MM01 all-search, single-shot (seeded gallery draw)",),
+        ),
+        (
+            "llcm",
+            [evaluated("v2i", llcm()), evaluated("v2i", llcm("c"), mean=OTHER)],
+            (
+                LEFT_OUT + "LLCM reading c (all against all), visible to infrared "
+                "(another reading of LLCM's protocol than the paper's)",
+            ),
+        ),
+        (
+            "regdb",
+            [evaluated("i2v", regdb("t2v"), **FLIPPED)],
+            (LEFT_OUT + "RegDB thermal to visible (flip)",),
+        ),
+        (
+            "regdb",
+            [evaluated("i2v", regdb("t2v"), **FLIPPED), evaluated("i2v", regdb("t2v"))],
+            (LEFT_OUT + "RegDB thermal to visible (flip)",),
+        ),
+        ("regdb", [evaluated("i2v", regdb("t2v")), evaluated("i2v", regdb("t2v", "identity"))], ()),
+    ],
+)
+def test_the_published_figure_counts_and_others_of_its_column_are_named(
+    tmp_path, dataset, evaluations, flags
+):
+    row = compare([written(tmp_path / "r", dataset, *evaluations)]).rows[-1]
+    assert list(row.figures.values()) == [(50.0, 25.0)]
+    assert row.flags == flags
+
+
+@pytest.mark.parametrize(
+    ("facts", "flags"),
+    [
+        ({"run": {"selected_on": "test"}}, ("selected on the test set",)),
+        ({"stamp": "SELECTED ON THE TEST SET: optimistic."}, ("selected on the test set",)),
+        ({"stamp": "NOT FINISHED and left out: split-02."}, ("NOT FINISHED and left out: split-02.",)),
+        ({"stamp": ""}, ()),
+        ({"run": {"trained_on": "llcm"}}, ("trained on another dataset (llcm)",)),
+        ({"run": {"trained_on": "regdb"}}, ()),
+    ],
+)
+def test_what_a_report_says_of_its_weights_is_flagged(tmp_path, facts, flags):
+    one = evaluated("i2v", regdb("t2v"))
+    assert compare([written(tmp_path / "r", "regdb", one, **facts)]).rows[-1].flags == flags

@@ -22,10 +22,11 @@ from fmcnet.data.readers.csv import write_csv
 from fmcnet.errors import FmcnetError
 from fmcnet.experiments.rows import select_studies
 from fmcnet.experiments.runs import MODEL_CARD, StudyRun, images_per_step
-from fmcnet.experiments.study import StudyOptions, _read_tables, parse_seeds, run_study
+from fmcnet.experiments.study import StudyOptions, _data_facts, _read_tables, parse_seeds, run_study
 from fmcnet.experiments.workers import complete_runs, find_devices
 from fmcnet.inference.info import model_info
 from tests.cli import run_command
+from tests.data import trees
 from tests.experiments.fake_run import FakeRun
 
 LONG = 30
@@ -258,6 +259,8 @@ def test_a_run_that_fails_leaves_the_others_be(tiny_sysu, tmp_path, caplog):
     rank1 = 100 * runs[1].result()["evaluations"][0]["mean"]["rank1"]
     assert f"1/3 good: i2v R1 {rank1:.2f} mAP " in caplog.text
     assert "2/3 fine: i2v R1 " in caplog.text
+    with pytest.raises(FmcnetError, match=r"1 of 1 runs failed:\n  bad: step 2.* Train anew with a lower"):
+        complete_runs([bad], device="cpu", progress=False)
 
 
 @pytest.mark.parametrize(
@@ -417,3 +420,9 @@ def test_all_on_the_tiny_preset(tmp_path):
         assert several
         for _, path in several:
             assert (tmp_path / "s" / "report" / path).stat().st_size > 1000
+
+
+def test_a_report_on_regdb_names_the_split(tmp_path):
+    table = read_dataset(trees.regdb(tmp_path), regdb_split=2)
+    name = _data_facts(table, load_config("regdb", ["data.split=2"]))["name"]
+    assert name.endswith("split 2")

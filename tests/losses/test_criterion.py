@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -201,13 +202,15 @@ def test_the_loss_owns_no_weights_and_trains_a_model_in_a_plain_loop(computed):
         ([0, 0, 1, 1, 2, 2], 6, "identity-major: 6 identities"),
         ([0, 0, 1, 1, 0, 0], P, "identity-major"),
         ([0, 0, 1, 1, -100, -100], P, "0 to C - 1, got -100"),
+        (np.array([0, 0, 1, 1, 2, 2]), P, "a tensor of integers 0 to C - 1, got ndarray"),
     ],
 )
 def test_labels_in_another_order_are_refused(labels, identities, said):
     model = build_model(ModelConfig(arch="resnet18", width=2, variant="full"), 5)
     images = torch.rand(2, P * K, 3, 32, 16)
+    labels = torch.tensor(labels) if isinstance(labels, list) else labels
     with pytest.raises(ValueError, match=said):
-        FMCNetLoss(LossConfig(), identities, model.compensation)(model(*images), torch.tensor(labels))
+        FMCNetLoss(LossConfig(), identities, model.compensation)(model(*images), labels)
 
 
 def test_labels_in_any_order_do_for_base_and_a_forgotten_compensation_is_told():
@@ -254,6 +257,23 @@ def test_the_loss_takes_all_settings_or_those_of_the_losses():
     assert FMCNetLoss(config, P).config is config.losses
     with pytest.raises(ConfigError, match=r"config is of type ModelConfig: give config\.losses"):
         FMCNetLoss(config.model, P)
+
+
+@pytest.mark.parametrize(
+    ("settings", "arguments", "said"),
+    [
+        ({}, {"terms": {"shs": max}}, "the name 'shs' is taken"),
+        ({}, {"terms": {1: max}}, "1 is no name of a loss"),
+        ({}, {"terms": {"": max}}, "'' is no name of a loss"),
+        ({"terms": {"mine": 100}}, {}, r"losses\.terms weighs mine, which .* FMCNetLoss\(terms="),
+        ({}, {"identities": 0}, "identities=0: give a whole number from 1"),
+        ({}, {"identities": 4.0}, "identities=4.0: give a whole number from 1"),
+        ({}, {"compensation": torch.nn.Linear(1, 1)}, "of type Linear: give model.compensation"),
+    ],
+)
+def test_arguments_that_cannot_be_are_refused(settings, arguments, said):
+    with pytest.raises(ConfigError, match=said):
+        FMCNetLoss(LossConfig(**settings), **{"identities": P, **arguments})
 
 
 def test_the_bound_of_the_discriminators_holds_in_a_plain_loop():

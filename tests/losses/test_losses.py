@@ -180,6 +180,11 @@ def test_shapes_that_pytorch_would_broadcast_are_refused():
         losses.feature_consistency_loss(torch.zeros(4, 3), torch.zeros(2, 1))
     with pytest.raises(ValueError, match=r"5 generated features cannot be 2 identities"):
         losses.feature_consistency_loss(torch.zeros(5, 3), two)
+    none = torch.zeros(0, 3)
+    with pytest.raises(ValueError, match=r"one shape \(P, D\), got \(0, 3\)"):
+        losses.decomposition_loss(none, none, none, none)
+    with pytest.raises(ValueError, match=r"0 features cannot be 2 identities"):
+        losses.centers(none, 2)
 
 
 def test_labels_are_integers_of_any_width():
@@ -187,8 +192,13 @@ def test_labels_are_integers_of_any_width():
     expected = losses.identity_loss(scores, torch.tensor([0, 2, 1, 0]))
     for dtype in (torch.int32, torch.uint8):
         assert torch.equal(losses.identity_loss(scores, torch.tensor([0, 2, 1, 0], dtype=dtype)), expected)
-    with pytest.raises(ValueError, match=r"labels are integers 0 to C - 1, got torch.float32"):
-        losses.identity_loss(scores, torch.tensor([0.0, 2, 1, 0]))
+    for wrong, told in ((torch.tensor([0.0, 2, 1, 0]), "torch.float32"), ([0, 2, 1, 0], "list")):
+        for loss in (losses.identity_loss, baselines.weighted_regularized_triplet_loss):
+            with pytest.raises(ValueError, match=f"labels are a tensor of integers 0 to C - 1, got {told}"):
+                loss(scores, wrong)
+    for outside in (-100, 3):
+        with pytest.raises(IndexError, match=f"Target {outside} is out of bounds"):
+            losses.identity_loss(scores, torch.tensor([0, 2, outside, 0]))
 
 
 def test_gradients_against_finite_differences():

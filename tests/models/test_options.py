@@ -105,9 +105,11 @@ def test_from_config_freezes_no_random_weights_and_loads_pretrained_ones_when_as
     stem = FMCNet.from_config(config, 3, pretrained=True).decomposition.stem_infrared
     assert all(torch.equal(value, state[key]) for key, value in stem.state_dict().items())
     assert not stem.conv1.weight.requires_grad
-    with pytest.raises(ConfigError, match="num_classes=0: a model needs at least one training identity"):
+    with pytest.raises(
+        ConfigError, match="num_classes=0: give a whole number from 1, that of the training identities"
+    ):
         FMCNet.from_config(config, 0)
-    for wrong in (10.0, "10", None):
+    for wrong in (10.0, "10", None, True):
         with pytest.raises(ConfigError, match=rf"num_classes={wrong!r}: give a whole number"):
             FMCNet.from_config(config, wrong)
     assert FMCNet.from_config(config, np.int64(3)).variant == "full"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 from fmcnet.config import load_config
 from fmcnet.errors import CheckpointError, DataError
 from fmcnet.training import trainer as loop
-from fmcnet.training.checkpointing import checkpoints
+from fmcnet.training.checkpointing import Checkpointer, checkpoints
 from fmcnet.training.loggers import TrainingLog, read_log
 from tests.cli import run_command
 from tests.training import runs
@@ -189,3 +190,15 @@ def test_a_folder_that_cannot_be_written_is_a_clear_error(tiny_sysu, disk, obsta
     if obstacle == "read-only":
         told = run_command("train", "--config", "tiny", "--data", tiny_sysu, "--out", out, code=2).output
         assert f"cannot be written: {reason}" in told
+
+
+def test_a_training_without_a_checkpoint_starts_anew(tiny_sysu, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    short = ["training.epochs=1", "training.steps_per_epoch=1"]
+    monkeypatch.setattr(Checkpointer, "_write", full)
+    with pytest.raises(CheckpointError, match="none yet: make room, then start anew with --resume"):
+        train(tiny_sysu, tmp_path / "run", *short)
+    monkeypatch.undo()
+    assert train(tiny_sysu, tmp_path / "run", *short, resume=True).resumed_from == 0

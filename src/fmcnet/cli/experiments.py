@@ -165,7 +165,7 @@ def study(
         name,
         out,
         data=data,
-        preset=preset or "small",
+        preset="small" if preset is None else preset,
         config=config,
         overrides=tuple(overrides or ()),
         seeds=parse_seeds(seeds),

@@ -79,7 +79,13 @@ def embed(
         if used:
             raise FmcnetError(f"--data is a dataset, so {' and '.join(used)} would do nothing: leave it out")
         count, dim = embed_dataset(
-            run, data, out, split=split or "test", batch=batch, normalize=not raw, device=device
+            run,
+            data,
+            out,
+            split="test" if split is None else split,
+            batch=batch,
+            normalize=not raw,
+            device=device,
         )
     elif not images or modality is None:
         raise FmcnetError("give images and their --modality, or a dataset as --data")

@@ -41,8 +41,8 @@ def train(
         bool, Option("--resume", help="Continue from the newest checkpoint, with the run's own settings.")
     ] = False,
     splits: Annotated[
-        str, Option(help="RegDB: the splits to train, as 1-10 or 1,3; a run each in OUT/split-NN.")
-    ] = "",
+        str | None, Option(help="RegDB: the splits to train, as 1-10 or 1,3; a run each in OUT/split-NN.")
+    ] = None,
     track: Annotated[list[str] | None, Option(help="tensorboard or wandb; repeatable.")] = None,
     profile: Annotated[
         bool, Option("--profile", help="Profile a few steps: a trace and a table in OUT/profile.")
@@ -63,17 +63,18 @@ def train(
     from fmcnet.training.run_folder import parse_splits, resumed_config, split_folder
 
     console.check_first(config or "", "fmcnet train --config tiny --data DATA --out RUN")
-    split_numbers = parse_splits(splits) if splits else ()
-    if splits and any(item.startswith("data.split=") for item in overrides or ()):
+    split_numbers = () if splits is None else parse_splits(splits)
+    if split_numbers and any(item.startswith("data.split=") for item in overrides or ()):
         raise FmcnetError("--splits names the splits, so data.split would do nothing: leave it out")
     folders = [split_folder(out, split) for split in split_numbers] or [out]
     run_configs = (resumed_config(folder, config, overrides or []) for folder in folders if resume)
     resumed = next((run_config for run_config in run_configs if run_config is not None), None)
-    settings = resumed or load_config(config or "generated", overrides or [])
+    source = "generated" if config is None else config
+    settings = resumed or load_config(source, overrides or [])
     if resume and resumed is None:
         level = logging.INFO if config else logging.WARNING  # a mistyped --out, perhaps
         message = "there is no run in %s: starting one with the configuration %s"
-        logging.getLogger(__name__).log(level, message, out, config or "generated")
+        logging.getLogger(__name__).log(level, message, out, source)
     warn_of_other_benchmark(config, data)
     options: dict[str, Any] = {
         "resume": resume,
@@ -83,7 +84,7 @@ def train(
         "profile": profile,
     }
     try:
-        if splits:
+        if split_numbers:
             results = trainer.train_splits(settings, data, out, split_numbers, **options)
         else:
             results = [trainer.train(settings, data, out, **options)]
@@ -94,7 +95,9 @@ def train(
     if int(os.environ.get("RANK", "0")):
         return
     if json_:
-        console.print_json([result.to_dict() for result in results] if splits else results[0].to_dict())
+        console.print_json(
+            [result.to_dict() for result in results] if split_numbers else results[0].to_dict()
+        )
         return
     verbose = logging.getLogger("fmcnet").isEnabledFor(logging.DEBUG)
     for result in results:

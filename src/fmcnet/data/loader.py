@@ -1,7 +1,12 @@
 """Training images, augmented and in batches: a `Dataset` for any `DataLoader`, and the loop over batches.
 
-    dataset = TrainingImages(cache.images, labels, table.modality, config.augment, seed=0, draws=64)
-    loader = DataLoader(dataset, batch_sampler=IdentityModalitySampler(labels, table.modality), collate_fn=collate)
+    sampler = IdentityModalitySampler(labels, table.modality, identities=8, images=4)
+    dataset = TrainingImages(cache.images, labels, table.modality, config.augment, seed=0, draws=8 * 4)
+    loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=collate)
+    for epoch in range(epochs):
+        sampler.set_epoch(epoch)  # otherwise each epoch repeats the same batches
+        for batch in loader:
+            ...
 
 Augmentation: tones, sharpness, noise, crop, flip, channel mixture, random erasing. The parameters of all images of a
 batch are drawn first, for all processes at once, from a generator seeded with seed and batch. They are the same
@@ -93,6 +98,10 @@ class TrainingImages(Dataset[Sample]):
                 "as batch_sampler"
             )
         row, batch, position = index
+        if position >= self._draws:
+            raise DataError(
+                f"a batch holds more than draws={self._draws} images of a modality: give draws=P*K*world"
+            )
         if batch != self._batch:  # the items of a batch share its random numbers
             self._batch, self._params = batch, {kind.code: self._draw(batch, kind) for kind in Modality}
         params = self._params[int(self._modality[row])]
@@ -241,6 +250,7 @@ def augment_image(
     if params.photometric is not None and params.photometric.hit[index]:
         image = _apply_photometric(image, params.photometric, index)
     y, x = (params.shift[index] - pad).tolist()
+    y, x = max(-height, min(height, y)), max(-width, min(width, x))  # beyond the image all is black
     top, bottom = max(0, y), min(height, height + y)
     left, right = max(0, x), min(width, width + x)
     crop, out, column = image[top:bottom, left:right], np.zeros_like(image), left - x

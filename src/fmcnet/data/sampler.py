@@ -43,6 +43,8 @@ class IdentityModalitySampler(Sampler[list[ImageIndex]]):
     batches of one process with 2 P. Within an epoch identities come as one shuffled pass after another, so any two
     differ by at most one appearance. The images of an identity come in shuffled passes of their own.
 
+    A loop of your own calls `sampler.set_epoch(epoch)` before each epoch: otherwise each repeats the same batches.
+
     Args:
         pid_labels: (N,) the identity of each row (any integers).
         modality: (N,) 0 visible, 1 infrared.

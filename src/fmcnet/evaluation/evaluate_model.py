@@ -61,12 +61,21 @@ class DirectionResult:
 
 @dataclass(frozen=True)
 class EvaluatedRun:
-    """A run's embeddings of a test set and their evaluations."""
+    """A run's embeddings of a test set and their evaluations.
+
+    Attributes:
+        encoder: the run's model.
+        table: the test set.
+        embeddings: of the table's images.
+        evaluations: by protocol.
+        parts: the runs of all RegDB splits, if `evaluations` pools them; all else is then the last run's.
+    """
 
     encoder: Encoder
     table: Table
     embeddings: Embeddings
     evaluations: tuple[DirectionResult, ...]
+    parts: tuple[EvaluatedRun, ...] = ()
 
 
 def protocols_for(table: Table, config: EvaluationConfig) -> dict[str, Protocol]:

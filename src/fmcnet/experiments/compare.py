@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -138,20 +138,34 @@ def _row_from_report(run: str, facts: Any) -> ComparisonRow:
     dataset, run_facts = facts["dataset"], list(facts["runs"].values())[-1]
     chosen: dict[str, dict[str, Any]] = {}
     flags: list[str] = []
-    oldest_first = list(reversed(run_facts["evaluations"]))  # so that the newest of equal ones counts
-    for evaluation in sorted(oldest_first, key=_closeness):
+    oldest_first = list(_with_plain(reversed(run_facts["evaluations"])))  # so the newest of equal ones counts
+    by_closeness = sorted(oldest_first, key=_closeness)
+    for evaluation in by_closeness:
         if key := _published_column(dataset["name"], evaluation):
             chosen[key] = evaluation
         else:
             name, direction = evaluation["protocol"].partition(":")[0], evaluation["direction"]
             words = f", {DIRECTION_NAMES[direction]}" if direction in DIRECTION_NAMES else ""
             flags.append(f"not a published setting, left out: {name}{words}")
-    for evaluation in chosen.values():
+    for key, evaluation in chosen.items():
         flags += _evaluation_flags(dataset["name"], evaluation)
+        for other in by_closeness:
+            same_column = _published_column(dataset["name"], other) == key
+            if same_column and any(
+                other["mean"][name] != evaluation["mean"][name] for name in ("rank1", "mAP")
+            ):
+                differences = ", ".join(_evaluation_flags(dataset["name"], other))
+                name = other["protocol"].partition(":")[0] + (f" ({differences})" if differences else "")
+                flags.append(f"another figure of this column, left out: {name}")
     if dataset.get("generated"):
         flags.append("GENERATED data: not the published benchmark, comparable with none of these rows")
-    if run_facts["selected_on"] == "test":
+    selected, _, unfinished = str(facts.get("stamp", "")).partition("NOT FINISHED")
+    if run_facts["selected_on"] == "test" or selected:
         flags.append("selected on the test set")
+    if unfinished:
+        flags.append(f"NOT FINISHED{unfinished}")
+    if (trained_on := run_facts.get("trained_on", dataset["name"])) != dataset["name"]:
+        flags.append(f"trained on another dataset ({trained_on})")
     splits = facts.get("splits", 1)
     if dataset["name"] == "regdb" and splits < 10:
         flags.append(f"{splits} of RegDB's ten splits")
@@ -161,6 +175,18 @@ def _row_from_report(run: str, facts: Any) -> ComparisonRow:
     )
     model = (str(weights), str(dataset.get("root")), str(splits)) if weights else ()
     return ComparisonRow(run, "this run", figures, tuple(dict.fromkeys(flags)), model)
+
+
+def _with_plain(evaluations: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Each evaluation, and the plain one that an evaluation with extras holds."""
+    for evaluation in evaluations:
+        if "plain" in evaluation:
+            yield {
+                **evaluation["plain"],
+                "direction": evaluation["direction"],
+                "settings": _settings(evaluation),
+            }
+        yield evaluation
 
 
 def _evaluation_flags(dataset: str, evaluation: dict[str, Any]) -> list[str]:

@@ -36,13 +36,14 @@ from fmcnet.inference.encoder import load
 from fmcnet.models.card import CARD, ModelCard, read_card
 from fmcnet.models.shipped import find_model, is_shipped
 from fmcnet.training.checkpointing import checkpoints
-from fmcnet.training.run_folder import split_runs, unfinished_splits
+from fmcnet.training.run_folder import check_splits, split_runs, unfinished_splits
 from fmcnet.types import NO_PID
 
 logger = logging.getLogger(__name__)
 
 BATCH_AND_DISTANCE = ("batch", "distance")
 """Evaluation settings that are not part of a protocol."""
+REGDB_DIRECTIONS = {"direction=v2t": "direction=v2i", "direction=t2v": "direction=i2v"}
 STAMP = "SELECTED ON THE TEST SET: optimistic, and comparable with no figure that is not."
 
 
@@ -201,6 +202,7 @@ def _find_runs(run: Path) -> tuple[Path, ...]:
     if (run / CARD).is_file():
         return (run,)
     if runs := split_runs(run):
+        check_splits(runs)
         return tuple(runs)
     if unfinished := checkpoints(run):
         raise CheckpointError(
@@ -221,6 +223,8 @@ def _evaluate_one(
     table = _read_table(data, card.config.data, unknown=protocol is not None)
     if protocol is not None and card.data != fingerprint(table):
         table = _all_as_test(table, data)
+    if table.name == "regdb":
+        overrides = [REGDB_DIRECTIONS.get(item.removeprefix("evaluation."), item) for item in overrides]
     settings = _run_settings(run, card, overrides)
     names = _setting_names(overrides)
     check_settings(table, names)
@@ -284,7 +288,7 @@ def _pool(parts: Sequence[EvaluatedRun]) -> EvaluatedRun:
     pooled = []
     for results in zip(*(part.evaluations for part in parts), strict=True):
         pooled.append(replace(results[0], result=pool([result.result for result in results])))
-    return replace(parts[-1], evaluations=tuple(pooled))
+    return replace(parts[-1], evaluations=tuple(pooled), parts=tuple(parts))
 
 
 def _embed_together(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from pathlib import Path
 from typing import Any
@@ -61,24 +62,27 @@ def write_report(
     facts = _report_facts(evaluated, extra or {})
     if keep:
         _keep_other_protocols(facts, out / "report.json")
-    facts["verification"] = verified.to_dict() if verified else None
+    facts["verification"] = {"run": str(main.encoder.folder), **verified.to_dict()} if verified else None
     write_json(out / "report.json", {**facts, "figures": pictures})
-    return write_text(out / "report.md", _page(facts, pictures, _across_modalities(main)))
+    return write_text(out / "report.md", _page(facts, pictures, _across_modalities(main), _of_split(main)))
 
 
 def _keep_other_protocols(facts: dict[str, Any], path: Path) -> None:
     """Add to `facts` the evaluations by other protocols in an earlier report of the same models and data."""
     try:
         earlier = read_json(path)
-        if earlier["dataset"] != facts["dataset"] or earlier.get("splits") != facts.get("splits"):
-            return
+        same = all(earlier.get(key) == facts.get(key) for key in ("dataset", "splits"))
         for title, run in facts["runs"].items():
-            if earlier["runs"].get(title, {}).get("digest") == run["digest"]:
-                new_keys = [_evaluation_key(evaluation) for evaluation in run["evaluations"]]
-                old = earlier["runs"][title]["evaluations"]
-                for one in old:  # fmcnet 0.1.0 called a query a probe
-                    one["protocol"] = one["protocol"].replace(" probe skips ", " query skips ")
-                run["evaluations"] += [one for one in old if _evaluation_key(one) not in new_keys]
+            new_keys = [_evaluation_key(evaluation) for evaluation in run["evaluations"]]
+            old = earlier["runs"].get(title, {"evaluations": []})
+            for one in old["evaluations"]:  # fmcnet 0.1.0 called a query a probe
+                one["protocol"] = one["protocol"].replace(" probe skips ", " query skips ")
+            others = [one for one in old["evaluations"] if _evaluation_key(one) not in new_keys]
+            if same and old.get("digest") == run["digest"]:
+                run["evaluations"] += others
+            elif others:
+                names = "; ".join(dict.fromkeys(one["protocol"].partition(":")[0] for one in others))
+                logger.warning("%s: figures of other weights or data were left out: %s", path, names)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return  # no report, or a damaged one, which is replaced
 
@@ -91,17 +95,18 @@ def _evaluation_key(evaluation: dict[str, Any]) -> tuple[str, ...]:
 def _draw(evaluated: dict[str, EvaluatedRun], verified: Verification | None, out: Path) -> dict[str, Path]:
     """All figures by title, without those that the data do not allow."""
     main = list(evaluated.values())[-1]
-    ranked = "Ranked lists (green: right, red: wrong; first trial, plain ranking, queries drawn at random)"
+    of_split = _of_split(main)
+    ranked = f"Ranked lists{of_split} (green: right, red: wrong; first trial, plain ranking, queries drawn at random)"
     drawn = {
         "CMC": figures.cmc_curves(evaluated, out / "cmc.png"),
-        "Training curves": figures.training_curves(evaluated, out / "curves.png"),
+        f"Training curves{of_split}": figures.training_curves(evaluated, out / "curves.png"),
         ranked: figures.ranked_lists(main, out / "ranked.png"),
     }
     if verified is not None:
-        title = f"Similarity of pairs{_across_modalities(main)}"
+        title = f"Similarity of pairs{_across_modalities(main)}{of_split}"
         drawn[title] = figures.similarity_histogram(verified, out / "similarity.png")
     if path := maps.feature_map(main.encoder, main.table, out / "features.png"):
-        drawn["Feature maps, test identities"] = path
+        drawn[f"Feature maps{of_split}, test identities"] = path
     return drawn
 
 
@@ -122,6 +127,29 @@ def _across_modalities(evaluated: EvaluatedRun) -> str:
     return " across the modalities" if across else ""
 
 
+def _of_split(evaluated: EvaluatedRun) -> str:
+    """The words " of split-10" for what a report on several splits has of the last one alone, otherwise ""."""
+    return f" of {Path(str(evaluated.encoder.folder)).name}" if evaluated.parts else ""
+
+
+def _run_facts(run: EvaluatedRun) -> dict[str, Any]:
+    """Facts of a run's model; `run`, seed, step and parameters of pooled splits are the last one's."""
+    parts = run.parts or (run,)
+    cards, digests = [part.encoder.card for part in parts], [part.encoder.digest for part in parts]
+    pooled = hashlib.sha256(" ".join(digests).encode()).hexdigest()[:16]
+    return {
+        "run": str(run.encoder.folder),
+        "trained_on": run.encoder.card.dataset,
+        "regdb_splits": [card.config.data.split for card in cards] if run.table.name == "regdb" else [],
+        "variant": run.encoder.model.variant,
+        "seed": run.encoder.card.config.training.seed,
+        "step": run.encoder.card.step,
+        "selected_on": "test" if "test" in [card.selected for card in cards] else cards[-1].selected,
+        "digest": pooled if run.parts else digests[0],
+        "parameters": sum(p.numel() for p in run.encoder.model.parameters()),
+    }
+
+
 def _report_facts(evaluated: dict[str, EvaluatedRun], extra: dict[str, Any]) -> dict[str, Any]:
     table = list(evaluated.values())[-1].table
     return {
@@ -135,28 +163,21 @@ def _report_facts(evaluated: dict[str, EvaluatedRun], extra: dict[str, Any]) -> 
         },
         "versions": versions(),
         "runs": {
-            title: {
-                "run": str(run.encoder.folder),
-                "variant": run.encoder.model.variant,
-                "seed": run.encoder.card.config.training.seed,
-                "step": run.encoder.card.step,
-                "selected_on": run.encoder.card.selected,
-                "digest": run.encoder.digest,
-                "parameters": sum(p.numel() for p in run.encoder.model.parameters()),
-                "evaluations": [evaluation.to_dict() for evaluation in run.evaluations],
-            }
+            title: {**_run_facts(run), "evaluations": [one.to_dict() for one in run.evaluations]}
             for title, run in evaluated.items()
         },
         **extra,
     }
 
 
-def _page(facts: dict[str, Any], pictures: dict[str, str], across: str) -> str:
+def _page(facts: dict[str, Any], pictures: dict[str, str], across: str, of_split: str) -> str:
     data, runs = facts["dataset"], facts["runs"]
+    splits = list(dict.fromkeys(split for run in runs.values() for split in run["regdb_splits"]))
+    split_words = f"split{'s' * (len(splits) > 1)} {', '.join(map(str, splits))}, " if splits else ""
     parts = [
         "# fmcnet report",
         f"Test set: {'GENERATED data in the layout of ' if data['generated'] else ''}{data['name']} at "
-        f"`{data['root']}`, {data['identities']} identities, "
+        f"`{data['root']}`, {split_words}{data['identities']} identities, "
         f"{data['visible']} visible and {data['infrared']} infrared images.",
     ]
     evaluations = [(title, evaluation) for title, run in runs.items() for evaluation in run["evaluations"]]
@@ -175,10 +196,11 @@ def _page(facts: dict[str, Any], pictures: dict[str, str], across: str) -> str:
             "**SELECTED ON THE TEST SET: these figures are optimistic and compare with none that are not.**"
         )
     if facts["verification"]:
-        parts += _verification_parts(list(runs)[-1], facts["verification"], across)
+        parts += _verification_parts(list(runs)[-1] + of_split, facts["verification"], across)
     columns = ("variant", "seed", "step", "selected_on")
     run_rows = [
-        (title, *(run[key] for key in columns), f"{run['parameters']:,}") for title, run in runs.items()
+        (title + of_split, *(run[key] for key in columns), f"{run['parameters']:,}")
+        for title, run in runs.items()
     ]
     head = ("run", "variant", "seed", "step", "weights", "parameters")
     parts += ["## Runs", markdown_table(head, run_rows)]
@@ -188,7 +210,7 @@ def _page(facts: dict[str, Any], pictures: dict[str, str], across: str) -> str:
             parts.append("Seconds: " + ", ".join(f"{phase} {number:.0f}" for phase, number in value.items()))
         elif key == "notes" and value:
             parts.append("Notes:\n\n" + "\n".join(f"- {note}" for note in value))
-        elif isinstance(value, (str, int, float)):
+        elif isinstance(value, (str, int, float)) and value != "":
             parts.append(f"{key.replace('_', ' ')}: {value}")
     for title, path in pictures.items():
         parts += [f"## {title}", f"![{title}]({path})"]

@@ -184,12 +184,14 @@ def select_studies(name: str) -> tuple[Study, ...]:
 
 
 def parse_rows(text: str | None) -> tuple[str, ...]:
-    """Read "base,full" as keys of rows; none stand for all rows.
+    """Read "base,full" as keys of rows; None stands for all rows.
 
     Raises:
         FmcnetError: for a key that no study has, with those there are.
     """
-    keys = tuple(part.strip() for part in (text or "").split(",") if part.strip())
+    if text is None:
+        return ()
+    keys = tuple(part.strip() for part in text.split(",") if part.strip()) or (text,)
     known = list(dict.fromkeys(row.key for study in STUDIES.values() for row in study.rows))
     if unknown := [key for key in keys if key not in known]:
         raise FmcnetError(f"--rows {', '.join(unknown)}: no such row; there are {', '.join(known)}")

@@ -87,7 +87,7 @@ class StudyOptions:
     @cached_property
     def source(self) -> str:
         """The configuration that all rows start from: a YAML file or the name of a shipped one."""
-        if self.config:
+        if self.config is not None:
             return self.config
         if self.data is None:
             if self.preset not in CONFIGS:
@@ -247,7 +247,8 @@ def _data_facts(table: Table, config: Config) -> dict[str, Any]:
     """The dataset in a report; `comparable`: whether the paper's figures may stand beside."""
     generated = is_generated(table)
     return {
-        "name": TITLES.get(table.name, table.name),
+        "name": TITLES.get(table.name, table.name)
+        + (f" split {config.data.split}" if table.name == "regdb" else ""),
         "root": str(table.root),
         "generated": generated,
         "test_identities": len(np.unique(table.select(split="test").pid)),

@@ -167,7 +167,8 @@ def complete_runs(
             logger.info("%s %s: %s; about %.0f min left", number, run.name, run.scores(), minutes)
     if failures:
         listed = "\n".join(f"  {name}: {reason}" for name, reason in failures.items())
-        raise FmcnetError(f"{len(failures)} of {len(runs)} runs failed; the others are done:\n{listed}")
+        others = "" if len(failures) == len(runs) else "; the others are done"
+        raise FmcnetError(f"{len(failures)} of {len(runs)} runs failed{others}:\n{listed}")
 
 
 def _complete_or_reason(run: StudyRun, device: str, progress: bool | None) -> str:

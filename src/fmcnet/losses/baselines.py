@@ -6,7 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fmcnet.losses.functional import PAPER, check_alike, distances_across, lift, pairwise_distances
+from fmcnet.losses.functional import (
+    PAPER,
+    check_alike,
+    check_labels,
+    distances_across,
+    lift,
+    pairwise_distances,
+)
 
 
 def weighted_regularized_triplet_loss(features: Tensor, labels: Tensor) -> Tensor:
@@ -30,6 +37,7 @@ def weighted_regularized_triplet_loss(features: Tensor, labels: Tensor) -> Tenso
     Raises:
         ValueError: when there is not one label for each feature.
     """
+    check_labels(labels)
     if labels.shape != features.shape[:1]:
         raise ValueError(
             f"{len(features)} features need labels of shape ({len(features)},), got {(*labels.shape,)}"

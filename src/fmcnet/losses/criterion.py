@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from fmcnet.config import Config, LossConfig
+from fmcnet.config import Config, LossConfig, check_count
 from fmcnet.errors import ConfigError, TrainingError
 from fmcnet.losses import baselines
 from fmcnet.losses import functional as losses
@@ -65,6 +65,8 @@ class FMCNetLoss(nn.Module):
 
     The forward pass may run under autocast: every loss lifts half precision to float32.
 
+    A copy (`copy.deepcopy`, pickle) has discriminators of its own: make a new object of the model's instead.
+
     Args:
         config: margins and weights: `config.losses`, or all settings.
         identities: P, identities in a batch.
@@ -74,7 +76,8 @@ class FMCNetLoss(nn.Module):
         terms: losses of your own by name, each weighed by `config.terms` (1 if not named there).
 
     Raises:
-        ConfigError: when `config` holds no settings of the losses.
+        ConfigError: when `config` holds no settings of the losses, another argument is of a wrong type, or
+            `check_extra_terms` refuses the terms.
     """
 
     def __init__(
@@ -91,10 +94,15 @@ class FMCNetLoss(nn.Module):
                 f"config is of type {type(config).__name__}: give config.losses of what load_config returns"
             )
         config = config.losses if isinstance(config, Config) else config
+        check_count(identities, "identities", "the identities in a batch")
+        if compensation is not None and not hasattr(compensation, "discriminator"):
+            raise ConfigError(
+                f"compensation is of type {type(compensation).__name__}: give model.compensation, or None"
+            )
         self.config, self.identities, self.gather = config, identities, gather
         # The method, not the module: its weights are the model's, not the loss's.
         self._discriminator = None if compensation is None else compensation.discriminator
-        self._extra = dict(terms or {})
+        self._extra = check_extra_terms(terms, config)
         self._labels_checked = False
         self._warned = set[str]()  # names of extra terms without a gradient
 
@@ -120,6 +128,7 @@ class FMCNetLoss(nn.Module):
             raise ValueError(
                 "the model generates features: give FMCNetLoss(..., compensation=model.compensation)"
             )
+        losses.check_labels(labels)
         if not torch.compiler.is_compiling() and (labels.device.type == "cpu" or not self._labels_checked):
             self._check_labels(labels, centers=v.specific is not None or self.config.hc > 0)
             self._labels_checked = True
@@ -286,9 +295,12 @@ def check_extra_terms(
     """
     if terms is not None and not isinstance(terms, Mapping):
         raise ConfigError(f"terms is of type {type(terms).__name__}: give a dict, as {{'mine': function}}")
-    terms = {name: terms[name] for name in sorted(terms)} if terms else {}
+    terms = terms or {}
+    if unusable := [name for name in terms if not isinstance(name, str) or not name.strip()]:
+        raise ConfigError(f"terms: {unusable[0]!r} is no name of a loss: give a text, as 'mine'")
+    terms = {name: terms[name] for name in sorted(terms)}
     for name, term in terms.items():
-        if name in {*TERMS, *OTHER_TERMS, *taken} or not name.strip():
+        if name in {*TERMS, *OTHER_TERMS, *taken}:
             raise ConfigError(f"terms: the name '{name}' is taken. Give this loss another name.")
         if not callable(term):
             raise ConfigError(f"terms: '{name}' is a {type(term).__name__}, not a function(output, labels)")
@@ -301,6 +313,6 @@ def check_extra_terms(
     if missing:
         raise ConfigError(
             f"losses.terms weighs {', '.join(missing)}, which this training does not have: give the function by "
-            "fmcnet.train(terms={...}), as the script did that began the run"
+            "fmcnet.train(terms={...}), as the script did that began the run, or by FMCNetLoss(terms={...})"
         )
     return terms

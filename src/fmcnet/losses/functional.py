@@ -2,7 +2,8 @@
 
 Notation: P identities, K images of each in each modality, features (P*K, D) in identity-major order (the
 k-th image of identity p stands in row p*K + k), centres (P, D). Euclidean norms. Half-precision input is
-lifted to float32 before any distance.
+lifted to float32 before any distance. PyTorch has no second derivative of distances, so (4), (5), (6) and
+(17) have none.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from fmcnet.config import LossConfig
 
 PAPER = LossConfig()
 """The margins and weights of the paper, the defaults below."""
+NO_LABEL = torch.iinfo(torch.int64).min
+"""In place of PyTorch's -100, a label whose rows it leaves out silently."""
 
 
 def centers(features: Tensor, identities: int) -> Tensor:
@@ -32,20 +35,31 @@ def centers(features: Tensor, identities: int) -> Tensor:
     """
     features = lift(features)
     rows, dim = features.shape
-    if identities < 1 or rows % identities:
+    if identities < 1 or rows < identities or rows % identities:
         raise ValueError(f"{rows} features cannot be {identities} identities of equally many images")
     return features.view(identities, rows // identities, dim).mean(dim=1)
 
 
 def check_alike(a: Tensor, *others: Tensor) -> None:
-    """Refuse centres of shapes that PyTorch would broadcast.
+    """Refuse no centres, and those of shapes that PyTorch would broadcast.
 
     Raises:
-        ValueError: when the shapes differ.
+        ValueError: when the shapes differ, or nothing is in them.
     """
-    if any(b.shape != a.shape for b in others):
+    if not a.numel() or any(b.shape != a.shape for b in others):
         shapes = " and ".join(str((*b.shape,)) for b in (a, *others))
         raise ValueError(f"centres of both modalities have one shape (P, D), got {shapes}")
+
+
+def check_labels(labels: object) -> None:
+    """Refuse labels that are no tensor of integers.
+
+    Raises:
+        ValueError: naming their type.
+    """
+    given = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
+    if not isinstance(labels, Tensor) or labels.dtype == torch.bool or labels.is_floating_point():
+        raise ValueError(f"labels are a tensor of integers 0 to C - 1, got {given}")
 
 
 def lift(values: Tensor) -> Tensor:
@@ -160,11 +174,13 @@ def identity_loss(scores: Tensor, labels: Tensor, label_smoothing: float = 0.0) 
         label_smoothing: 0 is the paper; more is ours.
 
     Raises:
-        ValueError: for labels that are not integers.
+        ValueError: for labels that are not a tensor of integers.
+        IndexError: on the CPU, for a label outside 0..C-1.
     """
-    if labels.dtype == torch.bool or labels.is_floating_point():
-        raise ValueError(f"labels are integers 0 to C - 1, got {labels.dtype}")
-    return F.cross_entropy(lift(scores), labels.long(), label_smoothing=label_smoothing)
+    check_labels(labels)
+    return F.cross_entropy(
+        lift(scores), labels.long(), ignore_index=NO_LABEL, label_smoothing=label_smoothing
+    )
 
 
 def adversarial_value(real: Tensor, fake: Tensor) -> Tensor:

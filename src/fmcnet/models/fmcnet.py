@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from numbers import Integral
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -12,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fmcnet.config import Config, ModelConfig
-from fmcnet.errors import ConfigError
+from fmcnet.config import Config, ModelConfig, check_count
 from fmcnet.models.backbones import IMAGENET_MEAN, IMAGENET_STD, Triple
 from fmcnet.models.compensation import Compensation
 from fmcnet.models.decomposition import (
@@ -355,11 +353,7 @@ class FMCNet(nn.Module):
         from fmcnet.models.build import build_model, model_settings
         from fmcnet.models.pretrained import load_pretrained
 
-        given: object = num_classes
-        if not isinstance(given, Integral):
-            raise ConfigError(f"num_classes={given!r}: give a whole number, that of the training identities")
-        if num_classes < 1:
-            raise ConfigError(f"num_classes={num_classes}: a model needs at least one training identity")
+        check_count(num_classes, "num_classes", "the training identities")
         settings = model_settings(config)
         if not pretrained:
             settings = settings.model_copy(update={"pretrained": None})

@@ -173,6 +173,8 @@ def read_sources(sources: Sequence[str | Path], rules: Rules) -> Sources:
         raise FmcnetError("give --camera or --camera-from-name, not both")
     if "" in sources:
         list_images(sources)  # refuses it
+    if rules.camera is not None and not rules.camera.strip():
+        raise FmcnetError("--camera is empty: name the camera, or leave the option out")
     paths = [Path(os.path.abspath(Path(source).expanduser())) for source in sources]  # noqa: PTH100 (.. goes, links stay)
     layout = _find_layout(paths, rules.layout, rules.modality)
     rows, rest = _list_pictures(paths, rules) if layout == "images" else _read_table(paths[0], layout, rules)

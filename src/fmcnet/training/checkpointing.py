@@ -205,7 +205,7 @@ class Checkpointer:
                 )
                 if must:
                     raise CheckpointError(
-                        f"{problem}: make room, then go on from there with --resume"
+                        f"{problem}: make room, then {'go on from there' if existing else 'start anew'} with --resume"
                     ) from error
                 logger.warning("%s; training goes on and tries again at the next", problem)
                 return

@@ -15,7 +15,7 @@ from filelock import Timeout
 from fmcnet.config import Config, load_config
 from fmcnet.errors import CheckpointError, ConfigError, DataError
 from fmcnet.files import left_in, lock_file, remove_left, write_text
-from fmcnet.models.card import CARD
+from fmcnet.models.card import CARD, read_card
 from fmcnet.parsing import read_yaml
 
 logger = logging.getLogger(__name__)
@@ -180,6 +180,39 @@ def parse_splits(text: str) -> tuple[int, ...]:
 def split_runs(folder: Path) -> list[Path]:
     """List the finished runs of a folder that `train_splits` wrote, by split."""
     return [path for path in sorted(folder.glob("split-*")) if (path / CARD).is_file()]
+
+
+def check_splits(runs: Sequence[Path]) -> None:
+    """Check that the runs of a folder are one model of each split, all of the same settings.
+
+    Raises:
+        CheckpointError: naming folders of another split than their name's, or runs whose settings differ from the
+            first run's in more than split and seed.
+    """
+    configs = {run: read_card(run).config for run in runs}
+    wrong = [
+        f"{run.name} is of split {config.data.split}"
+        for run, config in configs.items()
+        if run != split_folder(run.parent, config.data.split)
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"{runs[0].parent}: {', '.join(wrong)}. A mean takes each split once, from the folder split-NN of its "
+            "number: train the split anew (fmcnet train --splits), or move the folder away"
+        )
+    first, *others = (_flatten(config.model_dump(mode="json")) for config in configs.values())
+    ignored = ("data.split", "training.seed", *MAY_CHANGE)
+    differing = [
+        f"{run.name}: {key} {other[key]} (not {first[key]})"
+        for run, other in zip(runs[1:], others, strict=True)
+        for key in first
+        if other[key] != first[key] and key not in ignored
+    ]
+    if differing:
+        raise CheckpointError(
+            f"{runs[0].parent}: settings differ from those of {runs[0].name} ({'; '.join(differing)}). A mean is of "
+            "one model: train all splits with the same settings, or evaluate the runs one by one"
+        )
 
 
 def unfinished_splits(folder: Path) -> list[Path]:

@@ -383,7 +383,8 @@ class Trainer:
             raise mark_agreed(
                 TrainingError(
                     f"step {error.step}: {', '.join(error.names)} became NaN or infinite; {last}. "
-                    "Train into a new --out with a lower training.lr, with training.clip, or training.precision=fp32."
+                    "Train anew with a lower training.lr, with training.clip, or training.precision=fp32 (fmcnet "
+                    "train: into a new --out)."
                 )
             ) from error
         for record in records:

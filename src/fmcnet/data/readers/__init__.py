@@ -160,7 +160,8 @@ def check_layout(layout: str) -> None:
     if layout not in ("auto", *layouts()):
         raise DataError(
             f"unknown layout '{layout}': choose auto, {', '.join(layouts())}. Register your own with "
-            "fmcnet.register_reader before this call."
+            "fmcnet.register_reader before this call; for commands, install a package with an entry point of the "
+            f"group {READERS}"
         )
 
 
