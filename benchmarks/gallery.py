@@ -179,11 +179,11 @@ def ratio(a, b):
 
 def looking_at(gallery, candidates, query, where):
     """A search whose graph looks at so many candidates."""
-    before, faiss_index.CANDIDATES = faiss_index.CANDIDATES, candidates
+    before, faiss_index.EF_SEARCH = faiss_index.EF_SEARCH, candidates
     try:
         return rows_of(gallery.search(query, TOP, where))
     finally:
-        faiss_index.CANDIDATES = before
+        faiss_index.EF_SEARCH = before
 
 
 def filled(world, path, dtype, compact):
@@ -219,7 +219,7 @@ def case(rows, dimension, count, folder, dtype="float32", threads=1, bare=True, 
     vectors, queries = world.vectors, world.queries(count)
     out = {"rows": rows, "dimension": dimension, "queries": count, "dtype": dtype}
     out |= {
-        "candidates": faiss_index.CANDIDATES,
+        "candidates": faiss_index.EF_SEARCH,
         "threads": {"add": threads, "search": 1},
         "cosines": world.cosines(),
     }
@@ -237,7 +237,7 @@ def case(rows, dimension, count, folder, dtype="float32", threads=1, bare=True, 
     said(f"{rows}: added")
     if bare:
         hnsw = faiss.IndexHNSWFlat(dimension, LINKS, faiss.METRIC_INNER_PRODUCT)
-        hnsw.hnsw.efConstruction, hnsw.hnsw.efSearch = EF_BUILD, faiss_index.CANDIDATES
+        hnsw.hnsw.efConstruction, hnsw.hnsw.efSearch = EF_BUILD, faiss_index.EF_SEARCH
         _, took = seconds(lambda: hnsw.add(vectors))
         out["faiss_hnsw_add_rows_per_s"] = round(rows / took)
         ratios["add rate over FAISS HNSW"] = ratio(out["add_rows_per_s"], out["faiss_hnsw_add_rows_per_s"])
@@ -284,7 +284,7 @@ def case(rows, dimension, count, folder, dtype="float32", threads=1, bare=True, 
                 "faiss_hnsw": lambda q, chosen=chosen: hnsw.search(
                     q[None],
                     TOP,
-                    params=faiss.SearchParametersHNSW(sel=chosen, efSearch=faiss_index.CANDIDATES),
+                    params=faiss.SearchParametersHNSW(sel=chosen, efSearch=faiss_index.EF_SEARCH),
                 )[1][0].tolist(),
                 "gallery_exact": lambda q, where=where: rows_of(gallery.search(q, TOP, where, exact=True)),
                 "gallery": lambda q, where=where: rows_of(gallery.search(q, TOP, where)),

@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader
 
 from fmcnet.config import AugmentConfig
 from fmcnet.data import loader
-from fmcnet.data.loader import TrainingImages, augment_image, collate, draw_params, load_batches
+from fmcnet.data.augmentation import augment_image, draw_params
+from fmcnet.data.loader import TrainingImages, collate, load_batches
 from fmcnet.data.sampler import IdentityModalitySampler
 from fmcnet.distributed import seeded_generator
 from fmcnet.errors import DataError

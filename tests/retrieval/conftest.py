@@ -51,7 +51,7 @@ def small_graphs(monkeypatch):
     """Small galleries, otherwise searched exactly, use the graph and filters; it then looks at all it reaches."""
     monkeypatch.setattr(faiss_index, "FEW", 30)
     monkeypatch.setattr(faiss_index, "LOOKED_AT", 0)
-    monkeypatch.setattr(faiss_index, "CANDIDATES", 20_000)
+    monkeypatch.setattr(faiss_index, "EF_SEARCH", 20_000)
 
 
 @pytest.fixture

@@ -192,6 +192,7 @@ class FMCNetLoss(nn.Module):
             generated = cast(Tensor, source.generated)
             fake = discriminator(target).as_constant(generated)
             gan = gan + losses.generator_loss(fake, config.saturating)  # (12)
+            # The centres of (13) are of this process, unscaled: only (4), (5), (6), (17) compare identities.
             real = losses.centers(cast(Tensor, output.of(target).specific), self.identities)
             real = real.detach() if config.detach_targets else real
             fc = fc + losses.feature_consistency_loss(generated, real)  # (13)

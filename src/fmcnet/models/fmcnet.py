@@ -144,25 +144,25 @@ class FMCNet(nn.Module):
         v, i = sfd(self.preprocess(visible), self.preprocess(infrared))  # (1)
         shared_scores_v, shared_scores_i = in_one_pass(sfd.classify_shared, v.shared, i.shared)  # (2)
 
-        generated_v = generated_i = fused_v = fused_i = fused_scores_v = fused_scores_i = None
+        from_infrared = from_visible = fused_v = fused_i = fused_scores_v = fused_scores_i = None
         if self.compensation is not None:  # (11)
-            generated_i = self.compensation(v.shared, Modality.VISIBLE)  # F'_sp,I from F_sh,V
-            generated_v = self.compensation(i.shared, Modality.INFRARED)  # F'_sp,V from F_sh,I
+            from_visible = self.compensation(v.shared, Modality.VISIBLE)  # F'_sp,I from F_sh,V
+            from_infrared = self.compensation(i.shared, Modality.INFRARED)  # F'_sp,V from F_sh,I
         if self.fusion is not None:
-            fused_v = self.fusion(v.shared, v.specific, generated_i)  # (15), (16)
-            fused_i = self.fusion(i.shared, i.specific, generated_v)
+            fused_v = self.fusion(v.shared, v.specific, from_visible)  # (15), (16)
+            fused_i = self.fusion(i.shared, i.specific, from_infrared)
             fused_scores_v, fused_scores_i = in_one_pass(self.fusion.classify, fused_v, fused_i)  # (18)
 
         # P_sp^m scores the features of modality m: real ones (2) and generated ones (14).
-        specific_scores_v, generated_scores_v = self._specific_scores(
-            Modality.VISIBLE, v.specific, generated_v
+        specific_scores_v, from_infrared_scores = self._specific_scores(
+            Modality.VISIBLE, v.specific, from_infrared
         )
-        specific_scores_i, generated_scores_i = self._specific_scores(
-            Modality.INFRARED, i.specific, generated_i
+        specific_scores_i, from_visible_scores = self._specific_scores(
+            Modality.INFRARED, i.specific, from_visible
         )
 
-        embedding_v = self._descriptor(Modality.VISIBLE, v, generated_i, fused_v)
-        embedding_i = self._descriptor(Modality.INFRARED, i, generated_v, fused_i)
+        embedding_v = self._descriptor(Modality.VISIBLE, v, from_visible, fused_v)
+        embedding_i = self._descriptor(Modality.INFRARED, i, from_infrared, fused_i)
         if not self.training:
             embedding_v = self._standardized(Modality.VISIBLE, v.stem, embedding_v)
             embedding_i = self._standardized(Modality.INFRARED, i.stem, embedding_i)
@@ -173,8 +173,8 @@ class FMCNet(nn.Module):
                 shared_scores=shared_scores_v,
                 specific=v.specific,
                 specific_scores=specific_scores_v,
-                generated=generated_i,  # from visible images, for the infrared modality
-                generated_scores=generated_scores_i,
+                generated=from_visible,  # for the infrared modality
+                generated_scores=from_visible_scores,
                 fused=fused_v,
                 fused_scores=fused_scores_v,
                 embedding=embedding_v,
@@ -184,8 +184,8 @@ class FMCNet(nn.Module):
                 shared_scores=shared_scores_i,
                 specific=i.specific,
                 specific_scores=specific_scores_i,
-                generated=generated_v,
-                generated_scores=generated_scores_v,
+                generated=from_infrared,
+                generated_scores=from_infrared_scores,
                 fused=fused_i,
                 fused_scores=fused_scores_i,
                 embedding=embedding_i,

@@ -34,7 +34,7 @@ FEW = 20_000
 """Allowed rows of a modality up to which a search is exact whatever the index."""
 WIDEST = 2048
 """Most rows taken from the graph to be filtered."""
-CANDIDATES = 512
+EF_SEARCH = 512
 """HNSW's efSearch in one modality; two thirds of it in each of both."""
 LOOKED_AT = 100
 """Rows compared one by one in about the time that a graph takes for one candidate."""
@@ -139,18 +139,18 @@ class ModalityIndex:
             neighbours = self.graph.search(codes, SELF_SEARCH["k"], params=params)[1]
             self.reached[rows] = (neighbours == rows[:, None]).any(axis=1)
 
-    def search(self, queries: FloatArray, top: int, mask: BoolArray, candidates: int) -> list[Nearest]:
+    def search(self, queries: FloatArray, top: int, mask: BoolArray, ef_search: int) -> list[Nearest]:
         """Answers that together hold the best of its rows, by position in the gallery.
 
         Args:
             queries: (Q, D), unit length.
             top: how many.
             mask: (M,) which of its rows to look at.
-            candidates: HNSW's efSearch; 0: compare all.
+            ef_search: HNSW's efSearch; 0: compare all.
         """
         answers, todo = [], mask[: self.graph_rows]
-        if candidates:
-            answer = self._search_graph(queries, top, todo & self.reached, candidates)
+        if ef_search:
+            answer = self._search_graph(queries, top, todo & self.reached, ef_search)
             if answer:
                 answers.append(answer)
                 todo = todo & ~self.reached
@@ -163,7 +163,7 @@ class ModalityIndex:
         return [(similarity, np.where(row < 0, -1, self.positions[row])) for similarity, row in answers]
 
     def _search_graph(
-        self, queries: FloatArray, top: int, chosen: BoolArray, candidates: int
+        self, queries: FloatArray, top: int, chosen: BoolArray, ef_search: int
     ) -> Nearest | None:
         """The best chosen rows among the graph's best rows; None where comparing all costs less.
 
@@ -172,14 +172,14 @@ class ModalityIndex:
         share of chosen rows, the lower they rank, where a graph misses more: so it looks at more candidates.
         """
         count, reached = int(np.count_nonzero(chosen)), int(np.count_nonzero(self.reached))
-        candidates = int(candidates * (reached / count) ** 0.25)
+        ef_search = int(ef_search * (reached / count) ** 0.25)
         top = min(top, count)
         limit = top if count == self.graph_rows else min(3 * top * reached // (2 * count), reached)
         similarity = np.full((len(queries), top), -np.inf, np.float32)
         row = np.full((len(queries), top), -1, np.int64)
         pending = np.arange(len(queries))
-        while len(pending) and limit <= WIDEST and LOOKED_AT * max(limit, candidates) < count:
-            params = faiss().SearchParametersHNSW(efSearch=max(candidates, 3 * limit // 2))
+        while len(pending) and limit <= WIDEST and LOOKED_AT * max(limit, ef_search) < count:
+            params = faiss().SearchParametersHNSW(efSearch=max(ef_search, 3 * limit // 2))
             scores, rows = self.graph.search(queries[pending], limit, params=params)
             scores = np.where((rows >= 0) & chosen[rows], scores, -np.inf).astype(np.float32)
             similarity[pending], row[pending] = merged(
@@ -328,11 +328,11 @@ class FaissIndex:
             and np.count_nonzero(allowed[: part.graph_rows] & part.reached) > FEW
             for part, allowed in zip(self.parts, masks, strict=True)
         ]
-        candidates = CANDIDATES if sum(use_graph) == 1 else 2 * CANDIDATES // 3
+        ef_search = EF_SEARCH if sum(use_graph) == 1 else 2 * EF_SEARCH // 3
         results = [(np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64))]
         for part, allowed, by_graph in zip(self.parts, masks, use_graph, strict=True):
             if top:
-                results += part.search(queries, top, allowed, candidates if by_graph else 0)
+                results += part.search(queries, top, allowed, ef_search if by_graph else 0)
         return merged(results, top)
 
     def candidates(

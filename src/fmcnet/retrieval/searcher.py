@@ -336,7 +336,7 @@ class Searcher:
             if item.similarity >= thresholds.get(item.modality, -np.inf)
             and (item.probability or 0.0) >= (min_probability or 0.0)
         ]
-        if group == "pid":
+        if group == "pid":  # again, without the hits below the thresholds
             groups = group_hits([item.best for item in groups], group)
         groups = groups[:top]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fmcnet.config import AugmentConfig
-from fmcnet.data.loader import augment_image, draw_params
+from fmcnet.data.augmentation import augment_image, draw_params
 from fmcnet.distributed import seeded_generator
 from fmcnet.types import Modality
 
