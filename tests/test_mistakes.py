@@ -126,6 +126,9 @@ VALUES = [
     "train --config tiny --data {data} --out {new} --track paper",
     "train --config tiny --data {data} --out {new} --splits ''",
     "config tiny training.lr=fast",
+    "index {new} '' --modality visible",
+    "search {gallery} '' --modality ir",
+    "adapt {run} --visible '' --infrared {image} --out {new}",
     "docs nothing",
     "evaluate {run} --data {data} mode=outdoor",
     "evaluate {run} --data {data} --device tpu",
@@ -210,7 +213,7 @@ VALUES = [
 NO_EFFECT = {
     "data summary {data} --split 2": "--split is for RegDB",
     "train --config tiny --data {data} --out {new} --splits 1,2 data.split=3": "data.split would do nothing",
-    "train --config '' --data {data} --out {new}": "no configuration file",
+    "train --config '' --data {data} --out {new}": "argument is empty",
     "evaluate {run} --data {data} --no-report --out {new}": "--no-report",
     "study table2 --data {data} --preset tiny --out {new}": "--preset is of the generated benchmark",
     "study table2 --data {data} --out {new} training.seed=4": "training.seed would do nothing",

@@ -139,6 +139,7 @@ def test_folders_beside_the_cameras_are_told(root: Path) -> None:
     assert read_sysu(root).notes == ("ignored 1 entry that is no part of the dataset: cam7",)
 
 
+DIFFER = "though identity, camera, modality or split differ: counted in each"
 LINKS: dict[str, tuple[Callable[[Path], object], str]] = {
     "symbolic": (
         lambda r: (r / "cam1/0001/0009.jpg").symlink_to(r / "cam1/0001/0001.jpg"),
@@ -147,25 +148,26 @@ LINKS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "hard, of another split": (
         lambda r: os.link(r / "cam1/0001/0001.jpg", r / "cam1/0011/0009.jpg"),
-        "1 image is the file of another image, by a link, counted once: cam1/0011/0009.jpg (is "
-        "cam1/0001/0001.jpg)",
+        f"1 image is the file of another image, by a link, {DIFFER}: cam1/0011/0009.jpg (is cam1/0001/0001.jpg)",
     ),
     "a folder": (
         lambda r: (shutil.rmtree(r / "cam2/0001"), (r / "cam2/0001").symlink_to(r / "cam1/0001")),
-        "2 images are files of another image, by a link, counted once: cam2/0001/0001.jpg (is "
-        "cam1/0001/0001.jpg), cam2/0001/0002.jpg (is cam1/0001/0002.jpg)",
+        f"2 images are files of another image, by a link, {DIFFER}: cam2/0001/0001.jpg (is cam1/0001/0001.jpg), "
+        "cam2/0001/0002.jpg (is cam1/0001/0002.jpg)",
     ),
 }
 
 
 @pytest.mark.parametrize("name", LINKS)
-def test_a_file_of_two_names_counts_once(root: Path, name: str) -> None:
+def test_a_file_of_two_names_counts_once_where_they_say_the_same(root: Path, name: str) -> None:
     link, note = LINKS[name]
     link(root)
     table = read_sysu(root)
-    assert len(table) == len({path.resolve().stat().st_ino for path in table.full_paths()})
+    files = len({path.resolve().stat().st_ino for path in table.full_paths()})
+    assert (len(table) == files) == ("counted once" in note)
     assert table.notes == (note,)
-    assert len(read_sysu(root, training=False)) > len(table)  # an index names these files itself
+    if "counted once" in note:
+        assert len(read_sysu(root, training=False)) > len(table)  # an index names these files itself
 
 
 def test_a_broken_link_is_kept_until_it_is_read(root: Path) -> None:

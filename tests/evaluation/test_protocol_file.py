@@ -305,9 +305,17 @@ def test_warnings_are_in_json_and_report_each_time(people, tiny_run, tmp_path):
     shutil.copy(rows[1].partition(",")[0], tmp_path / "copy.jpg")
     Image.new("RGB", (32, 64), (90, 90, 90)).save(tmp_path / "flat.png")
     rows += [f"{name},0001,visible,cam1,test,dark\n" for name in ("copy.jpg", "flat.png")]
+    (tmp_path / "day.yaml").write_text("query: visible\ngallery: visible\nskip: same_camera\n")
     (tmp_path / "own.csv").write_text("".join(rows))
     shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("embeddings", "report"))
-    words = ("evaluate", tmp_path / "run", "--data", tmp_path / "own.csv", "--protocol", people / "own.yaml")
+    words = (
+        "evaluate",
+        tmp_path / "run",
+        "--data",
+        tmp_path / "own.csv",
+        "--protocol",
+        tmp_path / "day.yaml",
+    )
     for _ in range(2):  # the second time neither images nor embeddings are made
         found = json.loads(run_command(*words, "--json").stdout)["notes"]
         assert [note for note in found if "1 of 22 rows have the features of another row" in note]

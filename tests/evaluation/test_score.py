@@ -465,7 +465,7 @@ def test_rows_that_are_there_twice_are_told(tmp_path, caplog):
     sides = {f"{side}_{name}": one[name] for side in ("query", "gallery") for name in ("features", "pid")}
     np.savez(tmp_path / "sets.npz", **sides)
     score_file(tmp_path / "sets.npz", "regdb")
-    assert "6 rows of query_features are in gallery_features, too" in caplog.text
+    assert "6 of the queries are in the gallery, too" in caplog.text
     said = run_command("score", tmp_path / "twice.npz", "--protocol", "regdb", "--json").stdout
     assert json.loads(said)["notes"] == warnings
 

@@ -124,7 +124,7 @@ def test_what_is_no_image_is_counted_and_named(folders, tmp_path):
     said = told(*words, "--out", tmp_path / "a", code=0)
     assert "ignored 1: " in said
     assert "notes.txt" in said
-    assert f"2 of {2 * MIN_IMAGES + 2} images are files given before, by a link: left out" in said
+    assert f"2 of {2 * MIN_IMAGES + 2} images are files given before, or links to them: left out" in said
     assert f"{2 * MIN_IMAGES} visible and {2 * MIN_IMAGES} infrared images" in said
     few = tmp_path / "few"
     few.mkdir()

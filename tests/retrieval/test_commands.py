@@ -893,9 +893,7 @@ def test_an_export_of_nothing_leaves_the_file_as_it_is(crops, tmp_path):
 def test_a_folder_that_may_not_be_read_does_not_lack_a_model(tmp_path, monkeypatch):
     from fmcnet.errors import FmcnetError
 
-    def refuse(path):
-        raise PermissionError(13, "Permission denied", str(path))
-
-    monkeypatch.setattr(made_with, "read_json", refuse)
-    with pytest.raises(FmcnetError, match=r"made-with\.json cannot be read: Permission denied"):
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr(made_with, "shipped_models", dict)
+    with pytest.raises(FmcnetError, match="cannot be read: Permission denied"):
         made_with.choose_model(str(tmp_path), None)

@@ -199,7 +199,8 @@ def test_an_index_that_cannot_be_written_does_not_undo_an_add(tmp_path, monkeypa
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"flush_rows": 0}, {"flush_rows": "3"}, {"hnsw_above": -1}, {"hnsw_above": 2.5}, {"timeout": -1},
+        {"flush_rows": 0}, {"flush_rows": "3"}, {"flush_rows": True},
+        {"hnsw_above": -1}, {"hnsw_above": 2.5}, {"timeout": -1},
         {"timeout": float("inf")}, {"timeout": float("nan")}, {"timeout": "5"}, {"timeout": None},
     ],
 )  # fmt: skip

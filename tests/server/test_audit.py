@@ -68,7 +68,7 @@ def test_a_log_that_is_moved_or_removed_begins_anew(tmp_path):
     path.write_text("")
     path.chmod(0o644)
     log = AuditLog(path)
-    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.stat().st_mode & 0o777 == 0o640
     log.write(turn=0)
     path.rename(tmp_path / "audit.1")
     log.write(turn=1)

@@ -57,6 +57,13 @@ class _Group(typer.core.TyperGroup):
 class _Commands(_Group):
     """Turns user mistakes into one message and exit code 2, Ctrl-C into 130."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if "" in args:  # a path would be the working folder, other options would not be given
+            ctx.fail(
+                "An argument is empty, as of a shell variable that is not set: leave it out, or give a value."
+            )
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
         try:
             end_early(False)

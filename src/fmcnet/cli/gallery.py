@@ -392,7 +392,7 @@ def recover(
 
     if (model is None) == (digest is None):
         raise FmcnetError("give --model, or --digest where the model is no longer at hand")
-    result = write(gallery, out, digest or Encoder.from_pretrained(str(model)).digest)
+    result = write(gallery, out, Encoder.from_pretrained(str(model)).digest if digest is None else digest)
     facts = {"out": str(out), **asdict(result)}
     if result.changes_lost:
         console.echo(

@@ -295,7 +295,7 @@ def copies_note(features: NDArray[np.float32], of_query: BoolArray | None = None
         finding = f"{copies} of {len(features)} rows have the features of another row"
     else:
         copies = len(_row_hashes(features[of_query]) & _row_hashes(features[~of_query]))
-        finding = f"{copies} rows of query_features are in gallery_features, too"
+        finding = f"{copies} of the queries {'is' if copies == 1 else 'are'} in the gallery, too"
     consequence = "an image that is there twice can be its own match, which makes figures too good"
     return f"{finding}: {consequence}" if copies else ""
 

@@ -184,14 +184,15 @@ def evaluate_model(
     store = None if encoder.folder is None or is_shipped(encoder.folder) else encoder.folder / EMBEDDINGS
     options: dict[str, Any] = {"batch_size": settings.batch, "store": store, "progress": progress}
     plain = encoder.embed_table(rows, **options)
-    if note := copies_note(plain.features):
-        logger.warning("%s: %s", table.origin, note)
     embeddings = encoder.embed_table(rows, flip=True, **options) if flip else plain
     extras: list[Extra] = [QueryExpansion()] if expand else []
     extras += [KReciprocal()] if rerank else []
     rules = list((given or {}).items())
     if not given:
         rules = [rule for each in configs for rule in protocols_for(rows, each).items()]
+    across = all(protocol.query.modality is not protocol.gallery.modality for _, protocol in rules)
+    if not across and (note := copies_note(plain.features)):  # across modalities no image is its own match
+        logger.warning("%s: %s", table.origin, note)
     rule_options = {"distance": settings.distance, **role_masks(rows)}
     results = []
     for direction, protocol in rules:

@@ -81,8 +81,13 @@ def _keep_other_protocols(facts: dict[str, Any], path: Path) -> None:
             if same and old.get("digest") == run["digest"]:
                 run["evaluations"] += others
             elif others:
-                names = "; ".join(dict.fromkeys(one["protocol"].partition(":")[0] for one in others))
-                logger.warning("%s: figures of other weights or data were left out: %s", path, names)
+                names = [
+                    " + ".join((one["protocol"].partition(":")[0], *one.get("extras", ()))) for one in others
+                ]
+                note = "figures of other weights or data, or of an earlier version, were left out: "
+                note += "; ".join(dict.fromkeys(names))
+                logger.warning("%s: %s", path, note)
+                facts["notes"] = [*facts.get("notes", ()), note]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return  # no report, or a damaged one, which is replaced
 

@@ -98,7 +98,9 @@ def _by_file(items: Sequence[Item]) -> dict[Hashable, Item]:
                 key = file_key(Path(item.source))
         by_file.setdefault(key, item)
     if copies := len(items) - len(by_file):
-        logger.warning("%d of %d images are files given before, by a link: left out", copies, len(items))
+        logger.warning(
+            "%d of %d images are files given before, or links to them: left out", copies, len(items)
+        )
     return by_file
 
 

@@ -92,6 +92,7 @@ def restore(source: str | Path, folder: str | Path, *, replace: bool = False) ->
     source, folder = Path(source), Path(folder)
     if folder.is_symlink():  # replace what it leads to, not the link
         folder = folder.resolve()
+    _check_outside(folder, source)
     _check_target(source, folder, replace)
     with Gallery(source, read_only=True):
         pass  # opening it checks that
@@ -225,6 +226,10 @@ def _check_new(out: Path, folder: Path) -> None:
     """Refuse a new folder that exists, or lies in the gallery that it is made of."""
     if out.exists():
         raise GalleryError(f"{out} exists: name a new folder")
+    _check_outside(out, folder)
+
+
+def _check_outside(out: Path, folder: Path) -> None:
     if folder.resolve() in out.resolve().parents:
         raise GalleryError(f"{out} lies in the gallery {folder}: name a folder beside it")
 
@@ -314,11 +319,14 @@ def recover(folder: str | Path, out: str | Path, model: str) -> Recovered:
     check_files(folder)
     damaged, written, removed = set[int](), set[int](), set[int]()
     name, dtype = "", "float32"
-    renamed = generation = expected = 0
+    renamed = generation = 0
+    expected: int | None = None
     settings: GallerySettings | None = None
     partial = out.with_name(f"{out.name}.part")
     if partial.exists():
-        raise GalleryError(f"{partial} is of a recovery that was ended: delete it")
+        raise GalleryError(
+            f"{partial} is of a recovery that runs or was killed: in the latter case delete it"
+        )
     with contextlib.ExitStack() as stack:
         database = _open_readable(folder, stack)
         reason, mark = "", read_last_generation(folder / NAME)
@@ -341,7 +349,7 @@ def recover(folder: str | Path, out: str | Path, model: str) -> Recovered:
             with contextlib.suppress(GalleryError), database.reading():
                 if database.number("generation") >= generation:
                     name, generation = database.name(), database.number("generation")
-                    expected, _ = database.counts() or (0, 0)
+                    expected, _ = database.counts() or (None, 0)
             if settings is not None and settings.model != model:
                 raise GalleryError(
                     f"{folder} was indexed with the model {settings.model}, not {model}: give that one, or its "
@@ -375,7 +383,7 @@ def recover(folder: str | Path, out: str | Path, model: str) -> Recovered:
         gallery.close()  # it is whole, and nobody has it open
         partial.rename(out)
     to_disk(out.parent)
-    lost = max(len(damaged - written), expected - len(written))
+    lost = len(damaged - written) if expected is None else max(expected - len(written), 0)
     newer = max(mark.generation - generation, 0) if mark is not None and mark.gallery == name else 0
     return Recovered(len(written), renamed, lost, newer, removals)
 

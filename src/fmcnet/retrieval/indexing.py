@@ -197,7 +197,7 @@ def index(
         gallery, None if value_range == "gallery" else value_range, recorded, report.already - report.replaced
     )
     empty = []
-    if report.left_empty:
+    if report.left_empty and existing != "keep":
         path, name, value, _ = report.left_empty[0]
         empty.append(
             f"{len(report.left_empty)} values are stored where the table's cell is empty, the first {name} {value} "

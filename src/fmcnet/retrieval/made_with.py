@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +68,8 @@ def choose_model(gallery: str, source: str | Path | None) -> str | Path:
             raise FmcnetError(
                 f"{gallery} does not exist: check the path; for a new one say which model to use, with --model RUN"
             )
+        if "://" not in gallery and not os.access(gallery, os.R_OK | os.X_OK):
+            raise FmcnetError(f"{gallery} cannot be read: Permission denied")
         raise FmcnetError(f"{gallery}: say which model to use, with --model RUN")
     if source is None and recorded and not Path(recorded).exists() and recorded not in shipped:
         raise GalleryError(
@@ -86,11 +89,8 @@ def open_model(
 
 
 def _read_note(folder: Path) -> dict[str, Any]:
-    """The recorded values; empty where the file is missing or damaged, an FmcnetError where it may not be read."""
-    try:
+    """The recorded values; empty where the file is missing or damaged."""
+    with contextlib.suppress(OSError, ValueError):
         note = read_json(folder / MADE_WITH)
-    except PermissionError as error:
-        raise FmcnetError(f"{folder / MADE_WITH} cannot be read: {error.strerror}") from error
-    except (OSError, ValueError):
-        return {}
-    return note if isinstance(note, dict) else {}
+        return note if isinstance(note, dict) else {}
+    return {}

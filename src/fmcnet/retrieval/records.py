@@ -201,7 +201,8 @@ class OpenOptions:
             raise GalleryError(f"dtype is 'float32' or 'float16', not {self.dtype!r}")
         for name, least in (("hnsw_above", 0), ("flush_rows", 1)):
             number = getattr(self, name)
-            if number is not None and (not isinstance(number, Integral) or not least <= int(number) < 2**63):
+            is_number = isinstance(number, Integral) and not isinstance(number, bool)
+            if number is not None and not (is_number and least <= int(number) < 2**63):
                 raise GalleryError(f"{name}={number!r} must be a whole number, {least} or more")
         timeout: object = self.timeout
         if not isinstance(timeout, Real) or not 0 <= float(timeout) <= LONGEST_WAIT:

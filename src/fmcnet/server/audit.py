@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fmcnet.errors import FmcnetError
-from fmcnet.files import take_from_others, to_disk
+from fmcnet.files import to_disk
 from fmcnet.server.errors import ApiError, api_error_of
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,8 @@ class AuditLog:
     It is opened for each line, so another program may move it or remove it: the next line begins a new one.
 
     Args:
-        path: the file. It is created where missing, readable by its owner only; one that is there becomes so.
+        path: the file. It is created where missing, readable by its owner only; others than owner and group lose
+            their rights to one that is there.
 
     Raises:
         FmcnetError: when it cannot be opened for writing.
@@ -50,8 +51,10 @@ class AuditLog:
             raise FmcnetError(
                 f"the audit log {path} cannot be written: {error.strerror}; name another file with --audit"
             ) from error
-        if take_from_others([path]):
-            logger.info("%s: others could read it, and cannot any more", path)
+        mode = path.stat().st_mode
+        if path.is_file() and mode & 0o007:  # a group may be the log shipper's
+            path.chmod(mode & 0o770)
+            logger.warning("%s: everybody could read it, and cannot any more", path)
         self._lock = threading.Lock()
         self._minute, self._refusals, self._unlogged = time.monotonic(), Counter[str](), 0
 
@@ -78,7 +81,7 @@ class AuditLog:
 
     def _append(self, line: bytes) -> int:
         """How many bytes were written."""
-        file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
             return os.write(file, line)
         finally:

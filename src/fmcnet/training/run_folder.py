@@ -183,17 +183,19 @@ def split_runs(folder: Path) -> list[Path]:
 
 
 def check_splits(runs: Sequence[Path]) -> None:
-    """Check that the runs of a folder are one model of each split, all of the same settings.
+    """Check that the runs of a folder are one model of each split, all trained with the same settings.
 
     Raises:
-        CheckpointError: naming folders of another split than their name's, or runs whose settings differ from the
-            first run's in more than split and seed.
+        CheckpointError: naming folders of another split than their number's, or runs whose settings differ from the
+            first run's in more than split, seed, evaluation and what changes no result.
     """
     configs = {run: read_card(run).config for run in runs}
+    splits = [config.data.split for config in configs.values()]
+    numbers = [run.name.removeprefix("split-") for run in runs]
     wrong = [
-        f"{run.name} is of split {config.data.split}"
-        for run, config in configs.items()
-        if run != split_folder(run.parent, config.data.split)
+        f"{run.name} is of split {split}"
+        for run, number, split in zip(runs, numbers, splits, strict=True)
+        if splits.count(split) > 1 or (number.isdecimal() and int(number) != split)
     ]
     if wrong:
         raise CheckpointError(
@@ -201,12 +203,13 @@ def check_splits(runs: Sequence[Path]) -> None:
             "number: train the split anew (fmcnet train --splits), or move the folder away"
         )
     first, *others = (_flatten(config.model_dump(mode="json")) for config in configs.values())
-    ignored = ("data.split", "training.seed", *MAY_CHANGE)
+    ignored = {"data.split", "training.seed", *MAY_CHANGE}
+    ignored |= {f"training.{name}" for name in ("compile", "channels_last", "recompute")}
     differing = [
         f"{run.name}: {key} {other[key]} (not {first[key]})"
         for run, other in zip(runs[1:], others, strict=True)
         for key in first
-        if other[key] != first[key] and key not in ignored
+        if other[key] != first[key] and key not in ignored and not key.startswith("evaluation.")
     ]
     if differing:
         raise CheckpointError(

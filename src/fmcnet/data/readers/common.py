@@ -189,14 +189,20 @@ class DatasetFolder:
         if unlisted := [path for folder in folders for path in self._images(folder) if path not in listed]:
             subject = "1 image is" if len(unlisted) == 1 else f"{len(unlisted)} images are"
             self.note(f"{subject} in no list of {lists} and not read: {first_of(unlisted, 3)}")
-        read = {parent.as_posix() for path in listed for parent in PurePosixPath(path).parents} | {*listed}
+        parents = {path.rpartition("/")[0] for path in listed}
+        read = {
+            *listed,
+            *parents,
+            *(above.as_posix() for path in parents for above in PurePosixPath(path).parents),
+        }
         self._ignored = {path: name for path, name in self._ignored.items() if path not in read}
 
     def without_links(self, records: Sequence[Record]) -> list[Record]:
         """The records without those of a file that an earlier one names by another path or link; notes them.
 
-        The numbers that come with a folder's listing tell which files to look at. Only these, and symbolic links,
-        cost a call each.
+        A file that two identities, cameras, modalities or splits have stays in each, as in a store that keeps equal
+        contents once. The numbers that come with a folder's listing tell which files to look at: only these, and
+        symbolic links, cost a call each.
         """
         by_number = defaultdict[int, list[int]](list)
         for row, record in enumerate(records):
@@ -205,18 +211,23 @@ class DatasetFolder:
             with contextlib.suppress(OSError):  # a broken link
                 by_number[file_key(self.root / record.path)[1] if number is None else number].append(row)
         by_number.pop(_NO_INODE, None)
-        first_paths: dict[Hashable, str] = {}
+        first_records: dict[Hashable, Record] = {}
         links: dict[int, str] = {}
+        others: list[str] = []
         for row in sorted(row for rows in by_number.values() if len(rows) > 1 for row in rows):
-            path = records[row].path
-            first = first_paths.setdefault(file_key(self.root / path), path)
-            if first != path:
-                links[row] = f"{path} (is {first})"
-        if links:
-            subject = "1 image is the file" if len(links) == 1 else f"{len(links)} images are files"
-            self.note(
-                f"{subject} of another image, by a link, counted once: {first_of([*links.values()], 3)}"
-            )
+            record = records[row]
+            first = first_records.setdefault(file_key(self.root / record.path), record)
+            if first._replace(path=record.path) == record != first:
+                links[row] = f"{record.path} (is {first.path})"
+            elif first is not record:
+                others.append(f"{record.path} (is {first.path})")
+        for found, consequence in (
+            ([*links.values()], "counted once"),
+            (others, "though identity, camera, modality or split differ: counted in each"),
+        ):
+            if found:
+                subject = "1 image is the file" if len(found) == 1 else f"{len(found)} images are files"
+                self.note(f"{subject} of another image, by a link, {consequence}: {first_of(found, 3)}")
         return [record for row, record in enumerate(records) if row not in links]
 
     def note_cameras(self, top: str, published: Iterable[int], found: Iterable[int]) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from pathlib import Path
-
-import numpy as np
 
 from fmcnet.data.readers.common import DatasetFolder, check_labels, check_splits, read_idx
 from fmcnet.data.table import Record, Table
@@ -40,7 +39,8 @@ def read_regdb(root: str | Path, regdb_split: int = 1, *, training: bool = True)
         DataError: a folder or file is missing, a listed image is absent, labels and folders disagree, or training
             and testing share identities.
     """
-    is_whole = isinstance(regdb_split, (int, np.integer)) and not isinstance(regdb_split, bool)
+    given: object = regdb_split
+    is_whole = isinstance(given, Integral) and not isinstance(given, bool)
     if not is_whole or not 1 <= regdb_split <= REGDB_SPLITS:
         raise DataError(f"RegDB has the splits 1 to {REGDB_SPLITS}, not {regdb_split!r}")
     folder = DatasetFolder(root, EXPECTED)
