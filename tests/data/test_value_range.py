@@ -472,3 +472,16 @@ def test_the_rule_takes_lists_of_channels_together():
     mapped, remark = eight_bits(values.astype(np.uint16))
     assert remark == STRETCHED
     assert mapped[0, 0].tolist() == [0, 255, 128]
+
+
+@pytest.mark.parametrize("hidden", [0, 60_000])
+@pytest.mark.parametrize("kind", [np.float32, np.uint16])
+def test_hidden_pixels_do_not_stretch_the_visible_ones(tmp_path, hidden, kind):
+    shown = (1000 + 4 * SCENE.astype(np.float64)).astype(kind)
+    opaque = 1 if kind is np.float32 else 65535
+    values = np.hstack([shown, np.full_like(shown, hidden)])
+    alpha = np.hstack([np.full_like(shown, opaque), np.zeros_like(shown)])
+    alone = load_image(write_tiff(tmp_path / "alone.tif", shown))
+    half = load_image(write_tiff(tmp_path / "half.tif", np.stack([values, alpha], axis=-1), extra=(2,)))
+    assert np.abs(half[:, : shown.shape[1]].astype(int) - alone).max() <= 1
+    assert not half[:, shown.shape[1] :].any()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from fmcnet.errors import CheckpointError, DataError, FmcnetError
-from fmcnet.inference.calibration import CALIBRATION, Calibration
+from fmcnet.inference.calibration import CALIBRATION, Calibration, Curve
 from fmcnet.inference.encoder import Encoder, load
 from fmcnet.inference.fit_calibration import calibration_lines, fit_calibration
 from fmcnet.types import NO_PID, Embeddings, Modality
@@ -274,3 +275,12 @@ def test_importing_it_does_not_import_torch():
     code = f"import sys, {modules}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.stdout.strip() == "False", done.stderr
+
+
+@pytest.mark.parametrize("lowest", [0.00249, 0.00794, 0.1, 1 / 4557, 1e-9])
+def test_the_lowest_rate_that_is_named_can_be_given(lowest):
+    ends = np.array([-1.0, 1.0])
+    curve = Curve(9, 4557, ends, ends, np.array([1.0, lowest]), ends, np.array([1.0, 0.5]))
+    with pytest.raises(FmcnetError, match="is the lowest") as told:
+        curve.at(lowest / 2)
+    curve.at(float(re.search(r"persons: (\S+) is the lowest", str(told.value))[1]))

@@ -292,6 +292,12 @@ def test_the_digest_is_enough_where_the_model_is_no_longer_at_hand(folder, tmp_p
         "--digest m"
         in run_command("gallery", "recover", folder, out, "--model", "fmcnet-lite", code=2).output
     )
+    (folder / "made-with.json").write_text('{"model": "fmcnet-generated"}')
+    lost = shutil.copytree(folder, tmp_path / "lost")
+    for path in lost.glob("gallery.sqlite*"):
+        path.unlink()
+    said = run_command("gallery", "recover", lost, out, "--model", "fmcnet-lite", code=2).output
+    assert "was indexed with fmcnet-generated" in " ".join(said.split())
     result = run_command("gallery", "recover", folder, out, "--digest", "m", "--json")
     assert json.loads(result.stdout)["entries"] == 50
     assert not (tmp_path / "new.part").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import tzinfo
 from itertools import islice
@@ -14,7 +15,7 @@ from typer import Argument, Option
 
 from fmcnet import retrieval
 from fmcnet.cli import console
-from fmcnet.errors import FmcnetError
+from fmcnet.errors import CheckpointError, FmcnetError
 
 app = typer.Typer(help="Show, copy, export and mend galleries; remove entries.", no_args_is_help=True)
 
@@ -389,10 +390,18 @@ def recover(
     """
     from fmcnet.inference.encoder import Encoder
     from fmcnet.retrieval.backup import recover as write
+    from fmcnet.retrieval.made_with import recorded_model
 
     if (model is None) == (digest is None):
         raise FmcnetError("give --model, or --digest where the model is no longer at hand")
-    result = write(gallery, out, Encoder.from_pretrained(str(model)).digest if digest is None else digest)
+    if digest is None:
+        digest, recorded = Encoder.from_pretrained(str(model)).digest, recorded_model(str(gallery))
+        with suppress(CheckpointError):  # it is no longer there
+            if recorded and Encoder.from_pretrained(recorded).digest != digest:
+                raise FmcnetError(
+                    f"{gallery} was indexed with {recorded}: give that model, or the --digest that it had then"
+                )
+    result = write(gallery, out, digest)
     facts = {"out": str(out), **asdict(result)}
     if result.changes_lost:
         console.echo(

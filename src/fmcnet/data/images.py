@@ -156,7 +156,7 @@ def _to_rgb(image: Image.Image, value_range: ValueRange | None) -> Image.Image:
             alpha = _require_visible(shown * np.uint8(255))
         inverted = tags.get(tiff.PHOTOMETRIC_INTERPRETATION) == 0
         colours = "CMYK" if mode == "CMYK" else "RGB"
-        upright = eight_bit_image(values, value_range, remarks, colours, inverted=inverted)
+        upright = eight_bit_image(values, value_range, remarks, colours, alpha=alpha, inverted=inverted)
     elif not fourth_is_no_alpha and (
         mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in upright.info
     ):
@@ -211,7 +211,8 @@ def _from_tiff(path: Path, value_range: ValueRange | None) -> Image.Image:
     channels = 3 if values.shape[2] >= 3 else 1
     remarks = [DROPPED] if values.shape[2] > channels else []
     inverted = tags.get(tiff.PHOTOMETRIC_INTERPRETATION) == 0
-    image = eight_bit_image(values[..., :channels], value_range, remarks, inverted=inverted)
+    shown = values[..., :channels]
+    image = eight_bit_image(shown, value_range, remarks, alpha=alpha, inverted=inverted)
     rgb = _composite_on_black(image, alpha, remarks)
     rgb.getexif()[ExifTags.Base.Orientation] = int(tags.get(ExifTags.Base.Orientation, 1))
     return ImageOps.exif_transpose(rgb)

@@ -197,10 +197,14 @@ def eight_bit_image(
     remarks: list[str],
     mode: str = "RGB",
     *,
+    alpha: NDArray[np.uint8] | None = None,
     inverted: bool = False,
 ) -> Image.Image:
     """An image of values (H, W) or (H, W, C) of any depth, C not 2; `remarks` gets the kind of a doubtful one."""
     if values.dtype != np.uint8:
+        if alpha is not None and not alpha.all():  # what is hidden does not count
+            hidden, values = alpha == 0, values.copy()
+            values[hidden] = np.resize(values[~hidden], values[hidden].shape)
         values, remark = eight_bits(values, value_range)
         remarks += [remark] if remark else []
     values = 255 - values if inverted else values

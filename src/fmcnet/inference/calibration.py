@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,12 @@ KNOTS = {
     "true_match_rate": (-1, 0.0, 1.0),
 }
 """The vectors of a curve: whether they ascend (1) or descend (-1), smallest and largest value."""
+
+
+def _rounded_up(rate: float) -> str:
+    """Two digits, not below the rate, so that it can be given."""
+    step = 10.0 ** (math.floor(math.log10(rate)) - 1)
+    return f"{math.ceil(rate / step * (1 - 1e-9)) * step:.2g}"
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,7 @@ class Curve:
         if fmr < lowest * (1 - 1e-9):
             raise FmcnetError(
                 f"a false-match rate of {fmr:g} cannot be told from {self.different:,} pairs of different persons: "
-                f"{lowest:.2g} is the lowest; calibrate on more identities"
+                f"{_rounded_up(lowest)} is the lowest; calibrate on more identities"
             )
         return float(np.interp(-np.log(fmr), -np.log(self.false_match_rate), self.threshold))
 

@@ -320,7 +320,7 @@ class Encoder:
         table = read_dataset(data, layout=config.layout, regdb_split=config.split)
         for note in table.notes:
             if not (all_splits and note.startswith(HELD_OUT)):
-                logger.info("%s", note)
+                logger.warning("%s", note)
         return table
 
     def cached_images(self, table: Table, progress: bool | None = None) -> NDArray[np.uint8]:

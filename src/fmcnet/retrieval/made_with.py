@@ -50,6 +50,11 @@ def record_model(gallery: str, model: str | Path | None) -> None:
         )
 
 
+def recorded_model(gallery: str) -> str:
+    """The folder or name that `record_model` recorded; "" for none."""
+    return str(_read_note(Path(gallery)).get("model") or "")
+
+
 def choose_model(gallery: str, source: str | Path | None) -> str | Path:
     """The model of a gallery: its folder or name.
 
@@ -61,7 +66,7 @@ def choose_model(gallery: str, source: str | Path | None) -> str | Path:
         FmcnetError: when there is no model to take, or it does not exist.
     """
     shipped = list(shipped_models())
-    recorded = str(_read_note(Path(gallery)).get("model") or "")
+    recorded = recorded_model(gallery)
     chosen = source or recorded or (shipped[0] if len(shipped) == 1 else None)
     if chosen is None:
         if "://" not in gallery and not Path(gallery).exists():

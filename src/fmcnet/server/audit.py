@@ -69,15 +69,19 @@ class AuditLog:
         with self._lock:
             if self._torn:
                 line = b"\n" + line  # what was cut off stays a line of its own
+            reason = "a part of the line was written"
             try:
                 written = self._append(line)
-            except OSError:
-                written = 0
+            except OSError as error:
+                written, reason = 0, error.strerror or reason
             self._torn = written != len(line) and (self._torn or written > 0)
         self.failed = written != len(line)
         if self.failed:
+            logger.error("%s cannot be written: %s", self.path, reason)
             what = f"'{facts.get('action')}' ended ({facts.get('outcome')}) but cannot be logged: no result is sent"
-            raise ApiError(507, what, "the audit log", "free space on the service's disk")
+            raise ApiError(
+                507, what, "the audit log", f"make its file writable on the service's disk ({reason})"
+            )
 
     def _append(self, line: bytes) -> int:
         """How many bytes were written."""
