@@ -43,7 +43,7 @@ from fmcnet.types import Embeddings, Modality, identity_numbers
             (one, None)
             for one in ("", "  ", "unknown", "Unknown", "none", "None", "NaN", "null", "N/A", "NA", "?", "-")
         ),
-        *((one, None) for one in ("nil", "Undefined", "\u22121")),
+        *((one, None) for one in ("Undefined", "\u22121")),
         *((one, one) for one in ("Neil", "undefined 2")),
     ],
 )

@@ -20,7 +20,7 @@ from fmcnet.names import LEADING_ZEROS, SEPARATORS, hidden_character, quoted, wi
 
 UNKNOWN = frozenset(
     {
-        *("", "-", "?", "-1", "\u22121", "unknown", "undefined", "none", "nil"),
+        *("", "-", "?", "-1", "\u22121", "unknown", "undefined", "none"),
         *("nan", "null", "n/a", "#n/a", "<na>"),
     }
 )
