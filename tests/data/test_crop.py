@@ -470,21 +470,41 @@ def test_digits_in_a_name_column_are_names(frames, tmp_path, column):
 
 
 def test_the_name_of_a_frame_wins_over_its_number(frames, video, tmp_path):
-    rows_of = [f"5,6,25,36,0,0.9,7,{index},{index + 3:06d}.png" for index in (0, 1)]
-    found = boxes(tmp_path, f"{SUPERVISION},frame_index,file_name", *rows_of)
+    def numbered_and_named(column, *rows):
+        return boxes(
+            tmp_path, f"{SUPERVISION},frame_index,{column}", *(f"5,6,25,36,0,0.9,7,{r}" for r in rows)
+        )
+
+    found = numbered_and_named("file_name", "0,000003.png", "1,000004.png")
     report = crop(frames, found, tmp_path / "out", NIGHT)
-    assert report.notes == ("frames are those of file_name; frame_index counts only in a video",)
+    assert report.notes == ("names and numbers of frames disagree, first at 000001.png: the names count",)
     assert (pixels(tmp_path / "out", "000003_00.png") == picture(3)[6:36, 5:25]).all()
     assert (pixels(tmp_path / "out", "000004_00.png") == picture(4)[6:36, 5:25]).all()
     crop(video, found, tmp_path / "of_video", NIGHT)
     assert (pixels(tmp_path / "of_video", "000001_00.png") == picture(2)[6:36, 5:25]).all()
-    others = boxes(tmp_path, f"{SUPERVISION},frame_index,file_name", "5,6,25,36,0,0.9,7,1,other.png")
-    with pytest.raises(DataError, match=r"as 'other\.png', .*: without their column, frames are counted"):
-        crop(frames, others, tmp_path / "others", NIGHT)
-    no_image = boxes(tmp_path, f"{SUPERVISION},frame_index,file", "5,6,25,36,0,0.9,7,1,gate.mp4")
-    report = crop(frames, no_image, tmp_path / "numbered", NIGHT)
-    assert report.notes[0].startswith("not read: 'file'")
-    assert (pixels(tmp_path / "numbered", "000002_00.png") == picture(2)[6:36, 5:25]).all()
+    agreed = numbered_and_named("image_path", "0,/data/000001.png", "1,/data/000002.png")
+    assert crop(frames, agreed, tmp_path / "agreed", NIGHT).notes == ()
+    one = numbered_and_named("image", "0,000003.png", "1,000003.png")
+    with pytest.raises(DataError, match=r"the boxes call the frames 0, 1 all '000003\.png'"):
+        crop(frames, one, tmp_path / "one", NIGHT)
+    assert crop(video, one, tmp_path / "one", NIGHT).crops == 2
+
+
+@pytest.mark.parametrize(
+    ("names", "note"),
+    [
+        (("a_5.png", "a_6.png"), "the folder holds no image that the boxes name, as 'a_5.png': frames are"),
+        (("gate.mp4", "gate.mp4"), ""),
+        (("a.png", ""), "file is not used: '' is no name of an image"),
+    ],
+)
+def test_names_of_other_things_than_frames_leave_the_numbers(frames, tmp_path, names, note):
+    rows_of = [f"5,6,25,36,0,0.9,7,{index},{name}" for index, name in enumerate(names)]
+    report = crop(
+        frames, boxes(tmp_path, f"{SUPERVISION},frame_index,file", *rows_of), tmp_path / "out", NIGHT
+    )
+    assert [text[: len(note)] for text in report.notes if "taken as" not in text] == [note] * bool(note)
+    assert (pixels(tmp_path / "out", "000002_00.png") == picture(2)[6:36, 5:25]).all()
 
 
 @pytest.mark.parametrize("name", [b"lat\xe9_1.png", b" x_1.png", b"a\tb_1.png", b"a\nb_1.png"])

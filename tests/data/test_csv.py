@@ -488,7 +488,13 @@ def test_named_cameras_are_numbered(file: Path, names: tuple[str, str], numbers:
         (("1,gate", ",gate", "2,hall", ",hall"), [1, 1, 2, 2], ""),
         (("1,gate", ",yard", "2,hall", ",yard"), [1, 3, 2, 3], ""),
         (("1,gate", ",", "2,hall", "-1,-1"), [1, NO_CAMERA, 2, NO_CAMERA], ""),
-        (("1,gate", "1,hall", "2,yard", ",hall"), [1, 1, 2, 1], "the camid 1 has the cameras 'gate', 'hall'"),
+        (("1,gate", "1,hall", "2,yard", ",hall"), [1, 1, 2, 1], ""),
+        (("1,gate", "2,gate", "3,hall", "3,door"), [1, 2, 3, 3], ""),
+        (("1,gate", "-1,gate", "unknown,yard", ","), [1, NO_CAMERA, NO_CAMERA, NO_CAMERA], ""),
+        (("3,", ",cam3", "5,", ",yard"), [3, 3, 5, 1], ""),
+        (("7,cam3", ",cam3", ",cam8", "1,"), [7, 7, 8, 1], ""),
+        (("1,gate", ",cam3", ",03", ",c8"), [1, 3, 2, 8], "the cameras '03', 'cam3' may be one"),
+        ((f"{2**63 - 1},hall", ",door", ",", f",cam{2**63}"), [2**63 - 1, 2, NO_CAMERA, 1], ""),
         (
             ("1,gate", "2,gate", ",gate", "3,hall"),
             [1, 2, NO_CAMERA, 3],
@@ -502,5 +508,7 @@ def test_a_camid_and_a_camera_name_each_other(file: Path, rows, numbers, said) -
     file.write_text("\n".join(["path,pid,modality,camid,camera", *lines]))
     table = read_csv(file, training=False)
     assert table.camid.tolist() == numbers
+    again = read_csv(write_csv(table, file.parent / "again.csv"), training=False)
+    assert again.records() == table.records()
     notes = [note for note in table.notes if "cam" in note]
     assert [note.split(":")[0] for note in notes] == ([said] if said else [])

@@ -257,9 +257,12 @@ def test_portable_maps_of_16_bits_are_counts(tmp_path, scene, is_text, most):
 
 
 def test_a_text_map_of_other_values_than_its_header_says_is_refused(tmp_path):
-    for value in ("4096", "-1", "x", "9" * 40):
-        (tmp_path / "x.pgm").write_text(f"P2\n2 1\n4095\n7 {value}\n")
-        with pytest.raises(DataError, match=r"x\.pgm"):
+    for most, value, said in (
+        (4095, "4096", "Channel value too large"), (65535, "65536", "Channel value too large"),
+        (65535, "-5", "Channel value is negative: -5"), (4095, "x", "x"), (4095, "9" * 40, "9"),
+    ):  # fmt: skip
+        (tmp_path / "x.pgm").write_text(f"P2\n2 1\n{most}\n7 {value}\n")
+        with pytest.raises(DataError, match=rf"x\.pgm.*{said}"):
             load_image(tmp_path / "x.pgm")
 
 

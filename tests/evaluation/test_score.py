@@ -290,32 +290,43 @@ def test_an_option_that_would_do_nothing_is_refused(tmp_path, protocol, options,
         score_file(save(tmp_path, **two_sets()), protocol, **options)
 
 
-def test_regdb_cameras_that_contradict_the_modality_are_refused(tmp_path):
+def test_the_modality_counts_on_regdb_where_cameras_contradict_it(tmp_path, caplog):
     one = {"features": np.eye(4), "pid": [1, 2, 1, 2], "cam": [1, 1, 2, 2], "modality": [0, 0, 1, 1]}
     assert score_file(save(tmp_path, **one), "regdb").mean
-    text = "is 1 in row 0, whose camera 1 is of the other modality on regdb"
-    with pytest.raises(DataError, match=f"'modality' {text}"):
-        score_file(save(tmp_path, **{**one, "modality": [1, 1, 0, 0]}), "regdb")
+    assert caplog.messages == []
+    text = "is 1 in row 0, whose camera 1 is of the other modality on regdb: the modality counts"
+    assert score_file(save(tmp_path, **{**one, "modality": [1, 1, 0, 0]}), "regdb").mean
+    assert caplog.messages == [f"{tmp_path / 'e.npz'}: 'modality' {text}"]
     sides = {"query": slice(2), "gallery": slice(2, 4)}
     two = {f"{side}_{name}": one[name][rows] for side, rows in sides.items() for name in one}
     assert score_file(save(tmp_path, **two), "regdb").mean
-    with pytest.raises(DataError, match=f"'query_modality' {text}"):
-        score_file(save(tmp_path, **{**two, "query_modality": [1, 1]}), "regdb")
+    agw = save(tmp_path, **{**two, "query_modality": [1, 1], "gallery_modality": [0, 0]})
+    assert score_file(agw, "regdb", direction="t2v").mean
+    assert f"'query_modality' {text}" in caplog.text
+    with pytest.raises(DataError, match="images of the query are infrared"):
+        score_file(agw, "regdb", direction="v2t")
 
 
 def test_two_cameras_of_one_image_and_arrays_of_nearly_a_known_name_are_told(tmp_path, caplog):
-    plain = arrays()
-    score_file(
-        save(tmp_path, **plain, camid=plain["cam"], id=plain["index"], time=plain["index"]), draw="seeded"
-    )
+    plain, sides = arrays(), two_sets()
+    texts = plain["cam"].astype(str)
+    others = ("id", "time", "frame", "idx", "pid_name", "paths")
+    for camid in (plain["cam"], texts, plain["cam"][None]):
+        extra = dict.fromkeys(others, texts)
+        score_file(save(tmp_path, **plain, camid=camid, **extra), draw="seeded")
+    extra = dict.fromkeys(("query_name", "gallery_names", "gallery_path"), np.arange(4))
+    score_file(save(tmp_path, **sides, **extra), "sysu")
     assert caplog.text == ""
     with pytest.raises(DataError, match=r"e\.npz: cam and camid differ: leave one out"):
         score_file(save(tmp_path, **plain, camid=plain["cam"] + 1), draw="seeded")
     with pytest.raises(DataError, match="query_cam and query_camid differ"):
-        score_file(save(tmp_path, **two_sets(), query_camid=np.ones(4)), "sysu")
+        score_file(save(tmp_path, **sides, query_camid=np.ones(4)), "sysu")
     content = {"features": np.eye(4), "pid": [1, 2, 1, 2], "camids": [1, 1, 2, 2], "modality": [0, 0, 1, 1]}
-    score_file(save(tmp_path, **content), "regdb")
-    assert caplog.messages == [f"{tmp_path / 'e.npz'}: the array 'camids' is not read: name it cam"]
+    score_file(save(tmp_path, **content, pid_names=["a", "b", "a", "b"]), "regdb")
+    assert caplog.messages == [
+        f"{tmp_path / 'e.npz'}: the array '{name}' is not read: name it {near}"
+        for name, near in (("camids", "cam"), ("pid_names", "pid_name"))
+    ]
 
 
 def test_a_permutation_is_for_the_official_draw(tmp_path):

@@ -38,13 +38,14 @@ _COCO_TRACKS = ("track_id", "instance_id", "tracker_id")
 _READ = ("tracker_id", "class_id", "class_name", *_NUMBER_COLUMNS)
 _USUAL = frozenset(
     {
-        *(*CSV_HEADER, *_READ, "confidence", "score", "area", "mask", "segmentation", "keypoints", ""),
+        *(*CSV_HEADER, *_READ, *_NAME_COLUMNS, "confidence", "score", "area", "mask", "segmentation", ""),
         *("id", "image_id", "category_id", "category_name", "bbox", "attributes", "iscrowd", "ignore"),
-        *("num_keypoints", "video_id", "occluded", "truncated", "visibility"),
+        *("keypoints", "num_keypoints", "video_id", "occluded", "truncated", "visibility"),
     }
 )
 """Columns and fields that are read, or say nothing that a crop keeps."""
 
+_WHOLE = r"[0-9]+(?:\.0+|,00?)?"
 _YOLO = re.compile(r"0?\.(?=0*[1-9])\d+(?: (?:0?\.\d+|1(?:\.0*)?)){3}")
 """A box as fractions of the frame: its center, of which x is not 0, width and height."""
 _FRACTIONS = "its boxes are fractions of the frame, as YOLO writes them: convert them to pixels"
@@ -110,6 +111,9 @@ class Boxes:
     total: int = 0  # boxes in the file
     left_out: LeftOut = field(default_factory=LeftOut)  # boxes that are no person's
     notes: list[str] = field(default_factory=list)  # a sentence each
+    first_note: str = ""  # that of the notes which tells of `first`
+    # The same boxes by the names of images, where the file has both; None elsewhere.
+    by_name: dict[FrameKey, list[Box]] | None = None
 
     def add(self, frame: FrameKey, box: Box) -> None:
         """Add the box of a person."""
@@ -131,7 +135,7 @@ def read_boxes(path: str | Path) -> Boxes:
     - COCO: frames are the images' file names. Of categories with a name, those of `PERSON_WORDS` are taken.
       A comma that is no separator is a decimal one, also in supervision's CSV.
     - supervision: frames count from 0, in a column of `_NUMBER_COLUMNS`, or are named, in one of `_NAME_COLUMNS`,
-      also where all names are digits. Of both, names of images count, with a note; in a video the numbers.
+      also where all names are digits. Of both, `by_name` has those of images.
       `frame` or `frame_id` holds names where a value begins with 0, as 000003.
 
     Args:
@@ -235,8 +239,6 @@ def _add_mot_row(path: Path, boxes: Boxes, line: int, row: str, separator: str) 
         boxes.leave_out(frame, "of confidence 0, which marks a box as ignored", name)
     elif len(cells) == 9 and others[1] >= 0 and others[1] not in MOT_PERSONS:
         boxes.leave_out(frame, NO_PERSON, name)
-    elif len(cells) == 9 and others[1] >= 0 and others[2] == 0:
-        boxes.leave_out(frame, "of visibility 0, wholly hidden", name)
     else:
         boxes.add(frame, Box(left, top, left + width, top + height, track, name))
 
@@ -263,34 +265,36 @@ def _read_csv(path: Path, text: str, separator: str) -> Boxes:
         faults.append(f"{error!s:.300}")
     refuse_faults(path, faults)
     frames = [frame for frame, *_ in rows]
+    # Else they are names, as 1700000000.50.
+    if frame_column in _NUMBER_COLUMNS and all(re.fullmatch(_WHOLE, frame) for frame in frames):
+        frames = [FRACTION.sub("", frame) for frame in frames]
     # `frame` and `frame_id` may hold names, as 000003.
     padded = frame_column in ("frame", "frame_id") and any(re.match("0[0-9]", frame) for frame in frames)
     are_digits = all(frame.isascii() and frame.isdigit() for frame in frames)
     numbered = frame_column in _NUMBER_COLUMNS and are_digits and not padded
     boxes = Boxes("supervision", first=0 if numbered else None)
     from_1 = numbered and frame_column != "frame_index" and min(map(int, frames), default=0) == 1
-    if named := name_column != frame_column and all(is_image(re.split(r"[/\\]", name)[-1]) for name in names):
-        boxes.first = None
-        boxes.notes.append(f"frames are those of {name_column}; {frame_column} counts only in a video")
-    for (frame, class_name, _, box), name in zip(rows, names, strict=True):
-        key = name if named else int(frame) if numbered else frame
-        if named and numbered:
-            number = int(frame) - from_1
-            if boxes.numbers.setdefault(name, number) != number:
-                place = box.name.rpartition(", ")[2]
-                fault = f"{name_column} '{name}' is of frame {boxes.numbers[name] + from_1}, here of {frame}"
-                _add_fault(path, faults, place, fault)
+    are_images = [is_image(re.split(r"[/\\]", name)[-1]) for name in names]
+    if name_column != frame_column and all(are_images):
+        boxes.by_name = {}
+    elif name_column != frame_column and any(are_images):
+        no_image = printable(names[are_images.index(False)])
+        boxes.notes.append(f"{name_column} is not used: '{no_image:.200}' is no name of an image")
+    for (_, class_name, _, box), frame, name in zip(rows, frames, names, strict=True):
+        key = int(frame) if numbered else frame
         if class_name and class_name not in PERSON_WORDS:
             boxes.leave_out(key, NO_PERSON, box.name)
         else:
             boxes.add(key, box)
-    refuse_faults(path, faults)
-    if from_1 and not named:
+            if boxes.by_name is not None:
+                boxes.by_name.setdefault(name, []).append(box)
+    if from_1:
         boxes.first = 1
-        boxes.notes.append(
+        boxes.first_note = (
             f"{frame_column} begins with 1: frames count from 1; --first-frame 0 says otherwise"
         )
-    _note_unread(boxes, columns, {name_column} if named else {frame_column or ""})
+        boxes.notes.append(boxes.first_note)
+    _note_unread(boxes, columns, {frame_column or ""})
     _note_classes(boxes, "class_id", {number for _, name, number, _ in rows if not name}, {"", "0"})
     return boxes
 
@@ -315,10 +319,8 @@ def _parse_csv_row(
     frame = cells[frame_column].strip()
     if not frame:
         raise ValueError(f"{frame_column} is empty")
-    if frame_column in _NUMBER_COLUMNS:
-        frame = FRACTION.sub("", frame)
-        if re.fullmatch("-[0-9]+", frame):
-            raise ValueError(f"{frame_column} {frame} is negative")
+    if frame_column in _NUMBER_COLUMNS and re.fullmatch(rf"-{_WHOLE}", frame):
+        raise ValueError(f"{frame_column} {FRACTION.sub('', frame)} is negative")
     left, top, right, bottom = (_finite_number(cells[name]) for name in CSV_HEADER)
     track = _track_id(cells.get("tracker_id", ""), "tracker_id")
     box = Box(left, top, right, bottom, track, f"frame {frame}, line {line}")

@@ -124,8 +124,8 @@ def crop(
         MissingDependencyError: for a video without PyAV.
     """
     frames, out = Path(frames).expanduser(), Path(out).expanduser()
-    frame_boxes = read_boxes(boxes)
-    opened_frames = open_frames(frames, frame_boxes, options.first, options.value_range)
+    opened_frames = open_frames(frames, read_boxes(boxes), options.first, options.value_range)
+    frame_boxes = opened_frames.boxes
     if frames.is_dir() and out.resolve().is_relative_to(frames.resolve()):
         raise DataError(
             f"--out {out} lies in the folder of the frames: give another, so that crops are no frames"

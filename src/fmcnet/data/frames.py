@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import partial
 from itertools import pairwise
@@ -58,6 +58,7 @@ class Frames:
     """Frames in order."""
 
     frames: Iterable[Frame]  # of a video it can be read once
+    boxes: Boxes  # those given, by their frames' keys
     notes: tuple[str, ...] = ()  # how their numbers were found
     order_note: str = ""  # for users of `Frame.index`, where it is no even counter of the names
     ignored: tuple[Ignored, ...] = ()  # files of the folder that are no images
@@ -90,18 +91,19 @@ def open_frames(
     if is_image(path.name) or has_image_head(path):
         raise DataError(f"{path} is one image: give the folder of the frames, or a video")
     require("av", "video")
-    return Frames(_decode_video(path, _keys_by_index(path, boxes, first), value_range))
+    return Frames(_decode_video(path, _keys_by_index(path, boxes, first), value_range), boxes)
 
 
 def _open_folder(folder: Path, boxes: Boxes, first: int | None, value_range: ValueRange | None) -> Frames:
     listing = list_folder(folder)
     names = _sorted_names(folder, listing.images)
+    boxes = _choose_keys(folder, names, boxes, first)
     numbering = _number_images(folder, names, boxes, first)
     frames = [
         Frame(crop_name, numbering.keys.get(image, ""), index, None, partial(open_rgb, image, value_range))
         for image, crop_name, index in zip(names, _crop_names(names), numbering.indices, strict=True)
     ]
-    return Frames(frames, tuple(numbering.notes), numbering.order_note, listing.ignored)
+    return Frames(frames, boxes, tuple(numbering.notes), numbering.order_note, listing.ignored)
 
 
 def _sorted_names(folder: Path, images: Sequence[Path]) -> dict[Path, str]:
@@ -120,6 +122,36 @@ def _sorted_names(folder: Path, images: Sequence[Path]) -> dict[Path, str]:
         return _natural_key(PurePosixPath(item[1]).with_suffix("").as_posix()), item[1]
 
     return dict(sorted(names.items(), key=key))
+
+
+def _choose_keys(folder: Path, names: dict[Path, str], boxes: Boxes, first: int | None) -> Boxes:
+    """Boxes of which each has a number and a name: by name where the folder holds one of these, else by number."""
+    if not boxes.by_name:
+        return boxes
+    notes = [note for note in boxes.notes if note != boxes.first_note]
+    named = replace(boxes, of_frame=boxes.by_name, by_name=None, first=None, notes=notes)
+    name_of = _keys_by_name(names, named)
+    if not name_of:
+        name = next(iter(boxes.by_name))
+        note = (
+            f"the folder holds no image that the boxes name, as '{name}': frames are counted by their numbers"
+        )
+        return replace(boxes, notes=[*boxes.notes, printable(note)])
+    number_of_box = {box.name: number for number, of in boxes.of_frame.items() for box in of}
+    for name in name_of.values():
+        numbers = list(dict.fromkeys(str(number_of_box[box.name]) for box in named.of_frame[name]))
+        if len(numbers) > 1:
+            raise DataError(f"the boxes call the frames {first_of(numbers)} all '{printable(str(name))}'")
+    try:
+        number_of = _number_images(folder, names, boxes, first).keys
+    except DataError:  # the numbers tell no image
+        return named
+    for image in names:
+        boxes_by_name = named.of_frame.get(name_of.get(image, ""), [])
+        if boxes_by_name != boxes.of_frame.get(number_of.get(image, ""), []):
+            note = f"names and numbers of frames disagree, first at {names[image]}: the names count"
+            return replace(named, notes=[*notes, printable(note)])
+    return named
 
 
 @dataclass(frozen=True)
@@ -193,8 +225,6 @@ def _check_named(folder: Path, boxes: Boxes, first: int | None, keys: dict[Path,
         key = printable(str(next(iter(boxes.of_frame))))
         is_number = boxes.format == "supervision" and key.isdigit()
         hint = ": numbers of frames belong in a column frame_index" if is_number else ""
-        if boxes.numbers and boxes.format == "supervision":
-            hint = ": without their column, frames are counted by their numbers"
         raise DataError(f"the boxes name their frames, as '{key}', and {folder} holds none of them{hint}")
 
 

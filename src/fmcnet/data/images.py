@@ -228,7 +228,7 @@ def _deep_values(image: Image.Image) -> NDArray[Any] | None:
     tiles: Any = getattr(image, "tile", None)
     if stream is not None and tiles:  # a file that is not decoded yet
         if image.format == "PPM" and tiles[0][0] in ("raw", "ppm", "ppm_plain"):
-            values = _deep_ppm_values(stream, tiles[0][2], image.size)
+            values = _deep_ppm_values(image, stream, tiles[0][2])
         else:
             args = tiles[0][3]
             values = _wide_values(image, stream, str(args[0] if isinstance(args, tuple) and args else args))
@@ -312,18 +312,19 @@ def _wide_values(image: Image.Image, stream: IO[bytes], raw_mode: str) -> NDArra
     return np.asarray(ImageOps.exif_transpose(image)).astype(np.uint16) << 8 | lower
 
 
-def _deep_ppm_values(stream: IO[bytes], header_size: int, size: tuple[int, int]) -> NDArray[np.uint16] | None:
+def _deep_ppm_values(image: Image.Image, stream: IO[bytes], header_size: int) -> NDArray[np.uint16] | None:
     """The values of a PGM or PPM deeper than 8 bits, which Pillow scales or cuts; None for all others."""
     stream.seek(0)
     header = re.sub(rb"#.*", b"", stream.read(header_size)).split()
     if header[0] not in (b"P2", b"P3", b"P5", b"P6") or int(header[3]) < 256:
         return None
-    shape = (size[1], size[0], 3) if header[0] in (b"P3", b"P6") else (size[1], size[0])
+    shape = (image.height, image.width, *[3] * (header[0] in (b"P3", b"P6")))
     if header[0] in (b"P2", b"P3"):
         texts = re.sub(rb"#[^\r\n]*", b"", stream.read()).split()[: math.prod(shape)]
         if len(texts) < math.prod(shape):
             raise OSError(_TRUNCATED)
-        return np.array(list(map(int, texts)), np.uint16).reshape(shape)  # Pillow refuses other values
+        _load(image)  # Pillow refuses values that are none, below 0 or above the header's
+        return np.array(list(map(int, texts)), np.uint16).reshape(shape)
     data = stream.read(2 * math.prod(shape))
     if len(data) < 2 * math.prod(shape):
         raise OSError(_TRUNCATED)

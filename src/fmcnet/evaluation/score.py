@@ -17,6 +17,7 @@ import logging
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,6 @@ from fmcnet.evaluation.draws import Draw, find_permutation
 from fmcnet.evaluation.evaluate import Evaluation, copies_note, evaluate
 from fmcnet.evaluation.protocol_file import SUFFIXES, read_protocol
 from fmcnet.evaluation.protocols import DEFAULT_DIRECTIONS, Protocol, llcm, regdb, sysu
-from fmcnet.names import nearest
 from fmcnet.parsing import read_npz
 from fmcnet.types import (
     NO_CAMERA,
@@ -57,6 +57,8 @@ NEEDED = {
 """Arrays of one set that a protocol needs."""
 ALIASES = {"camid": "cam", "camera": "cam", "embedding": "features", "source": "name"}
 """Other names of arrays: of `Embeddings`, and of an exported gallery."""
+NEAR = 0.8
+"""Least likeness of names: camids is near camid, but frame is not near name."""
 CAMERAS = {"sysu": 6, "regdb": 2, "llcm": 9}
 """Each benchmark's number of cameras, which count from 1."""
 OPTIONS = {"sysu": ("mode", "shots", "draw", "permutation"), "regdb": ("cmc",), "llcm": ("reading",)}
@@ -342,14 +344,12 @@ class EmbeddingsFile:
         n = len(features)
         pid = self._parse_identities(arrays[f"{prefix}pid"], f"{prefix}pid", n)
         camid = self._parse_cameras(arrays[cameras], cameras, n) if cameras else np.full(n, NO_CAMERA)
-        first, second = (self.arrays.get(f"{prefix}{name}") for name in ("cam", "camid"))
-        if first is not None and second is not None and not np.array_equal(first, second):
-            raise DataError(f"{self.path}: {prefix}cam and {prefix}camid differ: leave one out")
-        read = [f"{prefix}{name}" for name in ("features", "pid", "modality")] + [cameras or f"{prefix}cam"]
-        read += [] if prefix else ["index", "name"]
-        for name in sorted({*self.arrays} - {*read, *ALIASES, "pid_name", "camera_name"}):
-            if name.startswith(prefix) and (near := nearest(name, read)) is not None and near not in arrays:
-                logger.warning("%s: the array '%s' is not read: name it %s", self.path, name, near)
+        both = f"{prefix}cam", f"{prefix}camid"
+        if {*both} <= {*self.arrays}:
+            first, second = (self._parse_cameras(self.arrays[name], name, n) for name in both)
+            if not np.array_equal(first, second):
+                raise DataError(f"{self.path}: {' and '.join(both)} differ: leave one out")
+        self._note_unread(prefix, arrays, cameras)
         name = f"{prefix}modality"
         if name in arrays:
             modality = self._parse_modalities(arrays[name], name, camid, protocol)
@@ -358,6 +358,21 @@ class EmbeddingsFile:
         else:
             modality = np.full(n, -1)
         return features, pid, camid, modality
+
+    def _note_unread(self, prefix: str, arrays: Mapping[str, NDArray[Any]], cameras: str | None) -> None:
+        """Warn of arrays with nearly the name of one that is missing."""
+        usual = ["features", "pid", "modality", "cam", "camid", "camera"]
+        usual += [] if prefix else ["index", "name", "pid_name", "camera_name", *ALIASES]
+        for name in sorted(self.arrays):
+            plain = name.removeprefix(prefix)
+            if not name.startswith(prefix) or plain in usual:
+                continue
+            for near in get_close_matches(plain.casefold(), usual, 1, NEAR):
+                wanted = ALIASES.get(near, near)
+                if not (cameras if wanted == "cam" else f"{prefix}{wanted}" in arrays):
+                    logger.warning(
+                        "%s: the array '%s' is not read: name it %s", self.path, name, prefix + wanted
+                    )
 
     def _check_features(self, array: NDArray[Any], name: str) -> NDArray[np.float32]:
         if array.ndim != 2 or 0 in array.shape or array.dtype.kind not in "fiu":
@@ -417,17 +432,20 @@ class EmbeddingsFile:
         return whole_numbers(column, f"{self.path}: '{name}'", f"{NO_CAMERA} where unknown")
 
     def _parse_modalities(self, array: NDArray[Any], name: str, camid: IntArray, protocol: str) -> IntArray:
-        """(N,) of 0 and 1, or words for them; they must not contradict the benchmark's cameras."""
+        """(N,) of 0 and 1, or words for them; on SYSU-MM01 they must not contradict the cameras."""
         column = self._check_column(array, name, len(camid))
         modality = modality_codes(column, f"{self.path}: '{name}'").astype(np.int64)
         by_camera = _modality_of_cameras(camid, protocol)
         if protocol == "sysu" or by_camera.min() >= 0:  # else they are other data's
             invalid = np.flatnonzero((by_camera >= 0) & (by_camera != modality))
             if len(invalid):
-                raise DataError(
+                text = (
                     f"{self.path}: '{name}' is {modality[invalid[0]]} in row {invalid[0]}, whose camera "
-                    f"{camid[invalid[0]]} is of the other modality on {protocol}: correct one of them"
+                    f"{camid[invalid[0]]} is of the other modality on {protocol}"
                 )
+                if protocol == "sysu":
+                    raise DataError(f"{text}: correct one of them")
+                logger.warning("%s: the modality counts", text)  # it has no camera rule
         return modality
 
     def _camera_modalities(self, camid: IntArray, protocol: str, name: str | None = None) -> IntArray:

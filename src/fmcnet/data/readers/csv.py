@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import itertools
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -71,7 +72,8 @@ def read_csv(file: str | Path, *, training: bool = True, modality: Modality | No
     - Without a `split` column, `TEST_SHARE` of the identities (those with the smallest SHA-256 of their name,
       so the choice depends on nothing else) go to test, the rest to train, with a note.
     - `camera` is any text; without a `camid` column cameras are numbered: by their number ("cam3" is 3) where all
-      have one that no other has, else in sorted order.
+      have one that no other has, else in sorted order. An empty `camid` beside others is that of other rows of its
+      `camera`, else its number, else a new one; one that is written as unknown, as -1, stays so.
     - With a column `date`, `time` may be a time of day. `tags` are separated by semicolons.
     - A column of another name is ignored, with a note; those in `ALIASES` are read by another name.
     - An image may be in one row only: other spellings of its path, and links, are the same image.
@@ -108,7 +110,7 @@ def read_csv(file: str | Path, *, training: bool = True, modality: Modality | No
     are_numbers = all(str(number_of(name)) == name for name in names)
     numbers = {"": NO_PID} | {name: int(name) if are_numbers else row for row, name in enumerate(names)}
     records = [r._replace(pid=numbers[identity]) for identity, r in zip(identities, records, strict=True)]
-    records = _number_cameras(_without_fractions(records), notes)
+    records = _number_cameras(_without_fractions(records), unknown, notes)
     notes += near_cameras({record.camera for record in records if not is_unknown(record.camera)})
     if training:
         if any(record.range for record in records):
@@ -139,7 +141,7 @@ def write_csv(table: Table, file: str | Path) -> Path:
     for record, path in zip(table.records(), table.full_paths(), strict=True):
         resolved = path.parent.resolve() / path.name
         path = resolved.relative_to(base) if resolved.is_relative_to(base) else Path.cwd() / path
-        camid = "" if record.camid == NO_CAMERA else record.camid
+        camid = "" if record.camid == NO_CAMERA and is_unknown(record.camera) else record.camid
         optional = (camid, record.split, record.role, record.time)
         others = (getattr(record, text) for text in texts)
         rows.append((path.as_posix(), table.pid_name(record.pid), record.modality, *optional, *others))
@@ -376,34 +378,39 @@ def _without_fractions(records: list[Record]) -> list[Record]:
     return records
 
 
-def _number_cameras(records: list[Record], notes: list[str]) -> list[Record]:
-    """Number the named cameras of rows without a number: as other rows do, else on from those.
+def _number_cameras(records: list[Record], unknown: set[tuple[str, str]], notes: list[str]) -> list[Record]:
+    """Number the named cameras of rows whose number is empty: as other rows do, else by the name's own, else on.
 
     Where no row has a number: by the names' numbers, if each has another, else in sorted order.
+
+    Args:
+        records: the rows.
+        unknown: (path, "camera") of rows that are written to have no camera.
+        notes: are told of names that have several numbers, where a row needs one.
     """
     names = sorted({record.camera for record in records if not is_unknown(record.camera)})
-    given = {(record.camera, record.camid) for record in records if record.camid != NO_CAMERA}
-    ids, names_of = defaultdict[Any, list[Any]](list), defaultdict[Any, list[Any]](list)
-    for name, number in sorted(given):
-        if not is_unknown(name):
-            ids[name].append(number)
-            names_of[number].append(name)
-    for column, others, found in (("camera", "camids", ids), ("camid", "cameras", names_of)):
-        double = [(key, ", ".join(map(repr, of))) for key, of in found.items() if len(of) > 1]
-        notes += [
-            f"the {column} {key!r} has the {others} {of}: give a camera one of both"
-            for key, of in double[:MOST_NOTES]
-        ]
-    numbers = {name: int(match[1]) for name in names if (match := _CAMERA.fullmatch(name))}
-    if given:
-        unnumbered = [name for name in names if not ids[name]]
-        numbers = {name: number for number, name in enumerate(unnumbered, max(id for _, id in given) + 1)}
-        numbers |= {name: ids[name][0] for name in names if len(ids[name]) == 1}
-    elif len(set(numbers.values())) < len(names):
-        numbers = {name: number for number, name in enumerate(names, 1)}
-    return [
-        r._replace(camid=numbers.get(r.camera, NO_CAMERA)) if r.camid == NO_CAMERA else r for r in records
-    ]
+    given = {record.camid for record in records} - {NO_CAMERA}
+    ids = defaultdict[str, set[int]](set)
+    for record in records:
+        if record.camid != NO_CAMERA:
+            ids[record.camera].add(record.camid)
+    own = {n: id for n in names if (m := _CAMERA.fullmatch(n)) and (id := number_of(m[1])) is not None}
+    counts = Counter(own.values())
+    use_own = given or len(counts) == len(names)
+    own = {name: id for name, id in own.items() if use_own and counts[id] == 1 and not ids[name]}
+    taken = given | {*own.values()}
+    free = (number for number in itertools.count(1) if number not in taken)
+    numbers = {name: next(free) for name in names if not ids[name] and name not in own} | own
+    numbers |= {name: min(ids[name]) for name in names if len(ids[name]) == 1}
+
+    def needs_number(record: Record) -> bool:
+        return record.camid == NO_CAMERA and (record.path, "camera") not in unknown
+
+    double = sorted({r.camera for r in records if needs_number(r) and len(ids[r.camera]) > 1} & {*names})
+    for name in double[:MOST_NOTES]:
+        found = ", ".join(map(str, sorted(ids[name])))
+        notes.append(f"the camera {name!r} has the camids {found}: its rows without one have no camera")
+    return [r._replace(camid=numbers.get(r.camera, NO_CAMERA)) if needs_number(r) else r for r in records]
 
 
 def _choose_test(identities: list[str], records: list[Record]) -> tuple[set[str], str]:
