@@ -155,7 +155,9 @@ def test_a_frame_that_begins_with_0_is_a_name(tmp_path, column, value, frame):
 )  # fmt: skip
 def test_classes_without_names_are_told_unless_they_are_persons(tmp_path, kind, classes, said):
     rows = f"{CSV},frame\n" + "".join(f"1,2,9,9,{one},,{at},{at}\n" for at, one in enumerate(classes))
-    found = [{"image_id": at, "bbox": [1, 2, 9, 9], "category_id": one} for at, one in enumerate(classes)]
+    found = [
+        {"image_id": f"{at}", "bbox": [1, 2, 9, 9], "category_id": one} for at, one in enumerate(classes)
+    ]
     boxes = read_boxes(write(tmp_path, rows if kind == "csv" else found))
     assert [said in note for note in boxes.notes] == ([True] if said else [])
 
@@ -167,8 +169,10 @@ def test_columns_and_fields_that_are_not_read_are_told(tmp_path):
     told = read_boxes(write(tmp_path, f"{odd},pid,\n1,2,9,9,0,1,7,person,49,0,0,anna,\n")).notes
     with_room = "; people.csv takes columns pid, camera, time and tags"
     assert told == [f"not read: 'track_id' (did you mean 'tracker_id'?), 'pid'{with_room}"]
-    found = {"image_id": 1, "bbox": [1, 2, 9, 9], "category_id": 1, "segmentation": [], "score": 1}
+    found = {"image_id": "a", "bbox": [1, 2, 9, 9], "category_id": 1, "segmentation": [], "score": 1}
     assert read_boxes(write(tmp_path, [found])).notes == []
+    [told] = read_boxes(write(tmp_path, [{**found, "image_id": 1}])).notes
+    assert "image_id of a results list is taken as the frame's number" in told
     assert read_boxes(write(tmp_path, [{**found, "camera": "gate"}])).notes == [
         f"not read: 'camera'{with_room}"
     ]

@@ -475,6 +475,9 @@ def test_the_name_of_a_frame_wins_over_its_number(frames, video, tmp_path):
             tmp_path, f"{SUPERVISION},frame_index,{column}", *(f"5,6,25,36,0,0.9,7,{r}" for r in rows)
         )
 
+    stems = numbered_and_named("file_name", "0,000003", "1,000004")
+    assert crop(frames, stems, tmp_path / "stems", NIGHT).notes[0].endswith("the names count")
+    assert (pixels(tmp_path / "stems", "000003_00.png") == picture(3)[6:36, 5:25]).all()
     found = numbered_and_named("file_name", "0,000003.png", "1,000004.png")
     report = crop(frames, found, tmp_path / "out", NIGHT)
     assert report.notes == ("names and numbers of frames disagree, first at 000001.png: the names count",)
@@ -494,8 +497,11 @@ def test_the_name_of_a_frame_wins_over_its_number(frames, video, tmp_path):
     ("names", "note"),
     [
         (("a_5.png", "a_6.png"), "the folder holds no image that the boxes name, as 'a_5.png': frames are"),
-        (("gate.mp4", "gate.mp4"), ""),
-        (("a.png", ""), "file is not used: '' is no name of an image"),
+        (
+            ("gate.mp4", "gate.mp4"),
+            "the folder holds no image that the boxes name, as 'gate.mp4': frames are",
+        ),
+        (("a.png", ""), "file is not used: frame 1, line 3 has none"),
     ],
 )
 def test_names_of_other_things_than_frames_leave_the_numbers(frames, tmp_path, names, note):

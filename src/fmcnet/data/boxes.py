@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-from fmcnet.data.listing import is_image
 from fmcnet.data.readers.common import read_rows
 from fmcnet.errors import MOST_FAULTS, DataError, first_of, refuse_faults
 from fmcnet.names import FRACTION, control_fault, nearest, printable
@@ -135,7 +134,7 @@ def read_boxes(path: str | Path) -> Boxes:
     - COCO: frames are the images' file names. Of categories with a name, those of `PERSON_WORDS` are taken.
       A comma that is no separator is a decimal one, also in supervision's CSV.
     - supervision: frames count from 0, in a column of `_NUMBER_COLUMNS`, or are named, in one of `_NAME_COLUMNS`,
-      also where all names are digits. Of both, `by_name` has those of images.
+      also where all names are digits. Of both, `by_name` has the names.
       `frame` or `frame_id` holds names where a value begins with 0, as 000003.
 
     Args:
@@ -274,12 +273,10 @@ def _read_csv(path: Path, text: str, separator: str) -> Boxes:
     numbered = frame_column in _NUMBER_COLUMNS and are_digits and not padded
     boxes = Boxes("supervision", first=0 if numbered else None)
     from_1 = numbered and frame_column != "frame_index" and min(map(int, frames), default=0) == 1
-    are_images = [is_image(re.split(r"[/\\]", name)[-1]) for name in names]
-    if name_column != frame_column and all(are_images):
+    if name_column != frame_column and all(names):
         boxes.by_name = {}
-    elif name_column != frame_column and any(are_images):
-        no_image = printable(names[are_images.index(False)])
-        boxes.notes.append(f"{name_column} is not used: '{no_image:.200}' is no name of an image")
+    elif name_column != frame_column and any(names):
+        boxes.notes.append(f"{name_column} is not used: {rows[names.index('')][3].name} has none")
     for (_, class_name, _, box), frame, name in zip(rows, frames, names, strict=True):
         key = int(frame) if numbered else frame
         if class_name and class_name not in PERSON_WORDS:
@@ -375,6 +372,11 @@ def _read_coco(path: Path, text: str) -> Boxes:
     refuse_faults(path, faults)
     if person_ids is None and not boxes.notes:
         _note_classes(boxes, "category_id", classes, {"", "0", "1"})
+    if results and any(isinstance(key, int) for key in boxes.of_frame):
+        boxes.notes.append(
+            "image_id of a results list is taken as the frame's number (--first-frame says from where on): give the "
+            "file with the images' names to be sure"
+        )
     _note_unread(boxes, (name for annotation in annotations for name in annotation), {*_COCO_TRACKS})
     return boxes
 
