@@ -512,3 +512,11 @@ def test_a_camid_and_a_camera_name_each_other(file: Path, rows, numbers, said) -
     assert again.records() == table.records()
     notes = [note for note in table.notes if "cam" in note]
     assert [note.split(":")[0] for note in notes] == ([said] if said else [])
+
+
+def test_a_number_without_a_name_takes_the_name_of_other_rows(tmp_path):
+    rows = "path,pid,modality,camid,camera\na.png,a,visible,1,gate\nb.png,b,visible,1,\nc.png,c,infrared,2,\n"
+    (tmp_path / "x.csv").write_text(rows)
+    assert read_csv(tmp_path / "x.csv", training=False).camera.tolist() == ["gate", "gate", ""]
+    (tmp_path / "y.csv").write_text(rows + "d.png,d,visible,1,door\n")
+    assert read_csv(tmp_path / "y.csv", training=False).camera.tolist() == ["gate", "", "", "door"]

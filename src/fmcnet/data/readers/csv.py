@@ -381,6 +381,8 @@ def _without_fractions(records: list[Record]) -> list[Record]:
 def _number_cameras(records: list[Record], unknown: set[tuple[str, str]], notes: list[str]) -> list[Record]:
     """Number the named cameras of rows whose number is empty: as other rows do, else by the name's own, else on.
 
+    A row with a number and an empty name takes the name that other rows give the number, if they give one.
+
     Where no row has a number: by the names' numbers, if each has another, else in sorted order.
 
     Args:
@@ -410,7 +412,17 @@ def _number_cameras(records: list[Record], unknown: set[tuple[str, str]], notes:
     for name in double[:MOST_NOTES]:
         found = ", ".join(map(str, sorted(ids[name])))
         notes.append(f"the camera {name!r} has the camids {found}: its rows without one have no camera")
-    return [r._replace(camid=numbers.get(r.camera, NO_CAMERA)) if needs_number(r) else r for r in records]
+    records = [r._replace(camid=numbers.get(r.camera, NO_CAMERA)) if needs_number(r) else r for r in records]
+    names_of = defaultdict[int, set[str]](set)
+    for record in records:
+        if record.camid != NO_CAMERA and not is_unknown(record.camera):
+            names_of[record.camid].add(record.camera)
+    return [
+        r._replace(camera=min(names_of[r.camid]))
+        if not r.camera and len(names_of[r.camid]) == 1 and (r.path, "camera") not in unknown
+        else r
+        for r in records
+    ]
 
 
 def _choose_test(identities: list[str], records: list[Record]) -> tuple[set[str], str]:
