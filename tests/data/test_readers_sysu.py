@@ -12,7 +12,6 @@ from fmcnet.errors import DataError
 from fmcnet.types import Modality
 from tests.data import trees
 
-DISAGREE = "exp/test_id.mat lists other identities than exp/test_id.txt, which was read"
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
 
 
@@ -68,14 +67,6 @@ def test_mat_files_stand_in_for_text(root: Path) -> None:
     (root / "exp/test_id.txt").unlink()
     savemat(root / "exp/test_id.mat", {"id": np.array([[10, 11]], dtype=np.uint16)})
     assert np.unique(read_sysu(root).select(split="test").pid).tolist() == [10, 11]
-
-
-@pytest.mark.parametrize(("ids", "note"), [([[10, 11]], ()), ([[10]], (DISAGREE,))])
-def test_lists_that_disagree_are_told(root: Path, ids: list[list[int]], note: tuple[str, ...]) -> None:
-    savemat(root / "exp/test_id.mat", {"id": np.array(ids)})
-    table = read_sysu(root)
-    assert np.unique(table.select(split="test").pid).tolist() == [10, 11]
-    assert table.notes == note
 
 
 def test_mat_file_without_the_variable(root: Path) -> None:

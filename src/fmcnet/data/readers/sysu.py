@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 
 from fmcnet.data.readers.common import DatasetFolder, check_splits, read_ids, read_mat_ids
@@ -68,14 +67,10 @@ def _split_ids(folder: DatasetFolder) -> tuple[dict[str, list[int]], list[str]]:
     ids: dict[str, list[int]] = {}
     notes: list[str] = []
     for split in SPLITS:
-        text, matlab = folder.find(f"exp/{split}_id.txt"), folder.find(f"exp/{split}_id.mat")
-        if text:
-            ids[split] = read_ids(folder.root / text)
-            with contextlib.suppress(DataError):  # a .mat that cannot be read is not needed
-                if matlab and read_mat_ids(folder.root / matlab) != ids[split]:
-                    notes.append(f"{matlab} lists other identities than {text}, which was read")
-        elif matlab:
-            ids[split] = read_mat_ids(folder.root / matlab)
+        if found := folder.find(f"exp/{split}_id.txt"):
+            ids[split] = read_ids(folder.root / found)
+        elif found := folder.find(f"exp/{split}_id.mat"):
+            ids[split] = read_mat_ids(folder.root / found)
         else:
             notes.append(f"exp/{split}_id.txt is absent: no {split} split")
     return ids, notes
