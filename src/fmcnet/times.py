@@ -164,7 +164,7 @@ class TimePattern:
         ]
 
     def find(self, name: str) -> datetime:
-        """The time in a name, with its timezone.
+        """The time in a name, with its timezone; AM or PM behind it counts.
 
         Raises:
             DataError: for no time, several, one before 1971, or a doubtful one that is refused.
@@ -184,6 +184,9 @@ class TimePattern:
                 "the name into the pattern"
             )
         ((time, text),) = places.items()
+        half = re.search(rf"(?i){re.escape(text)}[\s._-]?([ap])\.?m(?![a-z0-9])", name)
+        if half and "%H" in self._used and 1 <= time.hour <= 12:
+            time = time.replace(hour=time.hour % 12 + 12 * (half[1] in "pP"))
         if time.utcoffset() is None:
             time = localize(time, self._zone, self._doubtful)
         return check_clock(time, f"its time '{text}'")

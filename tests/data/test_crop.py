@@ -665,3 +665,28 @@ def test_a_kill_changes_nothing(video, tmp_path):
     assert not list(out.glob(".*.tmp"))
     crop(video, found, out, NIGHT)
     assert files(out) == files(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("how", ["corner", "centre", "tracked", "whole"])
+def test_boxes_that_fit_as_centre_and_size_only_are_told(frames, tmp_path, how):
+    """Ultralytics' xywh begins with the centre: each crop would show the lower right of a person only."""
+    random = np.random.default_rng(1)
+    rows = []
+    for number in range(60):
+        width, height = random.integers(8, 14), random.integers(16, 28)
+        left, top = random.integers(0, WIDTH - width + 1), random.integers(0, HEIGHT - height + 1)
+        if how == "tracked":  # a tracker's boxes are not clipped
+            left, top = left + random.integers(-9, 10), top + random.integers(-9, 10)
+        if how == "centre":
+            left, top = left + width / 2, top + height / 2
+        if how == "whole":  # all at the lower edge, one of them as large as the frame
+            left, top, height = (1, 1, HEIGHT) if number == 7 else (left, 30, height)
+        rows.append(f"{1 + number % 6},{number},{left},{top},{width},{height},1")
+    report = crop(frames, boxes(tmp_path, *rows), tmp_path / "crops", NIGHT)
+    assert (
+        crop(frames, tmp_path / "boxes.txt", tmp_path / "crops", NIGHT).notes == report.notes
+    )  # of the journal
+    told = [note for note in report.notes if "reach beyond" in note]
+    assert ["as centre, width and height" in note for note in told] == [True] * (how == "centre") + [
+        False
+    ] * (how == "whole")

@@ -1,6 +1,7 @@
 """Two synchronous folders become a training table."""
 
 import csv
+from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
@@ -245,3 +246,49 @@ def test_any_name_becomes_an_identity_that_training_reads(tmp_path):
         save(tmp_path / side, *(f"{longer}/{name}" for name in names))
     report = make_pairs(tmp_path / "day", tmp_path / "night", tmp_path / "p.csv")
     assert len(set(read_dataset(report.table).pid)) == report.identities == len(names)
+
+
+def cropped(tmp_path, word, boxes, **options):
+    """Crops of two frames of 64 x 48 pixels by lines of MOTChallenge."""
+    frames = save(tmp_path / f"frames_{word}", "1.png", "2.png")
+    pixels = np.zeros((48, 64, 3), np.uint8)
+    pixels[..., 0] = np.arange(64) * 3
+    pixels[..., 2 if word == "vis" else 0] += np.arange(48, dtype=np.uint8)[:, None]
+    for path in frames.iterdir():
+        Image.fromarray(pixels if word == "vis" else pixels[..., 0]).save(path)
+    file = tmp_path / f"{word}.txt"
+    file.write_text("".join(f"{frame},-1,{left},4,12,24,1\n" for frame in (1, 2) for left in boxes))
+    modality = {"vis": Modality.VISIBLE, "ir": Modality.INFRARED}[word]
+    return crop(frames, file, tmp_path / word, CropOptions(modality, **options)).table
+
+
+def test_crops_of_different_boxes_may_show_different_persons(tmp_path):
+    """The second detector found them in another order: each pair would be of two persons."""
+    sides = cropped(tmp_path, "vis", (5, 30)), cropped(tmp_path, "ir", (30, 5))
+    for number, given in enumerate((sides, [side.parent for side in sides])):
+        (note,) = make_pairs(*given, tmp_path / f"{number}.csv").notes
+        assert note.startswith(
+            "fmcnet crop cut the two cameras by different boxes, so crop 00 of a frame may be"
+        )
+
+
+def test_pairs_of_different_times_are_told(tmp_path):
+    """Frame 2 of a camera of 25 frames a second is another moment than frame 2 of one that takes one in 2 s."""
+    noon = datetime(2026, 3, 1, 12, tzinfo=timezone.utc)
+    sides = (
+        cropped(tmp_path, "vis", (5,), start=noon, fps=25),
+        cropped(tmp_path, "ir", (5,), start=noon, fps=0.5),
+    )
+    (note,) = make_pairs(*sides, tmp_path / "p.csv").notes
+    assert note.startswith("1 of 2 pairs are over 1 s apart by their times, the first ")
+    assert str(tmp_path / "vis/2_00.png") in note
+    assert str(tmp_path / "ir/2_00.png") in note
+
+
+def test_the_same_boxes_and_times_get_no_note(tmp_path):
+    noon = datetime(2026, 3, 1, 12, tzinfo=timezone.utc)
+    sides = [cropped(tmp_path, word, (5, 30), start=noon, fps=25) for word in ("vis", "ir")]
+    assert make_pairs(*sides, tmp_path / "p.csv").notes == ()
+    (tmp_path / "ir/.crops.jsonl").write_text('{"crops": "of an earlier version"}\n')
+    sides[1].write_text(sides[1].read_text().replace("2026-03-01T12:00:00.000+00:00", "noon"))
+    assert make_pairs(*[side.parent for side in sides], tmp_path / "q.csv").notes == ()

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import datetime, timezone
 
 import numpy as np
 import pytest
 
 from fmcnet.errors import CheckpointError, DataError, FmcnetError, GalleryError
+from fmcnet.inference.fit_calibration import fit_calibration
+from fmcnet.inference.projection import l2_normalize
 from fmcnet.retrieval import Gallery, Searcher, Where
 from fmcnet.retrieval.notes import filter_notes
-from fmcnet.types import Modality
+from fmcnet.types import Embeddings, Modality
 from tests.retrieval.fakes import DAY, DIGEST, NIGHT, curve, encoder, picture, similarity
 
 RED, PINK, GREEN, BLUE = (250, 20, 20), (240, 90, 60), (20, 250, 20), (20, 20, 250)
@@ -55,6 +58,26 @@ def test_the_prior_can_be_given(searcher):
     low, high = (searcher.search(picture(*RED), "ir", prior=p).hits[0].probability for p in (0.001, 0.5))
     assert low < high
     assert searcher.search(picture(*RED), "ir", prior=0.5).prior == 0.5
+
+
+def test_the_prior_of_tracks_is_that_of_so_many_tracks(tmp_path):
+    """A track is one result: with 1 / (entries + 1), a sure one of 40 pictures was called improbable."""
+    with Gallery(tmp_path / "g") as gallery:
+        searcher = Searcher(encoder(tmp_path, ALL), gallery)
+        searcher.add([picture(*RED)] * 40, "visible", track="a", camera="gate")
+        searcher.add([picture(*BLUE)] * 5, ["visible"] * 3 + ["ir"] * 2, track="b", camera="gate")
+        searcher.add([picture(*GREEN)] * 2, "visible", camera="hall")  # each a result of its own
+        tracks = searcher.search(picture(*RED), "ir", group="track")
+        assert (len(tracks.groups), tracks.compared, tracks.prior) == (5, 47, pytest.approx(1 / 6))
+        for group in (None, "pid"):
+            assert searcher.search(picture(*RED), "ir", group=group).prior == pytest.approx(1 / 48)
+        gate = Where(cameras=["gate"], modality="visible")
+        found = searcher.search(picture(*RED), "ir", group="track", where=gate, min_probability=0.9)
+        assert (found.compared, found.prior) == (43, pytest.approx(1 / 3))
+        assert [group.key for group in found.groups] == ["a"]
+        assert searcher.search(picture(*RED), "ir", group="track", prior=0.5).prior == 0.5
+        gallery.remove(Where(tracks=["b"]))
+        assert searcher.search(picture(*RED), "ir", group="track").prior == pytest.approx(1 / 4)
 
 
 def test_conditions_narrow_what_is_compared_and_the_prior(searcher):
@@ -176,7 +199,8 @@ def test_a_track_is_its_pictures_pooled_and_a_person_the_best_picture(searcher):
         mean = sum(units[c] for c in colours)
         cosine = float(units[RED] @ mean / np.linalg.norm(mean))
         assert one.similarity == pytest.approx(cosine, abs=3e-4)
-        assert one.probability == pytest.approx(1 / (1 + np.exp(-8 * cosine)), abs=3e-4)
+        left = min(1.0, np.linalg.norm(mean) / np.sqrt(len(colours)))  # of the two opposite colours of t3
+        assert one.probability == pytest.approx(1 / (1 + np.exp(-8 * cosine * left)), abs=3e-4)
         assert one.pooled == one.size == len(colours)
     assert [one.key for one in answer.groups] == ["t1", "t3", "t2"]
     assert [hit.id for hit in answer.hits] == ["red", "near", "green"]
@@ -202,6 +226,33 @@ def test_a_track_is_its_pictures_pooled_and_a_person_the_best_picture(searcher):
     assert [(g.similarity, g.probability, g.pooled) for g in by_person.groups] == [
         (by_person.hits[0].similarity, by_person.hits[0].probability, 0)
     ]
+
+
+def test_pooled_pictures_of_two_persons_reach_a_false_match_rate_as_often_as_single_ones(tmp_path):
+    """Pooling takes out what differs between pictures of one person, so that all cosines grow."""
+    rng = np.random.default_rng(0)
+    persons, several = 200, 6
+    looks = rng.normal(size=(persons, 1, 64)) * 0.6 + 0.5 + rng.normal(size=(persons, 2 * several, 64))
+    singles = l2_normalize(looks.reshape(-1, 64).astype(np.float32))
+    pid, codes = np.repeat(np.arange(persons), 2 * several), np.tile([0, 1], persons * several)
+    plain = Embeddings.unlabelled(singles, codes.astype(np.uint8), pid.astype(str))
+    labelled = replace(plain, pid=pid, camid=np.arange(len(pid)))
+    curves = fit_calibration(labelled, DIGEST).curves
+    with Gallery(tmp_path / "g") as gallery:
+        searcher = Searcher(encoder(tmp_path, curves), gallery)
+        tracked = codes == 0
+        gallery.add(singles[tracked], modality="visible", track=[f"t{p}" for p in pid[tracked]], model=DIGEST)
+        persons_found = {"track": list[bool](), None: list[bool]()}
+        for person in range(20):
+            query = labelled.take((pid == person) & ~tracked)
+            for group, right in persons_found.items():
+                answer = searcher.answer(query, top=1000, group=group, fmr=0.01, exact=True)
+                right += [hit.track == f"t{person}" for hit in answer.hits]
+                assert all(hit.similarity >= answer.thresholds[DAY] for hit, _ in answer.ranking)
+    rate = {group: (len(right) - sum(right)) / 20 / (persons - 1) for group, right in persons_found.items()}
+    assert 0.002 < rate["track"] < 0.03  # by cosine alone 0.16
+    assert 0.002 < rate[None] / several < 0.03
+    assert sum(persons_found["track"]) == 20
 
 
 def test_several_images_make_one_query_and_both_modalities_the_cautious_curve(searcher):

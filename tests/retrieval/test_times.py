@@ -246,3 +246,23 @@ def test_digits_behind_the_seconds_are_hinted_at():
     assert TimePattern("%Y%m%d_%H%M%S%f").find(name).microsecond == 123_000
     with pytest.raises(DataError, match=r"as --time-from-name '%Y-%m-%d'$"):
         TimePattern("%Y-%m-%d").find(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "hour"),
+    [
+        ("gate_2026-03-01_10-15-58PM.jpg", 22),
+        ("2026-03-01_10-15-58 p.m..jpg", 22),
+        ("2026-03-01_12-15-58\u202fPM.jpg", 12),
+        ("2026-03-01_12-15-58_AM_7.jpg", 0),
+        ("2026-03-01_08-15-58am.jpg", 8),
+        ("2026-03-01_22-15-58PM.jpg", 22),
+        ("2026-03-01_10-15-58_pm2.jpg", 10),
+        ("2026-03-01_10-15-58_amsel.jpg", 10),
+        ("PM_2026-03-01_10-15-58.jpg", 10),
+    ],
+)
+def test_am_and_pm_behind_a_time_count(name, hour):
+    found = TimePattern("%Y-%m-%d_%H-%M-%S").find(name)
+    assert found == datetime(2026, 3, 1, hour, 15, 58, tzinfo=timezone.utc)
+    assert TimePattern("%Y-%m-%d").find("2026-03-01_10PM.jpg").hour == 0

@@ -44,7 +44,7 @@ def search(
         float | None, Option(help="Leave out entries below the threshold of this false-match rate.")
     ] = None,
     prior: Annotated[
-        float | None, Option(help="Probability before comparing; default 1 / (entries compared + 1).")
+        float | None, Option(help="Probability before comparing; default 1 / (entries or tracks + 1).")
     ] = None,
     group: Annotated[
         str | None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -20,6 +21,7 @@ from fmcnet.data.listing import Ignored, ignored_facts, list_folder
 from fmcnet.data.pixels import Remarks, ValueRange
 from fmcnet.errors import DataError
 from fmcnet.files import (
+    file_digest,
     file_state,
     lock_file,
     make_private,
@@ -39,6 +41,8 @@ JOURNAL, LOCK = ".crops.jsonl", ".crops.lock"
 RULES = "4"
 """Of frames' order and tracks' names: crops by other rules are not continued."""
 CLIPPED, OUTSIDE = "clipped", "outside the frame"
+AS_CENTRES = ("as centres", "as centres only")
+"""In the journal: a frame that holds all its boxes if left and top are taken as their centres; otherwise not."""
 DOUBTFUL = 4
 """Fewest boxes for the note that most reach beyond their frame."""
 SHARED_NAMES = frozenset(
@@ -140,7 +144,9 @@ def crop(
         with lock_file(out / LOCK, optional=True):
             for folder in (out, *(path for path in out.rglob("*") if path.is_dir())):
                 remove_left(folder)
-            finished = _read_journal(out, signature)
+            finished = _read_journal(
+                out, {"crops": signature, "boxes": file_digest(Path(boxes).expanduser())}
+            )
             cropper = _Cropper(out, options, frame_boxes, _recording_name(frames.resolve()))
             with (
                 named(out / JOURNAL),
@@ -205,10 +211,14 @@ class _Cropper:
         return self.cropped[-1]
 
     def _write_crops(self, frame: Frame, image: Image.Image, boxes: list[Box]) -> _CroppedFrame:
-        rows, clipped, left_out = list[list[str]](), 0, list[list[str]]()
+        rows, clipped, left_out, fit_as_centres, beyond = list[list[str]](), 0, list[list[str]](), True, False
         time = self._frame_time(frame)
         for number, box in enumerate(boxes):
             area, reason = _clip_box(box, image.size, self.options.min_size)
+            half = (box.right - box.left) / 2, (box.bottom - box.top) / 2
+            for centre, margin, side in zip(box[:2], half, image.size, strict=True):
+                fit_as_centres &= margin - 2 <= centre <= side - margin + 2
+                beyond |= centre + 1.8 * margin > side + 2  # by a tenth
             if area is None:
                 left_out.append([reason, box.name])
                 continue
@@ -219,7 +229,8 @@ class _Cropper:
             _save(image.crop(area), target)
             track = f"{self._recording_of(frame.name)}/{box.track}" if box.track else ""
             rows.append([path, str(self.options.modality), self.options.camera or "", time, track])
-        return _CroppedFrame(frame.name, rows, clipped, left_out, list(image.info.get(REMARKS, ())))
+        remarks = [*image.info.get(REMARKS, ()), *[AS_CENTRES[beyond]] * fit_as_centres]
+        return _CroppedFrame(frame.name, rows, clipped, left_out, remarks)
 
     def _recording_of(self, frame_name: str) -> str:
         """The prefix of a frame's tracks: each subfolder of images is a recording of its own."""
@@ -259,7 +270,13 @@ class _Cropper:
         report.recordings = tuple(dict.fromkeys(self._recording_of(cropped.frame) for cropped in tracked))
         outside = report.left_out.counts.get(OUTSIDE, 0)
         beyond, count = report.clipped + outside, report.crops + outside
-        if count >= DOUBTFUL and 2 * beyond > count:
+        as_centres = [{*AS_CENTRES} & {*cropped.remarks} for cropped in self.cropped]
+        if all(as_centres) and as_centres.count({AS_CENTRES[1]}) >= DOUBTFUL:
+            notes += (
+                f"{beyond} of {count} boxes reach beyond their frame, and all lie in it if read as centre, width and "
+                "height, as YOLO's xywh: if so, subtract half of width and height, for a box begins with its corner",
+            )
+        elif count >= DOUBTFUL and 2 * beyond > count:
             notes += (
                 f"{beyond} of {count} boxes reach beyond their frame: are they corners (x1, y1, x2, y2) where widths "
                 "and heights are read, or of frames of another size?",
@@ -312,22 +329,28 @@ def _signature(frames: Path, boxes: Path, options: CropOptions) -> str:
     return digest.hexdigest()
 
 
-def _read_journal(out: Path, signature: str) -> dict[str, _CroppedFrame]:
+def boxes_digest(folder: Path) -> str:
+    """Digest of the boxes' file that the crops in a folder were cut by; "" where none is recorded."""
+    with contextlib.suppress(OSError, ValueError, AttributeError), (folder / JOURNAL).open("rb") as stream:
+        return str(parse_json(stream.readline().decode()).get("boxes", ""))
+    return ""
+
+
+def _read_journal(out: Path, header: dict[str, str]) -> dict[str, _CroppedFrame]:
     """The frames already cropped, by name; starts a journal if none exists. DataError: `out` holds something else."""
     journal = out / JOURNAL
     lines = journal.read_bytes().split(b"\n") if journal.is_file() else []
     if len(lines) < 3:  # none, or no frame is done
         if others := [path for path in out.iterdir() if path.name not in (JOURNAL, LOCK)]:
             raise DataError(f"--out {out} holds other files ({others[0].name}): give a new folder")
-        header = json.dumps({"crops": signature}) + "\n"
-        write_atomically(journal, lambda file: file.write_text(header), private_mode(out))
+        write_atomically(journal, lambda file: file.write_text(json.dumps(header) + "\n"), private_mode(out))
         return {}
     try:
         stored_signature = parse_json(lines[0].decode()).get("crops")
         frames = [_CroppedFrame(*parse_json(line.decode())) for line in lines[1:-1]]
     except (ValueError, TypeError, AttributeError) as error:
         raise DataError(f"{journal} is damaged ({error}): remove {out}, or give a new folder") from error
-    if stored_signature != signature:
+    if stored_signature != header["crops"]:
         raise DataError(
             f"--out {out} holds crops of other frames, boxes or options, or of an older fmcnet, or the frames' files "
             "were touched since: give a new folder, or remove it first"

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from scipy.cluster.hierarchy import DisjointSet
 
-from fmcnet.data.crop import TABLE
+from fmcnet.data.crop import TABLE, boxes_digest
 from fmcnet.data.images import load_image
 from fmcnet.data.listing import Ignored, ignored_facts, ignored_line, list_folder
 from fmcnet.data.pixels import colour_notes
@@ -19,6 +21,7 @@ from fmcnet.data.readers.csv import HELD_OUT, read_csv
 from fmcnet.errors import DataError, first_of
 from fmcnet.files import private_mode, write_rows
 from fmcnet.names import printable
+from fmcnet.times import parse_capture_time
 from fmcnet.types import MODALITY_WORDS, NO_PID, Modality
 
 COLUMNS = ("path", "pid", "modality", "camid", "split")
@@ -53,6 +56,7 @@ class _Crop(NamedTuple):
 
     path: Path
     person: tuple[str, ...]
+    time: datetime | None = None
 
 
 @dataclass
@@ -65,6 +69,7 @@ class _Side:
     crops: list[_Crop] = field(default_factory=list)
     by_name: dict[str, _Crop] = field(default_factory=dict)  # by the name that the crops of a pair share
     missing: list[str] = field(default_factory=list)
+    boxes: dict[str, str] = field(default_factory=dict)  # digests, by the tables' folders below `root`
     notes: tuple[str, ...] = ()
     ignored: tuple[Ignored, ...] = ()
 
@@ -142,6 +147,7 @@ def make_pairs(
         notes=(
             *day.notes,
             *night.notes,
+            *_pair_notes(pairs, day, night),
             *colour_notes([code for code, _ in crops], lambda row: load_image(crops[row][1])),
         ),
         ignored=(*day.ignored, *night.ignored),
@@ -156,8 +162,9 @@ def _read_side(source: Path, modality: Modality) -> _Side:
         listing = list_folder(source)
         tables = sorted(path for file in listing.ignored if (path := Path(file.path)).name == TABLE)
         side.ignored = tuple(file for file in listing.ignored if Path(file.path) not in tables)
-        people = {crop.path.resolve(): crop.person for file in tables for crop in _read_table(side, file)}
-        side.crops = [_Crop(path.absolute(), people.get(path.resolve(), ())) for path in listing.images]
+        people = {crop.path.resolve(): crop for file in tables for crop in _read_table(side, file)}
+        plain = [_Crop(path.absolute(), ()) for path in listing.images]
+        side.crops = [people.get(crop.path.resolve(), crop)._replace(path=crop.path) for crop in plain]
     else:
         side.crops = list(_read_table(side, source))
     if not side.crops:
@@ -177,13 +184,18 @@ def _read_table(side: _Side, file: Path) -> Iterator[_Crop]:
         raise DataError(f"{file} has {modality.other} crops, and stands where {modality} ones are meant")
     notes = (note for note in table.notes if not note.startswith(HELD_OUT))  # all of them are for training
     side.notes = tuple(dict.fromkeys((*side.notes, *notes)))
-    for path, pid, track in zip(table.full_paths(), table.pid.tolist(), table.track, strict=True):
+    side.boxes[os.path.relpath(file.parent, side.root)] = boxes_digest(file.parent)
+    columns = table.full_paths(), table.pid.tolist(), table.track, table.time.tolist()
+    for path, pid, track, time in zip(*columns, strict=True):
         if not path.is_file():
             side.missing.append(str(path))
             continue
         person = [f"pid {table.identity(pid)}"] if pid != NO_PID else []
         person += [f"{modality} track {track}"] if track else []
-        yield _Crop(path.absolute(), tuple(person))
+        crop = _Crop(path.absolute(), tuple(person))
+        with contextlib.suppress(DataError):  # no time, or one that index names
+            crop = crop._replace(time=parse_capture_time(time))
+        yield crop
 
 
 def _refuse_duplicates(sides: list[_Side]) -> None:
@@ -193,6 +205,21 @@ def _refuse_duplicates(sides: list[_Side]) -> None:
         first = seen.setdefault(path.resolve(), path)
         if first is not path:
             raise DataError(f"{first} and {path} are one image: give each image once")
+
+
+def _pair_notes(pairs: list[list[_Crop]], day: _Side, night: _Side) -> Iterator[str]:
+    """Why pairs may show two persons: different boxes, whose numbers are in the crops' names, or different times."""
+    if any(len({digest, night.boxes.get(folder, "")} - {""}) > 1 for folder, digest in day.boxes.items()):
+        yield (
+            "fmcnet crop cut the two cameras by different boxes, so crop 00 of a frame may be another person in "
+            "each: cut both by one file, unless both list the same persons in the same order"
+        )
+    apart = [(a, b) for a, b in pairs if a.time and b.time and abs(a.time - b.time) > timedelta(seconds=1)]
+    if apart:
+        yield (
+            f"{len(apart)} of {len(pairs)} pairs are over 1 s apart by their times, the first {apart[0][0].path} and "
+            f"{apart[0][1].path}: frames of one number must be of one moment, unless only the clocks differ"
+        )
 
 
 def _name_crops(sides: list[_Side]) -> list[list[_Crop]]:

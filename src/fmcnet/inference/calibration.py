@@ -100,6 +100,11 @@ class Curve:
             )
         return float(np.interp(-np.log(fmr), -np.log(self.false_match_rate), self.threshold))
 
+    @property
+    def common(self) -> float:
+        """What images of two persons have in common: the median of their similarities, at least 0."""
+        return float(np.interp(np.log(2), -np.log(self.false_match_rate), self.threshold).clip(0.0, 0.99))
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {

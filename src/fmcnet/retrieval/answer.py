@@ -16,7 +16,7 @@ import numpy as np
 
 from fmcnet.errors import DataError
 from fmcnet.files import private_mode, write_atomically
-from fmcnet.inference.calibration import Calibration
+from fmcnet.inference.calibration import Calibration, FloatVector
 from fmcnet.inference.image_input import thumbnail
 from fmcnet.names import printable
 from fmcnet.retrieval.records import Hit, HitGroup
@@ -59,7 +59,7 @@ class Answer:
         images: how many images made the query.
         compared: how many entries it was compared with.
         prior: probability before comparing; None: there are no probabilities.
-        thresholds: the least similarity asked for, by the entry's modality; empty when none was asked for.
+        thresholds: the least similarity asked for, of single images (pooled ones need more), by entry's modality.
         notes: for the reader, one sentence each.
     """
 
@@ -90,8 +90,8 @@ class Answer:
         if not any(later > earlier for earlier, later in pairwise(probabilities)):
             return ""
         return (
-            "ranked by similarity: visible and infrared entries have their own calibrations, so a less probable "
-            "entry may stand above a more probable one"
+            "ranked by similarity: visible and infrared entries have their own calibrations, and pooling raises "
+            "similarities, so a less probable entry may stand above a more probable one"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -119,11 +119,15 @@ class CalibratedScores:
         calibration: the encoder's; None: there is none.
         query: modalities of the query's images.
         prior: probability, before comparing, that an entry shows the query's person.
+        images: how many the query was pooled from.
+        length: of the mean of their unit embeddings.
     """
 
     calibration: Calibration | None
     query: Sequence[Modality]
     prior: float = 0.5
+    images: int = 1
+    length: float = 1.0
 
     def covers(self, entry: Modality) -> bool:
         """Whether a similarity to such an entry can be translated."""
@@ -135,20 +139,54 @@ class CalibratedScores:
         scored = list(found)
         for entry in filter(self.covers, Modality):
             assert self.calibration is not None
-            rows = [row for row, result in enumerate(found) if result.modality is entry]
-            cosines = [found[row].similarity for row in rows]
+            rows, singles = self._of_single_images(found, entry)
             curves = [
-                self.calibration.probability(cosines, modality, entry, prior=self.prior)
-                for modality in self.query
+                self.calibration.probability(similarity, modality, entry, prior=self.prior)
+                for modality, similarity in zip(self.query, singles, strict=True)
             ]
             for row, probability in zip(rows, np.min(curves, axis=0).tolist(), strict=True):
                 scored[row] = replace(scored[row], probability=probability)
         return scored
 
     def threshold(self, entry: Modality, fmr: float) -> float:
-        """The least similarity to such an entry, which `covers` allows."""
+        """The least similarity of single images, with such an entry, which `covers` allows."""
         assert self.calibration is not None
         return max(self.calibration.threshold(modality, entry, fmr=fmr) for modality in self.query)
+
+    def reaching(self, found: Sequence[HitGroup], thresholds: Mapping[Modality, float]) -> list[HitGroup]:
+        """Those that reach the threshold of their modality, which `threshold` gave."""
+        below = set[int]()
+        for entry, least in thresholds.items():
+            rows, singles = self._of_single_images(found, entry)
+            below.update(np.array(rows, int)[np.min(singles, axis=0) < least].tolist())
+        return [result for row, result in enumerate(found) if row not in below]
+
+    def _of_single_images(
+        self, found: Sequence[Hit | HitGroup], entry: Modality
+    ) -> tuple[list[int], list[FloatVector]]:
+        """Rows of results of one modality; by modality of the query, their similarities as those of single images.
+
+        Pooling averages out what differs between images of one person and keeps what all persons have in common, so
+        all similarities grow. What is left beside the latter gets the length that it has in single images. Ours.
+        """
+        assert self.calibration is not None
+        rows = [row for row, result in enumerate(found) if result.modality is entry]
+        results = [found[row] for row in rows]
+        cosines = np.array([one.similarity for one in results], dtype=np.float64)
+        pools = [
+            (max(one.pooled, 1), one.length) if isinstance(one, HitGroup) else (1, 1.0) for one in results
+        ]
+        images, length = np.array(pools, dtype=np.float64).reshape(-1, 2).T
+        singles = list[FloatVector]()
+        for modality in self.query:
+            curve, curves = self.calibration.curve(modality, entry), self.calibration.curves
+            scale: FloatVector | float = 1.0
+            for kind, n, mean in ((modality, self.images, self.length), (entry, images, length)):
+                common = curves.get((kind, kind), curve).common
+                scale = scale * np.maximum((mean * mean - common) / (1.0 - common), 1.0 / n)
+            pairs = cosines * self.length * length  # mean similarity of all pairs of single images
+            singles.append(np.minimum(cosines, curve.common + (pairs - curve.common) / np.sqrt(scale)))
+        return rows, singles
 
 
 def write_page(

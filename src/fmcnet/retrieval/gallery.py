@@ -146,9 +146,14 @@ class Gallery:
     def __contains__(self, entry_id: str) -> bool:
         return entry_id in self._store.fetch([_id(entry_id)])
 
-    def count(self, where: Where | None = None) -> int:
-        """How many entries match; all without `where`."""
-        return self._store.count(check_where(where))
+    def count(self, where: Where | None = None, *, by_track: bool = False) -> int:
+        """How many entries match; all without `where`.
+
+        Args:
+            where: which entries.
+            by_track: those of one track and modality count once; not of a cluster, for it would read all rows.
+        """
+        return self._store.count(check_where(where), by_track)
 
     def removed(self, ids: Sequence[str]) -> set[str]:
         """The ids that were removed or expired, and not added since; none for a cluster."""

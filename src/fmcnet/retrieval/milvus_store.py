@@ -183,8 +183,8 @@ class MilvusStore(milvus.Collection):
         """None: a cluster keeps no pictures."""
         return None
 
-    def count(self, where: Where | None) -> int:
-        """How many match."""
+    def count(self, where: Where | None, by_track: bool = False) -> int:
+        """How many match; tracks are not counted."""
         condition = self._condition(where)
         if condition is None:
             return 0

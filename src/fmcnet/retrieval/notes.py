@@ -32,7 +32,7 @@ MOST_COMPARED = 20_000
 """Names of a gallery that are compared for near spellings; none of a larger number."""
 LOOKED_UP = 20
 """Names whose earlier entries are looked at, and entries of each, on average."""
-APPROXIMATE = "probabilities were learnt from single images and are approximate here"
+APPROXIMATE = "probabilities and thresholds were learnt from single images and allow for that roughly"
 OWN_TRACKS = (
     "a search by track answers each as one: unless that is meant, give tracks names of their own, as gate/1"
 )

@@ -80,6 +80,7 @@ class HitGroup:
         probability: of that similarity.
         hits: at least one. Of a person, only those that reach the thresholds.
         pooled: how many entries were pooled; 0: none were.
+        length: of the mean of their unit embeddings.
     """
 
     key: str | None
@@ -87,6 +88,7 @@ class HitGroup:
     hits: tuple[Hit, ...]
     pooled: int = 0
     probability: float | None = None
+    length: float = 1.0
 
     @property
     def best(self) -> Hit:
@@ -438,9 +440,10 @@ def rank_pooled(
         if hit_group.key is None:
             results.append(replace(hit_group, pooled=1))
         elif count:
-            length = float(np.linalg.norm(total))
-            cosine = float(np.dot(total, query.astype(np.float64))) / length if length > 1e-6 * count else 0.0
-            results.append(replace(hit_group, similarity=max(-1.0, min(cosine, 1.0)), pooled=count))
+            length = min(float(np.linalg.norm(total)) / count, 1.0)
+            cosine = float(np.dot(total, query.astype(np.float64))) / count / length if length > 1e-6 else 0.0
+            cosine = max(-1.0, min(cosine, 1.0))
+            results.append(replace(hit_group, similarity=cosine, pooled=count, length=length))
     return sorted(results, key=lambda hit_group: (-hit_group.similarity, hit_group.hits[0].id))
 
 

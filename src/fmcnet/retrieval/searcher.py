@@ -15,8 +15,9 @@ from fmcnet.data.pixels import RANGE, RANGE_UNUSED, Remarks, ValueRange
 from fmcnet.errors import DataError, FmcnetError, GalleryError
 from fmcnet.inference.encoder import Encoder
 from fmcnet.inference.image_input import Fault, ImageLike, ModalityLike, expand, thumbnail
+from fmcnet.inference.projection import l2_normalize
 from fmcnet.retrieval.answer import Answer, CalibratedScores
-from fmcnet.retrieval.gallery import Gallery
+from fmcnet.retrieval.gallery import MAX_HITS, POOLED_GROUPS, Gallery
 from fmcnet.retrieval.inputs import column, tag_column
 from fmcnet.retrieval.notes import answer_notes, filter_notes, query_range_notes, ranges_text
 from fmcnet.retrieval.records import Added, HitGroup, OnDuplicate, Where
@@ -241,8 +242,8 @@ class Searcher:
             fmr: leave out entries below the calibrated threshold at this false-match rate, which is that of one
                 comparison; between 0 and 1.
             prior: how probable it is, before comparing, that a given entry shows this person, between 0 and 1. None:
-                1 / (n + 1) for n entries compared, as if each showed another person, and this one might be absent.
-                For a gallery with many images of each of p persons, give 1 / (p + 1).
+                1 / (n + 1) for n entries compared (grouped by track: tracks), as if each showed another person, and
+                this one might be absent. For a gallery with many of each of p persons, give 1 / (p + 1).
             group: the `top` best tracks or persons instead of entries. A track is judged by its entries of one
                 modality pooled (see `Gallery.search_groups`), a person by the best entry.
             exact: compare with every entry, whatever the index.
@@ -315,7 +316,8 @@ class Searcher:
         limited = min_probability is not None or fmr is not None
         modalities = [modality for modality in Modality if (query.modality == modality.code).any()]
         calibration = self.encoder.calibration if self.encoder.calibrated else None
-        scores = CalibratedScores(calibration, modalities)
+        length = float(np.linalg.norm(l2_normalize(query.features).mean(axis=0)))
+        scores = CalibratedScores(calibration, modalities, images=len(query), length=min(length, 1.0))
         scopes: Sequence[Where | None] = [where]
         thresholds: dict[Modality, float] = {}
         if limited:
@@ -324,17 +326,20 @@ class Searcher:
             if fmr is not None:
                 thresholds = {entry: scores.threshold(entry, fmr) for entry in entries}
         compared = sum(self.gallery.count(scope) for scope in scopes)
-        scores = replace(scores, prior=prior if prior is not None else 1.0 / (max(compared, 1) + 1))
+        results = sum(self.gallery.count(scope, by_track=group == "track") for scope in scopes)
+        scores = replace(scores, prior=prior if prior is not None else 1.0 / (max(results, 1) + 1))
 
         candidates: list[HitGroup] = []
+        # The more images a track has, the more similarity it needs: a less similar one may reach what was asked for.
+        widened = limited and group == "track" and top in range(1, MAX_HITS // POOLED_GROUPS)
+        most = POOLED_GROUPS * top if widened else top
         for scope in scopes:
-            candidates += self._candidates(query.features, scores, scope, top, exact, group)
+            candidates += self._candidates(query.features, scores, scope, most, exact, group)
         candidates.sort(key=lambda item: (-item.similarity, item.best.id))
         groups = [
             item
-            for item in candidates
-            if item.similarity >= thresholds.get(item.modality, -np.inf)
-            and (item.probability or 0.0) >= (min_probability or 0.0)
+            for item in scores.reaching(candidates, thresholds)
+            if (item.probability or 0.0) >= (min_probability or 0.0)
         ]
         if group == "pid":  # again, without the hits below the thresholds
             groups = group_hits([item.best for item in groups], group)

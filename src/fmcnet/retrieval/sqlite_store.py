@@ -295,10 +295,14 @@ class SqliteStore:
         with self._reading():
             return self.database.pictures() > 0
 
-    def count(self, where: Where | None) -> int:
-        """How many match."""
+    def count(self, where: Where | None, by_track: bool = False) -> int:
+        """How many match, or how many tracks of one modality do."""
         with self._reading() as state:
-            return int(np.count_nonzero(self._mask(state, where)))
+            mask = self._mask(state, where)
+            if not by_track:
+                return int(np.count_nonzero(mask))
+            track, modality = (state.columns[n][mask].astype(np.int64) for n in ("track", "modality"))
+            return len(np.unique((2 * track + modality)[track >= 0])) + int(np.count_nonzero(track < 0))
 
     def times(self) -> tuple[datetime, datetime] | None:
         """The first and the last of all entries."""

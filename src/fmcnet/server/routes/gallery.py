@@ -81,7 +81,7 @@ async def search(
     min_probability: Annotated[float | None, Form(gt=0, lt=1)] = None,
     fmr: Annotated[float | None, Form(gt=0, le=1, description="False-match rate of one comparison.")] = None,
     prior: Annotated[
-        float | None, Form(gt=0, lt=1, description="Before comparing; default 1 / (entries + 1).")
+        float | None, Form(gt=0, lt=1, description="Before comparing; default 1 / (entries or tracks + 1).")
     ] = None,
     group: Annotated[Literal["track", "pid"] | None, Form()] = None,
     value_range: validation.RangeField = None,
