@@ -124,16 +124,9 @@ class Protocol:
 
     def as_given(self) -> Protocol:
         """The same skip and CMC rules on sets that are already selected and drawn."""
-        return Protocol(
-            name=f"{self.name.split()[0]}'s rules",
-            query=Selection(self.query.modality),
-            gallery=Selection(self.gallery.modality),
-            skip=self.skip,
-            cmc=self.cmc,
-            given=True,
-            distractors=self.distractors,
-            junk=self.junk,
-        )
+        selections = Selection(self.query.modality), Selection(self.gallery.modality)
+        kept: dict[str, Any] = {name: getattr(self, name) for name in ("skip", "cmc", "distractors", "junk")}
+        return Protocol(f"{self.name.split()[0]}'s rules", *selections, given=True, **kept)
 
     def trials(
         self,
