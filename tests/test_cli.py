@@ -713,6 +713,24 @@ def test_one_report_holds_every_protocol_that_was_run(tiny_run, tiny_sysu, tmp_p
     assert "note: GENERATED data: these figures compare with no published one" in run(*command).stderr
 
 
+def test_an_evaluation_on_a_part_of_the_test_set_says_so(tiny_run, tiny_sysu, tmp_path):
+    data = tmp_path / "d"
+    shutil.copytree(tiny_sysu, data, ignore=shutil.ignore_patterns("generated.json"))
+    found = as_json("evaluate", tiny_run, "--data", data, "--out", tmp_path / "r", "mode=all", "draw=seeded")
+    [note] = found["notes"]
+    assert note.startswith(
+        "not SYSU-MM01's test set, so comparable with no published figure: 8 identities (published: 96), "
+    )
+    assert note.endswith(" infrared (published: 3,803)")
+    (tmp_path / "own.yaml").write_text("cmc: identity\n")  # compares with nothing published anyway
+    own = as_json("evaluate", tiny_run, "--data", data, "--no-report", "--protocol", tmp_path / "own.yaml")
+    assert own["notes"] == []
+    assert any(
+        note in flag
+        for flag in as_json("report", "compare", tmp_path / "r", "--out", tmp_path)["rows"][-1]["flags"]
+    )
+
+
 def test_a_setting_of_another_benchmarks_protocol_is_refused(tiny_run, tiny_sysu):
     command = ("evaluate", tiny_run, "--data", tiny_sysu, "--no-report")
     assert "(sysu) has no reading in its protocol" in said(run(*command, "reading=b", code=2))

@@ -70,12 +70,8 @@ def run_demo(
     settings = [*DEMO_SETTINGS[preset], f"training.seed={seed}"]
     config = load_config(CONFIGS[preset], settings)  # faults are reported before any work
     summary = generate("sysu", preset, seed, out / "data", progress=not quiet)
-    logger.info(
-        "%d images of %d identities in SYSU-MM01's layout: %s",
-        summary.images,
-        summary.identities,
-        summary.out,
-    )
+    text = "%d images of %d identities in SYSU-MM01's layout: %s"
+    logger.info(text, summary.images, summary.identities, summary.out)
     table = read_dataset(out / "data")
     generated = time.perf_counter()
     progress = False if quiet else None
@@ -144,7 +140,7 @@ def _print_table(evaluated: dict[str, EvaluatedRun], result: dict[str, Any]) -> 
     for column in ("", *METRICS, "over chance"):
         table.add_column(column, justify="left" if not column else "right")
     for title, run in evaluated.items():
-        mean, chance = run.evaluations[0].result.mean, run.evaluations[0].result.chance or 1
+        mean, chance = run.evaluations[0].result.mean, run.evaluations[0].result.chance
         scores = (f"{100 * mean[name]:.2f}" for name in METRICS)
         table.add_row(title, *scores, f"{mean['rank1'] / chance:.1f} x")
     console = Console(emoji=False)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from fmcnet.config import Config, DataConfig, EvaluationConfig, load_config
+from fmcnet.data.check import unpublished_counts
 from fmcnet.data.readers import read_dataset
 from fmcnet.data.readers.csv import HELD_OUT
 from fmcnet.data.table import Table, fingerprint
@@ -29,7 +30,7 @@ from fmcnet.evaluation.evaluate_model import (
 )
 from fmcnet.evaluation.protocol_file import camera_names, read_protocol
 from fmcnet.evaluation.protocols import DEFAULT_DIRECTIONS
-from fmcnet.experiments.report import VARIANT_TITLES, write_report
+from fmcnet.experiments.report import VARIANT_TITLES, dataset_facts, write_report
 from fmcnet.experiments.runs import is_generated
 from fmcnet.inference.embed import embed_shared
 from fmcnet.inference.encoder import load
@@ -229,6 +230,9 @@ def _evaluate_one(
     names = _setting_names(overrides)
     check_settings(table, names)
     notes = ["GENERATED data: these figures compare with no published one"] if is_generated(table) else []
+    if not notes and protocol is None:
+        counts = unpublished_counts(table.name, dataset_facts(table.select(split="test")))
+        notes += [counts] if counts else []
     notes += [note for note in table.notes if not note.startswith(("train: ", "val: "))]
     standard = standard_settings(table, settings)
     if protocol is not None:

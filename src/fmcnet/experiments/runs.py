@@ -137,15 +137,8 @@ class StudyRun:
         if not (folder / CARD).is_file():
             if folder.is_dir() and not (folder / CONFIG).is_file():
                 shutil.rmtree(folder)  # killed before training began
-            summary = train(
-                self.config,
-                table,
-                folder,
-                resume=True,
-                device=device,
-                progress=progress,
-                description=self.name,
-            )
+            options: dict[str, Any] = {"device": device, "progress": progress, "description": self.name}
+            summary = train(self.config, table, folder, resume=True, **options)
             seconds, steps = summary.seconds, summary.steps - summary.resumed_from
         evaluation_start = time.perf_counter()
         evaluated = evaluate_model(folder, table, device=device, progress=progress)
