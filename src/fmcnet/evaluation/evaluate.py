@@ -81,13 +81,10 @@ class Evaluation:
 
     def __repr__(self) -> str:
         mean, trials = self.mean, len(self.trials)
-        figures = ", ".join(
-            f"{title} {100 * mean[name]:.2f}"
-            for title, name in (("Rank-1", "rank1"), ("mAP", "mAP"), ("mINP", "mINP"))
-        )
-        return (
-            f"<Evaluation {self.protocol.partition(':')[0]}: {figures}; {trials} trial{'s' * (trials > 1)}>"
-        )
+        titles = {"Rank-1": "rank1", "mAP": "mAP", "mINP": "mINP"}
+        figures = ", ".join(f"{title} {100 * mean[name]:.2f}" for title, name in titles.items())
+        name, count = self.protocol.partition(":")[0], f"{trials} trial{'s' * (trials > 1)}"
+        return f"<Evaluation {name}: {figures}; {count}>"
 
     @property
     def mean(self) -> dict[str, float]:

@@ -115,8 +115,7 @@ def score_file(
     if not is_yaml and protocol not in OPTIONS:
         raise ProtocolError(f"unknown protocol '{protocol}': use {', '.join(OPTIONS)}, or a YAML file")
     file = EmbeddingsFile(Path(path))
-    if not is_yaml:
-        _refuse_unused(protocol, given, two_sets=file.has_two_sets, strict=strict)
+    _refuse_unused(protocol, given, two_sets=file.has_two_sets, strict=strict)
     sets = file.read("custom" if is_yaml else protocol)
     if is_yaml:
         rules, rules_name = _protocol_of_yaml(protocol, sets, file), protocol
