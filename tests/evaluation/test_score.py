@@ -521,6 +521,15 @@ def test_more_images_than_the_test_set_and_those_of_the_other_modality_are_told(
     assert [text in message for message in caplog.messages] == [True] * bool(text)
 
 
+def test_infrared_images_of_llcms_visible_camera_are_told(tmp_path, caplog):
+    e = benchmark([1, 2, 3, 4, 5, 6], infrared=(5, 6))
+    content = {"features": e.features, "pid": e.pid, "cam": e.camid, "index": e.index, "modality": e.modality}
+    score_file(save(tmp_path, **content), "llcm")
+    assert caplog.messages == []
+    score_file(save(tmp_path, **{**content, "modality": 1 - e.modality}), "llcm")
+    assert "9 infrared images of camera 3, where LLCM has none: check modality and cameras" in caplog.text
+
+
 def test_a_gallery_from_which_nothing_was_drawn_is_told(tmp_path, caplog):
     def sets(gallery):
         sizes = {"query": 4, "gallery": gallery}

@@ -198,7 +198,7 @@ def _with_modalities(
 
 
 def _count_notes(embeddings: Embeddings, protocol: str, rules: Protocol) -> Iterator[str]:
-    """A sentence on sets whose size shows that they are not those of the benchmark's test."""
+    """A sentence on sets whose size or cameras show that they are not those of the benchmark's test."""
     query = rules.query.modality or Modality.VISIBLE
     gallery = query.other
     counts, title = published_test_set(protocol), TITLES[protocol]
@@ -209,6 +209,9 @@ def _count_notes(embeddings: Embeddings, protocol: str, rules: Protocol) -> Iter
     elif n > usual:
         advice = "images that were trained on make figures too good, so give the test set only"
         yield f"{images}, but {title}'s test set has {usual:,}: {advice}"
+    third = (embeddings.modality == Modality.INFRARED.code) & (embeddings.camid == 3)
+    if protocol == "llcm" and third.any():
+        yield f"{third.sum()} infrared images of camera 3, where LLCM has none: check modality and cameras"
     if rules.given and rules.skip.kind != "none" and len(embeddings) - n == other:
         advice = "draws some: give one set (features, pid, cam, index)"
         yield f"the gallery is every {gallery} test image of {title}, from which the protocol {advice}"
@@ -217,12 +220,9 @@ def _count_notes(embeddings: Embeddings, protocol: str, rules: Protocol) -> Iter
 def _refuse_unused(protocol: str, given: Mapping[str, Any], *, two_sets: bool, strict: bool) -> None:
     """Refuse options that would do nothing, as those of a draw where the file holds two sets."""
     names = [name for name in given if name != "direction" and (strict or name != "draw")]
-    unsupported = [name for name in names if name not in OPTIONS[protocol]]
-    if unsupported:
-        supported = ", ".join(OPTIONS[protocol])
-        raise ProtocolError(
-            f"the {protocol} protocol has no {' and no '.join(unsupported)} (it has {supported}): leave it out"
-        )
+    if unsupported := " and no ".join(name for name in names if name not in OPTIONS[protocol]):
+        own = ", ".join(OPTIONS[protocol])
+        raise ProtocolError(f"the {protocol} protocol has no {unsupported} (it has {own}): leave it out")
     drawn = [name for name in names if name in DRAWING]
     if given.get("reading") == "b":
         drawn.append("reading b, which draws otherwise than reading a,")
