@@ -124,14 +124,6 @@ def test_a_draw_by_numbers_that_stand_for_texts_is_told(caplog):
     assert "in the order of these numbers, not of the names" in caplog.text
 
 
-def test_a_gallery_that_was_drawn_before_is_told(caplog):
-    for protocol in (sysu(draw="seeded"), sysu(draw="seeded", shots=10)):
-        protocol.trials(benchmark([1, 2, 3, 4, 5, 6]))
-    assert caplog.messages == []
-    sysu(draw="seeded").trials(benchmark([1, 2, 3, 4, 5, 6], 1))
-    assert "all 10 trials are the same, since no identity has a second image of a camera" in caplog.text
-
-
 def test_a_missing_permutation_says_where_it_comes_from(tmp_path):
     with pytest.raises(ProtocolError, match="not in the dataset's archive"):
         find_permutation(tmp_path)

@@ -530,6 +530,19 @@ def test_infrared_images_of_llcms_visible_camera_are_told(tmp_path, caplog):
     assert "9 infrared images of camera 3, where LLCM has none: check modality and cameras" in caplog.text
 
 
+def test_a_gallery_that_was_drawn_before_is_told(tmp_path, caplog):
+    path = save(tmp_path, **arrays())
+    for shots in (1, 10):
+        score_file(path, draw="seeded", shots=shots)
+    assert caplog.messages == []
+    once = (arrays()["index"] == 1) | np.isin(arrays()["cam"], (3, 6))
+    path = save(tmp_path, **{name: array[once] for name, array in arrays().items()})
+    score_file(path, draw="seeded", shots=10)
+    assert caplog.messages == []
+    score_file(path, draw="seeded")
+    assert "no identity has two visible images of a camera: all trials are the same, was the" in caplog.text
+
+
 def test_a_gallery_from_which_nothing_was_drawn_is_told(tmp_path, caplog):
     def sets(gallery):
         sizes = {"query": 4, "gallery": gallery}

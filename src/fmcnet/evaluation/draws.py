@@ -96,9 +96,6 @@ class Draw:
                     "the identities are numbers that stand for texts, so the draw is in the order of these numbers, "
                     "not of the names: give the texts as pid, or embed again"
                 )
-            if self.trials > 1 and self.shots == max((len(rows) for *_, rows in groups), default=0) == 1:
-                text = "all %d trials are the same, since no identity has a second image of a camera: give all images"
-                logger.warning(text, self.trials)
             return [self._seeded_trial(groups, self.seed + t) for t in range(self.trials)]
         return self._official_trials(embeddings, groups)
 
