@@ -200,20 +200,19 @@ def _with_modalities(
 def _count_notes(embeddings: Embeddings, protocol: str, rules: Protocol) -> Iterator[str]:
     """A sentence on sets whose size or cameras show that they are not those of the benchmark's test."""
     query = rules.query.modality or Modality.VISIBLE
-    gallery = query.other
+    gallery, camid, searched = query.other, embeddings.camid, embeddings.modality != query.code
     counts, title = published_test_set(protocol), TITLES[protocol]
-    images = f"{(n := len(embeddings.of(query))):,} {query} query images"
+    images = f"{(n := int((~searched).sum())):,} {query} query images"
     usual, other = counts[str(query)], counts[str(gallery)]
     if n == other != usual:
         yield f"{images}, as many as {title}'s {gallery} test set: check modality and direction"
     elif n > usual:
         advice = "images that were trained on make figures too good, so give the test set only"
         yield f"{images}, but {title}'s test set has {usual:,}: {advice}"
-    rows = embeddings.of(gallery)
-    pairs = {*zip(rows.pid.tolist(), rows.camid.tolist(), strict=True)}
-    if (rules.draw.shots, rules.drawn) == (1, "gallery") and len(pairs) == len(rows):
+    pairs = {*zip(embeddings.pid[searched].tolist(), camid[searched].tolist(), strict=True)}
+    if (rules.draw.shots, rules.drawn) == (1, "gallery") and len(pairs) == len(embeddings) - n:
         yield f"no identity has two {gallery} images of a camera: all trials are the same, was the gallery drawn?"
-    if protocol == "llcm" and (third := int((embeddings.of("infrared").camid == 3).sum())):
+    if protocol == "llcm" and (third := int((embeddings.modality[camid == 3] == 1).sum())):
         yield f"{third} infrared images of camera 3, where LLCM has none: check modality and cameras"
     if rules.given and rules.skip.kind != "none" and len(embeddings) - n == other:
         advice = "draws some: give one set (features, pid, cam, index)"
