@@ -713,6 +713,51 @@ def test_one_report_holds_every_protocol_that_was_run(tiny_run, tiny_sysu, tmp_p
     assert "note: GENERATED data: these figures compare with no published one" in run(*command).stderr
 
 
+def test_an_evaluation_on_a_part_of_the_test_set_says_so(tiny_run, tiny_sysu, tmp_path):
+    data = tmp_path / "d"
+    shutil.copytree(tiny_sysu, data, ignore=shutil.ignore_patterns("generated.json"))
+    found = as_json("evaluate", tiny_run, "--data", data, "--out", tmp_path / "r", "mode=all", "draw=seeded")
+    [note] = found["notes"]
+    assert note.startswith(
+        "not SYSU-MM01's test set, so comparable with no published figure: 8 identities (published: 96), "
+    )
+    assert note.endswith(" infrared (published: 3,803)")
+    (tmp_path / "own.yaml").write_text("cmc: identity\n")  # compares with nothing published anyway
+    own = as_json("evaluate", tiny_run, "--data", data, "--no-report", "--protocol", tmp_path / "own.yaml")
+    assert own["notes"] == []
+    assert any(
+        note in flag
+        for flag in as_json("report", "compare", tmp_path / "r", "--out", tmp_path)["rows"][-1]["flags"]
+    )
+
+
+def test_a_csv_without_splits_is_all_for_test_where_the_model_has_not_seen_it(tiny_run, tiny_sysu, tmp_path):
+    from fmcnet.experiments.evaluate_run import _all_as_test
+    from fmcnet.models.card import read_card
+
+    def written(name, *splits):
+        rows = read_dataset(tiny_sysu).select(split=splits)
+        file = write_csv(rows, tmp_path / name)
+        table = [line.split(",") for line in file.read_text().splitlines()]
+        kept = [table[0].index(column) for column in ("path", "pid", "modality")]
+        file.write_text("\n".join(",".join(line[column] for column in kept) for line in table) + "\n")
+        return file, rows
+
+    def evaluated(file):
+        found = as_json("evaluate", tiny_run, "--data", file, "--no-report")
+        return found["evaluations"][0]["probes"], found["notes"]
+
+    new, rows = written("new.csv", "test")
+    [probes], notes = evaluated(new)
+    assert probes == len(rows.select(modality="infrared"))
+    assert notes == ["no split column: all images are for test, as the model was not trained on this file"]
+    more, rows = written("more.csv", "train", "test")
+    kept = _all_as_test(read_dataset(more), more, read_card(tiny_run))  # as of a table that grew since
+    assert {"train", "test"} == {*kept.split.tolist()}
+    refused = said(run("evaluate", tiny_run, "--data", more, "--no-report", code=2))
+    assert "of the test identities have images that" in refused
+
+
 def test_a_setting_of_another_benchmarks_protocol_is_refused(tiny_run, tiny_sysu):
     command = ("evaluate", tiny_run, "--data", tiny_sysu, "--no-report")
     assert "(sysu) has no reading in its protocol" in said(run(*command, "reading=b", code=2))

@@ -492,3 +492,90 @@ def test_texts_in_a_file_are_drawn_as_the_numbers_that_they_sort_as(tmp_path):
     named = Embeddings(e.features, texts["pid"], e.camid, e.modality, e.index, e.name)
     saved = score_file(named.save(tmp_path / "saved.npz"), draw="seeded")
     assert saved.trials == score_file(save(tmp_path, **plain), draw="seeded").trials
+
+
+def counted(visible, infrared, **more):
+    """One set of so many images in LLCM's and RegDB's form, of two identities each."""
+    n = visible + infrared
+    random, modality = np.random.default_rng(0), (np.arange(n) >= visible).astype(int)
+    rows = {"features": random.standard_normal((n, 2)), "pid": np.arange(n) // 2 % 600, "cam": modality + 1}
+    return {**rows, "index": np.arange(n), "modality": modality, **more}
+
+
+@pytest.mark.parametrize(
+    ("protocol", "direction", "content", "text"),
+    [
+        ("regdb", "v2t", counted(2060, 2060), ""),
+        ("regdb", "v2t", counted(2000, 2060), ""),  # a part of it
+        ("regdb", "v2t", counted(4120, 4120), "4,120 visible query images, but RegDB's test set has 2,060"),
+        ("regdb", "t2v", counted(9, 2070), "2,070 infrared query images, but RegDB's test set has 2,060"),
+        ("llcm", "v2i", counted(8680, 40), ""),
+        ("llcm", "v2i", counted(7166, 40), "7,166 visible query images, as many as LLCM's infrared test set"),
+        ("llcm", "i2v", counted(40, 8680), "8,680 infrared query images, as many as LLCM's visible test set"),
+    ],
+)
+def test_more_images_than_the_test_set_and_those_of_the_other_modality_are_told(
+    tmp_path, caplog, protocol, direction, content, text
+):
+    score_file(save(tmp_path, **content), protocol, direction=direction)
+    assert [text in message for message in caplog.messages] == [True] * bool(text)
+
+
+def test_infrared_images_of_llcms_visible_camera_are_told(tmp_path, caplog):
+    e = benchmark([1, 2, 3, 4, 5, 6], infrared=(5, 6))
+    content = {"features": e.features, "pid": e.pid, "cam": e.camid, "index": e.index, "modality": e.modality}
+    score_file(save(tmp_path, **content), "llcm")
+    assert caplog.messages == []
+    score_file(save(tmp_path, **{**content, "modality": 1 - e.modality}), "llcm")
+    assert "9 infrared images of camera 3, where LLCM has none: check modality and cameras" in caplog.text
+
+
+def test_a_gallery_that_was_drawn_before_is_told(tmp_path, caplog):
+    path = save(tmp_path, **arrays())
+    for shots in (1, 10):
+        score_file(path, draw="seeded", shots=shots)
+    assert caplog.messages == []
+    once = (arrays()["index"] == 1) | np.isin(arrays()["cam"], (3, 6))
+    path = save(tmp_path, **{name: array[once] for name, array in arrays().items()})
+    score_file(path, draw="seeded", shots=10)
+    assert caplog.messages == []
+    score_file(path, draw="seeded")
+    assert "no identity has two visible images of a camera: all trials are the same, was the" in caplog.text
+
+
+def test_a_gallery_from_which_nothing_was_drawn_is_told(tmp_path, caplog):
+    def sets(gallery):
+        sizes = {"query": 4, "gallery": gallery}
+        random = np.random.default_rng(1)
+        features = {f"{side}_features": random.random((n, 2)) for side, n in sizes.items()}
+        pids = {f"{side}_pid": np.arange(n) % 4 for side, n in sizes.items()}
+        return {**features, **pids, "query_cam": [3, 6, 3, 6], "gallery_cam": np.full(gallery, 1)}
+
+    score_file(save(tmp_path, **sets(301)), "sysu")
+    assert caplog.messages == []
+    score_file(save(tmp_path, **sets(6775)), "sysu")
+    assert (
+        "the gallery is every visible test image of SYSU-MM01, from which the protocol draws" in caplog.text
+    )
+
+
+def test_arrays_that_would_choose_rows_are_told_where_they_differ(tmp_path, caplog):
+    n = len(arrays()["pid"])
+    score_file(
+        save(tmp_path, **arrays(), split=np.full(n, "test"), role=np.full((n, 1), b"query")), draw="seeded"
+    )
+    assert caplog.messages == []
+    split, role = np.where(np.arange(n) < 9, "train", "test"), np.arange(n) % 2
+    score_file(save(tmp_path, **arrays(), split=split, role=role), draw="seeded")
+    assert [message.partition("e.npz: ")[2] for message in caplog.messages] == [
+        f"the array '{name}' is not read, so every row counts: save only those that should"
+        for name in ("role", "split")
+    ]
+
+
+def test_missing_arrays_are_named_before_a_missing_permutation(tmp_path):
+    content = {f"{side}_feat": np.eye(3) for side in ("query", "gallery")}
+    with pytest.raises(
+        DataError, match=r"lacks the arrays features, pid, cam, index.*holds query_feat, gallery_feat"
+    ):
+        score_file(save(tmp_path, **content))

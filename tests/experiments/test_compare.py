@@ -6,8 +6,11 @@ import json
 
 import pytest
 
+from fmcnet.data.table import Record, Table
 from fmcnet.evaluation.protocols import Protocol, custom, llcm, regdb, sysu
 from fmcnet.experiments.compare import compare
+from fmcnet.experiments.report import dataset_facts
+from fmcnet.types import NO_PID, Modality
 
 MEAN = {"rank1": 0.5, "mAP": 0.25}
 PERMUTATION = "rand_perm_cam.mat"
@@ -141,3 +144,36 @@ def test_the_published_figure_counts_and_others_of_its_column_are_named(
 def test_what_a_report_says_of_its_weights_is_flagged(tmp_path, facts, flags):
     one = evaluated("i2v", regdb("t2v"))
     assert compare([written(tmp_path / "r", "regdb", one, **facts)]).rows[-1].flags == flags
+
+
+@pytest.mark.parametrize(
+    ("counts", "flags"),
+    [
+        ({"identities": 206, "visible": 2060, "infrared": 2060}, ()),
+        (
+            {"identities": 103, "visible": 1030, "infrared": 2060},
+            (
+                "not RegDB's test set, so comparable with no published figure: 103 identities (published: 206), "
+                "1,030 visible (published: 2,060)",
+            ),
+        ),
+        (
+            {"identities": 8, "generated": True},
+            ("GENERATED data: not the published benchmark, comparable with none of these rows",),
+        ),
+    ],
+)
+def test_a_part_of_a_test_set_is_flagged(tmp_path, counts, flags):
+    report = written(tmp_path / "r", "regdb", evaluated("i2v", regdb("t2v"))) / "report.json"
+    facts = json.loads(report.read_text())
+    facts["dataset"] |= counts
+    report.write_text(json.dumps(facts))
+    assert compare([report]).rows[-1].flags == flags
+
+
+def test_nobody_is_no_identity_of_a_report(tmp_path):
+    people = [Record(f"{row}.png", pid, Modality.VISIBLE) for row, pid in enumerate((4, 4, 9, NO_PID))]
+    facts = dataset_facts(
+        Table.from_records("csv", tmp_path, [*people, Record("i.png", 9, Modality.INFRARED)])
+    )
+    assert (facts["identities"], facts["visible"], facts["infrared"]) == (2, 4, 1)

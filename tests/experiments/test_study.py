@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from fmcnet.config import load_config
+from fmcnet.data.check import PUBLISHED
 from fmcnet.data.readers import read_dataset
 from fmcnet.data.readers.csv import write_csv
 from fmcnet.errors import FmcnetError
@@ -426,3 +427,13 @@ def test_a_report_on_regdb_names_the_split(tmp_path):
     table = read_dataset(trees.regdb(tmp_path), regdb_split=2)
     name = _data_facts(table, load_config("regdb", ["data.split=2"]))["name"]
     assert name.endswith("split 2")
+
+
+def test_the_papers_figures_stand_beside_the_whole_test_set_and_one_shot_only(tmp_path, monkeypatch):
+    table = read_dataset(trees.sysu(tmp_path))
+    assert not _data_facts(table, load_config("sysu"))["comparable"]
+    counts = {"test identities": 2, "test visible images": 16, "test infrared images": 8}
+    monkeypatch.setitem(PUBLISHED, "sysu", counts)
+    assert _data_facts(table, load_config("sysu"))["comparable"]
+    for setting in ("mode=indoor", "shots=10"):
+        assert not _data_facts(table, load_config("sysu", [f"evaluation.{setting}"]))["comparable"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -157,8 +157,9 @@ def check(
         exists = DatasetFolder(root, "").exists
         parts = _layout_parts(exists, layout)
         if layout == "regdb":
-            regdb_splits = _existing_splits(exists)
-            absent = [str(n) for n in range(1, REGDB_SPLITS + 1) if n not in regdb_splits]
+            every, lists = range(1, REGDB_SPLITS + 1), _REGDB_LISTS
+            regdb_splits = [n for n in every if any(exists(f"{name}_{n}.txt") for name in lists)] or [1]
+            absent = [str(n) for n in every if n not in regdb_splits]
             if absent and exists("idx"):
                 notes.append(f"idx/ has no files of the splits {', '.join(absent)}: they cannot be used")
     for regdb_split in regdb_splits:
@@ -210,10 +211,18 @@ def copy_notes(table: Table) -> Iterator[str]:
     )
 
 
-def _existing_splits(exists: Callable[[str], bool]) -> list[int]:
-    """The splits of RegDB that have a list file; the first where none has."""
-    every = range(1, REGDB_SPLITS + 1)
-    return [n for n in every if any(exists(f"{name}_{n}.txt") for name in _REGDB_LISTS)] or [1]
+def published_test_set(name: str) -> dict[str, int]:
+    """A benchmark's published numbers of test "identities", "visible" and "infrared" images; {} for other data."""
+    counts = {key.split()[1]: n for key, n in PUBLISHED.get(name, {}).items() if key.startswith("test ")}
+    return {word: n for word, n in counts.items() if word != "images"}
+
+
+def unpublished_counts(name: str, found: Mapping[str, Any]) -> str:
+    """A remark on numbers, by the words of `published_test_set`, that are not the published ones; "" without any."""
+    published = published_test_set(name)
+    differing = [word for word, n in published.items() if found.get(word, n) != n]
+    counts = ", ".join(f"{found[word]:,} {word} (published: {published[word]:,})" for word in differing)
+    return counts and f"not {TITLES[name]}'s test set, so comparable with no published figure: {counts}"
 
 
 def _layout_parts(exists: Callable[[str], bool], layout: str) -> list[LayoutPart]:

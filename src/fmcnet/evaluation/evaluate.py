@@ -62,32 +62,29 @@ class Evaluation:
         distance: "cosine" or "euclidean".
         precision: "float32" or "float64", the arithmetic of the similarities.
         trials: the scores, in order.
-        extras: names of what was applied beyond the plain ranking; empty for a plain figure.
-        plain: with extras, the evaluation without them: never show one without the other.
         unmatched: of each trial, the queries that have no true match in its gallery, and are not counted: names, or
             "row 7" (of the embeddings, from 0) of those without one.
         chance: the Rank-1 that a random order of each query's gallery expects, 0..1, mean over trials and counted
             queries. It is the same for both rules of counting: the first image decides.
+        extras: names of what was applied beyond the plain ranking; empty for a plain figure.
+        plain: with extras, the evaluation without them: never show one without the other.
     """
 
     protocol: str
     distance: str
     precision: str
     trials: tuple[Scores, ...]
+    unmatched: tuple[tuple[str, ...], ...]
+    chance: float
     extras: tuple[str, ...] = ()
     plain: Evaluation | None = None
-    unmatched: tuple[tuple[str, ...], ...] = ()
-    chance: float | None = None
 
     def __repr__(self) -> str:
         mean, trials = self.mean, len(self.trials)
-        figures = ", ".join(
-            f"{title} {100 * mean[name]:.2f}"
-            for title, name in (("Rank-1", "rank1"), ("mAP", "mAP"), ("mINP", "mINP"))
-        )
-        return (
-            f"<Evaluation {self.protocol.partition(':')[0]}: {figures}; {trials} trial{'s' * (trials > 1)}>"
-        )
+        titles = {"Rank-1": "rank1", "mAP": "mAP", "mINP": "mINP"}
+        figures = ", ".join(f"{title} {100 * mean[name]:.2f}" for title, name in titles.items())
+        name, count = self.protocol.partition(":")[0], f"{trials} trial{'s' * (trials > 1)}"
+        return f"<Evaluation {name}: {figures}; {count}>"
 
     @property
     def mean(self) -> dict[str, float]:
@@ -101,7 +98,7 @@ class Evaluation:
 
     def _unmatched_facts(self) -> tuple[list[int], list[int], list[str]]:
         """Of each trial the number of queries and of those without a match; the names of the latter, each once."""
-        unmatched = [len(names) for names in self.unmatched] or [0] * len(self.trials)
+        unmatched = [len(names) for names in self.unmatched]
         queries = [trial.queries + count for trial, count in zip(self.trials, unmatched, strict=True)]
         return queries, unmatched, list(dict.fromkeys(chain.from_iterable(self.unmatched)))
 
@@ -134,17 +131,16 @@ class Evaluation:
         lines = [self.protocol, f"  {' + '.join([self.distance, *self.extras])}: {figures}"]
         if self.plain is not None:
             lines.append(self.plain.summary().splitlines()[1])
-        if self.chance is not None:
-            counted, gallery = ([getattr(t, name) for t in self.trials] for name in ("queries", "gallery"))
+        counted, gallery = ([getattr(t, name) for t in self.trials] for name in ("queries", "gallery"))
+        lines.append(
+            f"  chance Rank-1 {100 * self.chance:.2f}: {mean['rank1'] / self.chance:.1f} x; "
+            f"{_range_text(counted)} queries counted, {_range_text(gallery)} images in the gallery"
+        )
+        if self.chance == 1:
             lines.append(
-                f"  chance Rank-1 {100 * self.chance:.2f}: {mean['rank1'] / self.chance:.1f} x; "
-                f"{_range_text(counted)} queries counted, {_range_text(gallery)} images in the gallery"
+                "  every image that a query is compared with shows its identity, so these figures tell nothing: "
+                "add other identities to the gallery"
             )
-            if self.chance == 1:
-                lines.append(
-                    "  every image that a query is compared with shows its identity, so these figures tell nothing: "
-                    "add other identities to the gallery"
-                )
         queries, unmatched, names = self._unmatched_facts()
         if names:
             lines.append(
@@ -351,14 +347,13 @@ def pool(evaluations: Sequence[Evaluation]) -> Evaluation:
     if len(settings) > 1:
         descriptions = " | ".join(sorted(f"{protocol} ({distance})" for protocol, distance, _ in settings))
         raise ProtocolError(f"evaluations of different protocols cannot be pooled: {descriptions}")
-    chances: list[Any] = [e.chance for e in evaluations]
     plains = [e.plain for e in evaluations if e.plain is not None]
     return replace(
         evaluations[0],
         trials=tuple(trial for e in evaluations for trial in e.trials),
         plain=pool(plains) if len(plains) == len(evaluations) else None,
-        unmatched=tuple(names for e in evaluations for names in e.unmatched or ((),) * len(e.trials)),
-        chance=None if None in chances else float(np.mean(chances)),
+        unmatched=tuple(names for e in evaluations for names in e.unmatched),
+        chance=float(np.mean([e.chance for e in evaluations])),
     )
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fmcnet.data.check import TITLES
+from fmcnet.data.check import TITLES, published_test_set
 from fmcnet.data.table import positions
 from fmcnet.errors import DataError, ProtocolError, first_of
 from fmcnet.evaluation.draws import Draw, find_permutation
@@ -37,6 +37,7 @@ from fmcnet.types import (
     BoolArray,
     Embeddings,
     IntArray,
+    Modality,
     identity_names,
     identity_numbers,
     modality_codes,
@@ -119,18 +120,23 @@ def score_file(
         rules, rules_name = _protocol_of_yaml(protocol, sets, file), protocol
     else:
         _refuse_unused(protocol, given, two_sets=file.has_two_sets, strict=strict)
+        sets = file.read(
+            protocol
+        )  # before the draw: missing arrays are named before a missing rand_perm_cam.mat
         direction = direction or DEFAULT_DIRECTIONS[protocol]
         rules = _protocol_of_benchmark(protocol, direction, given, file)
         rules_name = f"direction {direction} of {protocol}"
-        sets = file.read(protocol)
     embeddings, of_query = sets.embeddings, sets.of_query
     remarks = []
     if of_query is not None:
         embeddings = _with_modalities(sets, of_query, rules, path, rules_name)
         if not sets.known.all():
             remarks.append("the modalities, which the file does not tell")
-    if not is_yaml and (remark := _foreign_cameras(embeddings.camid, protocol)):
-        remarks.append(remark)
+    if not is_yaml:
+        if remark := _foreign_cameras(embeddings.camid, protocol):
+            remarks.append(remark)
+        for note in _count_notes(embeddings, protocol, rules):
+            logger.warning("%s: %s", path, note)
     needed = {*(rules.query.cameras or ()), *(rules.gallery.cameras or ())}
     if absent := sorted(needed - set(embeddings.camid.tolist())):
         remarks.append(f"no image of camera {first_of([*map(str, absent)])}")
@@ -194,14 +200,40 @@ def _with_modalities(
 
 def _foreign_cameras(camid: IntArray, protocol: str) -> str:
     """A remark on cameras that the benchmark lacks, so that reports show it is other data; "" without any."""
-    known = range(1, CAMERAS[protocol] + 1)
-    foreign = [camera for camera in np.unique(camid).tolist() if camera != NO_CAMERA and camera not in known]
+    known = {NO_CAMERA, *range(1, CAMERAS[protocol] + 1)}
+    foreign = [str(camera) for camera in np.unique(camid).tolist() if camera not in known]
     if not foreign:
         return ""
-    return (
-        f"the camera{'s' * (len(foreign) > 1)} {first_of([*map(str, foreign)])}, which {TITLES[protocol]} "
-        "does not have"
-    )
+    return f"the camera{'s' * (len(foreign) > 1)} {first_of(foreign)}, which {TITLES[protocol]} does not have"
+
+
+def _count_notes(embeddings: Embeddings, protocol: str, rules: Protocol) -> Iterator[str]:
+    """A sentence on sets whose size or cameras show that they are not those of the benchmark's test."""
+    query = rules.query.modality or Modality.VISIBLE
+    gallery, title = query.other, TITLES[protocol]
+    published = published_test_set(protocol)
+    in_gallery = embeddings.modality == gallery.code
+    gallery_count = int(in_gallery.sum())
+    query_count = len(embeddings) - gallery_count
+    images = f"{query_count:,} {query} query images"
+    if query_count == published[str(gallery)] != published[str(query)]:
+        yield f"{images}, as many as {title}'s {gallery} test set: check modality and direction"
+    elif query_count > published[str(query)]:
+        yield (
+            f"{images}, but {title}'s test set has {published[str(query)]:,}: images that were trained on make "
+            "figures too good, so give the test set only"
+        )
+    cameras = zip(embeddings.pid[in_gallery].tolist(), embeddings.camid[in_gallery].tolist(), strict=True)
+    if rules.drawn == "gallery" and rules.draw.shots == 1 and len({*cameras}) == gallery_count:
+        yield f"no identity has two {gallery} images of a camera: all trials are the same, was the gallery drawn?"
+    third = int((embeddings.modality[embeddings.camid == 3] == Modality.INFRARED.code).sum())
+    if protocol == "llcm" and third:
+        yield f"{third} infrared images of camera 3, where LLCM has none: check modality and cameras"
+    if rules.given and rules.skip.kind != "none" and gallery_count == published[str(gallery)]:
+        yield (
+            f"the gallery is every {gallery} test image of {title}, from which the protocol draws some: give one set "
+            "(features, pid, cam, index)"
+        )
 
 
 def _refuse_unused(protocol: str, given: Mapping[str, Any], *, two_sets: bool, strict: bool) -> None:
@@ -299,9 +331,7 @@ class EmbeddingsFile:
         pid_name = identity_names(_flat_texts(arrays["pid"]))
         if "pid_name" in arrays and not (pid_name != "").any():
             pid_name = self._check_column(arrays["pid_name"], "pid_name", n)
-        camera_name = np.full(n, "")
-        if "camera_name" in arrays:
-            camera_name = self._check_column(arrays["camera_name"], "camera_name", n)
+        camera_name = self._check_column(arrays.get("camera_name", np.full(n, "")), "camera_name", n)
         embeddings = Embeddings(features, pid, camid, codes, index, name, pid_name, camera_name)
         return Sets(embeddings, np.ones(n, dtype=np.bool_))
 
@@ -367,6 +397,9 @@ class EmbeddingsFile:
             plain = name.removeprefix(prefix)
             if not name.startswith(prefix) or plain in usual:
                 continue
+            if name in ("role", "split") and len(np.unique(self.arrays[name])) > 1:
+                text = "%s: the array '%s' is not read, so every row counts: save only those that should"
+                logger.warning(text, self.path, name)
             for near in get_close_matches(plain.casefold(), usual, 1, NEAR):
                 wanted = ALIASES.get(near, near)
                 if not (cameras if wanted == "cam" else f"{prefix}{wanted}" in arrays):

@@ -9,6 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from fmcnet.data.check import unpublished_counts
 from fmcnet.errors import DataError
 from fmcnet.experiments.rows import DIRECTION_NAMES
 from fmcnet.files import write_rows, write_text
@@ -91,7 +92,9 @@ def compare(runs: list[Path] | tuple[Path, ...], out: str | Path | None = None) 
     rows = (*published(), *_join_rows([_run_row(Path(run)) for run in runs]))
     filled = {key for row in rows for key, (rank1, _) in row.figures.items() if rank1 is not None}
     columns = [key for key in PUBLISHED_COLUMNS if key in filled]
-    markdown = _markdown(rows, columns)
+    scores = [f"{PUBLISHED_COLUMNS[key]} {metric}" for key in columns for metric in ("R1", "mAP")]
+    cells = ([row.name, row.where, *_cells(row, columns), "; ".join(row.flags)] for row in rows)
+    markdown = markdown_page([markdown_table(["method", "where", *scores, "flags"], cells), SOURCE_NOTE])
     if out is None:
         return Comparison(rows, markdown)
     path = Path(out) / "comparison.md"
@@ -159,6 +162,8 @@ def _row_from_report(run: str, facts: Any) -> ComparisonRow:
                 flags.append(f"another figure of this column, left out: {name}")
     if dataset.get("generated"):
         flags.append("GENERATED data: not the published benchmark, comparable with none of these rows")
+    elif counts := unpublished_counts(dataset["name"], dataset):
+        flags.append(counts)
     selected, _, unfinished = str(facts.get("stamp", "")).partition("NOT FINISHED")
     if run_facts["selected_on"] == "test" or selected:
         flags.append("selected on the test set")
@@ -248,12 +253,6 @@ def _published_column(dataset: str, evaluation: dict[str, Any]) -> str | None:
 def _cells(row: ComparisonRow, columns: list[str]) -> list[str]:
     values = (value for key in columns for value in row.figures.get(key, (None, None)))
     return ["-" if value is None else f"{value:.2f}" for value in values]
-
-
-def _markdown(rows: tuple[ComparisonRow, ...], columns: list[str]) -> str:
-    scores = [f"{PUBLISHED_COLUMNS[key]} {metric}" for key in columns for metric in ("R1", "mAP")]
-    cells = ([row.name, row.where, *_cells(row, columns), "; ".join(row.flags)] for row in rows)
-    return markdown_page([markdown_table(["method", "where", *scores, "flags"], cells), SOURCE_NOTE])
 
 
 def _latex(rows: tuple[ComparisonRow, ...], columns: list[str]) -> str:

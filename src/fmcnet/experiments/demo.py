@@ -144,7 +144,7 @@ def _print_table(evaluated: dict[str, EvaluatedRun], result: dict[str, Any]) -> 
     for column in ("", *METRICS, "over chance"):
         table.add_column(column, justify="left" if not column else "right")
     for title, run in evaluated.items():
-        mean, chance = run.evaluations[0].result.mean, run.evaluations[0].result.chance or 1
+        mean, chance = run.evaluations[0].result.mean, run.evaluations[0].result.chance
         scores = (f"{100 * mean[name]:.2f}" for name in METRICS)
         table.add_row(title, *scores, f"{mean['rank1'] / chance:.1f} x")
     console = Console(emoji=False)

@@ -13,14 +13,16 @@ from typing import Any
 import numpy as np
 
 from fmcnet.config import Config, DataConfig, EvaluationConfig, load_config
+from fmcnet.data.check import unpublished_counts
 from fmcnet.data.readers import read_dataset
 from fmcnet.data.readers.csv import HELD_OUT
-from fmcnet.data.table import Table, fingerprint
+from fmcnet.data.table import Table, fingerprint, seen_identities
 from fmcnet.distributed import agree, distributed_context
 from fmcnet.errors import CheckpointError, ConfigError, DataError, ProtocolError, collect_warnings
 from fmcnet.evaluation.evaluate import pool
 from fmcnet.evaluation.evaluate_model import (
     EMBEDDINGS,
+    FEW_SEEN,
     DirectionResult,
     EvaluatedRun,
     check_settings,
@@ -29,7 +31,7 @@ from fmcnet.evaluation.evaluate_model import (
 )
 from fmcnet.evaluation.protocol_file import camera_names, read_protocol
 from fmcnet.evaluation.protocols import DEFAULT_DIRECTIONS
-from fmcnet.experiments.report import VARIANT_TITLES, write_report
+from fmcnet.experiments.report import VARIANT_TITLES, dataset_facts, write_report
 from fmcnet.experiments.runs import is_generated
 from fmcnet.inference.embed import embed_shared
 from fmcnet.inference.encoder import load
@@ -220,15 +222,16 @@ def _evaluate_one(
 ) -> tuple[EvaluatedRun, list[str]]:
     """Evaluate one run, with `options` of `evaluate_model`; the notes are sentences for the user."""
     card = read_card(run)
-    table = _read_table(data, card.config.data, unknown=protocol is not None)
-    if protocol is not None and card.data != fingerprint(table):
-        table = _all_as_test(table, data)
+    table = _all_as_test(_read_table(data, card.config.data, unknown=protocol is not None), data, card)
     if table.name == "regdb":
         overrides = [REGDB_DIRECTIONS.get(item.removeprefix("evaluation."), item) for item in overrides]
     settings = _run_settings(run, card, overrides)
     names = _setting_names(overrides)
     check_settings(table, names)
     notes = ["GENERATED data: these figures compare with no published one"] if is_generated(table) else []
+    if not notes and protocol is None:
+        counts = unpublished_counts(table.name, dataset_facts(table.select(split="test")))
+        notes += [counts] if counts else []
     notes += [note for note in table.notes if not note.startswith(("train: ", "val: "))]
     standard = standard_settings(table, settings)
     if protocol is not None:
@@ -269,10 +272,12 @@ def _read_table(data: str | Path, settings: DataConfig, *, unknown: bool) -> Tab
         raise
 
 
-def _all_as_test(table: Table, data: str | Path) -> Table:
-    """The table; a CSV without splits with all rows as test rows, as the model was not trained on it."""
-    if not any(note.startswith(HELD_OUT) for note in table.notes):
+def _all_as_test(table: Table, data: str | Path, card: ModelCard) -> Table:
+    """The table; a CSV without splits with all rows as test rows, unless the model was trained on some."""
+    if not any(note.startswith(HELD_OUT) for note in table.notes) or card.data == fingerprint(table):
         return table
+    if len(seen_identities(card.seen_samples, table)) > FEW_SEEN * len(np.unique(table.pid)):
+        return table  # it has grown since
     all_rows = read_dataset(data, layout="csv", training=False)
     notes = (
         *(note for note in all_rows.notes if not note.startswith(HELD_OUT)),
@@ -298,7 +303,8 @@ def _embed_together(
     with distributed_context(device) as ctx:
         for run in runs:
             encoder = load(run, str(ctx.device))
-            table = _read_table(data, encoder.card.config.data, unknown=False).select(split="test")
+            table = _read_table(data, encoder.card.config.data, unknown=False)
+            table = _all_as_test(table, data, encoder.card).select(split="test")
             batch, store = encoder.card.config.evaluation.batch, run / EMBEDDINGS
             for mirror in (False, True) if flip else (False,):
                 embeddings_file = encoder.kept_at(table, mirror, store)

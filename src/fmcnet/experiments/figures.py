@@ -121,7 +121,7 @@ def cmc_curves(evaluated: dict[str, EvaluatedRun], path: Path) -> Path:
         curve = np.mean([trial.cmc[:length] for trial in result.trials], axis=0)
         label = f"{fill(title, 60)}: R1 {100 * curve[0]:.1f} %, mAP {100 * result.mean['mAP']:.1f} %"
         ax.plot(np.arange(1, length + 1), 100 * curve, color=f"C{number}", label=label)
-    chance = next(iter(evaluated.values())).evaluations[0].result.chance or 0
+    chance = next(iter(evaluated.values())).evaluations[0].result.chance
     ax.axhline(100 * chance, color=INK, linestyle=":", label=f"chance at rank 1: {100 * chance:.2f} %")
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set(xlabel="rank", ylabel="queries with a match up to this rank, %", ylim=(0, 100))
@@ -135,14 +135,14 @@ def ranked_lists(evaluated: EvaluatedRun, path: Path) -> Path:
 
     The queries are drawn at random from those that have a match, one per identity.
     """
-    evaluation, table, distance = (
-        evaluated.evaluations[0],
-        evaluated.table,
-        evaluated.evaluations[0].result.distance,
-    )
-    query_rows = _pick_queries(evaluated, evaluation.protocol, 6)
+    first, table = evaluated.evaluations[0], evaluated.table
+    query_rows = _pick_queries(evaluated, first.protocol, 6)
     lists = nearest(
-        evaluated.embeddings, evaluation.protocol, queries=query_rows, distance=distance, **role_masks(table)
+        evaluated.embeddings,
+        first.protocol,
+        queries=query_rows,
+        distance=first.result.distance,
+        **role_masks(table),
     )
     height = 1.62 * len(lists) + 0.3
     margins = {"left": 0.01, "right": 0.99, "bottom": 0.2 / height, "top": 1 - 0.25 / height}
@@ -151,9 +151,8 @@ def ranked_lists(evaluated: EvaluatedRun, path: Path) -> Path:
     for ax, title in zip(axes[0], ("query", *range(1, 11)), strict=True):
         ax.set_title(title, fontsize=9)
     for line, row, answers in zip(axes, query_rows, lists, strict=True):
-        _show_image(
-            line[0], table, row, f"pid {table.pid_name(int(table.pid[row]))} cam {table.camid[row]}", INK
-        )
+        caption = f"pid {table.pid_name(int(table.pid[row]))} cam {table.camid[row]}"
+        _show_image(line[0], table, row, caption, INK)
         hits = zip(answers.gallery.tolist(), answers.similarity, answers.correct, strict=True)
         for ax, (gallery_row, similarity, correct) in zip(line[1:], hits, strict=False):
             _show_image(ax, table, gallery_row, f"{similarity:.2f}", RIGHT if correct else WRONG)

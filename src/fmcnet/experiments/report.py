@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from fmcnet.data.table import Table
 from fmcnet.errors import ProtocolError
 from fmcnet.evaluation.evaluate import METRICS
 from fmcnet.evaluation.evaluate_model import EvaluatedRun, role_masks
@@ -20,7 +21,7 @@ from fmcnet.files import write_json, write_text
 from fmcnet.markdown import markdown_page, markdown_table
 from fmcnet.models.card import versions
 from fmcnet.parsing import read_json
-from fmcnet.types import Modality
+from fmcnet.types import NO_PID, Modality
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,15 @@ def write_report(
             pictures[title] = path.relative_to(out).as_posix()
     else:
         logger.warning("no pictures in the report: pip install 'fmcnet[plot]' brings what draws them")
-    facts = _report_facts(evaluated, extra or {})
+    facts: dict[str, Any] = {
+        "dataset": dataset_facts(main.table),
+        "versions": versions(),
+        "runs": {
+            title: {**_run_facts(run), "evaluations": [one.to_dict() for one in run.evaluations]}
+            for title, run in evaluated.items()
+        },
+        **(extra or {}),
+    }
     if keep:
         _keep_other_protocols(facts, out / "report.json")
     facts["verification"] = {"run": str(main.encoder.folder), **verified.to_dict()} if verified else None
@@ -155,23 +164,14 @@ def _run_facts(run: EvaluatedRun) -> dict[str, Any]:
     }
 
 
-def _report_facts(evaluated: dict[str, EvaluatedRun], extra: dict[str, Any]) -> dict[str, Any]:
-    table = list(evaluated.values())[-1].table
+def dataset_facts(table: Table) -> dict[str, Any]:
+    """What a report says of a test set."""
     return {
-        "dataset": {
-            "name": table.name,
-            "root": str(table.root),
-            "generated": is_generated(table),
-            "identities": len(np.unique(table.pid)),
-            "visible": len(table.select(modality=Modality.VISIBLE)),
-            "infrared": len(table.select(modality=Modality.INFRARED)),
-        },
-        "versions": versions(),
-        "runs": {
-            title: {**_run_facts(run), "evaluations": [one.to_dict() for one in run.evaluations]}
-            for title, run in evaluated.items()
-        },
-        **extra,
+        "name": table.name,
+        "root": str(table.root),
+        "generated": is_generated(table),
+        "identities": len(np.unique(table.pid[table.pid != NO_PID])),
+        **{str(modality): len(table.select(modality=modality)) for modality in Modality},
     }
 
 
@@ -251,6 +251,5 @@ def _scores_table(evaluations: list[tuple[str, dict[str, Any]]]) -> str:
         for name, result in results.items():
             mean, std = result["mean"], result["std"]
             cells = [f"{100 * mean[metric]:.2f} ± {100 * std[metric]:.2f}" for metric in METRICS]
-            over_chance = mean["rank1"] / chance if chance else float("nan")
-            rows.append([name, *cells, f"{over_chance:.1f} x ({100 * chance:.2f} %)"])
+            rows.append([name, *cells, f"{mean['rank1'] / chance:.1f} x ({100 * chance:.2f} %)"])
     return markdown_table(("", *METRICS, "Rank-1 over chance"), rows)

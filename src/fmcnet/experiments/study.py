@@ -17,11 +17,12 @@ import numpy as np
 from pydantic_core import to_json
 
 from fmcnet.config import Config, load_config, shipped
-from fmcnet.data.check import TITLES
+from fmcnet.data.check import TITLES, unpublished_counts
 from fmcnet.data.readers import check_split, detect_layout, read_dataset, warn_of_other_benchmark
 from fmcnet.data.table import Table, fingerprint
 from fmcnet.distributed import pick_device
 from fmcnet.errors import ConfigError, FmcnetError
+from fmcnet.experiments.report import dataset_facts
 from fmcnet.experiments.rows import STUDIES, Study, TableRow, select_studies
 from fmcnet.experiments.runs import StudyRun, is_generated
 from fmcnet.experiments.study_report import write_study
@@ -245,15 +246,16 @@ def run_digest(config: Config, data: str) -> str:
 
 def _data_facts(table: Table, config: Config) -> dict[str, Any]:
     """The dataset in a report; `comparable`: whether the paper's figures may stand beside."""
-    generated = is_generated(table)
+    test, settings = dataset_facts(table.select(split="test")), config.evaluation
+    split = f" split {config.data.split}" if table.name == "regdb" else ""
+    other = test["generated"] or unpublished_counts(table.name, test)
     return {
-        "name": TITLES.get(table.name, table.name)
-        + (f" split {config.data.split}" if table.name == "regdb" else ""),
-        "root": str(table.root),
-        "generated": generated,
-        "test_identities": len(np.unique(table.select(split="test").pid)),
+        "name": TITLES.get(table.name, table.name) + split,
+        "root": test["root"],
+        "generated": test["generated"],
+        "test_identities": test["identities"],
         "train_identities": len(np.unique(table.select(split=config.data.train_splits).pid)),
-        "comparable": table.name == "sysu" and not generated and config.evaluation.mode == "all",
+        "comparable": table.name == "sysu" and (settings.mode, settings.shots) == ("all", 1) and not other,
     }
 
 
