@@ -394,7 +394,7 @@ def test_where_a_dataset_names_no_validation_identities_a_share_is_held_out(tiny
         ["training.optimizer=sgd", "training.schedule=multistep", "training.lr=0.01", "model.variant=sfd"],
         ["training.precision=bf16", "training.schedule=cosine", "model.variant=full"],
         ["training.schedule=constant", "training.warmup=0", "model.variant=fmc", "model.pooling=gem"],
-        ["model.variant=base", "model.single_stream=true", "model.dropout=0.2"],
+        ["model.variant=base", "model.single_stream=true"],
         ["model.neck=false", "model.unit_features=false", "losses.saturating=true", "losses.reduction=sum"],
     ],
     ids=lambda s: s[0],
