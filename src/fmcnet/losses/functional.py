@@ -222,14 +222,10 @@ def feature_consistency_loss(generated: Tensor, specific_centers: Tensor) -> Ten
     """
     generated, specific_centers = lift(generated), lift(specific_centers)
     shapes = (*generated.shape,), (*specific_centers.shape,)
-    if generated.ndim != 2 or specific_centers.ndim != 2 or generated.shape[1] != specific_centers.shape[1]:
+    fits = [len(shape) for shape in shapes] == [2, 2] and shapes[0][1] == shapes[1][1] and shapes[1][0] > 0
+    if not fits or len(generated) % len(specific_centers):
         raise ValueError(
             f"generated features are (P*K, D) and centres (P, D), got {shapes[0]} and {shapes[1]}"
         )
-    identities, dim = specific_centers.shape
-    if not identities or len(generated) % identities:
-        raise ValueError(
-            f"{len(generated)} generated features cannot be {identities} identities of equally many"
-        )
-    difference = generated.view(identities, -1, dim) - specific_centers.unsqueeze(1)
+    difference: Tensor = generated.unflatten(0, (len(specific_centers), -1)) - specific_centers.unsqueeze(1)
     return difference.abs().sum(dim=2).mean()

@@ -17,6 +17,9 @@ from fmcnet.types import Modality
 STEM_BLOCKS = 3
 """Blocks of E_V and E_I in the paper, of ResNet's five."""
 
+BACKBONE_PARTS = ("stem", "shared", "specific")
+"""Prefixes of the names that stems and tails have in `Decomposition`."""
+
 RESERVED = frozenset({"head", "pool", "norm", "dim", "maps", "stripes", "channels"})
 """Names in `Stem` and `Tail` that no layer of a backbone may have."""
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fmcnet.errors import CheckpointError, FmcnetError, first_of
 from fmcnet.models.backbones import make_backbone
+from fmcnet.models.decomposition import BACKBONE_PARTS
 from fmcnet.models.fmcnet import FMCNet
 from fmcnet.models.shipped import find_model, shipped_models
 
@@ -112,16 +113,9 @@ def _fitting(source: nn.Module, target: nn.Module) -> dict[str, Tensor]:
 
 def _backbone_parts(model: FMCNet) -> dict[str, nn.Module]:
     """The stems and tails that a model has, by name."""
-    names = (
-        "stem_visible",
-        "stem_infrared",
-        "stem_shared",
-        "shared",
-        "specific_visible",
-        "specific_infrared",
-    )
-    parts = {name: getattr(model.decomposition, name) for name in names} | {"frozen": model.frozen}
-    return {name: part for name, part in parts.items() if part is not None}
+    parts = {**model.decomposition._modules, "frozen": model.frozen}
+    prefixes = (*BACKBONE_PARTS, "frozen")
+    return {k: part for k, part in parts.items() if k.startswith(prefixes) and part is not None}
 
 
 def _backbone_state(module: nn.Module) -> dict[str, Tensor]:

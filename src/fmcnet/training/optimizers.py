@@ -11,10 +11,8 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from fmcnet.config import TrainingConfig
+from fmcnet.models.decomposition import BACKBONE_PARTS
 from fmcnet.models.fmcnet import FMCNet
-
-BACKBONE_PARTS = ("stem", "shared", "specific")
-"""Prefixes of the names that stems and tails have in `Decomposition`."""
 
 
 def build_optimizers(

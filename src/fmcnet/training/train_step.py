@@ -33,11 +33,10 @@ from fmcnet.errors import FmcnetError
 from fmcnet.losses.criterion import LOSSES, ExtraTerm, FMCNetLoss
 from fmcnet.models.backbones import make_backbone
 from fmcnet.models.build import build_model
-from fmcnet.models.decomposition import Decomposition
+from fmcnet.models.decomposition import BACKBONE_PARTS, Decomposition
 from fmcnet.models.fmcnet import FMCNet, FMCNetOutput
 from fmcnet.training import health
 from fmcnet.training.optimizers import (
-    BACKBONE_PARTS,
     advance_schedule,
     build_optimizers,
     build_schedulers,
