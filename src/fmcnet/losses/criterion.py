@@ -104,6 +104,7 @@ class FMCNetLoss(nn.Module):
         self._discriminator = None if compensation is None else compensation.discriminator
         self._extra = check_extra_terms(terms, config)
         self._labels_checked = False
+        self._steps_alone = 0.0  # before the first call of `discriminator_loss`
         self._warned = set[str]()  # names of extra terms without a gradient
 
     def forward(self, output: FMCNetOutput, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -143,6 +144,13 @@ class FMCNetLoss(nn.Module):
             terms |= self._fusion_terms(v, i, labels)  # (19)
         trains = any(term.requires_grad for term in terms.values())
         terms |= self._extra_terms(output, labels, trains=trains)
+        if trains and "gan" in terms and not torch.compiler.is_compiling():
+            self._steps_alone += 1
+            if self._steps_alone == 2:
+                logger.warning(
+                    "the discriminators of eq. (12) learn nothing: call discriminator_loss in each step and step "
+                    "their optimiser, as the docstring of FMCNetLoss does, or set losses.gan=0"
+                )
         return torch.stack([term.float() for term in terms.values()]).sum(), terms
 
     def discriminator_loss(self, output: FMCNetOutput) -> Tensor | None:
@@ -153,6 +161,7 @@ class FMCNetLoss(nn.Module):
         """
         if self._discriminator is None:
             return None
+        self._steps_alone = -torch.inf
         loss = losses.lift(output.visible.shared).new_zeros(())
         for target in (Modality.INFRARED, Modality.VISIBLE):
             real = cast(Tensor, output.of(target).specific).detach()
