@@ -141,6 +141,13 @@ def test_refusals(tiny_run, tiny_sysu, tmp_path):
     assert not (tmp_path / "many").exists()  # a mistake leaves nothing that stands in the way of the next try
 
 
+def test_a_selection_without_a_validation_is_refused(tiny_sysu, tmp_path):
+    config = load_config("tiny", ["training.select=val", "training.epochs=2", "training.validate_every=3"])
+    with pytest.raises(ConfigError, match=r"validate_every=3 is more than training\.epochs=2"):
+        loop.train(config, tiny_sysu, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
 def test_selection_on_validation_identities_takes_the_best_step(tiny_sysu, tmp_path):
     config = load_config("tiny", ["training.select=val", "training.epochs=4"])
     summary = loop.train(config, tiny_sysu, tmp_path / "run", progress=False)
