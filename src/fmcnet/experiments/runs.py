@@ -138,15 +138,8 @@ class StudyRun:
         if not (folder / written_last).is_file():
             if folder.is_dir() and not (folder / CONFIG).is_file():
                 shutil.rmtree(folder)  # killed before training began
-            summary = train(
-                self.config,
-                table,
-                folder,
-                resume=True,
-                device=device,
-                progress=progress,
-                description=self.name,
-            )
+            options: dict[str, Any] = {"resume": True, "device": device, "progress": progress}
+            summary = train(self.config, table, folder, description=self.name, **options)
             seconds, steps = summary.seconds, summary.steps - summary.resumed_from
         evaluation_start = time.perf_counter()
         evaluated = evaluate_model(folder, table, device=device, progress=progress)

@@ -39,7 +39,7 @@ from fmcnet.models.card import CARD, TRAINING_STATE, WEIGHTS, ModelCard
 from fmcnet.models.checkpoint import load_weights, save_pretrained, save_tensors
 from fmcnet.parsing import read_json
 from fmcnet.training.loggers import StepLogger
-from fmcnet.training.optimizers import restore_schedule
+from fmcnet.training.optimizers import advance_schedule
 from fmcnet.training.selection import ModelSelection
 from fmcnet.training.train_step import TrainStep
 
@@ -156,7 +156,8 @@ class Checkpointer:
     def _load_state(self, facts: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         _load_optimizers(self._train_step, tensors)
         for scheduler in self._train_step.schedulers:
-            restore_schedule(scheduler, facts["step"])
+            scheduler.last_epoch = facts["step"] - 1
+            advance_schedule(scheduler)
         self._train_step.scaler.load_state_dict(facts["scaler"])
         prefix = f"rank{self._ctx.rank}."
         own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

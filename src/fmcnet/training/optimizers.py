@@ -42,16 +42,13 @@ def build_optimizers(
         if parameter.requires_grad:
             groups.setdefault((factor, parameter.ndim > 1), []).append(parameter)
     param_groups = [
-        {
-            "params": parameters,
-            "lr": config.lr * factor,
-            "weight_decay": config.weight_decay if decays else 0.0,
-        }
+        {"params": parameters, "lr": config.lr * factor, "weight_decay": config.weight_decay * decays}
         for (factor, decays), parameters in groups.items()
     ]
-    optimizer: torch.optim.Optimizer
     if config.optimizer == "sgd":
-        optimizer = torch.optim.SGD(param_groups, lr=config.lr, momentum=0.9, nesterov=True, fused=fused)
+        optimizer: torch.optim.Optimizer = torch.optim.SGD(
+            param_groups, lr=config.lr, momentum=0.9, nesterov=True, fused=fused
+        )
     else:
         optimizer = torch.optim.AdamW(param_groups, lr=config.lr, fused=fused)
     if not discriminators:
@@ -97,9 +94,3 @@ def advance_schedule(scheduler: LambdaLR) -> None:
     with warnings.catch_warnings():  # the float16 scaler may have skipped the first step of the optimiser
         warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
         scheduler.step()
-
-
-def restore_schedule(scheduler: LambdaLR, step: int) -> None:
-    """Set the learning rates of `step` (from 0), after a resume."""
-    scheduler.last_epoch = step - 1
-    advance_schedule(scheduler)

@@ -189,15 +189,14 @@ def train_splits(
     for split in splits:
         data_config = config.data.model_copy(update={"split": split})
         runs.append((split, split_folder(out, split), config.model_copy(update={"data": data_config})))
-    summaries = []
     with distributed_context(device) as ctx:  # joins the process group once, not once a split
         with agree_on_errors(ctx):
             for split, folder, split_config in runs:
                 if ctx.main:
                     check_folder(folder, split_config, resume)
                 read_dataset(data, layout=layout, regdb_split=split)
-        for split, folder, split_config in runs:
-            summary = train(
+        return [
+            train(
                 split_config,
                 data,
                 folder,
@@ -208,8 +207,8 @@ def train_splits(
                 trackers=trackers,
                 profile=profile,
             )
-            summaries.append(summary)
-    return summaries
+            for split, folder, split_config in runs
+        ]
 
 
 class Trainer:
