@@ -3,7 +3,8 @@
     python examples/train_plain_loop.py data --steps 20
 
 Each step has two turns: the discriminators learn to tell generated from real features, then everything else
-learns to recognise people and to fool them. `fmcnet train` adds schedule, resume, precision and logging.
+learns to recognise people and to fool them. At the end it estimates the statistics for search. `fmcnet train`
+adds schedule, resume, precision and logging.
 """
 
 from __future__ import annotations
@@ -15,10 +16,14 @@ import torch
 from torch.utils.data import DataLoader
 
 import fmcnet
+from fmcnet.config import AugmentConfig
 from fmcnet.data.cache import ImageCache
 from fmcnet.data.loader import TrainingImages, collate
 from fmcnet.data.sampler import IdentityModalitySampler
 from fmcnet.losses.criterion import FMCNetLoss
+from fmcnet.training.selection import estimate_statistics
+
+NO_AUGMENTATION = AugmentConfig(pad=0, flip=0, erase=0)
 
 
 def main() -> None:
@@ -59,6 +64,13 @@ def main() -> None:
         loss.backward()
         optimizer.step()
         print(f"step {step:2d}  " + "  ".join(f"{name} {term.item():.3f}" for name, term in terms.items()))
+
+    # For search: running averages of few augmented batches are poor statistics (and standardized=true has none yet).
+    plain_images = TrainingImages(cache.images, labels, table.modality, NO_AUGMENTATION, seed=0, draws=p * k)
+    plain = DataLoader(plain_images, batch_sampler=sampler, collate_fn=collate)
+    estimate_statistics(model.eval(), lambda: plain)
+    with torch.no_grad():
+        print("descriptors of a batch:", tuple(model.embed(batch.visible, "visible").shape))
 
 
 if __name__ == "__main__":

@@ -55,6 +55,7 @@ REMOVED: dict[str, tuple[Any, str]] = {
     "model.w1": (0.5, "it was where w1 of eq. (15) starts"),
     "model.w2": (0.5, "it was where w2 of eq. (15) starts"),
     "model.stripes": (0, "it made stripes of E_sh's maps the descriptor"),
+    "model.dropout": (0.0, "it put dropout before every classifier's layer"),
 }
 """Removed settings of 0.1.0: the value that switched each off, and the effect of other values."""
 
@@ -178,8 +179,6 @@ class ModelConfig(_Section):
     """With normalization=modality no logit of D, less its bias, exceeds this; 0 sets no bound (ours)"""
     generator_residual: bool = False
     """G of eq. (11) adds its input to its output: F' = F_sh + G(F_sh) (ours)"""
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Every classifier drops this share of its input values in training (ours)"""
     specific_stages: int = Field(default=3, ge=1, le=3)
     """Each modality has this many first blocks for itself: 3 as the paper, or 1, 2 (ours)"""
     descriptor: Literal["plain", "normalized", "discriminant"] = "plain"

@@ -115,7 +115,8 @@ def test_different_queries_do_not_pair():
 def test_the_papers_figures_stand_beside_those_of_its_data_only(table2, comparable):
     facts = {
         "command": "fmcnet study table2", "written": "2026-01-01", "commit": "abc", "crossed": True,
-        "versions": {"fmcnet": "0", "torch": "0"}, "seeds": [0, 1], "steps": [10], "images_seen": [640],
+        "versions": {"fmcnet": "0", "torch": "0"}, "seeds": [0, 1], "selected": ["last"], "steps": [10],
+        "images_seen": [640],
         "failed": "", "studies": [table2], "runs": [], "pictures": {},
         "data": {"generated": not comparable, "name": "SYSU-MM01", "test_identities": 9, "train_identities": 9,
                  "comparable": comparable},

@@ -26,6 +26,7 @@ from fmcnet.experiments.runs import MODEL_CARD, StudyRun, images_per_step
 from fmcnet.experiments.study import StudyOptions, _data_facts, _read_tables, parse_seeds, run_study
 from fmcnet.experiments.workers import complete_runs, find_devices
 from fmcnet.inference.info import model_info
+from fmcnet.training import selection
 from tests.cli import run_command
 from tests.data import trees
 from tests.experiments.fake_run import FakeRun
@@ -248,6 +249,40 @@ def test_a_run_killed_before_it_began_is_begun_again(tiny_sysu, tmp_path):
     one.folder.mkdir(parents=True)
     (one.folder / ".config.yaml.77.tmp").write_text("half")
     assert one.complete("cpu", progress=False)["steps"] == 2
+
+
+def test_a_run_whose_projection_could_not_be_written_is_finished_by_the_next_call(
+    tiny_sysu, tmp_path, monkeypatch
+):
+    """The projection is the last thing that a training writes."""
+    one = run_named(tmp_path, tiny_sysu, "one", "model.descriptor=discriminant")
+    with monkeypatch.context() as full_disk:
+        full_disk.setattr(
+            selection, "add_discriminant", lambda *_: (_ for _ in ()).throw(OSError(28, "full"))
+        )
+        with pytest.raises(FmcnetError, match="could not be written"):
+            one.complete("cpu", progress=False)
+    assert one.complete("cpu", progress=False)["dimensions"] < 100
+
+
+@pytest.mark.parametrize("select", ["last", "val", "test"])
+def test_the_report_says_which_weights_it_is_of(tiny_options, select):
+    chosen = (f"training.select={select}", "training.validate_every=1")
+    report = Path(
+        run_study(replace(tiny_options, overrides=chosen, rows=("base",)), quiet=True)["report"]
+    ).read_text()
+    kept = {"val": "best on validation identities", "test": "best on the test identities"}.get(select, "last")
+    assert f"Weights are each run's {kept}" in " ".join(report.split())
+    assert ("SELECTED ON THE TEST SET" in report) is (select == "test")
+
+
+def test_figures_of_ten_shots_are_not_set_beside_those_of_the_paper(tiny_sysu, monkeypatch):
+    monkeypatch.setattr("fmcnet.experiments.report.is_generated", lambda table: False)
+    monkeypatch.setattr("fmcnet.experiments.study.unpublished_counts", lambda name, found: "")
+    table = read_dataset(tiny_sysu)
+    for shots in (1, 10):
+        facts = _data_facts(table, load_config("tiny", [f"evaluation.shots={shots}"]))
+        assert facts["comparable"] is (shots == 1)
 
 
 def test_a_run_that_fails_leaves_the_others_be(tiny_sysu, tmp_path, caplog):

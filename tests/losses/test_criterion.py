@@ -276,6 +276,17 @@ def test_arguments_that_cannot_be_are_refused(settings, arguments, said):
         FMCNetLoss(LossConfig(**settings), **{"identities": P, **arguments})
 
 
+@pytest.mark.parametrize(("gan", "trained", "warnings"), [(1, False, 1), (1, True, 0), (0, False, 0)])
+def test_discriminators_that_no_step_trains_are_told_once(computed, caplog, gan, trained, warnings):
+    model, output, labels = computed
+    criterion = FMCNetLoss(LossConfig(gan=gan), P, model.compensation)
+    for _ in range(4):
+        criterion(output, labels)
+        if trained:
+            criterion.discriminator_loss(output)
+    assert ["call discriminator_loss" in said for said in caplog.messages] == [True] * warnings
+
+
 def test_the_bound_of_the_discriminators_holds_in_a_plain_loop():
     """The loop of the docstring, in which the stored weights grow: without `renormalize`."""
     torch.manual_seed(0)

@@ -242,6 +242,20 @@ def test_images_of_another_kind_are_refused_and_words_for_the_modality_do():
         assert torch.equal(model.features(images, "rgb")[0], model.features(images, Modality.VISIBLE)[0])
 
 
+def test_normalised_images_are_refused_in_the_first_batch_of_a_training():
+    """The model normalises, so a loop that does it too would train on images that no search gives."""
+    images = torch.rand(4, 3, 32, 16)
+    for halves in ((images, images * 255), ((images - 0.45) / 0.22, images)):
+        model = build_model(ModelConfig(arch="resnet18", width=2, variant="base"), 5)
+        with pytest.raises(ValueError, match="and not normalised"):
+            model(*halves)
+    model = build_model(ModelConfig(arch="resnet18", width=2, variant="base"), 5)
+    for factor in (1, 5):  # later ones are not looked at, which would make training wait for a GPU
+        model(images, images * factor)
+    with pytest.raises(ValueError, match="and not normalised"):
+        model.eval()(images, images * 5)
+
+
 @pytest.mark.parametrize("half_weights", [True, False])
 def test_gem_of_large_half_precision_values_is_finite(half_weights):
     """41 cubed is beyond float16; without a GPU autocast leaves powers in half precision."""

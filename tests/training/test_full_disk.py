@@ -24,7 +24,6 @@ SETTINGS = [
     "training.checkpoint_every=2",
     "training.log_every=1",
     "training.keep=3",
-    "model.dropout=0.3",
 ]
 
 

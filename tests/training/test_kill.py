@@ -25,7 +25,6 @@ pytestmark = [
 ]
 
 SETTINGS = [
-    "model.dropout=0.3",
     "training.checkpoint_every=3",
     "training.epochs=6",
     "training.steps_per_epoch=5",
@@ -34,7 +33,8 @@ SETTINGS = [
 
 
 def train(data, out, *more):
-    loop.train(load_config("tiny", [*SETTINGS, *more]), data, out, resume=True, device="cpu", progress=False)
+    options = {"resume": True, "device": "cpu", "progress": False, "terms": {"draws": runs.draws}}
+    loop.train(load_config("tiny", [*SETTINGS, *more]), data, out, **options)
 
 
 def reached(out):

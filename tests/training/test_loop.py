@@ -141,6 +141,13 @@ def test_refusals(tiny_run, tiny_sysu, tmp_path):
     assert not (tmp_path / "many").exists()  # a mistake leaves nothing that stands in the way of the next try
 
 
+def test_a_selection_without_a_validation_is_refused(tiny_sysu, tmp_path):
+    config = load_config("tiny", ["training.select=val", "training.epochs=2", "training.validate_every=3"])
+    with pytest.raises(ConfigError, match=r"validate_every=3 is more than training\.epochs=2"):
+        loop.train(config, tiny_sysu, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
 def test_selection_on_validation_identities_takes_the_best_step(tiny_sysu, tmp_path):
     config = load_config("tiny", ["training.select=val", "training.epochs=4"])
     summary = loop.train(config, tiny_sysu, tmp_path / "run", progress=False)
@@ -394,7 +401,7 @@ def test_where_a_dataset_names_no_validation_identities_a_share_is_held_out(tiny
         ["training.optimizer=sgd", "training.schedule=multistep", "training.lr=0.01", "model.variant=sfd"],
         ["training.precision=bf16", "training.schedule=cosine", "model.variant=full"],
         ["training.schedule=constant", "training.warmup=0", "model.variant=fmc", "model.pooling=gem"],
-        ["model.variant=base", "model.single_stream=true", "model.dropout=0.2"],
+        ["model.variant=base", "model.single_stream=true"],
         ["model.neck=false", "model.unit_features=false", "losses.saturating=true", "losses.reduction=sum"],
     ],
     ids=lambda s: s[0],

@@ -7,7 +7,9 @@ from safetensors.torch import load_file
 from fmcnet.config import load_config
 from fmcnet.data.loader import TrainingBatch
 from fmcnet.errors import DataError
+from fmcnet.inference.encoder import load
 from fmcnet.models.build import build_model
+from fmcnet.models.fmcnet import FMCNet
 from fmcnet.training.checkpointing import checkpoints
 from fmcnet.training.selection import estimate_statistics
 from fmcnet.training.trainer import train
@@ -83,3 +85,17 @@ def test_selected_weights_have_them_too(tiny_sysu, tmp_path):
     running = load_file(checkpoints(tmp_path / "last")[-1] / "model.safetensors")
     key = "decomposition.norm_shared.statistics.1.running_mean"
     assert not torch.equal(best[key], running[key])  # the running averages are not what is written
+
+
+@pytest.mark.parametrize("setting", ["model.standardized=true", "model.normalization=none"])
+def test_a_checkpoint_taken_as_a_model_says_that_it_lacks_them(tiny_sysu, tmp_path, caplog, setting):
+    settings = [setting, "training.epochs=1", "training.steps_per_epoch=2", "training.validate_every=0"]
+    train(load_config("tiny", settings), tiny_sysu, tmp_path / "run", device="cpu", progress=False)
+    folder = checkpoints(tmp_path / "run")[-1]
+    caplog.clear()
+    FMCNet.from_pretrained(tmp_path / "run")
+    assert not caplog.messages
+    load(folder, "cpu")
+    assert [f"{folder} is a checkpoint" in said for said in caplog.messages] == (
+        [True] if "standardized" in setting else []
+    )

@@ -11,7 +11,7 @@ from fmcnet.errors import CheckpointError, ConfigError, TrainingError
 from fmcnet.losses.criterion import LOSSES
 from fmcnet.training import trainer as loop
 from fmcnet.training.loggers import read_log
-from tests.training.runs import weights
+from tests.training.runs import draws, weights
 from tests.training.test_state import PowerCut, Stop
 
 SETTINGS = (
@@ -25,11 +25,6 @@ SETTINGS = (
 
 def gap(output, labels):
     return (output.visible.shared - output.infrared.shared).square().mean()
-
-
-def draws(output, labels):
-    """Takes from the process's random numbers, which a resume must restore."""
-    return (output.visible.shared * torch.rand_like(output.visible.shared)).mean()
 
 
 def train(data, out, *more, **options):

@@ -19,6 +19,7 @@ from fmcnet.training.optimizers import lr_factor
 from fmcnet.training.train_step import TrainStep, memory_format, precision
 from fmcnet.training.trainer import train
 from fmcnet.types import Modality
+from tests.training.runs import draws
 
 CPU = torch.device("cpu")
 PLAIN = [
@@ -218,31 +219,10 @@ def test_bfloat16_computes_in_it_and_gives_the_losses_float32(monkeypatch):
     assert any(not torch.equal(before[key], after[key]) for key in before)
 
 
-def test_dropout_is_in_training_only_and_off_by_default():
-    none, some = made(), made("model.dropout=0.5")
-    assert_close(state(none), state(some))
-    images = batch()[:2]
-    with torch.no_grad():
-        for train_step in (none, some):
-            train_step.model.train()
-        first, second = (none.model(*images) for _ in range(2))
-        assert torch.equal(first.visible.fused_scores, second.visible.fused_scores)
-        for half in ("visible", "infrared"):
-            first, second = (getattr(some.model(*images), half) for _ in range(2))
-            for name in ("shared_scores", "specific_scores", "generated_scores", "fused_scores"):
-                assert not torch.equal(getattr(first, name), getattr(second, name))
-            assert torch.equal(first.shared, second.shared)
-        for a, b in zip(
-            *(train_step.model.eval()(*images) for train_step in (made(), made("model.dropout=0.5"))),
-            strict=True,
-        ):
-            assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True) if x is not None)
-
-
 def test_validating_changes_no_training_that_draws_random_numbers(tiny_sysu, tmp_path):
     for every in (0, 1):
-        settings = ["model.dropout=0.3", f"training.validate_every={every}"]
-        train(load_config("tiny", settings), tiny_sysu, tmp_path / f"{every}", progress=False)
+        config = load_config("tiny", [f"training.validate_every={every}"])
+        train(config, tiny_sysu, tmp_path / f"{every}", progress=False, terms={"draws": draws})
     files = [(tmp_path / f"{every}" / "model.safetensors").read_bytes() for every in (0, 1)]
     assert files[0] == files[1]
 

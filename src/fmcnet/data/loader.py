@@ -122,7 +122,7 @@ def load_batches(
         batch_sampler=sampler,
         collate_fn=collate,
         pin_memory=device.type == "cuda",
-        generator=torch.Generator(),  # the default one would change the random numbers of dropout
+        generator=torch.Generator(),  # the default one would change the draws of own terms
     )
     while first < last:
         sampler.set_epoch(*divmod(first, sampler.steps))

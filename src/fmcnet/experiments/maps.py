@@ -51,10 +51,8 @@ def feature_map(encoder: Encoder, table: Table, path: Path) -> Path | None:
     return write_png(figure, path)
 
 
-def draw_study(
-    study: Study, runs: Runs, first_seed: int, out: Path, progress: bool | None
-) -> tuple[dict[str, Any], Pictures]:
-    """Draw Figure 4 or 5 of a study's rows: maps of the first seed; for Figure 5 also w1 and w2 over training.
+def draw_study(study: Study, runs: Runs, out: Path, progress: bool | None) -> tuple[dict[str, Any], Pictures]:
+    """Draw Figure 4 or 5 of a study's rows: maps of each row's first run; for Figure 5 also w1 and w2 over training.
 
     Returns the statistics by row's title, each with mean and deviation over seeds, and the pictures.
     """
@@ -70,7 +68,8 @@ def draw_study(
         measured = [_statistics(first, features[title], progress)]
         measured += [_statistics(run, None, progress) for run in others]
         statistics[title] = {name: _spread([values[name] for values in measured]) for name in measured[0]}
-    caption, path = f"t-SNE, test identities, seed {first_seed}", out / f"{study.name}.png"
+    shown_seeds = " and ".join(map(str, sorted({done[0].seed for done in finished.values()})))
+    caption, path = f"t-SNE, test identities, seed {shown_seeds}", out / f"{study.name}.png"
     if study.name != "figure5":
         shown = {title: _clouds(replace(one, generated=None)) for title, one in features.items()}
         return statistics, [(caption, _draw(shown, path))]

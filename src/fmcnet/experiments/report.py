@@ -25,6 +25,9 @@ from fmcnet.types import NO_PID, Modality
 
 logger = logging.getLogger(__name__)
 
+SELECTED_ON_TEST = (
+    "**SELECTED ON THE TEST SET: these figures are optimistic and compare with none that are not.**"
+)
 VARIANT_TITLES = {
     "base": "Base",
     "sfd": "+ SFD",
@@ -197,9 +200,7 @@ def _page(facts: dict[str, Any], pictures: dict[str, str], across: str, of_split
         heading = f"{direction.capitalize()}: {name}" if direction else name.capitalize()
         parts += [f"## {heading}", protocol, _scores_table(rows)]
     if any(run["selected_on"] == "test" for run in runs.values()):
-        parts.append(
-            "**SELECTED ON THE TEST SET: these figures are optimistic and compare with none that are not.**"
-        )
+        parts.append(SELECTED_ON_TEST)
     if facts["verification"]:
         parts += _verification_parts(list(runs)[-1] + of_split, facts["verification"], across)
     columns = ("variant", "seed", "step", "selected_on")

@@ -22,7 +22,7 @@ from fmcnet.evaluation.evaluate_model import EvaluatedRun, evaluate_model, role_
 from fmcnet.experiments.rows import DIRECTION_NAMES
 from fmcnet.files import lock_file, write_atomically, write_json, write_text
 from fmcnet.markdown import markdown_page, markdown_table
-from fmcnet.models.card import CARD, WEIGHTS, ModelCard, versions
+from fmcnet.models.card import CARD, PROJECTION, WEIGHTS, ModelCard, versions
 from fmcnet.models.checkpoint import weights_digest
 from fmcnet.parsing import read_json, read_npz
 from fmcnet.synthetic import MANIFEST
@@ -134,7 +134,8 @@ class StudyRun:
     def _train_and_evaluate(self, device: str, progress: bool | None) -> dict[str, Any]:
         folder, table = self.folder, self.table()
         seconds, steps = 0.0, 0
-        if not (folder / CARD).is_file():
+        written_last = PROJECTION if self.config.model.descriptor == "discriminant" else CARD
+        if not (folder / written_last).is_file():
             if folder.is_dir() and not (folder / CONFIG).is_file():
                 shutil.rmtree(folder)  # killed before training began
             summary = train(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fmcnet.experiments import figures, maps
 from fmcnet.experiments.figures import Pictures
+from fmcnet.experiments.report import SELECTED_ON_TEST
 from fmcnet.experiments.results import COMPARED_METRICS, MIN_SEEDS, interval, study_facts, too_few
 from fmcnet.experiments.rows import DIRECTION_NAMES, Study
 from fmcnet.experiments.runs import StudyRun, commit
@@ -44,6 +45,8 @@ STATISTICS = {
     "w2": ("w2 at the end", "-"),
 }
 """Title of each statistic, and the value that the paper's claim implies; in the order of the report."""
+KEPT = {"last": "last", "val": "best on validation identities", "test": "best on the test identities"}
+"""The weights that each `training.select` keeps."""
 
 
 def write_study(
@@ -73,6 +76,7 @@ def write_study(
         "data": data,
         "seeds": list(seeds),
         "crossed": options.crossed,
+        "selected": sorted({run.config.training.select for run, _ in finished}),
         "steps": sorted({result["steps"] for _, result in finished}),
         "images_seen": sorted({result["images_seen"] for _, result in finished}),
         "failed": failed,
@@ -86,9 +90,7 @@ def write_study(
     if figures.can_draw():
         for study, content in zip(studies, facts["studies"], strict=True):
             if study.maps:
-                content["numbers"], pictures = maps.draw_study(
-                    study, by_row, seeds[0], out / "figures", progress
-                )
+                content["numbers"], pictures = maps.draw_study(study, by_row, out / "figures", progress)
             else:
                 pictures = _draw_table(content, out / "figures")
             facts["pictures"][study.name] = [
@@ -145,16 +147,20 @@ def _head(facts: dict[str, Any]) -> list[str]:
     at_commit = f" at commit {facts['commit']}" if facts["commit"] else ""
     generated = "**GENERATED** data in the layout of " if data["generated"] else ""
     datasets = "one dataset for all seeds" if facts["crossed"] else "each seed has a dataset of its own"
+    kept = " or ".join(KEPT[select] for select in facts["selected"])
     parts = [
         f"Written by `{facts['command']}`, {facts['written']}, fmcnet {versions_used['fmcnet']}{at_commit}, torch "
         f"{versions_used['torch']}.",
         f"Data: {generated}{data['name']}, {data['test_identities']} test identities never trained on, "
         f"{data['train_identities']} training identities. Training seeds: {', '.join(map(str, facts['seeds']))}; "
         f"{datasets}.",
-        f"Each run does {_alternatives(facts['steps'])} steps and sees {_alternatives(facts['images_seen'])} images. "
-        "Figures are percent: mean ± sample standard deviation over seeds. Differences are paired by query; their "
-        "intervals hold 95 % of 2,000 bootstrap draws of seeds and queries. Weights are each run's last.",
+        f"Weights are each run's {kept}, of {_alternatives(facts['steps'])} steps and "
+        f"{_alternatives(facts['images_seen'])} images. Figures are percent: mean ± sample standard deviation over "
+        "seeds. Differences are paired by query; their intervals hold 95 % of 2,000 bootstrap draws of seeds and "
+        "queries.",
     ]
+    if "test" in facts["selected"]:
+        parts.append(SELECTED_ON_TEST)
     if len(facts["images_seen"]) > 1:
         parts.append("**Not all runs saw equally many images: see the table of runs.**")
     if not data["comparable"]:

@@ -104,6 +104,8 @@ class FMCNetLoss(nn.Module):
         self._discriminator = None if compensation is None else compensation.discriminator
         self._extra = check_extra_terms(terms, config)
         self._labels_checked = False
+        self._discriminators_train = False  # `discriminator_loss` was called
+        self._steps = 0  # before that
         self._warned = set[str]()  # names of extra terms without a gradient
 
     def forward(self, output: FMCNetOutput, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -143,6 +145,8 @@ class FMCNetLoss(nn.Module):
             terms |= self._fusion_terms(v, i, labels)  # (19)
         trains = any(term.requires_grad for term in terms.values())
         terms |= self._extra_terms(output, labels, trains=trains)
+        if trains and "gan" in terms and not self._discriminators_train and not torch.compiler.is_compiling():
+            self._warn_of_idle_discriminators()
         return torch.stack([term.float() for term in terms.values()]).sum(), terms
 
     def discriminator_loss(self, output: FMCNetOutput) -> Tensor | None:
@@ -153,6 +157,7 @@ class FMCNetLoss(nn.Module):
         """
         if self._discriminator is None:
             return None
+        self._discriminators_train = True
         loss = losses.lift(output.visible.shared).new_zeros(())
         for target in (Modality.INFRARED, Modality.VISIBLE):
             real = cast(Tensor, output.of(target).specific).detach()
@@ -160,6 +165,15 @@ class FMCNetLoss(nn.Module):
             discriminator = self._discriminator(target)
             loss = loss - losses.adversarial_value(discriminator(real), discriminator(fake))  # (12)
         return loss
+
+    def _warn_of_idle_discriminators(self) -> None:
+        """Warn in the second step without `discriminator_loss`."""
+        self._steps += 1
+        if self._steps == 2:
+            logger.warning(
+                "the discriminators of eq. (12) learn nothing: call discriminator_loss in each step and step their "
+                "optimiser, as the docstring of FMCNetLoss does, or set losses.gan=0"
+            )
 
     def _decomposition_terms(self, v: ModalityOutput, i: ModalityOutput) -> dict[str, Tensor]:
         """L_MD, eq. (7), as its three weighted terms."""

@@ -124,7 +124,7 @@ def _decomposition(config: ModelConfig, backbone: Backbone, classes: int) -> Dec
 
 
 def _classifier(config: ModelConfig, dim: int, classes: int) -> IdentityClassifier:
-    return IdentityClassifier(dim, max(classes, 1), config.neck, config.dropout)
+    return IdentityClassifier(dim, max(classes, 1), config.neck)
 
 
 def _frozen_tail(config: ModelConfig, backbone: Backbone, shared: Tail) -> Tail:

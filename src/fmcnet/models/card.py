@@ -20,6 +20,7 @@ from fmcnet.parsing import first_fault, read_json
 CARD_FORMAT = "fmcnet-model-1"
 WEIGHTS = "model.safetensors"
 CARD = "model.json"
+TRAINING_STATE = "state.json"  # a checkpoint has it, too
 PROJECTION = "projection.safetensors"
 """Projection of the descriptors to fewer values, if the model has one; see `inference/projection.py`."""
 

@@ -16,7 +16,7 @@ from fmcnet.distributed import check_device
 from fmcnet.errors import CheckpointError, first_of
 from fmcnet.files import as_os_error, file_digest, write_atomically, write_json
 from fmcnet.models.build import build_model
-from fmcnet.models.card import CARD, WEIGHTS, ModelCard, read_card
+from fmcnet.models.card import CARD, TRAINING_STATE, WEIGHTS, ModelCard, read_card
 from fmcnet.models.fmcnet import FMCNet
 
 logger = logging.getLogger(__name__)
@@ -72,6 +72,13 @@ def load_pretrained_model(folder: str | Path, device: str | torch.device = "cpu"
             "%s is not the file that %s was written with: unless you changed it, it is damaged; copy the model again",
             Path(folder) / WEIGHTS,
             CARD,
+        )
+    estimated = card.config.model.standardized or card.config.model.normalization == "modality"
+    if estimated and (Path(folder) / TRAINING_STATE).is_file():
+        logger.warning(
+            "%s is a checkpoint, without the statistics that the end of a training estimates, so its descriptors are "
+            "not those of the finished run: finish it with --resume, or estimate them with fmcnet adapt",
+            folder,
         )
     return model.to(torch_device).eval(), card
 

@@ -140,12 +140,10 @@ class IdentityClassifier(nn.Module):
         classes: number C of training identities.
         neck: put a batch normalisation between feature and layer (BNNeck, Luo et al. 2019). Ours: with it
             the layer has no bias; without it is the paper's literal form.
-        dropout: probability of dropout before the layer. Ours.
     """
 
-    def __init__(self, dim: int, classes: int, neck: bool = False, dropout: float = 0.0) -> None:
+    def __init__(self, dim: int, classes: int, neck: bool = False) -> None:
         super().__init__()
-        self.dropout = dropout
         self.neck = nn.BatchNorm1d(dim) if neck else nn.Identity()
         self.linear = nn.Linear(dim, classes, bias=not neck)
         if isinstance(self.neck, nn.BatchNorm1d):
@@ -154,7 +152,7 @@ class IdentityClassifier(nn.Module):
 
     def forward(self, feature: Tensor) -> Tensor:
         """(B, D) to scores (B, C)."""
-        return cast(Tensor, self.linear(F.dropout(self.neck(feature), self.dropout, self.training)))
+        return cast(Tensor, self.linear(self.neck(feature)))
 
 
 class Stem(nn.Sequential):

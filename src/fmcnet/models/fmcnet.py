@@ -99,6 +99,7 @@ class FMCNet(nn.Module):
 
     mean: Tensor
     std: Tensor
+    _halves_checked = 0  # in training: only the two of the first batch, since each check waits for the GPU
 
     def __init__(
         self,
@@ -295,15 +296,17 @@ class FMCNet(nn.Module):
             (B, 3, H, W) float, by `mean` and `std` of each channel.
 
         Raises:
-            ValueError: for another shape or type, and in evaluation mode for float values that leave 0..1 by more
-                than `OVERSHOOT`, or NaN.
+            ValueError: for another shape or type, and for float values that leave 0..1 by more than `OVERSHOOT`, or
+                NaN; in training only the first batch is looked at.
         """
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"images must be (B, 3, H, W), got {tuple(images.shape)}")
         if images.dtype != torch.uint8 and not images.is_floating_point():
             raise ValueError(f"images must be uint8 0..255 or float 0..1, got {images.dtype}")
-        if not self.training and not torch.compiler.is_compiling():  # it would make training wait for the GPU
+        if not torch.compiler.is_compiling() and not (self.training and self._halves_checked == 2):
             _check_range(images)
+            if self.training:
+                self._halves_checked += 1
         max_value = 255.0 if images.dtype == torch.uint8 else 1.0
         scale, shift = 1.0 / (max_value * self.std), -self.mean / self.std
         if images.is_contiguous() or not images.is_contiguous(memory_format=torch.channels_last):

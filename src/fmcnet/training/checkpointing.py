@@ -35,7 +35,7 @@ from torch import Tensor
 from fmcnet.distributed import DistributedContext, agree, agree_on_errors, broadcast, gather, mark_agreed
 from fmcnet.errors import CheckpointError
 from fmcnet.files import file_digest, to_disk
-from fmcnet.models.card import CARD, WEIGHTS, ModelCard
+from fmcnet.models.card import CARD, TRAINING_STATE, WEIGHTS, ModelCard
 from fmcnet.models.checkpoint import load_weights, save_pretrained, save_tensors
 from fmcnet.parsing import read_json
 from fmcnet.training.loggers import StepLogger
@@ -44,7 +44,6 @@ from fmcnet.training.selection import ModelSelection
 from fmcnet.training.train_step import TrainStep
 
 STATE = "state.safetensors"
-FACTS = "state.json"
 
 INVARIANTS = {
     "data": "other images or identities",
@@ -236,7 +235,7 @@ class Checkpointer:
                 **self._invariants,
             }
             text = json.dumps({**facts, "sha256": _facts_digest(facts)})
-            (temporary / FACTS).write_text(text, encoding="utf-8")
+            (temporary / TRAINING_STATE).write_text(text, encoding="utf-8")
             for path in (*temporary.iterdir(), temporary):
                 to_disk(path)
             if folder.exists():  # damaged, so the resume skipped it
@@ -289,9 +288,9 @@ def _read_tensors(folder: Path, facts: dict[str, Any], train_step: TrainStep) ->
 
 def _read_facts(folder: Path) -> dict[str, Any]:
     try:
-        facts: dict[str, Any] = read_json(folder / FACTS)
+        facts: dict[str, Any] = read_json(folder / TRAINING_STATE)
         if facts.pop("sha256") != _facts_digest(facts):
-            raise CheckpointError(f"{FACTS} is not what was written")
+            raise CheckpointError(f"{TRAINING_STATE} is not what was written")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, CheckpointError) as error:
         raise _unusable_error(folder, error) from error
     return facts

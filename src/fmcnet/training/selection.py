@@ -18,7 +18,7 @@ from fmcnet.data.cache import ImageCache, cache_folder
 from fmcnet.data.loader import TrainingBatch
 from fmcnet.data.table import Table
 from fmcnet.distributed import DistributedContext
-from fmcnet.errors import CheckpointError, DataError
+from fmcnet.errors import CheckpointError, ConfigError, DataError
 from fmcnet.evaluation import protocols
 from fmcnet.evaluation.evaluate import evaluate
 from fmcnet.inference.backends import TorchBackend
@@ -65,6 +65,7 @@ class ModelSelection:
             always with `training.select=last`.
 
     Raises:
+        ConfigError: when no epoch is validated and one is to be selected.
         DataError: when the identities to validate on are missing or too few.
     """
 
@@ -76,6 +77,11 @@ class ModelSelection:
         self.rows: Table | None = None
         if not self.every:
             return
+        if self.select != "last" and self.every > config.training.epochs:
+            raise ConfigError(
+                f"training.select={self.select} needs a validation, but training.validate_every={self.every} is more "
+                f"than training.epochs={config.training.epochs}: lower the one or raise the other"
+            )
         split = "test" if self.select == "test" else "val"
         rows = table.select(split=split)
         if not all(len(rows.select(modality=modality)) for modality in Modality):

@@ -258,7 +258,7 @@ class TrainStep:
 
     def export(self) -> FMCNet:
         """Copy the model for inference, running statistics averaged over the processes (every process must call)."""
-        with torch.random.fork_rng([]):  # so that validation does not change the dropout
+        with torch.random.fork_rng([]):  # so that validation changes no draw of the training
             exported = build_model(
                 self.config.model, self.model.decomposition.classify_shared.linear.out_features
             )

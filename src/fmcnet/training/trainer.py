@@ -252,7 +252,7 @@ class Trainer:
             model = build_model(config.model, len(pids))
             if not (resume and checkpoints(run)):
                 load_pretrained(model, config.model.pretrained, config.model.arch)
-            torch.manual_seed((seed * 1_000_003 + ctx.rank) % 2**63)  # dropout differs between processes
+            torch.manual_seed((seed * 1_000_003 + ctx.rank) % 2**63)  # for draws of own terms
             self._card = ModelCard(
                 config=config,
                 pids=tuple(int(pid) for pid in pids),

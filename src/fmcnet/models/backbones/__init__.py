@@ -78,8 +78,9 @@ class Backbone(ABC):
         Raises:
             CheckpointError: when there are none, or when they are not at hand; the message says what to do.
         """
+        name = getattr(self, "arch", type(self).__name__)
         raise CheckpointError(
-            f"model.pretrained=imagenet: {type(self).__name__} has no ImageNet weights. Set model.pretrained to the "
+            f"model.pretrained=imagenet: {name} has no ImageNet weights. Set model.pretrained to the "
             "path of a state dict, or to null for random initialisation."
         )
 

@@ -130,10 +130,7 @@ class ResNet(Backbone):
     def imagenet(self) -> dict[str, Tensor]:
         """torchvision's public file, cached by torch.hub."""
         if self.arch not in ADDRESSES:
-            raise CheckpointError(
-                f"model.pretrained=imagenet: {self.arch} has no ImageNet weights here. Set model.pretrained to the "
-                "path of a state dict, or to null for random initialisation."
-            )
+            return super().imagenet()  # raises
         address = ADDRESSES[self.arch]
         try:
             return dict(torch.hub.load_state_dict_from_url(address, check_hash=True, weights_only=True))
