@@ -75,7 +75,7 @@ def test_the_terms_are_the_papers_sums(computed, config):
         "mc": config.mc * slow.equation_6(c["v", "fused"], c["i", "fused"], config.beta, config.rho4),
         "id_fused": ce(f["v", "fused_scores"], y) + ce(f["i", "fused_scores"], y),
     }
-    judge_i, judge_v = model.compensation.judge_infrared, model.compensation.judge_visible
+    judge_i, judge_v = model.compensation.discriminator_infrared, model.compensation.discriminator_visible
     fake_i = judge_i(output.visible.generated).tolist()
     fake_v = judge_v(output.infrared.generated).tolist()
     real_i, real_v = judge_i(output.infrared.specific).tolist(), judge_v(output.visible.specific).tolist()

@@ -181,11 +181,11 @@ def test_the_two_players_own_disjoint_parameters():
     model, output, labels, config = computed()
     criterion = FMCNetLoss(config, 4, model.compensation)
     judged = criterion.discriminator_loss(output)
-    assert sum(gradients(judged, model.compensation.judge_infrared)) > 0
+    assert sum(gradients(judged, model.compensation.discriminator_infrared)) > 0
     assert sum(gradients(judged, model.compensation.to_infrared)) == 0
     assert sum(gradients(judged, model.decomposition)) == 0
     loss, terms = criterion(output, labels)
-    assert sum(gradients(loss, model.compensation.judge_infrared)) == 0
+    assert sum(gradients(loss, model.compensation.discriminator_infrared)) == 0
     assert sum(gradients(terms["gan"], model.compensation.to_infrared)) > 0
     assert sum(gradients(terms["gan"], model.compensation.to_visible)) > 0
 
@@ -200,15 +200,19 @@ def test_alternating_steps_play_min_max(saturating):
 
     def value():
         return float(
-            adversarial_value(fmc.judge_infrared(real), fmc.judge_infrared(fmc.to_infrared(shared))).detach()
+            adversarial_value(
+                fmc.discriminator_infrared(real), fmc.discriminator_infrared(fmc.to_infrared(shared))
+            ).detach()
         )
 
-    judge = torch.optim.SGD(fmc.judge_infrared.parameters(), lr=0.01)
+    judge = torch.optim.SGD(fmc.discriminator_infrared.parameters(), lr=0.01)
     start = value()
     for _ in range(20):
         judge.zero_grad()
         (
-            -adversarial_value(fmc.judge_infrared(real), fmc.judge_infrared(fmc.to_infrared(shared).detach()))
+            -adversarial_value(
+                fmc.discriminator_infrared(real), fmc.discriminator_infrared(fmc.to_infrared(shared).detach())
+            )
         ).backward()
         judge.step()
     raised = value()
@@ -216,7 +220,7 @@ def test_alternating_steps_play_min_max(saturating):
     player = torch.optim.SGD(fmc.to_infrared.parameters(), lr=0.01)
     for _ in range(20):
         player.zero_grad()
-        generator_loss(fmc.judge_infrared(fmc.to_infrared(shared)), saturating).backward()
+        generator_loss(fmc.discriminator_infrared(fmc.to_infrared(shared)), saturating).backward()
         player.step()
     assert value() < raised
 
