@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    """The collector need not visit PyTorch's and the tests' own objects again: a twentieth of the suite's time."""
+    """The collector need not visit PyTorch's and the tests' own objects again."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(2_000, 20, 50)
