@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -265,3 +267,15 @@ def test_gem_of_large_half_precision_values_is_finite(half_weights):
         found = pool(maps)
     assert found.dtype == (torch.float16 if half_weights else torch.float32)
     torch.testing.assert_close(found.float(), GeM()(maps.float()), rtol=1e-3, atol=1e-3)
+
+
+def test_a_model_of_mean_0_takes_normalised_images_and_others_none():
+    images = torch.full((2, 3, 32, 16), -2.0)
+    for training in (True, False):
+        model = tiny().train(training)
+        with pytest.raises(ValueError, match=r"must be 0\.\.1 and not normalised, got -2 to -2"):
+            model(images, images)
+        model.mean.zero_()
+        model(images, images)
+        with pytest.raises(ValueError, match="got nan to nan"):
+            tiny().train(training)(images * math.nan, images)

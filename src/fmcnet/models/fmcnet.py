@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -297,14 +298,14 @@ class FMCNet(nn.Module):
 
         Raises:
             ValueError: for another shape or type, and for float values that leave 0..1 by more than `OVERSHOOT`, or
-                NaN; in training only the first batch is looked at.
+                NaN; in training only the first batch is looked at. With `mean` 0 all values but NaN are taken.
         """
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"images must be (B, 3, H, W), got {tuple(images.shape)}")
         if images.dtype != torch.uint8 and not images.is_floating_point():
             raise ValueError(f"images must be uint8 0..255 or float 0..1, got {images.dtype}")
         if not torch.compiler.is_compiling() and not (self.training and self._halves_checked == 2):
-            _check_range(images)
+            _check_range(images, self.mean)
             if self.training:
                 self._halves_checked += 1
         max_value = 255.0 if images.dtype == torch.uint8 else 1.0
@@ -386,13 +387,17 @@ class FMCNet(nn.Module):
         return load_pretrained_model(find_model(source), device)[0]
 
 
-def _check_range(images: Tensor) -> None:
-    """Refuse float images that leave 0..1 by more than `OVERSHOOT`, or hold NaN; waits for the device."""
+def _check_range(images: Tensor, mean: Tensor) -> None:
+    """Refuse float images that leave 0..1 by more than `OVERSHOOT`, or hold NaN; waits for the device.
+
+    A model of mean 0 takes images that are normalised already.
+    """
     if not images.is_floating_point() or not images.numel():
         return
     try:
         low, high = torch.stack(images.detach().aminmax()).tolist()
+        overshoot = OVERSHOOT if mean.any() else math.inf
     except RuntimeError:  # a meta or fake tensor, or one of vmap, has no values
         return
-    if not (low >= -OVERSHOOT and high <= 1 + OVERSHOOT):
+    if not (low >= -overshoot and high <= 1 + overshoot):
         raise ValueError(f"float images must be 0..1 and not normalised, got {low:.4g} to {high:.4g}")
