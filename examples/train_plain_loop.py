@@ -3,8 +3,7 @@
     python examples/train_plain_loop.py data --steps 20
 
 Each step has two turns: the discriminators learn to tell generated from real features, then everything else
-learns to recognise people and to fool them. At the end it estimates the statistics for search. `fmcnet train`
-adds schedule, resume, precision and logging.
+learns to recognise people and to fool them. At the end the model is kept. `fmcnet train` adds the rest.
 """
 
 from __future__ import annotations
@@ -20,10 +19,11 @@ from fmcnet.config import AugmentConfig
 from fmcnet.data.cache import ImageCache
 from fmcnet.data.loader import TrainingImages, collate
 from fmcnet.data.sampler import IdentityModalitySampler
+from fmcnet.data.table import sample_images
 from fmcnet.losses.criterion import FMCNetLoss
+from fmcnet.models.card import ModelCard
+from fmcnet.models.checkpoint import save_pretrained
 from fmcnet.training.selection import estimate_statistics
-
-NO_AUGMENTATION = AugmentConfig(pad=0, flip=0, erase=0)
 
 
 def main() -> None:
@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="a dataset's folder or CSV")
     parser.add_argument("--config", default="tiny")
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--out", type=Path, default=Path("plain-run"))
     args = parser.parse_args()
 
     torch.manual_seed(0)
@@ -66,11 +67,12 @@ def main() -> None:
         print(f"step {step:2d}  " + "  ".join(f"{name} {term.item():.3f}" for name, term in terms.items()))
 
     # For search: running averages of few augmented batches are poor statistics (and standardized=true has none yet).
-    plain_images = TrainingImages(cache.images, labels, table.modality, NO_AUGMENTATION, seed=0, draws=p * k)
+    as_they_are = AugmentConfig(pad=0, flip=0, erase=0)
+    plain_images = TrainingImages(cache.images, labels, table.modality, as_they_are, seed=0, draws=p * k)
     plain = DataLoader(plain_images, batch_sampler=sampler, collate_fn=collate)
     estimate_statistics(model.eval(), lambda: plain)
-    with torch.no_grad():
-        print("descriptors of a batch:", tuple(model.embed(batch.visible, "visible").shape))
+    card = ModelCard(config, tuple(pids.tolist()), table.name, args.steps, samples=sample_images(table))
+    print(fmcnet.load(save_pretrained(model, card, args.out)))
 
 
 if __name__ == "__main__":

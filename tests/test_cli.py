@@ -942,3 +942,22 @@ def test_names_that_read_like_emoji_codes_are_shown_as_they_are(tmp_path):
     assert "an:warning:na" in run("gallery", "list", tmp_path / "g").stdout
     assert "gate:b: (1)" in run("gallery", "info", tmp_path / "g").stdout
     assert "x:smile:.png" in said(run("search", tmp_path / "g", "x:smile:.png", "--modality", "ir", code=2))
+
+
+def test_a_report_holds_figures_of_one_test_set(tiny_run, tiny_sysu, tmp_path):
+    """Two CSVs of equally many images and identities are two test sets."""
+    out = shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("embeddings", "report"))
+    data = shutil.copytree(tiny_sysu, tmp_path / "data")
+    one, two = write_csv(read_dataset(data).select(split="test"), data / "one.csv"), data / "two.csv"
+    rows = [line.split(",") for line in one.read_text().splitlines()]
+    column = rows[0].index("pid")
+    first, second = sorted({row[column] for row in rows[1:]})[:2]
+    for row in rows[1:]:
+        row[column] = {first: second, second: first}.get(row[column], row[column])
+    rows[1][column], rows[2][column] = rows[2][column], rows[1][column]
+    two.write_text("\n".join(map(",".join, rows)) + "\n")
+    for file, is_told in ((one, False), (one, False), (two, True), (two, False)):
+        told = run("evaluate", out, "--data", file).stderr
+        assert ("figures of other weights or data, or of an earlier version" in told) is is_told, file
+        [facts] = json.loads((out / "report" / "report.json").read_text())["runs"].values()
+        assert len(facts["evaluations"]) == 1

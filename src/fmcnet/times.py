@@ -42,6 +42,8 @@ _APART = r"(?:(?<!\d)|(?!\d))"
 """Not between two digits."""
 _BEGINS_NUMBER = re.compile(r"\d*%[a-zA-Z]")
 _ENDS_NUMBER = re.compile(r".*%[a-zA-Z]\d*", re.DOTALL)
+_HALF_DAY = r"([\s._-]?[AP]\.?M(?![A-Za-z0-9])|[ap]\.?m(?![A-Za-z0-9])|[\s._-][ap]\.?m\.?(?=\.\w+$|$))"
+"""AM or PM behind a time. Small letters apart from it count at the name's end alone: "am" is a German word."""
 _EPOCH = re.compile(r"(?P<s>\d{10})(?:[.,](?P<f>\d{1,6})\d*)?|(?P<Q>\d{13})(?:[.,]0+)?")
 
 
@@ -150,9 +152,10 @@ class TimePattern:
         unknown = [part for part in parts if part.startswith("%") and part not in DIRECTIVES]
         used = [part for part in parts if part in DIRECTIVES and part != "%%"]
         if unknown or not used or len(set(used)) < len(used):
+            halves = "; AM and PM behind %H are read by themselves" if {"%I", "%p"} & {*unknown} else ""
             raise FmcnetError(
                 f"--time-from-name '{pattern}': write it with {', '.join(DIRECTIVES)}, each at most once, as "
-                "'%Y%m%d_%H%M%S'"
+                f"'%Y%m%d_%H%M%S'{halves}"
             )
         if fault := _pattern_fault(used):
             raise FmcnetError(f"--time-from-name '{pattern}' {fault}")
@@ -184,9 +187,9 @@ class TimePattern:
                 "the name into the pattern"
             )
         ((time, text),) = places.items()
-        half = re.search(rf"(?i){re.escape(text)}[\s._-]?([ap])\.?m(?![a-z0-9])", name)
+        half = re.search(re.escape(text) + _HALF_DAY, name)
         if half and "%H" in self._used and 1 <= time.hour <= 12:
-            time = time.replace(hour=time.hour % 12 + 12 * (half[1] in "pP"))
+            time = time.replace(hour=time.hour % 12 + 12 * ("P" in half[1].upper()))
         if time.utcoffset() is None:
             time = localize(time, self._zone, self._doubtful)
         return check_clock(time, f"its time '{text}'")

@@ -540,7 +540,7 @@ def test_a_gallery_that_was_drawn_before_is_told(tmp_path, caplog):
     score_file(path, draw="seeded", shots=10)
     assert caplog.messages == []
     score_file(path, draw="seeded")
-    assert "no identity has two visible images of a camera: all trials are the same, was the" in caplog.text
+    assert "no identity has two visible images of a camera, so all trials are the same" in caplog.text
 
 
 def test_a_gallery_from_which_nothing_was_drawn_is_told(tmp_path, caplog):

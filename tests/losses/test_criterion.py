@@ -75,7 +75,7 @@ def test_the_terms_are_the_papers_sums(computed, config):
         "mc": config.mc * slow.equation_6(c["v", "fused"], c["i", "fused"], config.beta, config.rho4),
         "id_fused": ce(f["v", "fused_scores"], y) + ce(f["i", "fused_scores"], y),
     }
-    judge_i, judge_v = model.compensation.discriminator_infrared, model.compensation.discriminator_visible
+    judge_i, judge_v = model.compensation.judge_infrared, model.compensation.judge_visible
     fake_i = judge_i(output.visible.generated).tolist()
     fake_v = judge_v(output.infrared.generated).tolist()
     real_i, real_v = judge_i(output.infrared.specific).tolist(), judge_v(output.visible.specific).tolist()
@@ -277,14 +277,17 @@ def test_arguments_that_cannot_be_are_refused(settings, arguments, said):
 
 
 @pytest.mark.parametrize(("gan", "trained", "warnings"), [(1, False, 1), (1, True, 0), (0, False, 0)])
-def test_discriminators_that_no_step_trains_are_told_once(computed, caplog, gan, trained, warnings):
+def test_discriminators_that_no_step_trains_are_told_once(
+    computed, caplog, monkeypatch, gan, trained, warnings
+):
     model, output, labels = computed
     criterion = FMCNetLoss(LossConfig(gan=gan), P, model.compensation)
+    monkeypatch.setattr("fmcnet.losses.criterion.IDLE", 3)
     for _ in range(4):
         criterion(output, labels)
         if trained:
             criterion.discriminator_loss(output)
-    assert ["call discriminator_loss" in said for said in caplog.messages] == [True] * warnings
+    assert ["3 batches without discriminator_loss" in said for said in caplog.messages] == [True] * warnings
 
 
 def test_the_bound_of_the_discriminators_holds_in_a_plain_loop():

@@ -121,7 +121,7 @@ def test_equation_11_generator_depends_on_the_image_alone():
 
 
 def test_equation_12_discriminator_is_one_layer_that_gives_the_logit():
-    discriminator = tiny().compensation.discriminator_infrared
+    discriminator = tiny().compensation.judge_infrared
     assert sum(p.numel() for p in discriminator.parameters()) == 64 + 1
     x = torch.randn(3, 64)
     assert torch.allclose(discriminator(x), x @ discriminator.linear.weight[0] + discriminator.linear.bias)

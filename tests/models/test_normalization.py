@@ -156,7 +156,7 @@ def test_a_weight_of_unit_length_is_used_as_it_is(dim):
 @pytest.mark.parametrize(("normalization", "bounded"), [("modality", True), ("tail", False), ("none", False)])
 def test_the_bound_is_for_features_of_known_length(normalization, bounded):
     config = ModelConfig(arch="resnet18", width=8, normalization=normalization, discriminator_bound=6.0)
-    judge = build_model(config, 4).compensation.discriminator_infrared
+    judge = build_model(config, 4).compensation.judge_infrared
     assert judge.unit_weight is bounded
 
 

@@ -259,6 +259,8 @@ def test_digits_behind_the_seconds_are_hinted_at():
         ("2026-03-01_22-15-58PM.jpg", 22),
         ("2026-03-01_10-15-58_pm2.jpg", 10),
         ("2026-03-01_10-15-58_amsel.jpg", 10),
+        ("2026-03-01_12-15-58 am Tor.jpg", 12),
+        ("2026-03-01_12-15-58 am.jpg", 0),
         ("PM_2026-03-01_10-15-58.jpg", 10),
     ],
 )
@@ -266,3 +268,5 @@ def test_am_and_pm_behind_a_time_count(name, hour):
     found = TimePattern("%Y-%m-%d_%H-%M-%S").find(name)
     assert found == datetime(2026, 3, 1, hour, 15, 58, tzinfo=timezone.utc)
     assert TimePattern("%Y-%m-%d").find("2026-03-01_10PM.jpg").hour == 0
+    with pytest.raises(FmcnetError, match="AM and PM behind %H are read by themselves"):
+        TimePattern("%Y-%m-%d_%I-%M-%S%p")

@@ -131,5 +131,9 @@ def _print_answer(answer: Answer, zone: tzinfo) -> None:
         console.echo(f"{rank}: {printable(hit.source or hit.id)}")
     if not answer.hits:
         console.echo("nobody" if answer.compared else "no entry to compare with")
+    if answer.prior is not None:
+        console.echo(
+            f"{answer.compared:,} entries compared; probability before comparing: {answer.prior:.3g}"
+        )
     for note in answer.notes:
         console.echo(note)

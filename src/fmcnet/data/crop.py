@@ -42,7 +42,7 @@ RULES = "4"
 """Of frames' order and tracks' names: crops by other rules are not continued."""
 CLIPPED, OUTSIDE = "clipped", "outside the frame"
 AS_CENTRES = ("as centres", "as centres only")
-"""In the journal: a frame that holds all its boxes if left and top are taken as their centres; otherwise not."""
+"""Remarks of frames that hold all their boxes if left and top are taken as centres; the second: only then."""
 DOUBTFUL = 4
 """Fewest boxes for the note that most reach beyond their frame."""
 SHARED_NAMES = frozenset(
@@ -211,14 +211,10 @@ class _Cropper:
         return self.cropped[-1]
 
     def _write_crops(self, frame: Frame, image: Image.Image, boxes: list[Box]) -> _CroppedFrame:
-        rows, clipped, left_out, fit_as_centres, beyond = list[list[str]](), 0, list[list[str]](), True, False
+        rows, clipped, left_out = list[list[str]](), 0, list[list[str]]()
         time = self._frame_time(frame)
         for number, box in enumerate(boxes):
             area, reason = _clip_box(box, image.size, self.options.min_size)
-            half = (box.right - box.left) / 2, (box.bottom - box.top) / 2
-            for centre, margin, side in zip(box[:2], half, image.size, strict=True):
-                fit_as_centres &= margin - 2 <= centre <= side - margin + 2
-                beyond |= centre + 1.8 * margin > side + 2  # by a tenth
             if area is None:
                 left_out.append([reason, box.name])
                 continue
@@ -229,7 +225,7 @@ class _Cropper:
             _save(image.crop(area), target)
             track = f"{self._recording_of(frame.name)}/{box.track}" if box.track else ""
             rows.append([path, str(self.options.modality), self.options.camera or "", time, track])
-        remarks = [*image.info.get(REMARKS, ()), *[AS_CENTRES[beyond]] * fit_as_centres]
+        remarks = [*image.info.get(REMARKS, ()), *_remark_on_centres(boxes, image.size)]
         return _CroppedFrame(frame.name, rows, clipped, left_out, remarks)
 
     def _recording_of(self, frame_name: str) -> str:
@@ -271,7 +267,7 @@ class _Cropper:
         outside = report.left_out.counts.get(OUTSIDE, 0)
         beyond, count = report.clipped + outside, report.crops + outside
         as_centres = [{*AS_CENTRES} & {*cropped.remarks} for cropped in self.cropped]
-        if all(as_centres) and as_centres.count({AS_CENTRES[1]}) >= DOUBTFUL:
+        if all(as_centres) and as_centres.count({AS_CENTRES[1]}) >= max(DOUBTFUL, len(as_centres) / 20):
             notes += (
                 f"{beyond} of {count} boxes reach beyond their frame, and all lie in it if read as centre, width and "
                 "height, as YOLO's xywh: if so, subtract half of width and height, for a box begins with its corner",
@@ -317,6 +313,18 @@ def _clip_box(box: Box, size: tuple[int, int], min_size: int) -> tuple[tuple[int
     if min(inner[2] - inner[0], inner[3] - inner[1]) < min_size:
         return None, f"less than {min_size} pixels wide or high"
     return inner, CLIPPED if inner != (left, top, right, bottom) else ""
+
+
+def _remark_on_centres(boxes: list[Box], size: tuple[int, int]) -> list[str]:
+    """One of `AS_CENTRES`, or nothing."""
+    beyond = False
+    for box in boxes:
+        half = (box.right - box.left) / 2, (box.bottom - box.top) / 2
+        for centre, margin, side in zip(box[:2], half, size, strict=True):
+            if not margin - 2 <= centre <= side - margin + 2:
+                return []
+            beyond |= centre + 1.8 * margin > side + 2  # by a tenth
+    return [AS_CENTRES[beyond]]
 
 
 def _signature(frames: Path, boxes: Path, options: CropOptions) -> str:

@@ -225,7 +225,7 @@ def _count_notes(embeddings: Embeddings, protocol: str, rules: Protocol) -> Iter
         )
     cameras = zip(embeddings.pid[in_gallery].tolist(), embeddings.camid[in_gallery].tolist(), strict=True)
     if rules.drawn == "gallery" and rules.draw.shots == 1 and len({*cameras}) == gallery_count:
-        yield f"no identity has two {gallery} images of a camera: all trials are the same, was the gallery drawn?"
+        yield f"no identity has two {gallery} images of a camera, so all trials are the same"
     third = int((embeddings.modality[embeddings.camid == 3] == Modality.INFRARED.code).sum())
     if protocol == "llcm" and third:
         yield f"{third} infrared images of camera 3, where LLCM has none: check modality and cameras"

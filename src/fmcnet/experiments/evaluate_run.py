@@ -279,9 +279,14 @@ def _all_as_test(table: Table, data: str | Path, card: ModelCard) -> Table:
     if len(seen_identities(card.seen_samples, table)) > FEW_SEEN * len(np.unique(table.pid)):
         return table  # it has grown since
     all_rows = read_dataset(data, layout="csv", training=False)
+    reason = "as the model was not trained on this file"
+    if not card.seen_samples:  # shipped, or of 0.1.0
+        reason = (
+            "and the model does not record what it was trained on: if on some of them, add a column split"
+        )
     notes = (
         *(note for note in all_rows.notes if not note.startswith(HELD_OUT)),
-        f"{HELD_OUT}: all images are for test, as the model was not trained on this file",
+        f"{HELD_OUT}: all images are for test, {reason}",
     )
     return replace(all_rows, split=np.full(len(all_rows), "test"), notes=notes)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fmcnet.data.table import Table
+from fmcnet.data.table import Table, fingerprint
 from fmcnet.errors import ProtocolError
 from fmcnet.evaluation.evaluate import METRICS
 from fmcnet.evaluation.evaluate_model import EvaluatedRun, role_masks
@@ -83,7 +83,9 @@ def _keep_other_protocols(facts: dict[str, Any], path: Path) -> None:
     """Add to `facts` the evaluations by other protocols in an earlier report of the same models and data."""
     try:
         earlier = read_json(path)
-        same = all(earlier.get(key) == facts.get(key) for key in ("dataset", "splits"))
+        # Earlier versions stored no fingerprint.
+        data = {**facts["dataset"], **earlier["dataset"]}
+        same = (data, earlier.get("splits")) == (facts["dataset"], facts.get("splits"))
         for title, run in facts["runs"].items():
             new_keys = [_evaluation_key(evaluation) for evaluation in run["evaluations"]]
             old = earlier["runs"].get(title, {"evaluations": []})
@@ -92,7 +94,7 @@ def _keep_other_protocols(facts: dict[str, Any], path: Path) -> None:
             others = [one for one in old["evaluations"] if _evaluation_key(one) not in new_keys]
             if same and old.get("digest") == run["digest"]:
                 run["evaluations"] += others
-            elif others:
+            elif others := others if same else old["evaluations"]:
                 names = [
                     " + ".join((one["protocol"].partition(":")[0], *one.get("extras", ()))) for one in others
                 ]
@@ -173,6 +175,7 @@ def dataset_facts(table: Table) -> dict[str, Any]:
         "name": table.name,
         "root": str(table.root),
         "generated": is_generated(table),
+        "fingerprint": fingerprint(table),
         "identities": len(np.unique(table.pid[table.pid != NO_PID])),
         **{str(modality): len(table.select(modality=modality)) for modality in Modality},
     }

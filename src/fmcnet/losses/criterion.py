@@ -45,6 +45,9 @@ LOSSES = frozenset({*TERMS, *OTHER_TERMS} - {"discriminator"})
 """Names of the terms whose sum the network minimises: all but that of the discriminators."""
 
 
+IDLE = 50
+"""Batches without a step of the discriminators after which it is told."""
+
 ExtraTerm = Callable[[FMCNetOutput, Tensor], Tensor]
 """A loss of your own: takes the output of a batch and its labels (P*K,), and gives a scalar."""
 
@@ -167,12 +170,13 @@ class FMCNetLoss(nn.Module):
         return loss
 
     def _warn_of_idle_discriminators(self) -> None:
-        """Warn in the second step without `discriminator_loss`."""
+        """Warn once, after `IDLE` batches without `discriminator_loss`."""
         self._steps += 1
-        if self._steps == 2:
+        if self._steps == IDLE:
             logger.warning(
-                "the discriminators of eq. (12) learn nothing: call discriminator_loss in each step and step their "
-                "optimiser, as the docstring of FMCNetLoss does, or set losses.gan=0"
+                "%d batches without discriminator_loss: the discriminators of eq. (12) learn nothing. Call it in "
+                "each step and step their optimiser, as the docstring of FMCNetLoss does, or set losses.gan=0",
+                IDLE,
             )
 
     def _decomposition_terms(self, v: ModalityOutput, i: ModalityOutput) -> dict[str, Tensor]:

@@ -127,9 +127,7 @@ def weights_digest(path: Path) -> str:
 
 def load_weights(model: FMCNet, path: Path) -> None:
     """Load a safetensors file strictly into `model`; raises `CheckpointError` naming the first keys that differ."""
-    stored, expected = _read_weights(path), model.state_dict()
-    # Discriminators had another name in 0.1.0.
-    state = {key.replace(".judge_", ".discriminator_"): value for key, value in stored.items()}
+    state, expected = _read_weights(path), model.state_dict()
     faults = [f"missing {key}" for key in expected if key not in state]
     faults += [f"unexpected {key}" for key in state if key not in expected]
     faults += [

@@ -19,7 +19,8 @@ class Compensation(nn.Module):
     """Feature-level modality compensation: the missing specific feature from the shared one, eq. (11).
 
     A module is named after the modality of the features that it generates or tells from real ones:
-    `discriminator_infrared` sees F_sp,I as real.
+    `discriminator_infrared` sees F_sp,I as real. The discriminators are the submodules `judge_infrared` and
+    `judge_visible`, their names in stored weights; code takes them by `discriminator`.
 
     Args:
         to_infrared: G_{V-I}.
@@ -40,10 +41,7 @@ class Compensation(nn.Module):
         super().__init__()
         self._to_length = norm_specific.to_length if norm_specific else None
         self.to_infrared, self.to_visible = to_infrared, to_visible
-        self.discriminator_infrared, self.discriminator_visible = (
-            discriminator_infrared,
-            discriminator_visible,
-        )
+        self.judge_infrared, self.judge_visible = discriminator_infrared, discriminator_visible
 
     def forward(self, shared: Tensor, modality: Modality) -> Tensor:
         """F_sh of images of `modality` (B, D) to the generated specific feature of the other (B, D)."""
@@ -53,16 +51,16 @@ class Compensation(nn.Module):
 
     def discriminator(self, target: Modality) -> Discriminator:
         """The discriminator whose real samples are the specific features of `target`."""
-        return self.discriminator_infrared if target is Modality.INFRARED else self.discriminator_visible
+        return self.judge_infrared if target is Modality.INFRARED else self.judge_visible
 
     def discriminator_parameters(self) -> list[nn.Parameter]:
         """Parameters that maximise eq. (12); all others minimise it."""
-        return [*self.discriminator_infrared.parameters(), *self.discriminator_visible.parameters()]
+        return [*self.judge_infrared.parameters(), *self.judge_visible.parameters()]
 
     def renormalize(self) -> None:
         """Call both discriminators' `renormalize`: after each step of their optimiser."""
-        self.discriminator_infrared.renormalize()
-        self.discriminator_visible.renormalize()
+        self.judge_infrared.renormalize()
+        self.judge_visible.renormalize()
 
 
 class Generator(nn.Module):

@@ -89,9 +89,11 @@ class Answer:
         probabilities = [hit.probability for hit, _ in self.ranking if hit.probability is not None]
         if not any(later > earlier for earlier, later in pairwise(probabilities)):
             return ""
+        pooled = self.images > 1 or any(group.pooled > 1 for group in self.groups)
+        pooling = ", and pooling raises similarities" if pooled else ""
         return (
-            "ranked by similarity: visible and infrared entries have their own calibrations, and pooling raises "
-            "similarities, so a less probable entry may stand above a more probable one"
+            f"ranked by similarity: visible and infrared entries have their own calibrations{pooling}, so a less "
+            "probable entry may stand above a more probable one"
         )
 
     def to_dict(self) -> dict[str, Any]:

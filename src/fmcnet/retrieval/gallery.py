@@ -314,6 +314,7 @@ class Gallery:
         model: str | None = None,
         exact: bool = False,
         pooled: bool = False,
+        every: bool = False,
     ) -> list[HitGroup]:
         """As `search`, for the best tracks or persons; an entry without a track (a pid) is a group of its own.
 
@@ -327,6 +328,7 @@ class Gallery:
             pooled: rank by the similarity to all entries of a group that pass `where`; otherwise by the best entry.
                 Only the `3 top` groups with the nearest single entries are pooled, as several crops of a query are.
                 Entries of the two modalities are two groups.
+            every: with `pooled`, return all groups that were pooled.
 
         Returns:
             At most `top` groups, most similar first. A group holds those of its hits that were compared.
@@ -349,7 +351,8 @@ class Gallery:
         keys: Any = [hit_group.key for hit_group in groups if hit_group.key is not None]
         scope = where or Where()  # the groups found match it
         members = replace(scope, tracks=keys) if by == "track" else replace(scope, pids=keys)
-        return rank_pooled(vector, groups, self.scan(members) if keys else (), by)[:top]
+        ranked = rank_pooled(vector, groups, self.scan(members) if keys else (), by)
+        return ranked if every else ranked[:top]
 
     def _check_query(self, vectors: FloatArray, top: object, model: str | None) -> None:
         if isinstance(top, bool) or not isinstance(top, Integral) or not 1 <= int(top) <= MAX_HITS:

@@ -163,7 +163,7 @@ def answer_notes(
                 notes.append(f"{modality} entries were left out: {reason}")
             elif not scores.covers(modality) and any(item.modality is modality for item in candidates):
                 notes.append(f"no probability for {modality} entries: {reason}")
-        if any(hit_group.pooled > 1 for hit_group in found):
+        if any(hit_group.pooled > 1 for hit_group in (found or candidates[:1])):
             notes.append(f"the pictures of each track were pooled; {APPROXIMATE}")
         if len(scores.query) > 1:
             notes.append("the query has both modalities: the more cautious of two calibrations is shown")

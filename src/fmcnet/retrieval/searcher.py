@@ -17,7 +17,7 @@ from fmcnet.inference.encoder import Encoder
 from fmcnet.inference.image_input import Fault, ImageLike, ModalityLike, expand, thumbnail
 from fmcnet.inference.projection import l2_normalize
 from fmcnet.retrieval.answer import Answer, CalibratedScores
-from fmcnet.retrieval.gallery import MAX_HITS, POOLED_GROUPS, Gallery
+from fmcnet.retrieval.gallery import Gallery
 from fmcnet.retrieval.inputs import column, tag_column
 from fmcnet.retrieval.notes import answer_notes, filter_notes, query_range_notes, ranges_text
 from fmcnet.retrieval.records import Added, HitGroup, OnDuplicate, Where
@@ -316,8 +316,10 @@ class Searcher:
         limited = min_probability is not None or fmr is not None
         modalities = [modality for modality in Modality if (query.modality == modality.code).any()]
         calibration = self.encoder.calibration if self.encoder.calibrated else None
-        length = float(np.linalg.norm(l2_normalize(query.features).mean(axis=0)))
-        scores = CalibratedScores(calibration, modalities, images=len(query), length=min(length, 1.0))
+        length = 1.0
+        if len(query) > 1:
+            length = min(float(np.linalg.norm(l2_normalize(query.features).mean(axis=0))), 1.0)
+        scores = CalibratedScores(calibration, modalities, images=len(query), length=length)
         scopes: Sequence[Where | None] = [where]
         thresholds: dict[Modality, float] = {}
         if limited:
@@ -326,15 +328,14 @@ class Searcher:
             if fmr is not None:
                 thresholds = {entry: scores.threshold(entry, fmr) for entry in entries}
         compared = sum(self.gallery.count(scope) for scope in scopes)
-        results = sum(self.gallery.count(scope, by_track=group == "track") for scope in scopes)
+        results = compared
+        if group == "track":
+            results = sum(self.gallery.count(scope, by_track=True) for scope in scopes)
         scores = replace(scores, prior=prior if prior is not None else 1.0 / (max(results, 1) + 1))
 
         candidates: list[HitGroup] = []
-        # The more images a track has, the more similarity it needs: a less similar one may reach what was asked for.
-        widened = limited and group == "track" and top in range(1, MAX_HITS // POOLED_GROUPS)
-        most = POOLED_GROUPS * top if widened else top
         for scope in scopes:
-            candidates += self._candidates(query.features, scores, scope, most, exact, group)
+            candidates += self._candidates(query.features, scores, scope, top, exact, group, every=limited)
         candidates.sort(key=lambda item: (-item.similarity, item.best.id))
         groups = [
             item
@@ -386,12 +387,17 @@ class Searcher:
         top: int,
         exact: bool,
         group: GroupBy | None,
+        *,
+        every: bool,
     ) -> list[HitGroup]:
-        """The nearest entries, each alone, or the nearest tracks, each by its entries pooled."""
+        """The nearest entries, each alone, or the nearest tracks, each by its entries pooled.
+
+        `every`: all tracks that were pooled, since a less similar one of fewer images may be more probable.
+        """
         model = self.encoder.digest
         if group == "track":
             tracks = self.gallery.search_groups(
-                query, group, top, where, model=model, exact=exact, pooled=True
+                query, group, top, where, model=model, exact=exact, pooled=True, every=every
             )
             tracks = [replace(track, hits=tuple(scores.with_probabilities(track.hits))) for track in tracks]
             return scores.with_probabilities(tracks)

@@ -302,7 +302,9 @@ class SqliteStore:
             if not by_track:
                 return int(np.count_nonzero(mask))
             track, modality = (state.columns[n][mask].astype(np.int64) for n in ("track", "modality"))
-            return len(np.unique((2 * track + modality)[track >= 0])) + int(np.count_nonzero(track < 0))
+            seen = np.zeros((len(state.columns.numbers["track"]), 2), np.bool_)
+            seen[track[track >= 0], modality[track >= 0]] = True
+            return int(np.count_nonzero(seen)) + int(np.count_nonzero(track < 0))
 
     def times(self) -> tuple[datetime, datetime] | None:
         """The first and the last of all entries."""

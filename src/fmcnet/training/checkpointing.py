@@ -279,9 +279,7 @@ def _read_tensors(folder: Path, facts: dict[str, Any], train_step: TrainStep) ->
         for name, digest in facts["digests"].items():
             if file_digest(folder / name) != digest:
                 raise CheckpointError(f"{name} is not what was written")
-        stored = load_file(folder / STATE)
-        # The discriminators' optimiser had another name in 0.1.0.
-        tensors = {re.sub(r"^judge\.", "discriminators.", key): value for key, value in stored.items()}
+        tensors = load_file(folder / STATE)
         load_weights(train_step.model, folder / WEIGHTS)
     except (OSError, SafetensorError, CheckpointError) as error:
         raise _unusable_error(folder, error) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from fmcnet.data.cache import ImageCache, cache_folder
 from fmcnet.data.loader import TrainingBatch
 from fmcnet.data.table import Table
 from fmcnet.distributed import DistributedContext
-from fmcnet.errors import CheckpointError, ConfigError, DataError
+from fmcnet.errors import CheckpointError, DataError
 from fmcnet.evaluation import protocols
 from fmcnet.evaluation.evaluate import evaluate
 from fmcnet.inference.backends import TorchBackend
@@ -30,6 +31,8 @@ from fmcnet.models.checkpoint import load_weights, save_pretrained
 from fmcnet.models.fmcnet import FMCNet
 from fmcnet.models.normalization import feature_norms, watch_norms
 from fmcnet.types import Modality
+
+logger = logging.getLogger(__name__)
 
 STATISTICS_BATCHES = 50
 """Maximum number of batches for statistics: 3,200 images with the generated benchmark's batches of 64. A smaller
@@ -65,7 +68,6 @@ class ModelSelection:
             always with `training.select=last`.
 
     Raises:
-        ConfigError: when no epoch is validated and one is to be selected.
         DataError: when the identities to validate on are missing or too few.
     """
 
@@ -77,10 +79,13 @@ class ModelSelection:
         self.rows: Table | None = None
         if not self.every:
             return
-        if self.select != "last" and self.every > config.training.epochs:
-            raise ConfigError(
-                f"training.select={self.select} needs a validation, but training.validate_every={self.every} is more "
-                f"than training.epochs={config.training.epochs}: lower the one or raise the other"
+        if self.select != "last" and self.every > config.training.epochs and ctx.main:
+            logger.warning(
+                "training.select=%s: no epoch is validated, because training.validate_every=%d is more than "
+                "training.epochs=%d, so the last weights are kept",
+                self.select,
+                self.every,
+                config.training.epochs,
             )
         split = "test" if self.select == "test" else "val"
         rows = table.select(split=split)

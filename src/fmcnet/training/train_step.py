@@ -124,10 +124,10 @@ class TrainStep:
 
     @property
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """The optimisers by their names in checkpoints."""
+        """The optimisers by their names in checkpoints; "judge" is that of the discriminators."""
         if self.discriminator_optimizer is None:
             return {"main": self.optimizer}
-        return {"main": self.optimizer, "discriminators": self.discriminator_optimizer}
+        return {"main": self.optimizer, "judge": self.discriminator_optimizer}
 
     def step(self, batches: Sequence[TrainingBatch], step: int) -> None:
         """Take one step; `read` returns what it measures.
