@@ -168,27 +168,30 @@ class CalibratedScores:
     ) -> tuple[list[int], list[FloatVector]]:
         """Rows of results of one modality; by modality of the query, their similarities as those of single images.
 
-        Pooling averages out what differs between images of one person and keeps what all persons have in common, so
-        all similarities grow. What is left beside the latter gets the length that it has in single images. Ours.
+        Ours. The unit embedding of an image is what all persons have in common, of squared length c, and a rest.
+        Averaging keeps the former and shortens the rest, so all cosines grow. Here the rest gets back its length.
         """
         assert self.calibration is not None
         rows = [row for row, result in enumerate(found) if result.modality is entry]
         results = [found[row] for row in rows]
         cosines = np.array([one.similarity for one in results], dtype=np.float64)
-        pools = [
-            (max(one.pooled, 1), one.length) if isinstance(one, HitGroup) else (1, 1.0) for one in results
-        ]
-        images, length = np.array(pools, dtype=np.float64).reshape(-1, 2).T
-        singles = list[FloatVector]()
+        pooled = [(one.pooled, one.length) if isinstance(one, HitGroup) else (1, 1.0) for one in results]
+        images, lengths = np.array(pooled, dtype=np.float64).reshape(-1, 2).T
+        pairs = cosines * self.length * lengths  # mean cosine of all pairs of single images
+        curves, singles = self.calibration.curves, list[FloatVector]()
         for modality in self.query:
-            curve, curves = self.calibration.curve(modality, entry), self.calibration.curves
-            scale: FloatVector | float = 1.0
-            for kind, n, mean in ((modality, self.images, self.length), (entry, images, length)):
-                common = curves.get((kind, kind), curve).common
-                scale = scale * np.maximum((mean * mean - common) / (1.0 - common), 1.0 / n)
-            pairs = cosines * self.length * length  # mean similarity of all pairs of single images
-            singles.append(np.minimum(cosines, curve.common + (pairs - curve.common) / np.sqrt(scale)))
+            curve = self.calibration.curve(modality, entry)
+            c_query = curves.get((modality, modality), curve).common
+            c_entry = curves.get((entry, entry), curve).common
+            left = _rest_left(np.array(self.length), np.array(self.images), c_query)
+            left = np.sqrt(left * _rest_left(lengths, images, c_entry))
+            singles.append(np.minimum(cosines, curve.common + (pairs - curve.common) / left))
         return rows, singles
+
+
+def _rest_left(length: FloatVector, images: FloatVector, common: float) -> FloatVector:
+    """The share of the rest's squared length that the mean of so many images, of this length, still has."""
+    return np.maximum((length**2 - common) / (1.0 - common), 1.0 / np.maximum(images, 1))
 
 
 def write_page(
