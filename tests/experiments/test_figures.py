@@ -36,7 +36,7 @@ def test_a_name_without_glyphs_or_with_dollars_is_drawn(tmp_path, name):
     pytest.importorskip("matplotlib")
     table = read_csv(trees.csv_folder(tmp_path))
     figure, axes = figures.new_axes(1, 1, (2, 2))
-    figures._show_image(axes[0][0], table, 0, f"pid {name}", figures.INK)
+    figures._show_image(axes[0][0], (0, 0), table, 0, f"pid {name}", figures.INK)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert figures.write_png(figure, tmp_path / "a.png").is_file()

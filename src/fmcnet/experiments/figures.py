@@ -54,7 +54,7 @@ def write_png(figure: Any, path: Path) -> Path:
     with warnings.catch_warnings():
         # Its font lacks some scripts (Chinese, Thai): names in them are drawn as boxes, without a warning for each.
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        figure.savefig(path, dpi=120)
+        figure.savefig(path, dpi=120, pil_kwargs={"compress_level": 3})  # photographs: 13 % larger, a third of the time
     require("matplotlib.pyplot", "plot").close(figure)
     return path
 
@@ -144,20 +144,19 @@ def ranked_lists(evaluated: EvaluatedRun, path: Path) -> Path:
         distance=first.result.distance,
         **role_masks(table),
     )
-    height = 1.62 * len(lists) + 0.3
-    margins = {"left": 0.01, "right": 0.99, "bottom": 0.2 / height, "top": 1 - 0.25 / height}
-    grid = {**margins, "wspace": 0.12, "hspace": 0.16}  # an automatic layout of 66 axes doubles the time
-    figure, axes = new_axes(len(lists), 11, (0.82 * 11, height), layout=None, gridspec_kw=grid)
-    for ax, title in zip(axes[0], ("query", *range(1, 11)), strict=True):
-        ax.set_title(title, fontsize=9)
-    for line, row, answers in zip(axes, query_rows, lists, strict=True):
+    # One plot with a cell of 1 x 1 for each image: 66 plots, each with two axes, took three times as long.
+    figure, [[ax]] = new_axes(1, 1, (9, 1.62 * len(lists) + 0.3), layout="tight")
+    ax.set(xlim=(0, 11), ylim=(len(lists), -0.1))
+    ax.axis("off")
+    for column, title in enumerate(("query", *range(1, 11))):
+        ax.text(column + 0.5, -0.02, title, ha="center", va="bottom", fontsize=9)
+    for line, (row, answers) in enumerate(zip(query_rows, lists, strict=True)):
         caption = f"pid {table.pid_name(int(table.pid[row]))} cam {table.camid[row]}"
-        _show_image(line[0], table, row, caption, INK)
+        _show_image(ax, (0, line), table, row, caption, INK)
         hits = zip(answers.gallery.tolist(), answers.similarity, answers.correct, strict=True)
-        for ax, (gallery_row, similarity, correct) in zip(line[1:], hits, strict=False):
-            _show_image(ax, table, gallery_row, f"{similarity:.2f}", RIGHT if correct else WRONG)
-        for ax in line[1 + len(answers.gallery) :]:
-            ax.axis("off")
+        for column, (gallery_row, similarity, correct) in enumerate(hits, start=1):
+            colour = RIGHT if correct else WRONG
+            _show_image(ax, (column, line), table, gallery_row, f"{similarity:.2f}", colour)
     path.parent.mkdir(parents=True, exist_ok=True)
     make_private(path)  # it shows people
     return write_png(figure, path)
@@ -178,12 +177,18 @@ def _pick_queries(evaluated: EvaluatedRun, protocol: Protocol, count: int) -> li
     return rows
 
 
-def _show_image(ax: Any, table: Table, row: int, caption: str, colour: str) -> None:
-    ax.imshow(load_image(table.full_path(row)), aspect="auto")
-    ax.set(xticks=[], yticks=[])
-    ax.set_xlabel(caption, fontsize=6.5, labelpad=2, parse_math=False)  # a name with $ is no formula
-    for spine in ax.spines.values():
-        spine.set(color=colour, linewidth=2.5)
+def _show_image(
+    ax: Any, corner: tuple[float, float], table: Table, row: int, caption: str, colour: str
+) -> None:
+    """Draw a framed image and its caption into the cell of 1 x 1 below and right of `corner`."""
+    left, top = corner[0] + 0.06, corner[1] + 0.02
+    right, bottom = left + 0.88, top + 0.86
+    extent = (left, right, bottom, top)
+    ax.imshow(load_image(table.full_path(row)), extent=extent, aspect="auto")
+    ax.plot([left, right, right, left, left], [top, top, bottom, bottom, top], color=colour, linewidth=2.5)
+    centre = (left + right) / 2
+    # A name with $ is no formula.
+    ax.text(centre, bottom + 0.02, caption, ha="center", va="top", fontsize=6.5, parse_math=False)
 
 
 def similarity_histogram(result: Verification, path: Path) -> Path:
