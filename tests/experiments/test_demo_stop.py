@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.experiments.test_study import alive, children, wait_for
+from tests.experiments.test_study import alive, spawned_by, wait_for
 
 CODE = """
 import sys
@@ -31,7 +31,7 @@ def test_a_signal_ends_the_trainings_too(tmp_path, sent):
             assert process.poll() is None, process.stderr.read()
             assert time.monotonic() < end
             time.sleep(0.1)
-        trainings = children(process.pid)
+        trainings = spawned_by(process.pid)
         assert len(trainings) == 2
         process.send_signal(sent)
         process.communicate(timeout=120)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -63,8 +64,9 @@ def under_way(out, most=LONG):
 
 
 def spawned_by(pid):
-    """Process ids of a process's workers, where /proc lists them."""
-    return [one for one in children(pid) if b"do_work" in Path(f"/proc/{one}/cmdline").read_bytes()]
+    """Process ids of a process's workers, where /proc lists them: what its fork server forked."""
+    servers = [one for one in children(pid) if b"forkserver" in Path(f"/proc/{one}/cmdline").read_bytes()]
+    return [worker for server in servers for worker in children(server)]
 
 
 def children(pid):
@@ -310,12 +312,12 @@ def test_a_run_that_fails_leaves_the_others_be(tiny_sysu, tmp_path, caplog):
 def test_a_worker_that_dies_costs_its_own_run_alone(tmp_path, caplog, fault, said):
     runs = [FakeRun("bad", tmp_path, fault), FakeRun("a", tmp_path), FakeRun("b", tmp_path)]
     caplog.set_level(logging.INFO)
-    before = {*children(os.getpid())}  # other tests may have left a pool
+    before = {*spawned_by(os.getpid())}  # other tests may have left a pool
     with pytest.raises(FmcnetError, match=rf"1 of 3 runs failed; the others are done:\n  bad: {said}"):
         complete_runs(runs, 2, device="cpu", progress=False)
     assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {"a", "b"}
     assert [message[:3] for message in caplog.messages if " left" in message] == ["1/3", "2/3"]
-    assert {*children(os.getpid())} <= before
+    assert {*spawned_by(os.getpid())} <= before
 
 
 SCRIPT = """
@@ -344,15 +346,15 @@ def test_a_worker_knows_what_the_script_registered_and_no_module_of_the_working_
 
 def refuse_processes(monkeypatch, allowed):
     """Let the system start no process but those of the numbers in `allowed`."""
-    start, tried = subprocess.Popen.__init__, []
+    start, tried = BaseProcess.start, []
 
-    def start_or_refuse(process, *arguments, **options):
+    def start_or_refuse(process):
         tried.append(process)
         if len(tried) not in allowed:
             raise OSError(11, "Resource temporarily unavailable")
-        start(process, *arguments, **options)
+        start(process)
 
-    monkeypatch.setattr(subprocess.Popen, "__init__", start_or_refuse)
+    monkeypatch.setattr(BaseProcess, "start", start_or_refuse)
 
 
 def test_a_worker_that_cannot_start_costs_its_own_run_alone(tmp_path, monkeypatch):

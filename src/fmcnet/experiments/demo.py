@@ -21,7 +21,7 @@ from fmcnet.evaluation.evaluate import METRICS
 from fmcnet.evaluation.evaluate_model import EvaluatedRun, evaluate_model
 from fmcnet.experiments.report import VARIANT_TITLES, write_report
 from fmcnet.experiments.study import CONFIGS, check_folder
-from fmcnet.experiments.workers import work_in_process, worker_pool
+from fmcnet.experiments.workers import WorkerPool
 from fmcnet.models.card import CARD
 from fmcnet.progress import Progress
 from fmcnet.synthetic import generate
@@ -111,11 +111,11 @@ def _train_all(configs: Mapping[str, Config], out: Path, steps: int, progress: b
     title = f"training {' and '.join(VARIANT_TITLES[variant] for variant in configs)}"
     done = sum(_last_step(out / variant)[0] for variant in configs)
     bar = Progress(title, steps * len(configs), done, show=progress)
-    with worker_pool(len(configs)) as (pool, lifeline), bar:
+    with WorkerPool(len(configs)) as pool, bar:
         trainings = {}
         for variant, config in configs.items():
             work = partial(train, config, out / "data", out / variant, resume=True, progress=False)
-            trainings[variant] = pool.submit(work_in_process, work, out / f"{variant}.log", lifeline)
+            trainings[variant] = pool.submit(pool.work_in_process, work, out / f"{variant}.log")
         alive = True
         while alive:
             alive = bool(wait(trainings.values(), timeout=1.0).not_done)

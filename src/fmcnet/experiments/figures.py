@@ -54,7 +54,9 @@ def write_png(figure: Any, path: Path) -> Path:
     with warnings.catch_warnings():
         # Its font lacks some scripts (Chinese, Thai): names in them are drawn as boxes, without a warning for each.
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        figure.savefig(path, dpi=120, pil_kwargs={"compress_level": 3})  # photographs: 13 % larger, a third of the time
+        figure.savefig(
+            path, dpi=120, pil_kwargs={"compress_level": 3}
+        )  # photographs: 13 % larger, a third of the time
     require("matplotlib.pyplot", "plot").close(figure)
     return path
 

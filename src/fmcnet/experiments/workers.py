@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import faulthandler
 import logging
+import multiprocessing
 import os
-import pickle
 import signal
-import subprocess
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
-from multiprocessing import spawn
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fmcnet.errors import FmcnetError, Interrupted
 
@@ -30,76 +29,96 @@ logger = logging.getLogger(__name__)
 LOGS = "logs"
 PATIENCE = 30.0
 """Seconds for a worker to write a checkpoint and end."""
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"}
+"""Of the workers. The second: no module of the working folder is imported (Python 3.11 or later)."""
+PRELOADED = ("fmcnet.experiments.runs", "torch._dynamo")
 
 
-@contextlib.contextmanager
-def worker_pool(workers: int) -> Iterator[tuple[ThreadPoolExecutor, int]]:
-    """Threads for `work_in_process`, and the file descriptor that it takes.
+class WorkerPool(ThreadPoolExecutor):
+    """Threads that wait for worker processes: submit `work_in_process`.
 
-    At the end of the block, on Ctrl-C, on SIGTERM, and if this process is killed, that descriptor ends. Each training
-    in a worker then writes a checkpoint and ends.
+    At the end of its block, also on Ctrl-C and SIGTERM, the workers get SIGTERM, and if this process is killed they
+    send it to themselves: a training then writes a checkpoint and ends.
     """
-    previous_handler = None
-    with contextlib.suppress(ValueError):  # outside the main thread
-        previous_handler = signal.signal(signal.SIGTERM, _raise_interrupted)
-    lifeline, end = os.pipe()
-    pool = ThreadPoolExecutor(workers)
-    try:
-        yield pool, lifeline
-    finally:
-        os.close(end)
-        pool.shutdown(cancel_futures=True)
-        os.close(lifeline)
-        if previous_handler is not None:
-            signal.signal(signal.SIGTERM, previous_handler)
+
+    def __init__(self, workers: int) -> None:
+        super().__init__(workers)
+        self._processes: set[BaseProcess] = set()
+        self._ended = False
+        # A server that has imported PyTorch forks the workers. Where there is none, each imports it.
+        forks = "forkserver" in multiprocessing.get_all_start_methods()
+        self._context: Any = multiprocessing.get_context("forkserver" if forks else "spawn")
+        if forks and sys.version_info >= (3, 11):
+            self._context.set_forkserver_preload([*PRELOADED])
+
+    def __enter__(self) -> WorkerPool:
+        self._environment = {name: os.environ.get(name) for name in ENVIRONMENT}
+        os.environ.update(ENVIRONMENT)
+        self._handler = None
+        with contextlib.suppress(ValueError):  # outside the main thread
+            self._handler = signal.signal(signal.SIGTERM, _raise_interrupted)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended = True
+        self.shutdown(wait=False, cancel_futures=True)
+        for process in list(self._processes):
+            process.terminate()
+        for process in list(self._processes):
+            process.join(PATIENCE)
+            process.kill()  # a training that has just ended ignores SIGTERM
+        self.shutdown()
+        for name, value in self._environment.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+        if self._handler is not None:
+            signal.signal(signal.SIGTERM, self._handler)
+
+    def work_in_process(self, work: Callable[[], object], log: Path) -> str:
+        """Call `work` in a process of one CPU thread, and wait; the reason where it fails, else "".
+
+        Args:
+            work: can be pickled.
+            log: gets, at its end, what the process prints.
+        """
+        receiver, sender = self._context.Pipe(duplex=False)
+        process = self._context.Process(target=_work_and_answer, args=(work, log, sender))
+        try:
+            process.start()
+        except OSError as failure:
+            return f"its worker process cannot be started: {failure}"
+        self._processes.add(process)
+        if self._ended:
+            process.terminate()
+        sender.close()
+        try:
+            return str(receiver.recv())
+        except EOFError:
+            pass
+        finally:
+            process.join()
+            self._processes.discard(process)
+        lines = log.read_text(errors="replace").splitlines()[-3:] if log.is_file() else []
+        return (
+            f"its worker process ended (exit code {process.exitcode}); {log} ends with: {' | '.join(lines)}"
+        )
 
 
 def _raise_interrupted(*_: object) -> None:
     raise Interrupted("terminated; the same command continues", 143)
 
 
-def work_in_process(work: Callable[[], object], log: Path, lifeline: int) -> str:
-    """Call `work` in a process of one CPU thread; the reason where it fails, else "".
-
-    Args:
-        work: can be pickled.
-        log: gets, at its end, what the process prints.
-        lifeline: of `worker_pool`.
-    """
-    # As multiprocessing starts a process: with the parent's path and main module, which may register a backbone.
-    preparation = spawn.get_preparation_data("worker")
-    del preparation["authkey"]  # it may not be pickled
-    code = (
-        f"import sys; sys.path[:] = {sys.path!r}; from fmcnet.experiments.workers import do_work; do_work()"
-    )
-    command = [sys.executable, "-c", code, pickle.dumps((preparation, pickle.dumps(work))).hex()]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    try:
-        with log.open("ab") as stream:
-            ended = subprocess.run(
-                command, stdin=lifeline, stdout=subprocess.PIPE, stderr=stream, env=environment
-            )
-    except OSError as failure:
-        return f"its worker process cannot be started: {failure}"
-    if ended.returncode == 0:
-        return ended.stdout.decode()
-    lines = log.read_text(errors="replace").splitlines()[-3:] if log.is_file() else []
-    return f"its worker process ended (exit code {ended.returncode}); {log} ends with: {' | '.join(lines)}"
-
-
-def do_work() -> None:
-    """In a worker: do the work that the argument holds, and answer with the reason where it fails, else ""."""
+def _work_and_answer(work: Callable[[], object], log: Path, answer: Connection) -> None:
+    """In a worker: do the work, and answer with the reason where it fails, else ""."""
     if hasattr(signal, "pthread_sigmask"):  # on Ctrl-C, the parent ends this process
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    answer = os.dup(1)
-    os.dup2(2, 1)
+    with log.open("ab") as stream:
+        os.dup2(stream.fileno(), 1)
+        os.dup2(stream.fileno(), 2)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     reason = ""
     try:
-        preparation, work = pickle.loads(bytes.fromhex(sys.argv[1]))
-        spawn.prepare(preparation)
-        pickle.loads(work)()
+        work()
     except KeyboardInterrupt:  # SIGTERM: a checkpoint is written
         reason = "interrupted"
     except FmcnetError as error:
@@ -107,19 +126,20 @@ def do_work() -> None:
     except Exception as failure:  # such as GPU memory: the next run may succeed
         logger.exception("it failed")
         reason = f"{type(failure).__name__}: {failure}"
+    sys.stdout.flush()
     with contextlib.suppress(OSError):  # the parent was killed
-        os.write(answer, reason.encode(errors="replace"))
-        sys.stdout.flush()
+        answer.send(reason)
     os._exit(0)  # an orderly exit may hang
 
 
 def _end_with_parent() -> None:
-    """When the lifeline ends, let the training write a checkpoint, and end this process."""
-    os.read(0, 1)
-    faulthandler.dump_traceback_later(
-        PATIENCE, exit=True
-    )  # a training that has just ended ignores the signal
+    """When the parent is killed, let the training write a checkpoint, and end this process."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
     os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(PATIENCE)  # a training that has just ended ignores the signal
+    os._exit(1)
 
 
 def find_devices(device: str) -> tuple[str, ...]:
@@ -192,11 +212,11 @@ def _complete_in_processes(
         number = idle.popleft()
         work = partial(run.complete, devices[number % len(devices)], progress=False)
         try:
-            return work_in_process(work, folder / f"worker-{number}.log", lifeline)
+            return pool.work_in_process(work, folder / f"worker-{number}.log")
         finally:
             idle.append(number)
 
-    with worker_pool(workers) as (pool, lifeline):
+    with WorkerPool(workers) as pool:
         futures = {pool.submit(complete, run): run for run in runs}
         for future in as_completed(futures):
             yield futures[future], future.result()
