@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fmcnet import interrupt
+from fmcnet import processes
 
 SCRIPT = str(Path(sys.executable).with_name("fmcnet"))
 MOMENTS = ["typer", "rich.console", "fmcnet.cli.console", "pydantic", "numpy", "torch.types"]
@@ -62,14 +62,14 @@ def test_who_handles_the_signal_already_keeps_it():
     try:
         for handler in (signal.SIG_IGN, lambda *_: None):
             signal.signal(signal.SIGINT, handler)
-            interrupt.end_early(True)
+            processes.end_early(True)
             assert signal.getsignal(signal.SIGINT) is handler
-            interrupt.end_early(False)
+            processes.end_early(False)
             assert signal.getsignal(signal.SIGINT) is handler
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        interrupt.end_early(True)
+        processes.end_early(True)
         assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
-        interrupt.end_early(False)
+        processes.end_early(False)
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)

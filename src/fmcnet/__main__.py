@@ -6,7 +6,7 @@ import io
 import signal
 import sys
 
-from fmcnet.interrupt import end_early
+from fmcnet.processes import end_early
 
 
 def main() -> None:

@@ -44,10 +44,15 @@ def started(folder, seconds=0.0, keys=None, settings=None, **limits):
     `keys` are secrets by scope, `limits` as `Limits` has them, `settings` as `ServeOptions` has them.
     """
     options = [str(seconds), json.dumps(limits), json.dumps(settings or {})]
-    command = [sys.executable, "-m", "tests.server.process", str(folder), *options]
+    command = [sys.executable, __file__, str(folder), *options]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "src")))}
+    cwd = folder / "cwd"
+    cwd.mkdir(exist_ok=True)
+    if sys.version_info >= (3, 11):
+        (cwd / "random.py").write_text("raise SystemExit('a module of the working folder was imported')")
     known = ";".join(f"{scope}:{scope}:{secret}" for scope, secret in (keys or {}).items())
     process = subprocess.Popen(
-        command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env={**os.environ, "FMCNET_API_KEYS": known}
+        command, cwd=cwd, stderr=subprocess.PIPE, text=True, env={**environment, "FMCNET_API_KEYS": known}
     )
     try:
         lines, address = [], None

@@ -318,9 +318,18 @@ def test_continues_after_a_kill(tmp_path: Path) -> None:
 @pytest.mark.parametrize("presses", [1, 3])
 def test_ctrl_c_is_one_line_and_half_a_dataset_is_no_dataset(tmp_path: Path, presses: int) -> None:
     root = tmp_path / "wild"
-    command = [sys.executable, "-m", "fmcnet", "data", "generate", "--layout", "wild", "--preset", "small"]
+    script = (
+        tmp_path / "bin" / "fmcnet"
+    )  # as the installed one: Python's path does not begin with the working folder
+    script.parent.mkdir()
+    script.write_text("from fmcnet.__main__ import main\nif __name__ == '__main__':\n    main()\n")
+    command = [sys.executable, str(script), "data", "generate", "--layout", "wild", "--preset", "small"]
     command += ["--workers", "2", "--out", str(root)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    if sys.version_info >= (3, 11):
+        (tmp_path / "runpy.py").write_text("raise SystemExit('a module of the working folder was imported')")
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     limit = time.monotonic() + 60
     while not list(root.glob("images/*/*.jpg")) and time.monotonic() < limit:
         time.sleep(0.01)
@@ -331,6 +340,7 @@ def test_ctrl_c_is_one_line_and_half_a_dataset_is_no_dataset(tmp_path: Path, pre
     assert process.returncode == 130
     assert told.splitlines()[-1] == "fmcnet: interrupted: the same command continues it"
     assert "Traceback" not in told
+    assert "was imported" not in told
     assert 0 < len(list(root.glob("images/*/*.jpg"))) < 850 * 8
     for source, layout in ((root, "auto"), (root / "people.csv", "csv")):
         for training in (True, False):

@@ -33,8 +33,8 @@ from fmcnet.cli.search import search
 from fmcnet.cli.serve import keys_app, serve
 from fmcnet.cli.train import config, train
 from fmcnet.errors import FmcnetError, PrintedBy
-from fmcnet.interrupt import end_early
 from fmcnet.names import printable
+from fmcnet.processes import end_early
 
 
 class _Group(typer.core.TyperGroup):

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fmcnet.errors import FmcnetError, Interrupted
+from fmcnet.processes import worker_environment
 
 if TYPE_CHECKING:
     from fmcnet.experiments.runs import StudyRun
@@ -29,8 +30,6 @@ logger = logging.getLogger(__name__)
 LOGS = "logs"
 PATIENCE = 30.0
 """Seconds for a worker to write a checkpoint and end."""
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"}
-"""Of the workers. The second: no module of the working folder is imported (Python 3.11 or later)."""
 PRELOADED = ("fmcnet.experiments.runs", "torch._dynamo")
 
 
@@ -44,6 +43,7 @@ class WorkerPool(ThreadPoolExecutor):
     def __init__(self, workers: int) -> None:
         super().__init__(workers)
         self._processes: set[BaseProcess] = set()
+        self._starting = threading.Lock()
         self._ended = False
         # A server that has imported PyTorch forks the workers. Where there is none, each imports it.
         forks = "forkserver" in multiprocessing.get_all_start_methods()
@@ -52,8 +52,6 @@ class WorkerPool(ThreadPoolExecutor):
             self._context.set_forkserver_preload([*PRELOADED])
 
     def __enter__(self) -> WorkerPool:
-        self._environment = {name: os.environ.get(name) for name in ENVIRONMENT}
-        os.environ.update(ENVIRONMENT)
         self._handler = None
         with contextlib.suppress(ValueError):  # outside the main thread
             self._handler = signal.signal(signal.SIGTERM, _raise_interrupted)
@@ -68,8 +66,6 @@ class WorkerPool(ThreadPoolExecutor):
             process.join(PATIENCE)
             process.kill()  # a training that has just ended ignores SIGTERM
         self.shutdown()
-        for name, value in self._environment.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
         if self._handler is not None:
             signal.signal(signal.SIGTERM, self._handler)
 
@@ -83,7 +79,8 @@ class WorkerPool(ThreadPoolExecutor):
         receiver, sender = self._context.Pipe(duplex=False)
         process = self._context.Process(target=_work_and_answer, args=(work, log, sender))
         try:
-            process.start()
+            with self._starting, worker_environment():
+                process.start()
         except OSError as failure:
             return f"its worker process cannot be started: {failure}"
         self._processes.add(process)

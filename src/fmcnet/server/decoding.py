@@ -21,7 +21,7 @@ from pebble import ProcessExpired, ProcessPool
 from PIL import Image
 
 from fmcnet.data.pixels import ValueRange
-from fmcnet.interrupt import ignored
+from fmcnet.processes import ignored, worker_environment
 from fmcnet.server.errors import ApiError, overloaded
 from fmcnet.server.limits import Limits
 from fmcnet.server.uploads import (
@@ -235,7 +235,8 @@ class DecoderPool:
         if "forkserver" in multiprocessing.get_all_start_methods():
             from multiprocessing import forkserver  # not on Windows
 
-            with ignored("SIGINT"):  # a Ctrl-C would end its processes, too, while they start
+            # A Ctrl-C would end its processes, too, while they start.
+            with ignored("SIGINT"), worker_environment():
                 forkserver.ensure_running()
         for queue, image in zip(self._queues, images, strict=True):
             queue.put([image])

@@ -23,8 +23,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from fmcnet.errors import FmcnetError
 from fmcnet.inference.encoder import Encoder
-from fmcnet.interrupt import ignored
 from fmcnet.names import nearest
+from fmcnet.processes import ignored
 from fmcnet.retrieval import Gallery, Searcher
 from fmcnet.retrieval.backup import remove_empty
 from fmcnet.retrieval.made_with import choose_model

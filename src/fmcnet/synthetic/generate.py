@@ -25,8 +25,8 @@ from fmcnet.data.listing import has_image_head
 from fmcnet.data.readers.common import MANIFEST
 from fmcnet.errors import DataError
 from fmcnet.files import lock_file, named
-from fmcnet.interrupt import end_with_parent, ignored
 from fmcnet.parsing import read_json
+from fmcnet.processes import end_with_parent, ignored, worker_environment
 from fmcnet.progress import Progress
 from fmcnet.synthetic.image import ImageKey, render_image
 from fmcnet.synthetic.plan import BenchmarkPlan, Preset, make_plan, resolve_preset, side_files
@@ -193,7 +193,7 @@ def _render_images(
         # The pool breaks in a script without `if __name__ == "__main__":`, or if a process is killed: continue here.
         pool = ProcessPoolExecutor(processes, get_context("spawn"), end_with_parent)
         with contextlib.suppress(BrokenProcessPool), pool:
-            with ignored("SIGINT"):
+            with ignored("SIGINT"), worker_environment():
                 counts = pool.map(write, chunks)
             try:
                 for count in counts:

@@ -32,7 +32,6 @@ from fmcnet.distributed import (
     resident_bytes,
 )
 from fmcnet.errors import CheckpointError, ConfigError, Interrupted, TrainingError, translate_errors
-from fmcnet.interrupt import StopAtStepEnd
 from fmcnet.losses.criterion import ExtraTerm, check_extra_terms
 from fmcnet.models.backbones import make_backbone
 from fmcnet.models.build import build_model
@@ -40,6 +39,7 @@ from fmcnet.models.card import ModelCard, read_card
 from fmcnet.models.fmcnet import FMCNet
 from fmcnet.models.pretrained import is_model, load_pretrained
 from fmcnet.models.shipped import find_model
+from fmcnet.processes import StopAtStepEnd
 from fmcnet.progress import Progress
 from fmcnet.training.checkpointing import Checkpointer, checkpoints, drop_others
 from fmcnet.training.loggers import StepLogger, Tracker, check_trackers
