@@ -326,7 +326,7 @@ def test_ctrl_c_is_one_line_and_half_a_dataset_is_no_dataset(tmp_path: Path, pre
     command = [sys.executable, str(script), "data", "generate", "--layout", "wild", "--preset", "small"]
     command += ["--workers", "2", "--out", str(root)]
     if sys.version_info >= (3, 11):
-        (tmp_path / "runpy.py").write_text("raise SystemExit('a module of the working folder was imported')")
+        (tmp_path / "socket.py").write_text("raise SystemExit('a module of the working folder was imported')")
     process = subprocess.Popen(
         command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
