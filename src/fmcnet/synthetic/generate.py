@@ -191,7 +191,8 @@ def _render_images(
     chunks = [images[i : i + _CHUNK] for i in range(0, len(images), _CHUNK)]
     if processes > 1:
         # The pool breaks in a script without `if __name__ == "__main__":`, or if a process is killed: continue here.
-        pool = ProcessPoolExecutor(processes, get_context("spawn"), end_with_parent)
+        with worker_environment():
+            pool = ProcessPoolExecutor(processes, get_context("spawn"), end_with_parent)
         with contextlib.suppress(BrokenProcessPool), pool:
             with ignored("SIGINT"), worker_environment():
                 counts = pool.map(write, chunks)
