@@ -15,7 +15,7 @@ SOURCE = Path(fmcnet.__file__).parent
 LAYERS = [
     (
         "errors",
-        "interrupt",
+        "processes",
         "files",
         "types",
         "times",

@@ -332,12 +332,26 @@ def test_what_embed_writes_score_reads(tiny_run, tiny_sysu, tmp_path):
     assert "give images and their --modality" in said(run("embed", tiny_run, "--out", few, code=2))
 
 
+def test_embeddings_of_a_csv_are_scored_as_evaluate_does(tiny_run, tmp_path):
+    table, file = trees.csv_folder(tmp_path), tmp_path / "e.npz"
+    as_json("embed", tiny_run, "--data", table, "--out", file)
+    for direction in ("i2v", "v2i"):
+        judged = as_json("evaluate", tiny_run, "--data", table, "--no-report", f"direction={direction}")
+        scored = as_json("score", file, "--direction", direction)
+        assert scored["mean"] == pytest.approx(judged["evaluations"][0]["mean"])
+        assert scored["protocol"] == judged["evaluations"][0]["protocol"]
+    assert as_json("score", file)["protocol"].startswith("csv, i2v: infrared images searched in visible")
+    refused = said(run("score", file, "--mode", "indoor", code=2))
+    assert "the csv protocol has no mode (it has a direction only)" in refused
+    assert "direction 'v2t'" in said(run("score", file, "--direction", "v2t", code=2))
+
+
 def test_embed_tells_what_the_table_holds_and_the_file_does_not(tiny_run, tmp_path):
     table = trees.csv_folder(tmp_path)
     header, *rows = table.read_text().splitlines()
     command = ("embed", tiny_run, "--data", table, "--out", tmp_path / "e.npz")
     told = said(run(*command))
-    assert "no split column: 1 of 4 identities are held out" in told  # it embeds those only
+    assert "no split column: all images are for test" in told
     assert "role" not in told
     table.write_text("\n".join([f"{header},split,role", *(f"{row},test,query" for row in rows)]))
     assert "does not keep the column role: score takes every image as query and gallery" in said(
@@ -732,7 +746,7 @@ def test_an_evaluation_on_a_part_of_the_test_set_says_so(tiny_run, tiny_sysu, tm
 
 
 def test_a_csv_without_splits_is_all_for_test_where_the_model_has_not_seen_it(tiny_run, tiny_sysu, tmp_path):
-    from fmcnet.experiments.evaluate_run import _all_as_test
+    from fmcnet.inference.embed import all_as_test
     from fmcnet.models.card import read_card
 
     def written(name, *splits):
@@ -752,7 +766,7 @@ def test_a_csv_without_splits_is_all_for_test_where_the_model_has_not_seen_it(ti
     assert probes == len(rows.select(modality="infrared"))
     assert notes == ["no split column: all images are for test, as the model was not trained on this file"]
     more, rows = written("more.csv", "train", "test")
-    kept = _all_as_test(read_dataset(more), more, read_card(tiny_run))  # as of a table that grew since
+    kept = all_as_test(read_dataset(more), more, read_card(tiny_run))  # as of a table that grew since
     assert {"train", "test"} == {*kept.split.tolist()}
     refused = said(run("evaluate", tiny_run, "--data", more, "--no-report", code=2))
     assert "of the test identities have images that" in refused

@@ -280,11 +280,12 @@ class Embeddings:
         """
         return self.take(np.flatnonzero(self.modality == parse_modality(modality).code))
 
-    def save(self, path: str | Path) -> Path:
+    def save(self, path: str | Path, dataset: str = "") -> Path:
         """Write all arrays to an `.npz` file.
 
         Args:
             path: the file; missing folders are made, an older file is replaced.
+            dataset: the name of their table ("sysu", "regdb", "llcm", "csv"), whose protocol `fmcnet score` takes.
 
         Returns:
             The path.
@@ -295,6 +296,8 @@ class Embeddings:
         with path.open("wb") as stream:
             arrays = {f.name: getattr(self, f.name) for f in fields(self)}
             stored = {name: a for name, a in arrays.items() if name not in self.OPTIONAL or (a != "").any()}
+            if dataset:
+                stored["dataset"] = np.array(dataset)
             np.savez(stream, **stored)
         return path
 

@@ -192,15 +192,21 @@ def study(
 def score(
     file: Annotated[Path, Argument(help="An .npz with features, pid, cam, index; see fmcnet docs evaluate.")],
     protocol: Annotated[
-        str, Option(help="sysu, regdb, llcm, or a YAML file of your own (fmcnet docs evaluate).")
-    ] = "sysu",
+        str | None,
+        Option(
+            help="sysu, regdb, llcm, csv, or a YAML file of your own (fmcnet docs evaluate); default: that of the "
+            "dataset that fmcnet embed read, otherwise sysu."
+        ),
+    ] = None,
     mode: Annotated[str | None, Option(help="SYSU-MM01: all (default) or indoor.")] = None,
     shots: Annotated[int | None, Option(help="SYSU-MM01: 1 (default) or 10.")] = None,
     draw: Annotated[str | None, Option(help="SYSU-MM01: official (default) or seeded.")] = None,
     permutation: Annotated[Path | None, Option(help="rand_perm_cam.mat, for the official draw.")] = None,
     direction: Annotated[
         str | None,
-        Option(help="i2v, v2i (RegDB: t2v, v2t); default: i2v for sysu, v2t for regdb, v2i for llcm."),
+        Option(
+            help="i2v, v2i (RegDB: t2v, v2t); default: i2v for sysu and csv, v2t for regdb, v2i for llcm."
+        ),
     ] = None,
     reading: Annotated[str | None, Option(help="LLCM: a (default), b or c.")] = None,
     cmc: Annotated[str | None, Option(help="RegDB: image (default) or identity.")] = None,
@@ -208,6 +214,8 @@ def score(
     json_: console.Json = False,
 ) -> None:
     """Score embeddings made by any code with a named protocol.
+
+    fmcnet score e.npz --permutation data/exp/rand_perm_cam.mat
 
     FILE holds features (N, D), pid (N,), cam (N,), index (N,): the 1-based position among the sorted images of that
     identity and camera; and modality (N,), 0 visible, 1 infrared, where the camera does not tell (LLCM, CSV). Or

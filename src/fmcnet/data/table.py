@@ -352,6 +352,10 @@ def sample_images(table: Table) -> tuple[str, ...]:
     return tuple(sorted(_owner_by_content(table, {*first.values(), *last.values()})))
 
 
+FEW_SEEN = 0.05
+"""Up to this share of identities that were trained on there is a warning; above it, an error."""
+
+
 def seen_identities(samples: tuple[str, ...], table: Table) -> IntArray:
     """Identities of a table that have one of `sample_images`, sorted; files of other sizes are not read.
 

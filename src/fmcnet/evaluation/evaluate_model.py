@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fmcnet.config import EvaluationConfig
-from fmcnet.data.table import Table, fingerprint, seen_identities
+from fmcnet.data.table import FEW_SEEN, Table, fingerprint, seen_identities
 from fmcnet.errors import DataError, ProtocolError
 from fmcnet.evaluation import protocols
 from fmcnet.evaluation.draws import find_permutation
@@ -20,13 +20,11 @@ from fmcnet.evaluation.protocols import Protocol
 from fmcnet.evaluation.reranking import Extra, KReciprocal, QueryExpansion
 from fmcnet.inference.encoder import Encoder, load
 from fmcnet.models.shipped import is_shipped
-from fmcnet.types import Embeddings, Modality
+from fmcnet.types import Embeddings
 
 logger = logging.getLogger(__name__)
 
 EMBEDDINGS = "embeddings"
-FEW_SEEN = 0.05
-"""Up to this share of identities that were trained on there is a warning; above it, an error."""
 FLIP = "flip at test time"
 PROTOCOL_SETTINGS = {
     "sysu": ("mode", "shots", "draw", "trials"),
@@ -105,8 +103,7 @@ def _benchmark_protocol(table: Table, config: EvaluationConfig, direction: str) 
         return protocols.regdb("t2v" if direction == "i2v" else "v2t", config.cmc)
     if table.name == "llcm":
         return protocols.llcm(config.reading, direction, config.trials)
-    query = Modality.INFRARED if direction == "i2v" else Modality.VISIBLE
-    return protocols.custom(query, query.other, name=f"{table.name}, {direction}")
+    return protocols.across(table.name, direction)
 
 
 def check_settings(table: Table, names: Iterable[str]) -> None:

@@ -363,6 +363,24 @@ def llcm(reading: str = "a", direction: str = "v2i", trials: int = 10, seed: int
     )
 
 
+def across(name: str, direction: str = "i2v") -> Protocol:
+    """All images of one modality searched in all of the other; nothing is skipped (`evaluate`'s protocol of a CSV).
+
+    Args:
+        name: of the dataset, for reports.
+        direction: "i2v" (infrared queries, visible gallery) or "v2i".
+
+    Returns:
+        The protocol.
+
+    Raises:
+        ProtocolError: for another direction.
+    """
+    check_choice(direction, ("i2v", "v2i"), "direction")
+    query = Modality.INFRARED if direction == "i2v" else Modality.VISIBLE
+    return custom(query, query.other, name=f"{name}, {direction}")
+
+
 def custom(
     query: Modality | str | None = Modality.INFRARED,
     gallery: Modality | str | None = Modality.VISIBLE,

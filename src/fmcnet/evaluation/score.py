@@ -30,7 +30,7 @@ from fmcnet.errors import DataError, ProtocolError, first_of
 from fmcnet.evaluation.draws import Draw, find_permutation
 from fmcnet.evaluation.evaluate import Evaluation, copies_note, evaluate
 from fmcnet.evaluation.protocol_file import SUFFIXES, read_protocol
-from fmcnet.evaluation.protocols import DEFAULT_DIRECTIONS, Protocol, llcm, regdb, sysu
+from fmcnet.evaluation.protocols import DEFAULT_DIRECTIONS, Protocol, across, llcm, regdb, sysu
 from fmcnet.parsing import read_npz
 from fmcnet.types import (
     NO_CAMERA,
@@ -62,15 +62,20 @@ NEAR = 0.8
 """Least likeness of names: camids is near camid, but frame is not near name."""
 CAMERAS = {"sysu": 6, "regdb": 2, "llcm": 9}
 """Each benchmark's number of cameras, which count from 1."""
-OPTIONS = {"sysu": ("mode", "shots", "draw", "permutation"), "regdb": ("cmc",), "llcm": ("reading",)}
-"""The options of each protocol; every other one is refused, since it would do nothing."""
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "sysu": ("mode", "shots", "draw", "permutation"),
+    "regdb": ("cmc",),
+    "llcm": ("reading",),
+    "csv": (),
+}
+"""The options of each protocol, besides the direction; every other one is refused, since it would do nothing."""
 DRAWING = ("mode", "shots", "permutation", "draw")
 """Options that choose and draw the sets, which a file may hold already."""
 
 
 def score_file(
     path: str | Path,
-    protocol: str = "sysu",
+    protocol: str | None = None,
     *,
     mode: str | None = None,
     shots: int | None = None,
@@ -86,12 +91,14 @@ def score_file(
 
     Args:
         path: the `.npz`; the module's docstring lists its arrays.
-        protocol: "sysu", "regdb", "llcm", or a YAML file (`protocol_file`), which sets all but the distance.
+        protocol: "sysu", "regdb", "llcm", "csv" (`protocols.across`), or a YAML file (`protocol_file`), which sets
+            all but the distance. None takes that of the dataset that `fmcnet embed` stored, otherwise "sysu".
         mode: of SYSU-MM01, "all" or "indoor"; None: all.
         shots: of SYSU-MM01, 1 or 10 gallery images per identity and camera; None: 1.
         draw: of SYSU-MM01, "official" or "seeded"; None: official.
         permutation: `rand_perm_cam.mat` for the official draw; None looks beside the file and in `exp/`.
-        direction: "i2v"/"v2i" (sysu, llcm), "v2t"/"t2v" (regdb); None takes the benchmark's: i2v, v2i and v2t.
+        direction: "i2v"/"v2i" (sysu, llcm, csv), "v2t"/"t2v" (regdb); None takes evaluate's: v2i for llcm, v2t for
+            regdb, i2v otherwise.
         reading: of LLCM, "a", "b" or "c", see `protocols.llcm`; None: a.
         cmc: of RegDB, "image" or "identity", see `protocols.regdb`; None: image.
         distance: "cosine" or "euclidean".
@@ -105,6 +112,8 @@ def score_file(
     options = {"mode": mode, "shots": shots, "permutation": permutation, "reading": reading, "cmc": cmc}
     options |= {"draw": draw, "direction": direction}
     given = {name: value for name, value in options.items() if value is not None}
+    file = EmbeddingsFile(Path(path))
+    protocol = protocol or file.protocol
     is_yaml = Path(protocol).suffix.lower() in SUFFIXES or Path(protocol).is_file()
     if is_yaml and given:
         raise ProtocolError(
@@ -114,16 +123,14 @@ def score_file(
         raise ProtocolError(f"there is no protocol file {protocol}")
     if not is_yaml and protocol not in OPTIONS:
         raise ProtocolError(f"unknown protocol '{protocol}': use {', '.join(OPTIONS)}, or a YAML file")
-    file = EmbeddingsFile(Path(path))
     if is_yaml:
         sets = file.read("custom")
         rules, rules_name = _protocol_of_yaml(protocol, sets, file), protocol
     else:
         _refuse_unused(protocol, given, two_sets=file.has_two_sets, strict=strict)
-        sets = file.read(
-            protocol
-        )  # before the draw: missing arrays are named before a missing rand_perm_cam.mat
-        direction = direction or DEFAULT_DIRECTIONS[protocol]
+        # Before the draw: missing arrays are named before a missing rand_perm_cam.mat.
+        sets = file.read("custom" if protocol == "csv" else protocol)
+        direction = direction or DEFAULT_DIRECTIONS.get(protocol, "i2v")
         rules = _protocol_of_benchmark(protocol, direction, given, file)
         rules_name = f"direction {direction} of {protocol}"
     embeddings, of_query = sets.embeddings, sets.of_query
@@ -132,7 +139,7 @@ def score_file(
         embeddings = _with_modalities(sets, of_query, rules, path, rules_name)
         if not sets.known.all():
             remarks.append("the modalities, which the file does not tell")
-    if not is_yaml:
+    if protocol in CAMERAS:
         if remark := _foreign_cameras(embeddings.camid, protocol):
             remarks.append(remark)
         for note in _count_notes(embeddings, protocol, rules):
@@ -173,7 +180,14 @@ def _protocol_of_benchmark(
             raise ProtocolError("a permutation is for the official draw: leave it out, or the seeded draw")
         if draw == "official" and "permutation" not in given:
             options["permutation"] = find_permutation(file.path.resolve().parent)
-    benchmarks: dict[str, Callable[..., Protocol]] = {"sysu": sysu, "regdb": regdb, "llcm": llcm}
+    if name == "csv":
+        options["name"] = name
+    benchmarks: dict[str, Callable[..., Protocol]] = {
+        "sysu": sysu,
+        "regdb": regdb,
+        "llcm": llcm,
+        "csv": across,
+    }
     rules = benchmarks[name](direction=direction, **options)
     return rules.as_given() if file.has_two_sets else rules
 
@@ -241,7 +255,7 @@ def _refuse_unused(protocol: str, given: Mapping[str, Any], *, two_sets: bool, s
     names = [name for name in given if name != "direction" and (strict or name != "draw")]
     unsupported = [name for name in names if name not in OPTIONS[protocol]]
     if unsupported:
-        supported = ", ".join(OPTIONS[protocol])
+        supported = ", ".join(OPTIONS[protocol]) or "a direction only"
         raise ProtocolError(
             f"the {protocol} protocol has no {' and no '.join(unsupported)} (it has {supported}): leave it out"
         )
@@ -295,6 +309,14 @@ class EmbeddingsFile:
             raise DataError(
                 f"{path} holds features, and query_features or gallery_features beside them: give one set or two"
             )
+
+    @property
+    def protocol(self) -> str:
+        """That of the dataset which the file names; "sysu" where it names none."""
+        if "dataset" not in self.arrays:
+            return "sysu"
+        dataset = str(self.arrays["dataset"])
+        return dataset if dataset in OPTIONS else "csv"
 
     def read(self, protocol: str) -> Sets:
         """Read what a protocol needs.

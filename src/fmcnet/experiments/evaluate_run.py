@@ -10,19 +10,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fmcnet.config import Config, DataConfig, EvaluationConfig, load_config
 from fmcnet.data.check import unpublished_counts
 from fmcnet.data.readers import read_dataset
-from fmcnet.data.readers.csv import HELD_OUT
-from fmcnet.data.table import Table, fingerprint, seen_identities
+from fmcnet.data.table import Table
 from fmcnet.distributed import agree, distributed_context
 from fmcnet.errors import CheckpointError, ConfigError, DataError, ProtocolError, collect_warnings
 from fmcnet.evaluation.evaluate import pool
 from fmcnet.evaluation.evaluate_model import (
     EMBEDDINGS,
-    FEW_SEEN,
     DirectionResult,
     EvaluatedRun,
     check_settings,
@@ -33,7 +29,7 @@ from fmcnet.evaluation.protocol_file import camera_names, read_protocol
 from fmcnet.evaluation.protocols import DEFAULT_DIRECTIONS
 from fmcnet.experiments.report import VARIANT_TITLES, dataset_facts, write_report
 from fmcnet.experiments.runs import is_generated
-from fmcnet.inference.embed import embed_shared
+from fmcnet.inference.embed import all_as_test, embed_shared
 from fmcnet.inference.encoder import load
 from fmcnet.models.card import CARD, ModelCard, read_card
 from fmcnet.models.shipped import find_model, is_shipped
@@ -222,7 +218,7 @@ def _evaluate_one(
 ) -> tuple[EvaluatedRun, list[str]]:
     """Evaluate one run, with `options` of `evaluate_model`; the notes are sentences for the user."""
     card = read_card(run)
-    table = _all_as_test(_read_table(data, card.config.data, unknown=protocol is not None), data, card)
+    table = all_as_test(_read_table(data, card.config.data, unknown=protocol is not None), data, card)
     if table.name == "regdb":
         overrides = [REGDB_DIRECTIONS.get(item.removeprefix("evaluation."), item) for item in overrides]
     settings = _run_settings(run, card, overrides)
@@ -272,25 +268,6 @@ def _read_table(data: str | Path, settings: DataConfig, *, unknown: bool) -> Tab
         raise
 
 
-def _all_as_test(table: Table, data: str | Path, card: ModelCard) -> Table:
-    """The table; a CSV without splits with all rows as test rows, unless the model was trained on some."""
-    if not any(note.startswith(HELD_OUT) for note in table.notes) or card.data == fingerprint(table):
-        return table
-    if len(seen_identities(card.seen_samples, table)) > FEW_SEEN * len(np.unique(table.pid)):
-        return table  # it has grown since
-    all_rows = read_dataset(data, layout="csv", training=False)
-    reason = "as the model was not trained on this file"
-    if not card.seen_samples:  # shipped, or of 0.1.0
-        reason = (
-            "and the model does not record what it was trained on: if on some of them, add a column split"
-        )
-    notes = (
-        *(note for note in all_rows.notes if not note.startswith(HELD_OUT)),
-        f"{HELD_OUT}: all images are for test, {reason}",
-    )
-    return replace(all_rows, split=np.full(len(all_rows), "test"), notes=notes)
-
-
 def _pool(parts: Sequence[EvaluatedRun]) -> EvaluatedRun:
     """The last run, with the trials of all runs pooled in each evaluation."""
     if len(parts) == 1:
@@ -309,7 +286,7 @@ def _embed_together(
         for run in runs:
             encoder = load(run, str(ctx.device))
             table = _read_table(data, encoder.card.config.data, unknown=False)
-            table = _all_as_test(table, data, encoder.card).select(split="test")
+            table = all_as_test(table, data, encoder.card).select(split="test")
             batch, store = encoder.card.config.evaluation.batch, run / EMBEDDINGS
             for mirror in (False, True) if flip else (False,):
                 embeddings_file = encoder.kept_at(table, mirror, store)

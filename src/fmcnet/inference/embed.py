@@ -12,12 +12,15 @@ import numpy as np
 
 from fmcnet.data.listing import Ignored
 from fmcnet.data.pixels import Remarks, ValueRange
-from fmcnet.data.table import SPLITS, Table
+from fmcnet.data.readers import read_dataset
+from fmcnet.data.readers.csv import HELD_OUT
+from fmcnet.data.table import FEW_SEEN, SPLITS, Table, fingerprint, seen_identities
 from fmcnet.errors import DataError
 from fmcnet.files import check_writable, private_mode, write_atomically
 from fmcnet.inference.encoder import Encoder, keep, load
 from fmcnet.inference.image_input import list_images
 from fmcnet.inference.projection import l2_normalize
+from fmcnet.models.card import ModelCard
 from fmcnet.types import Embeddings, parse_modality
 
 if TYPE_CHECKING:
@@ -73,7 +76,8 @@ def embed_dataset(
 ) -> tuple[int, int]:
     """Embed a dataset's images of `split` ("train", "val", "test" or "all") and write `Embeddings` to an `.npz`.
 
-    `fmcnet score` reads the file. `batch`, `normalize` and `device` are as of `Encoder.encode`.
+    A CSV without splits that the model was not trained on is all test. `fmcnet score` reads the file. `batch`,
+    `normalize` and `device` are as of `Encoder.encode`.
 
     Returns:
         (N, E).
@@ -85,7 +89,12 @@ def embed_dataset(
     if split not in (*SPLITS, "all"):
         raise DataError(f"--split {split}: say all, {', '.join(SPLITS)}")
     encoder = load(run, device)
-    table = encoder.read_dataset(data, all_splits=split == "all")
+    table = encoder.read_dataset(data, all_splits=True)
+    if split == "test":
+        table = all_as_test(table, data, encoder.card)
+    for note in table.notes:
+        if split != "all" and note.startswith(HELD_OUT):
+            logger.warning("%s", note)
     rows = table if split == "all" else table.of_split(split, data)
     if (rows.role != "").any():
         text = "%s: %s does not keep the column role: score takes every image as query and gallery, unlike evaluate"
@@ -93,8 +102,33 @@ def embed_dataset(
     embeddings = encoder.embed_table(rows, batch_size=batch)
     if normalize:
         embeddings = replace(embeddings, features=l2_normalize(embeddings.features))
-    write_atomically(out, embeddings.save, private_mode(out.parent))
+    write_atomically(out, lambda path: embeddings.save(path, rows.name), private_mode(out.parent))
     return embeddings.features.shape
+
+
+def all_as_test(table: Table, data: str | Path, card: ModelCard) -> Table:
+    """The table; a CSV without splits with all rows as test rows, unless the model was trained on some.
+
+    Args:
+        table: the dataset.
+        data: its folder or CSV.
+        card: of the model.
+    """
+    if not any(note.startswith(HELD_OUT) for note in table.notes) or card.data == fingerprint(table):
+        return table
+    if len(seen_identities(card.seen_samples, table)) > FEW_SEEN * len(np.unique(table.pid)):
+        return table  # it has grown since
+    all_rows = read_dataset(data, layout="csv", training=False)
+    reason = "as the model was not trained on this file"
+    if not card.seen_samples:  # shipped, or of 0.1.0
+        reason = (
+            "and the model does not record what it was trained on: if on some of them, add a column split"
+        )
+    notes = (
+        *(note for note in all_rows.notes if not note.startswith(HELD_OUT)),
+        f"{HELD_OUT}: all images are for test, {reason}",
+    )
+    return replace(all_rows, split=np.full(len(all_rows), "test"), notes=notes)
 
 
 def _prepare_output(out: str | Path) -> Path:
