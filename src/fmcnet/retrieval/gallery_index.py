@@ -7,16 +7,15 @@ is made again from the database: in memory by a reader, on disk by the next writ
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from fmcnet.retrieval.faiss_index import Codes, FaissIndex
+from fmcnet.retrieval.faiss_index import FaissIndex
 from fmcnet.retrieval.index_files import FORMAT, IndexManifest, InvalidIndexError, discard
 from fmcnet.retrieval.index_files import NAME as INDEX
-from fmcnet.retrieval.records import Entry, GallerySettings, IndexChoice
+from fmcnet.retrieval.records import GallerySettings, IndexChoice
 from fmcnet.retrieval.sqlite_database import Database
 
 logger = logging.getLogger(__name__)
@@ -130,7 +129,8 @@ class GalleryIndex:
         columns = state.columns
         noted = dict(self.database.noted(self.generation))  # the last word on each row
         existing = columns.existing(list(noted))
-        self._forget(state, [seq for seq in existing if noted[seq]])
+        removed = state.forget([seq for seq in existing if noted[seq]])
+        self._unerased += removed[removed < self.saved].tolist()
         changed = [seq for seq in existing if not noted[seq]]
         for seq, (entry, _) in self.database.stored(changed).items():
             columns.replace(seq, entry)
@@ -140,10 +140,6 @@ class GalleryIndex:
             state.append(list(rows), [entry for entry, _ in rows.values()], codes)
             last = int(columns.seq[-1])
         self.generation = generation
-
-    def _forget(self, state: FaissIndex, seqs: Sequence[int]) -> None:
-        positions = state.forget(seqs)
-        self._unerased += positions[positions < self.saved].tolist()
 
     # ---- writing; the writer's lock is held ----
 
@@ -161,7 +157,7 @@ class GalleryIndex:
         if self.state is None:
             return
         if self._unerased:
-            self._erase()
+            self.erase()
         if self.faults or (self.manifest and self.manifest.format != FORMAT):
             self.flush()
         elif self.manifest is not None:
@@ -169,38 +165,10 @@ class GalleryIndex:
         elif not (self.folder / INDEX).exists():
             discard(self.folder)
 
-    def apply(
-        self,
-        generation: int,
-        *,
-        removed: Sequence[int],
-        added: Sequence[int] = (),
-        entries: Sequence[Entry] = (),
-        codes: Codes | None = None,
-    ) -> None:
-        """Follow a transaction of this process, in which `sync` was called; removed rows are erased in the files.
-
-        Args:
-            generation: that of the transaction.
-            removed: numbers of removed rows.
-            added: numbers of new rows.
-            entries: of the new rows.
-            codes: (len(added), D) embeddings of the new rows.
-        """
-        state = self.state
-        if state is None:
-            if removed:
-                self._discard_files()
-            return
-        self._forget(state, removed)
-        if codes is not None:
-            state.append(added, entries, codes)
-        self.generation = generation
-        if removed:
-            self._erase()
-
-    def _erase(self) -> None:
-        """Overwrite removed rows in the files; where that fails the files go."""
+    def erase(self) -> None:
+        """Overwrite removed rows in the files, those of the last transaction too; where that fails the files go."""
+        with self.database.reading():
+            self.sync()
         if self.state is None or self.manifest is None:
             self._discard_files()
             return
@@ -220,9 +188,8 @@ class GalleryIndex:
 
     def flush_if_due(self) -> None:
         """Write to disk what grew too long to be kept in memory only."""
-        state = self.state
-        if state is None:
-            return
+        with self.database.reading():
+            state = self.sync()
         due = int(SHARE * self.saved)
         if state.graph_rows:
             due = min(due, BEHIND - (self.saved - state.graph_rows))

@@ -200,8 +200,8 @@ class Database(Connection):
         entries: Sequence[Entry],
         vectors: NDArray[np.float32 | np.float16],
         pictures: Sequence[bytes | None] = (),
-    ) -> list[int]:
-        """Append rows; returns their numbers, which rise and never recur. `pictures`: one a row, or none at all."""
+    ) -> None:
+        """Append rows; their numbers rise and never recur. `pictures`: one a row, or none at all."""
         last = self.run("SELECT seq FROM sqlite_sequence WHERE name = 'rows'")
         first = last[0][0] + 1 if last else 1
         stored = [to_values(first + i, entry) for i, entry in enumerate(entries)]
@@ -220,7 +220,6 @@ class Database(Connection):
         self.connection.executemany("INSERT INTO pictures VALUES (?, ?)", kept)
         self._new_entries += len(stored)
         self._new_pictures += len(kept)
-        return [values[0] for values in stored]
 
     def picture(self, seq: int) -> bytes | None:
         """The picture of a row, where one is kept."""

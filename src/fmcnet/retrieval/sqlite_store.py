@@ -349,7 +349,6 @@ class SqliteStore:
                     settings = GallerySettings(batch.vectors.shape[1], model, self.dtype)
                     self.database.put("settings", json.dumps(vars(settings)))
                 check_settings(settings, batch.vectors.shape[1], model, str(self.folder))
-                self.index.sync()
                 ids = [entry.id for entry in batch.entries]
                 existing = self.database.seqs(ids)
                 if on_duplicate == "refuse":
@@ -361,13 +360,13 @@ class SqliteStore:
                 pictures = [batch.pictures[row] for row in rows] if batch.pictures else []
                 old = [] if skip else sorted(existing.values())
                 self.database.delete(old)
-                generation = self.database.note(old, gone=True)
-                seqs = self.database.insert(entries, vectors, pictures)
+                self.database.note(old, gone=True)
+                self.database.insert(entries, vectors, pictures)
                 self.files.forget_removed(entry.id for entry in entries)
                 if entries:
                     self._put_ranges((*self.value_ranges(), *batch.ranges))
-            self.index.apply(generation, removed=old, added=seqs, entries=entries, codes=vectors)
             if old:
+                self.index.erase()
                 self._empty_log()
             self._in_log += len(entries)
             if self._in_log >= LOG_ROWS:
@@ -420,9 +419,9 @@ class SqliteStore:
                     if remember:
                         self.files.remember_removed(seqs)
                     self.database.delete(seqs)
-                    generation = self.database.note(seqs, gone=True)
+                    self.database.note(seqs, gone=True)
             if seqs:
-                self.index.apply(generation, removed=seqs)
+                self.index.erase()
             self._empty_log()  # also of what a removal before could not
             return len(seqs)
 
