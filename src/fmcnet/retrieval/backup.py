@@ -30,11 +30,10 @@ from fmcnet.retrieval.index_files import (
     check_loss,
     discard,
 )
-from fmcnet.retrieval.made_with import as_ranges
 from fmcnet.retrieval.records import MADE_WITH, NONE, Entry, EntryBatch, GallerySettings, from_micros
 from fmcnet.retrieval.sqlite_connection import NAME, check_files, read_last_generation
 from fmcnet.retrieval.sqlite_database import Database
-from fmcnet.retrieval.sqlite_store import CONTENTS, LOCK, RANGES, writer_lock
+from fmcnet.retrieval.sqlite_store import CONTENTS, LOCK, RANGES, as_ranges, writer_lock
 from fmcnet.types import FloatArray, Modality
 
 OWN = (*CONTENTS, LOCK, ".*.tmp")

@@ -18,10 +18,9 @@ from fmcnet.inference.image_input import Fault, list_faults
 from fmcnet.progress import Progress
 from fmcnet.retrieval.freshness import Difference, FileChanges, compare_files, differences
 from fmcnet.retrieval.gallery import Gallery
-from fmcnet.retrieval.made_with import open_model, record_model
 from fmcnet.retrieval.notes import index_notes, index_range_notes, stored_values
 from fmcnet.retrieval.records import EPOCH, Added, Dtype, Entry, IndexChoice, Where, as_pid
-from fmcnet.retrieval.searcher import GalleryRange, Searcher
+from fmcnet.retrieval.searcher import GalleryRange, Searcher, open_model, record_model
 from fmcnet.retrieval.sources import METADATA, Picture, Sources, path_id
 
 PORTION = 256

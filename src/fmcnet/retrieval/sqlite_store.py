@@ -21,9 +21,10 @@ from typing import Any, Literal
 import numpy as np
 from filelock import Timeout
 
-from fmcnet.data.pixels import ValueRange
-from fmcnet.errors import GalleryBusyError, GalleryDamagedError, GalleryError, GalleryReplacedError
+from fmcnet.data.pixels import ValueRange, check_range
+from fmcnet.errors import DataError, GalleryBusyError, GalleryDamagedError, GalleryError, GalleryReplacedError
 from fmcnet.files import lock_file, make_private, take_from_others
+from fmcnet.parsing import read_json
 from fmcnet.retrieval.entry_columns import DayCount, count_days
 from fmcnet.retrieval.faiss_index import FaissIndex, faiss
 from fmcnet.retrieval.file_records import FileRecords
@@ -31,7 +32,6 @@ from fmcnet.retrieval.gallery_index import GalleryIndex
 from fmcnet.retrieval.index_files import FILES as INDEX_FILES
 from fmcnet.retrieval.index_files import IndexManifest, check_loss, lost
 from fmcnet.retrieval.inputs import check_new, check_settings, check_there
-from fmcnet.retrieval.made_with import as_ranges, noted_ranges
 from fmcnet.retrieval.records import (
     MADE_WITH,
     NONE,
@@ -81,6 +81,20 @@ def writer_lock(folder: Path, timeout: float) -> Iterator[None]:
         except OSError as error:
             raise not_writable(folder, error.strerror) from error
         yield
+
+
+def as_ranges(values: Any) -> tuple[ValueRange | None, ...]:
+    """Value ranges as JSON has them; none where they are not that."""
+    with contextlib.suppress(TypeError, DataError):
+        return tuple(None if value is None else check_range(value) for value in values)
+    return ()
+
+
+def noted_ranges(folder: Path) -> tuple[ValueRange | None, ...]:
+    """The value ranges that versions before 0.2 noted in `MADE_WITH`; the database holds them now."""
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        return as_ranges(read_json(folder / MADE_WITH)["ranges"])
+    return ()
 
 
 class SqliteStore:
