@@ -32,7 +32,7 @@ from fmcnet.retrieval.index_files import (
 )
 from fmcnet.retrieval.records import MADE_WITH, NONE, Entry, EntryBatch, GallerySettings, from_micros
 from fmcnet.retrieval.sqlite_connection import NAME, check_files, read_last_generation
-from fmcnet.retrieval.sqlite_database import Database
+from fmcnet.retrieval.sqlite_database import CHUNK, Database
 from fmcnet.retrieval.sqlite_store import CONTENTS, LOCK, RANGES, as_ranges, writer_lock
 from fmcnet.types import FloatArray, Modality
 
@@ -40,7 +40,6 @@ OWN = (*CONTENTS, LOCK, ".*.tmp")
 """Patterns of the names of all of a gallery's files."""
 WAIT = 30.0
 """Seconds to wait for a locked database."""
-CHUNK = 4096
 UNFINISHED = ("database", "database-journal")
 """Files of a copy of the database that was ended."""
 LOST = "recovered-"

@@ -16,12 +16,10 @@ from fmcnet.retrieval.faiss_index import FaissIndex
 from fmcnet.retrieval.index_files import FORMAT, IndexManifest, InvalidIndexError, discard
 from fmcnet.retrieval.index_files import NAME as INDEX
 from fmcnet.retrieval.records import GallerySettings, IndexChoice
-from fmcnet.retrieval.sqlite_database import Database
+from fmcnet.retrieval.sqlite_database import CHUNK, Database
 
 logger = logging.getLogger(__name__)
 
-CHUNK = 4096
-"""Rows read from the database at once."""
 BEHIND = 16_384
 """Rows compared one by one beside a graph before it takes them in."""
 SHARE = 0.05

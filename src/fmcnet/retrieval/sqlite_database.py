@@ -8,7 +8,6 @@ is deleted from the other tables. `compact` drops the zeroed rows and rewrites t
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import uuid
 import zlib
@@ -160,9 +159,9 @@ class Database(Connection):
         except (ValueError, TypeError) as error:
             raise self.damaged("'settings' are not what was written") from error
 
-    @functools.cached_property
+    @property
     def dtype(self) -> str:
-        """Of the stored embeddings; read once, for it never changes."""
+        """Of the stored embeddings."""
         settings = self.settings()
         if settings is None:
             raise self.damaged("rows without settings")
@@ -331,15 +330,17 @@ class Database(Connection):
     def _joined(self, condition: str, values: Sequence[object]) -> dict[int, Stored]:
         names = ", ".join(f"rows.{name}" for name in COLUMNS.split(", "))
         rows: dict[int, Stored] = {}
-        for *row, crc, stored in self.run(
+        found = self.run(
             f"SELECT {names}, rows.crc, vector FROM rows LEFT JOIN vectors ON vectors.seq = rows.seq "
             f"WHERE {condition}",
             values,
-        ):
+        )
+        dtype = self.dtype if found else ""
+        for *row, crc, stored in found:
             seq, label = row[0], f"checksum of row {row[0]}, id {row[1]!r}"
             if checksum(*row) != crc:
                 raise self.damaged(label)
-            vector = np.frombuffer(self._checked(seq, stored, f"{label}, embedding"), self.dtype)
+            vector = np.frombuffer(self._checked(seq, stored, f"{label}, embedding"), dtype)
             rows[seq] = to_entry(row), vector.astype(np.float32)
         return rows
 

@@ -111,7 +111,6 @@ class SqliteStore:
         self._kind_changed = False  # another kind of index than the files have was asked for
         self._log_due = False  # the log may hold what was removed
         self._in_log = 0  # entries added since the log was brought into the main file
-        self._settings: GallerySettings | None = None
         self._mutex = threading.RLock()
         check_files(folder)
         self._create_if_missing(options.create)
@@ -258,10 +257,8 @@ class SqliteStore:
         """What the first add fixed."""
         with self._mutex:
             self._check_open()
-            if self._settings is None:
-                with self.database.reading():
-                    self._settings = self.database.settings()
-            return self._settings
+            with self.database.reading():
+                return self.database.settings()
 
     def info(self) -> GalleryInfo:
         """The gallery in numbers."""
