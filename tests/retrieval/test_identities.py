@@ -16,8 +16,9 @@ from fmcnet.errors import GalleryError
 from fmcnet.inference.encoder import Encoder
 from fmcnet.retrieval import Gallery, Where, searcher
 from fmcnet.retrieval.backup import backup, recover, restore
-from fmcnet.retrieval.index_files import IndexManifest
-from fmcnet.retrieval.sqlite_database import Database, checksum
+from fmcnet.retrieval.gallery_index import IndexManifest
+from fmcnet.retrieval.sqlite_connection import checksum
+from fmcnet.retrieval.sqlite_database import Database
 from tests.cli import run_command
 from tests.retrieval import milvus_stand_in
 from tests.retrieval.fakes import encoder, picture

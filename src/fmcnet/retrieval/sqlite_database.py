@@ -21,12 +21,17 @@ from fmcnet.errors import GalleryError
 from fmcnet.identities import is_number
 from fmcnet.parsing import parse_json
 from fmcnet.retrieval.records import Entry, GallerySettings, Stored, from_micros, to_micros
-from fmcnet.retrieval.sqlite_connection import Connection, LastGeneration, write_last_generation
+from fmcnet.retrieval.sqlite_connection import (
+    FIRST_TABLES,
+    FORMAT,
+    TEXT_PID_FORMAT,
+    Connection,
+    LastGeneration,
+    checksum,
+    write_last_generation,
+)
 from fmcnet.types import Modality
 
-FORMAT = 1
-TEXT_PID_FORMAT = 3
-"""The format from the first identity on that is no number; 0.1.0 reads numbers only, and refuses it."""
 FILES = "files"
 """The table of `FileRecords`."""
 REMOVED = "removed"
@@ -49,8 +54,6 @@ CREATE TABLE IF NOT EXISTS files (
 CREATE INDEX IF NOT EXISTS files_digest ON files (digest);
 CREATE TABLE IF NOT EXISTS removed (digest BLOB PRIMARY KEY) WITHOUT ROWID;
 """
-FIRST_TABLES = {"meta", "rows", "vectors", "log"}
-"""Those that every version made."""
 TABLES = FIRST_TABLES | {"pictures", FILES, REMOVED}
 """All of them; a reader of a gallery of an earlier version may lack those that are newer."""
 COLUMNS = "seq, id, pid, modality, camera, time, source, track, tags"
@@ -110,44 +113,11 @@ class Database(Connection):
 
     # ---- values of meta ----
 
-    def get(self, key: str) -> str | int | None:
-        """A value of `meta`."""
-        rows = self.run("SELECT value, crc FROM meta WHERE key = ?", (key,))
-        if rows and checksum(key, rows[0][0]) != rows[0][1]:
-            raise self.damaged(f"checksum of '{key}'")
-        return rows[0][0] if rows else None
-
     def put(self, key: str, value: str | int) -> None:
         """Set a value of `meta`."""
         self.connection.execute(
             "INSERT OR REPLACE INTO meta VALUES (?, ?, ?)", (key, value, checksum(key, value))
         )
-
-    def number(self, key: str) -> int:
-        """A number of `meta` that must be there."""
-        value = self.get(key)
-        if not isinstance(value, int):
-            raise self.damaged(f"'{key}' is missing")
-        return value
-
-    def name(self) -> str:
-        """The gallery's unique name; GalleryError where a newer fmcnet wrote the gallery."""
-        return str(self._header()["name"])
-
-    def _header(self) -> dict[str, Any]:
-        value = self.get("gallery")
-        if not isinstance(value, str):
-            raise self.damaged("'gallery' is missing")
-        try:
-            header: dict[str, Any] = parse_json(value)
-            version, _ = header["format"], header["name"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise self.damaged("'gallery' is not what was written") from error
-        if version not in (FORMAT, TEXT_PID_FORMAT):
-            raise GalleryError(
-                f"{self.path} has format {version}, this fmcnet reads {FORMAT} and {TEXT_PID_FORMAT}: update fmcnet"
-            )
-        return header
 
     def settings(self) -> GallerySettings | None:
         """What the first add fixed."""
@@ -166,14 +136,6 @@ class Database(Connection):
         if settings is None:
             raise self.damaged("rows without settings")
         return settings.dtype
-
-    def tables(self) -> set[str]:
-        """The names of the tables that are there: none, or at least those that every version has."""
-        names = {row[0] for row in self.run("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        missing = FIRST_TABLES - names
-        if missing and names:
-            raise self.damaged(f"no such table: {min(missing)}")
-        return names
 
     def create(self) -> None:
         """Make the tables where they are missing."""
@@ -410,8 +372,3 @@ def to_entry(values: Sequence[Any]) -> Entry:
 def with_checksum(seq: int, data: bytes) -> bytes:
     """The bytes of an embedding or picture and their checksum, bound to the row's number."""
     return data + zlib.crc32(data, seq & 0xFFFFFFFF).to_bytes(4, "little")
-
-
-def checksum(*values: object) -> int:
-    """CRC-32 of values; texts hold no NUL and are not empty, so the joined text is unambiguous."""
-    return zlib.crc32("\0".join("" if value is None else str(value) for value in values).encode())

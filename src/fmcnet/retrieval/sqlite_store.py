@@ -28,9 +28,7 @@ from fmcnet.parsing import read_json
 from fmcnet.retrieval.entry_columns import DayCount, count_days
 from fmcnet.retrieval.faiss_index import FaissIndex, faiss
 from fmcnet.retrieval.file_records import FileRecords
-from fmcnet.retrieval.gallery_index import GalleryIndex
-from fmcnet.retrieval.index_files import FILES as INDEX_FILES
-from fmcnet.retrieval.index_files import IndexManifest, check_loss, lost
+from fmcnet.retrieval.gallery_index import GalleryIndex, IndexManifest
 from fmcnet.retrieval.inputs import check_new, check_settings, check_there
 from fmcnet.retrieval.records import (
     MADE_WITH,
@@ -48,8 +46,16 @@ from fmcnet.retrieval.records import (
     from_micros,
     ranked,
 )
-from fmcnet.retrieval.sqlite_connection import NAME, check_files, not_writable
-from fmcnet.retrieval.sqlite_database import FIRST_TABLES, TABLES, Database
+from fmcnet.retrieval.sqlite_connection import (
+    FIRST_TABLES,
+    INDEX_FILES,
+    NAME,
+    check_files,
+    check_loss,
+    lost,
+    not_writable,
+)
+from fmcnet.retrieval.sqlite_database import TABLES, Database
 from fmcnet.types import BoolArray, FloatArray
 
 logger = logging.getLogger(__name__)
@@ -114,7 +120,7 @@ class SqliteStore:
         self._mutex = threading.RLock()
         check_files(folder)
         self._create_if_missing(options.create)
-        check_loss(folder, self.timeout)
+        check_loss(folder, self.timeout, IndexManifest.find(folder))
         self.database = Database(folder, read_only=self.read_only, timeout=self.timeout)
         try:
             self._open_tables()
