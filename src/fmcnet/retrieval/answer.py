@@ -199,7 +199,6 @@ def _rest_left(length: FloatVector, images: FloatVector, common: float) -> Float
 
 def answer_notes(
     scores: CalibratedScores,
-    images: int,
     candidates: Sequence[HitGroup],
     found: Sequence[HitGroup],
     asked: bool,
@@ -211,7 +210,6 @@ def answer_notes(
 
     Args:
         scores: the calibration, applied to the query.
-        images: how many images made the query.
         candidates: all hits, each alone, or tracks, best first.
         found: those that reach the thresholds, grouped.
         asked: a least probability or a false-match rate was given.
@@ -237,9 +235,9 @@ def answer_notes(
             notes.append(f"the pictures of each track were pooled; {APPROXIMATE}")
         if len(scores.query) > 1:
             notes.append("the query has both modalities: the more cautious of two calibrations is shown")
-    if images > 1:
+    if scores.images > 1:
         caveat = "" if scores.calibration is None else f"; {APPROXIMATE}"
-        notes.append(f"{images} images were taken as ONE person and pooled{caveat}")
+        notes.append(f"{scores.images} images were taken as ONE person and pooled{caveat}")
     if group and found and all(hit_group.key is None for hit_group in found):
         notes.append("no entry found has what it was to be grouped by, so each is a group of its own")
     if group == "track" and (mixed := mixed_tracks(hit for hit_group in found for hit in hit_group.hits)):

@@ -354,7 +354,7 @@ class Searcher:
 
         notes = [
             *(filter_notes(self.gallery, where) if where else ()),
-            *answer_notes(scores, len(query), candidates, groups, limited, group, where, self.encoder.folder),
+            *answer_notes(scores, candidates, groups, limited, group, where, self.encoder.folder),
         ]
         if not compared:
             reason = "the gallery is empty, or nothing in it passes the filter"
