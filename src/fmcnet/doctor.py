@@ -210,7 +210,7 @@ def _model(
     import numpy as np
 
     from fmcnet.inference.encoder import Encoder
-    from fmcnet.retrieval.made_with import open_model
+    from fmcnet.retrieval.searcher import open_model
     from fmcnet.types import Modality
 
     try:

@@ -122,7 +122,7 @@ def readers():
     from fmcnet.inference.info import model_info
     from fmcnet.inference.projection import Projection
     from fmcnet.models.pretrained import _read_state_dict as read_weights
-    from fmcnet.retrieval.made_with import noted_ranges
+    from fmcnet.retrieval.sqlite_store import noted_ranges
     from fmcnet.server.keys import list_keys
     from fmcnet.server.pictures import KeptImages
     from fmcnet.server.uploads import UploadError, decode

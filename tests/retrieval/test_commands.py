@@ -17,7 +17,7 @@ from PIL import Image
 
 from fmcnet.errors import GalleryError
 from fmcnet.inference.encoder import Encoder
-from fmcnet.retrieval import Gallery, Searcher, indexing, made_with
+from fmcnet.retrieval import Gallery, Searcher, indexing, searcher
 from fmcnet.retrieval.sources import Rules, read_sources
 from fmcnet.types import Modality
 from tests.cli import run_command
@@ -47,7 +47,7 @@ def model(tmp_path, monkeypatch):
     """`--model run`, whatever it is, is the colour encoder."""
     (tmp_path / "run").mkdir()
     monkeypatch.setattr(Encoder, "from_pretrained", staticmethod(lambda source, **_: encoder(tmp_path, ALL)))
-    monkeypatch.setattr(made_with, "shipped_models", dict)
+    monkeypatch.setattr(searcher, "shipped_models", dict)
     monkeypatch.setattr(indexing, "PORTION", 2)
     monkeypatch.chdir(tmp_path)
 
@@ -894,6 +894,6 @@ def test_a_folder_that_may_not_be_read_does_not_lack_a_model(tmp_path, monkeypat
     from fmcnet.errors import FmcnetError
 
     monkeypatch.setattr(os, "access", lambda *_: False)
-    monkeypatch.setattr(made_with, "shipped_models", dict)
+    monkeypatch.setattr(searcher, "shipped_models", dict)
     with pytest.raises(FmcnetError, match="cannot be read: Permission denied"):
-        made_with.choose_model(str(tmp_path), None)
+        searcher.choose_model(str(tmp_path), None)

@@ -75,7 +75,7 @@ def test_the_database_may_be_full_on_its_own(tmp_path):
 
 def test_an_index_that_cannot_be_written_is_no_loss(tmp_path, monkeypatch, caplog):
     """The rows are acknowledged, for the database has them; a removal drops the index rather than leave a trace."""
-    from fmcnet.retrieval.index_files import IndexManifest
+    from fmcnet.retrieval.gallery_index import IndexManifest
 
     def full(*_):
         raise OSError(28, "No space left on device")

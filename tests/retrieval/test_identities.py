@@ -14,10 +14,11 @@ import pytest
 
 from fmcnet.errors import GalleryError
 from fmcnet.inference.encoder import Encoder
-from fmcnet.retrieval import Gallery, Where, made_with
+from fmcnet.retrieval import Gallery, Where, searcher
 from fmcnet.retrieval.backup import backup, recover, restore
-from fmcnet.retrieval.index_files import IndexManifest
-from fmcnet.retrieval.sqlite_database import Database, checksum
+from fmcnet.retrieval.gallery_index import IndexManifest
+from fmcnet.retrieval.sqlite_connection import checksum
+from fmcnet.retrieval.sqlite_database import Database
 from tests.cli import run_command
 from tests.retrieval import milvus_stand_in
 from tests.retrieval.fakes import encoder, picture
@@ -35,7 +36,7 @@ def crops(tmp_path, monkeypatch):
     """Five pictures; `--model run`, whatever it is, is the colour encoder."""
     (tmp_path / "run").mkdir()
     monkeypatch.setattr(Encoder, "from_pretrained", staticmethod(lambda *_, **__: encoder(tmp_path)))
-    monkeypatch.setattr(made_with, "shipped_models", dict)
+    monkeypatch.setattr(searcher, "shipped_models", dict)
     monkeypatch.chdir(tmp_path)
     for name, colour in zip("abcde", (RED, PINK, GREEN, BLUE, GREY), strict=True):
         picture(*colour).save(f"{name}.png")

@@ -14,7 +14,8 @@ from fmcnet.errors import FmcnetError, GalleryError
 from fmcnet.retrieval import Gallery, Where, group, pool
 from fmcnet.retrieval.inputs import as_duration, make_batch, new_id, unit_vectors
 from fmcnet.retrieval.records import Entry, Hit, as_pid, from_micros, rank_pooled, to_micros
-from fmcnet.retrieval.sqlite_database import checksum, to_entry, to_values, with_checksum
+from fmcnet.retrieval.sqlite_connection import checksum
+from fmcnet.retrieval.sqlite_database import to_entry, to_values, with_checksum
 from fmcnet.types import Modality
 from tests.retrieval.people import crops
 

@@ -16,7 +16,7 @@ import pytest
 
 from fmcnet.errors import GalleryBusyError, GalleryError
 from fmcnet.retrieval import Gallery, Where
-from fmcnet.retrieval.sqlite_database import Database
+from fmcnet.retrieval.sqlite_connection import Connection
 from tests.cli import run_command
 from tests.retrieval.people import WHERES, Plain, add, answers, crops, entries
 
@@ -123,14 +123,14 @@ def test_a_log_that_cannot_be_taken_in_is_said(shelf):
 
 def test_what_another_writes_meanwhile_is_seen(tmp_path, monkeypatch):
     """A folder that is read-only to the reader alone: SQLite would make a log there, and is refused."""
-    real = Database._open
+    real = Connection._open
 
     def open_(database, how):
         if how == "mode=ro" and not (tmp_path / "g/gallery.sqlite-wal").exists():
             raise sqlite3.OperationalError("attempt to write a readonly database")
         real(database, how)
 
-    monkeypatch.setattr(Database, "_open", open_)
+    monkeypatch.setattr(Connection, "_open", open_)
     with Gallery(tmp_path / "g") as gallery:
         add(gallery, crops(50), entries(50))
     with Gallery(tmp_path / "g", read_only=True) as reader:

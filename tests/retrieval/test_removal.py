@@ -12,7 +12,7 @@ import torch
 from fmcnet.errors import GalleryBusyError, GalleryError
 from fmcnet.retrieval import Gallery, Where
 from fmcnet.retrieval.faiss_index import FaissIndex
-from fmcnet.retrieval.index_files import IndexManifest
+from fmcnet.retrieval.gallery_index import IndexManifest
 from fmcnet.retrieval.sqlite_connection import Connection
 from fmcnet.retrieval.sqlite_database import Database
 from tests.retrieval.people import MODEL, add, crops, entries

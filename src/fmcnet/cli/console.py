@@ -21,7 +21,7 @@ from fmcnet.names import printable
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from fmcnet.retrieval import Where
+    from fmcnet.retrieval.records import Where
 
 # ---- options ----
 
@@ -78,7 +78,7 @@ def make_filter(
 ) -> Where:
     """The filter that the options describe."""
     from fmcnet.errors import DataError
-    from fmcnet.retrieval import Where
+    from fmcnet.retrieval.records import Where
     from fmcnet.times import parse_time, parse_timezone
 
     zone = parse_timezone(timezone)

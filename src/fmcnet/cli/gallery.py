@@ -390,7 +390,7 @@ def recover(
     """
     from fmcnet.inference.encoder import Encoder
     from fmcnet.retrieval.backup import recover as write
-    from fmcnet.retrieval.made_with import recorded_model
+    from fmcnet.retrieval.searcher import recorded_model
 
     if (model is None) == (digest is None):
         raise FmcnetError("give --model, or --digest where the model is no longer at hand")

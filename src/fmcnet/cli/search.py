@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from datetime import tzinfo
 
     from fmcnet.data.pixels import ValueRange
-    from fmcnet.retrieval import Answer
+    from fmcnet.retrieval.answer import Answer
     from fmcnet.retrieval.searcher import GalleryRange
 
 
@@ -66,9 +66,9 @@ def search(
     from fmcnet.data.listing import Ignored, ignored_line
     from fmcnet.data.pixels import parse_range
     from fmcnet.inference.image_input import expand, list_images
-    from fmcnet.retrieval import Gallery, Searcher
     from fmcnet.retrieval.answer import write_page
-    from fmcnet.retrieval.made_with import open_model
+    from fmcnet.retrieval.gallery import Gallery
+    from fmcnet.retrieval.searcher import Searcher, open_model
     from fmcnet.times import parse_timezone
 
     if html is not None and html.suffix.lower() not in (".html", ".htm"):

@@ -1,10 +1,10 @@
-"""`Answer`: what a search returns; its probabilities, and its page, one HTML file."""
+"""`Answer`: what a search returns; its probabilities, its notes, and its page, one HTML file."""
 
 from __future__ import annotations
 
 import base64
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timezone, tzinfo
 from html import escape
@@ -14,16 +14,19 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from fmcnet.data.pixels import ValueRange, range_text
 from fmcnet.errors import DataError
 from fmcnet.files import private_mode, write_atomically
 from fmcnet.inference.calibration import Calibration, FloatVector
 from fmcnet.inference.image_input import thumbnail
 from fmcnet.names import printable
-from fmcnet.retrieval.records import Hit, HitGroup
+from fmcnet.retrieval.notes import mixed_note, mixed_tracks, ranges_text
+from fmcnet.retrieval.records import Hit, HitGroup, Where
 from fmcnet.times import shown_time
 from fmcnet.types import Modality
 
 Scored = TypeVar("Scored", Hit, HitGroup)
+APPROXIMATE = "probabilities and thresholds were learnt from single images and allow for that roughly"
 STYLE = """
 :root{color-scheme:light dark;--back:#f4f5f7;--card:#fff;--text:#1c2128;--soft:#5c6672;--line:#dfe3e8;--bar:#2563eb}
 @media(prefers-color-scheme:dark){:root{--back:#14171b;--card:#1f242b;--text:#e8ebef;--soft:#9aa5b1;--line:#333b45;
@@ -192,6 +195,74 @@ class CalibratedScores:
 def _rest_left(length: FloatVector, images: FloatVector, common: float) -> FloatVector:
     """The share of the rest's squared length that the mean of so many images, of this length, still has."""
     return np.maximum((length**2 - common) / (1.0 - common), 1.0 / np.maximum(images, 1))
+
+
+def answer_notes(
+    scores: CalibratedScores,
+    candidates: Sequence[HitGroup],
+    found: Sequence[HitGroup],
+    asked: bool,
+    group: str | None,
+    where: Where | None,
+    model: Path | None,
+) -> list[str]:
+    """The notes of an answer.
+
+    Args:
+        scores: the calibration, applied to the query.
+        candidates: all hits, each alone, or tracks, best first.
+        found: those that reach the thresholds, grouped.
+        asked: a least probability or a false-match rate was given.
+        group: "track", "pid", or None.
+        where: the filter.
+        model: the folder of the encoder, where it has one.
+    """
+    notes: list[str] = []
+    if scores.calibration is None:
+        notes.append(
+            "no probabilities: this model is not calibrated; make a calibration with fmcnet calibrate "
+            f"{model or 'RUN'} --data TABLE"
+        )
+    else:
+        query = " and ".join(str(modality) for modality in scores.query)
+        for modality in (where or Where()).modalities:
+            reason = f"{query} to {modality} is not calibrated"
+            if asked and not scores.covers(modality):
+                notes.append(f"{modality} entries were left out: {reason}")
+            elif not scores.covers(modality) and any(item.modality is modality for item in candidates):
+                notes.append(f"no probability for {modality} entries: {reason}")
+        if any(hit_group.pooled > 1 for hit_group in (found or candidates[:1])):
+            notes.append(f"the pictures of each track were pooled; {APPROXIMATE}")
+        if len(scores.query) > 1:
+            notes.append("the query has both modalities: the more cautious of two calibrations is shown")
+    if scores.images > 1:
+        caveat = "" if scores.calibration is None else f"; {APPROXIMATE}"
+        notes.append(f"{scores.images} images were taken as ONE person and pooled{caveat}")
+    if group and found and all(hit_group.key is None for hit_group in found):
+        notes.append("no entry found has what it was to be grouped by, so each is a group of its own")
+    if group == "track" and (mixed := mixed_tracks(hit for hit_group in found for hit in hit_group.hits)):
+        notes.append(mixed_note(mixed, "each is answered as one"))
+    if asked and not found and candidates:
+        best = candidates[0]
+        noun = "track" if group == "track" else "entry"
+        probability = "" if best.probability is None else f", probability {best.probability:.3g}"
+        notes.append(
+            f"no match: no {noun} reaches what was asked for; the nearest {noun} has similarity "
+            f"{best.similarity:.3f}{probability}"
+        )
+    return notes
+
+
+def query_range_notes(
+    ranges: Sequence[ValueRange | None], used: Iterable[ValueRange | None]
+) -> Iterator[str]:
+    """A note on queries encoded with a range that no image of a gallery of these ranges has."""
+    for bounds in dict.fromkeys(used):
+        if ranges and bounds not in ranges:
+            yield (
+                f"the value range {range_text(bounds)} of the query is not that of the gallery's images "
+                f"({ranges_text(ranges)}): the same person is not equally bright in both"
+            )
 
 
 def write_page(

@@ -22,26 +22,23 @@ from fmcnet.retrieval.entry_columns import EntryColumns
 from fmcnet.retrieval.faiss_index import Codes
 from fmcnet.retrieval.file_records import FileRecords
 from fmcnet.retrieval.gallery import Gallery
-from fmcnet.retrieval.index_files import (
+from fmcnet.retrieval.gallery_index import (
     BLOCK,
     IndexManifest,
     InvalidIndexError,
     block_crc,
-    check_loss,
     discard,
 )
-from fmcnet.retrieval.made_with import as_ranges
 from fmcnet.retrieval.records import MADE_WITH, NONE, Entry, EntryBatch, GallerySettings, from_micros
-from fmcnet.retrieval.sqlite_connection import NAME, check_files, read_last_generation
-from fmcnet.retrieval.sqlite_database import Database
-from fmcnet.retrieval.sqlite_store import CONTENTS, LOCK, RANGES, writer_lock
+from fmcnet.retrieval.sqlite_connection import NAME, check_files, check_loss, read_last_generation
+from fmcnet.retrieval.sqlite_database import CHUNK, Database
+from fmcnet.retrieval.sqlite_store import CONTENTS, LOCK, RANGES, as_ranges, writer_lock
 from fmcnet.types import FloatArray, Modality
 
 OWN = (*CONTENTS, LOCK, ".*.tmp")
 """Patterns of the names of all of a gallery's files."""
 WAIT = 30.0
 """Seconds to wait for a locked database."""
-CHUNK = 4096
 UNFINISHED = ("database", "database-journal")
 """Files of a copy of the database that was ended."""
 LOST = "recovered-"
@@ -142,7 +139,7 @@ def _verified_copy(folder: Path, out: Path) -> Iterator[tuple[Path, int]]:
 def _copy(folder: Path, work: Path) -> int:
     """Copy a gallery to `work / "gallery"` and read all of it; how many entries it has."""
     check_files(folder)
-    check_loss(folder, WAIT)
+    check_loss(folder, WAIT, IndexManifest.find(folder))
     new = work / "gallery"
     manifest = _copy_index(folder, new)  # first: the database may only be newer
     if (folder / MADE_WITH).is_file():

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from fmcnet.retrieval.records import Entry
-from fmcnet.retrieval.sqlite_database import CHUNK, FILES, LISTED, REMOVED, Database, checksum, listed
+from fmcnet.retrieval.sqlite_connection import checksum
+from fmcnet.retrieval.sqlite_database import CHUNK, FILES, LISTED, REMOVED, Database, listed
 
 NO_FILES = f"(SELECT NULL seq, NULL path, NULL root, NULL state, NULL digest, NULL crc LIMIT 0) AS {FILES}"
 """Stands for the table in a gallery of 0.1.0."""

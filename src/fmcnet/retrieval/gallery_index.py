@@ -1,28 +1,45 @@
-"""The index of one process, in step with the database.
+"""The index of one process, in step with the database, and its files, which are derived from the database.
 
 Files that do not fit the database are not used. The log names what is missing, damaged or of another gallery, and it
 is made again from the database: in memory by a reader, on disk by the next writer.
+
+Every change of the files ends by replacing the manifest `index.json`. It holds a checksum of every other file, the
+gallery's name and the database's generation. The embeddings' file only grows, and zeros overwrite removed rows in
+place. Other files get a new name each time, so readers of the old ones are not disturbed.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import os
+import uuid
+import zlib
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
+from fmcnet.files import private_mode, remove_left, to_disk, write_atomically
+from fmcnet.parsing import parse_json, read_json
+from fmcnet.retrieval.entry_columns import EntryColumns
 from fmcnet.retrieval.faiss_index import Codes, FaissIndex
-from fmcnet.retrieval.index_files import FORMAT, IndexManifest, InvalidIndexError, discard
-from fmcnet.retrieval.index_files import NAME as INDEX
-from fmcnet.retrieval.records import Entry, GallerySettings, IndexChoice
-from fmcnet.retrieval.sqlite_database import Database
+from fmcnet.retrieval.records import GallerySettings, IndexChoice
+from fmcnet.retrieval.sqlite_connection import INDEX, INDEX_FILES
+from fmcnet.retrieval.sqlite_database import CHUNK, Database
+from fmcnet.types import IntArray
 
 logger = logging.getLogger(__name__)
 
-CHUNK = 4096
-"""Rows read from the database at once."""
+FORMAT = 3
+READABLE = (2, FORMAT)
+"""2, of 0.1.0, has numbers for identities; `EntryColumns.load` reads them."""
+BLOCK = 512
+"""Rows with one checksum."""
 BEHIND = 16_384
 """Rows compared one by one beside a graph before it takes them in."""
 SHARE = 0.05
@@ -130,7 +147,8 @@ class GalleryIndex:
         columns = state.columns
         noted = dict(self.database.noted(self.generation))  # the last word on each row
         existing = columns.existing(list(noted))
-        self._forget(state, [seq for seq in existing if noted[seq]])
+        removed = state.forget([seq for seq in existing if noted[seq]])
+        self._unerased += removed[removed < self.saved].tolist()
         changed = [seq for seq in existing if not noted[seq]]
         for seq, (entry, _) in self.database.stored(changed).items():
             columns.replace(seq, entry)
@@ -140,10 +158,6 @@ class GalleryIndex:
             state.append(list(rows), [entry for entry, _ in rows.values()], codes)
             last = int(columns.seq[-1])
         self.generation = generation
-
-    def _forget(self, state: FaissIndex, seqs: Sequence[int]) -> None:
-        positions = state.forget(seqs)
-        self._unerased += positions[positions < self.saved].tolist()
 
     # ---- writing; the writer's lock is held ----
 
@@ -161,7 +175,7 @@ class GalleryIndex:
         if self.state is None:
             return
         if self._unerased:
-            self._erase()
+            self.erase()
         if self.faults or (self.manifest and self.manifest.format != FORMAT):
             self.flush()
         elif self.manifest is not None:
@@ -169,38 +183,10 @@ class GalleryIndex:
         elif not (self.folder / INDEX).exists():
             discard(self.folder)
 
-    def apply(
-        self,
-        generation: int,
-        *,
-        removed: Sequence[int],
-        added: Sequence[int] = (),
-        entries: Sequence[Entry] = (),
-        codes: Codes | None = None,
-    ) -> None:
-        """Follow a transaction of this process, in which `sync` was called; removed rows are erased in the files.
-
-        Args:
-            generation: that of the transaction.
-            removed: numbers of removed rows.
-            added: numbers of new rows.
-            entries: of the new rows.
-            codes: (len(added), D) embeddings of the new rows.
-        """
-        state = self.state
-        if state is None:
-            if removed:
-                self._discard_files()
-            return
-        self._forget(state, removed)
-        if codes is not None:
-            state.append(added, entries, codes)
-        self.generation = generation
-        if removed:
-            self._erase()
-
-    def _erase(self) -> None:
-        """Overwrite removed rows in the files; where that fails the files go."""
+    def erase(self) -> None:
+        """Overwrite removed rows in the files, those of the last transaction too; where that fails the files go."""
+        with self.database.reading():
+            self.sync()
         if self.state is None or self.manifest is None:
             self._discard_files()
             return
@@ -220,9 +206,8 @@ class GalleryIndex:
 
     def flush_if_due(self) -> None:
         """Write to disk what grew too long to be kept in memory only."""
-        state = self.state
-        if state is None:
-            return
+        with self.database.reading():
+            state = self.sync()
         due = int(SHARE * self.saved)
         if state.graph_rows:
             due = min(due, BEHIND - (self.saved - state.graph_rows))
@@ -269,3 +254,206 @@ class GalleryIndex:
             with self.database.reading():
                 self._catch_up(state, generation)
         self.flush(complete=True)
+
+
+class InvalidIndexError(Exception):
+    """A file is missing or damaged; the text says which, and why. The files are made anew from the database."""
+
+
+@dataclass
+class IndexManifest:
+    """What `index.json` says, and the files that it names.
+
+    Attributes:
+        gallery: name of the database it belongs to.
+        generation: of the database, up to which it is complete.
+        dimension: values in an embedding.
+        dtype: of the embeddings.
+        vectors: file of the embeddings.
+        rows: how many it has.
+        blocks: their CRC-32, `BLOCK` rows each.
+        columns: file of what filters need; `columns_crc` is its CRC-32.
+        graph: file of the graphs, or None; `graph_crc` is its CRC-32.
+
+    Raises:
+        InvalidIndexError: by all methods that read.
+    """
+
+    gallery: str
+    generation: int
+    dimension: int
+    dtype: str
+    vectors: str = field(default_factory=lambda: f"vectors-{_token()}.bin")
+    rows: int = 0
+    blocks: list[int] = field(default_factory=list)
+    columns: str = ""
+    columns_crc: int = 0
+    graph: str | None = None
+    graph_crc: int = 0
+    format: int = FORMAT
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one embedding."""
+        return self.dimension * np.dtype(self.dtype).itemsize
+
+    @staticmethod
+    def read(folder: Path) -> IndexManifest:
+        """The manifest of a folder."""
+        try:
+            outer = read_json(folder / INDEX)
+            if zlib.crc32(outer["body"].encode()) != outer["crc"]:
+                raise InvalidIndexError(f"{INDEX} is damaged (its checksum differs)")
+            body = parse_json(outer["body"])
+            if body["format"] not in READABLE:
+                raise InvalidIndexError(f"{INDEX} has another format")
+            if body["format"] != FORMAT:
+                body["graph"] = None  # of 0.1.0, it has to be built again
+            manifest = TypeAdapter(IndexManifest).validate_python(body)
+            if any(
+                name and Path(name).name != name
+                for name in (manifest.vectors, manifest.columns, manifest.graph)
+            ):
+                raise InvalidIndexError(f"{INDEX} names files of another folder")
+            return manifest
+        except FileNotFoundError as error:
+            raise InvalidIndexError(f"there is no {INDEX}") from error
+        except OSError as error:
+            raise InvalidIndexError(f"{INDEX} cannot be read ({error.strerror})") from error
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise InvalidIndexError(f"{INDEX} is damaged") from error
+
+    @staticmethod
+    def find(folder: Path) -> IndexManifest | None:
+        """The manifest of a folder; None where there is none, or it is damaged."""
+        with contextlib.suppress(InvalidIndexError):
+            return IndexManifest.read(folder)
+        return None
+
+    def verify(self, folder: Path) -> tuple[Codes, EntryColumns]:
+        """Read and compare all files; the (rows, D) embeddings, mapped, and what filters need of the rows."""
+        codes = self.map(folder)
+        for block, crc in enumerate(self.blocks):
+            if block_crc(codes, block) != crc:
+                first, last = block * BLOCK, min((block + 1) * BLOCK, self.rows) - 1
+                raise InvalidIndexError(f"{self.vectors}, rows {first} to {last}: checksum differs")
+        if self.graph:
+            _verify_file(folder, self.graph, self.graph_crc)
+        return codes, self.load_columns(folder)
+
+    def load_columns(self, folder: Path) -> EntryColumns:
+        """The columns that filters need."""
+        _verify_file(folder, self.columns, self.columns_crc)
+        try:
+            return EntryColumns.load(folder / self.columns)
+        except FileNotFoundError as error:  # another process wrote newer files since
+            raise InvalidIndexError(f"{self.columns} is missing") from error
+
+    def map(self, folder: Path) -> Codes:
+        """(rows, D) embeddings, mapped."""
+        dtype = np.dtype(self.dtype)
+        if not self.rows:
+            return np.empty((0, self.dimension), dtype)
+        try:
+            return np.memmap(folder / self.vectors, dtype, "r", shape=(self.rows, self.dimension))
+        except (OSError, ValueError) as error:
+            raise InvalidIndexError(f"{self.vectors} is missing or too short") from error
+
+    # ---- writing; the writer's lock is held ----
+
+    def trim(self, folder: Path) -> None:
+        """Cut off what a writer that died left behind the last row."""
+        path = folder / self.vectors
+        if path.exists() and path.stat().st_size > self.rows * self.row_bytes:
+            os.truncate(path, self.rows * self.row_bytes)
+            to_disk(path)
+
+    def append(self, folder: Path, codes: Codes) -> None:
+        """Append rows to the embeddings' file."""
+        if not len(codes):
+            return
+        self.trim(folder)
+        with (folder / self.vectors).open("ab") as stream:
+            if not self.rows:
+                (folder / self.vectors).chmod(private_mode(folder))
+            stream.write(np.ascontiguousarray(codes).data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        first = self.rows // BLOCK
+        self.rows += len(codes)
+        mapped = self.map(folder)
+        del self.blocks[first:]
+        self.blocks += [block_crc(mapped, block) for block in range(first, -(-self.rows // BLOCK))]
+
+    def erase(self, folder: Path, positions: IntArray) -> None:
+        """Overwrite rows of the embeddings' file by zeros."""
+        if not len(positions):
+            return
+        with (folder / self.vectors).open("r+b") as stream:
+            for position in positions.tolist():
+                stream.seek(position * self.row_bytes)
+                stream.write(bytes(self.row_bytes))
+            stream.flush()
+            os.fsync(stream.fileno())
+        mapped = self.map(folder)
+        for block in np.unique(positions // BLOCK).tolist():
+            self.blocks[block] = block_crc(mapped, block)
+
+    def put_graphs(self, folder: Path, index: FaissIndex) -> None:
+        """Write the graphs to a file of their own."""
+        name = f"graph-{_token()}.npz"
+        write_atomically(folder / name, index.save_graphs, private_mode(folder))
+        self.graph, self.graph_crc = name, _file_crc(folder / name)
+
+    def commit(self, folder: Path, index: FaissIndex, generation: int) -> None:
+        """Write columns and manifest, then remove the files that it no longer names."""
+        self.generation, self.format = generation, FORMAT
+        self.columns = f"columns-{_token()}.npz"
+        mode = private_mode(folder)
+        write_atomically(folder / self.columns, lambda path: index.columns.save(path, self.rows), mode)
+        self.columns_crc = _file_crc(folder / self.columns)
+        self.write(folder)
+        discard(folder, {INDEX, self.vectors, self.columns, self.graph})
+
+    def write(self, folder: Path) -> None:
+        """Write the manifest."""
+        body = json.dumps(asdict(self))
+        text = json.dumps({"crc": zlib.crc32(body.encode()), "body": body})
+        write_atomically(
+            folder / INDEX, lambda path: path.write_text(text, encoding="utf-8"), private_mode(folder)
+        )
+
+
+def discard(folder: Path, keep: Collection[Any] = ()) -> None:
+    """Remove the index's files, all but those named, and what killed writers left half-made."""
+    for pattern in INDEX_FILES:  # the manifest first
+        for path in folder.glob(pattern):
+            if path.name not in keep and not path.is_dir():
+                path.unlink(missing_ok=True)
+    remove_left(folder)
+
+
+def _token() -> str:
+    return uuid.uuid4().hex[:12]
+
+
+def _file_crc(path: Path) -> int:
+    crc = 0
+    with path.open("rb") as stream:
+        while chunk := stream.read(2**22):
+            crc = zlib.crc32(chunk, crc)
+    return crc
+
+
+def _verify_file(folder: Path, name: str, crc: int) -> None:
+    try:
+        if _file_crc(folder / name) != crc:
+            raise InvalidIndexError(f"{name} is damaged (its checksum differs)")
+    except OSError as error:
+        raise InvalidIndexError(f"{name} cannot be read ({error.strerror})") from error
+
+
+def block_crc(codes: Codes, block: int) -> int:
+    """CRC-32 of a block of embeddings, to compare with the manifest's."""
+    rows = np.ascontiguousarray(codes[block * BLOCK : (block + 1) * BLOCK])
+    return zlib.crc32(rows.data.cast("B"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -18,10 +19,9 @@ from fmcnet.inference.image_input import Fault, list_faults
 from fmcnet.progress import Progress
 from fmcnet.retrieval.freshness import Difference, FileChanges, compare_files, differences
 from fmcnet.retrieval.gallery import Gallery
-from fmcnet.retrieval.made_with import open_model, record_model
 from fmcnet.retrieval.notes import index_notes, index_range_notes, stored_values
-from fmcnet.retrieval.records import EPOCH, Added, Dtype, Entry, IndexChoice, Where, as_pid
-from fmcnet.retrieval.searcher import GalleryRange, Searcher
+from fmcnet.retrieval.records import EPOCH, Dtype, Entry, IndexChoice, Where, as_pid
+from fmcnet.retrieval.searcher import GalleryRange, Searcher, open_model, record_model
 from fmcnet.retrieval.sources import METADATA, Picture, Sources, path_id
 
 PORTION = 256
@@ -50,7 +50,6 @@ class IndexReport:
         changes: files that changed, moved or are copies.
         notes: what is doubtful about pictures, cameras and columns, a sentence each.
         entries: in the gallery now.
-        ranged: a range of values was applied to one of those encoded.
     """
 
     sources: Sources
@@ -65,7 +64,6 @@ class IndexReport:
     changes: FileChanges = field(default_factory=FileChanges)
     notes: list[str] = field(default_factory=list)
     entries: int = 0
-    ranged: bool = False
 
     @property
     def pictures(self) -> int:
@@ -150,38 +148,25 @@ def index(
     report, remarks = IndexReport(sources, list(sources.faults)), Remarks()
     identities = stored_values(gallery, "pid", sources.pictures)
     tracks = stored_values(gallery, "track", sources.pictures)
-    new: list[Picture] = []
-    recorded, used = gallery.value_ranges, dict[ValueRange | None, None]()
+    ranges_before, used = gallery.value_ranges, list[ValueRange | None]()
+    given_range = None if value_range == "gallery" else value_range
     common_range = searcher.resolve_range(value_range)
     if value_range == "gallery" and len(stated := {p.value_range for p in sources.pictures} - {None}) == 1:
         common_range = common_range or stated.pop()
+    new: list[Picture] = []
     try:
         with Progress("indexing", len(sources.pictures), show=progress) as bar:
             for start in range(0, len(sources.pictures), PORTION):
                 portion = _Portion(gallery, sources.pictures[start : start + PORTION], report)
                 fresh = portion.fresh(include_removed)
-                new += fresh
                 again = portion.to_encode_again(existing, keep_images)
-                groups = _groups(gallery, fresh, again, keep_images, common_range)
-                for (keep, picture_range), group in groups.items():
-                    noted = Remarks()
-                    added = searcher.add(
-                        [picture.path for picture in group],
-                        [picture.modality for picture in group],
-                        ids=[picture.id for picture in group],
-                        source=[picture.source or picture.path for picture in group],
-                        **{name: [getattr(picture, name) for picture in group] for name in METADATA},
-                        on_error=on_error,
-                        on_duplicate="replace" if again else "skip",
-                        keep_images=keep,
-                        batch_size=batch_size,
-                        progress=False,
-                        value_range=picture_range,
-                        remarks=noted,
-                    )
-                    portion.count(added)
+                new += fresh
+                options: Any = {"on_error": on_error, "batch_size": batch_size}
+                for noted, ranges in portion.add(
+                    searcher, fresh, again, keep_images, common_range, **options
+                ):
                     remarks.update(noted)
-                    used |= dict.fromkeys(noted.ranges(picture_range))
+                    used += ranges
                 bar.advance(count=len(portion.pictures))
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"{report.done()}; the same command continues") from None
@@ -189,23 +174,26 @@ def index(
         raise DataError(f"{error}\n{report.done()} before; --on-error skip leaves out the broken") from error
     if existing == "replace":
         report.changes.unwatched = 0  # all were encoded anew, changed or not
-    if used and report.added + report.replaced == len(gallery):
-        gallery.replace_ranges(list(used), report.added + report.replaced)
+    report.entries = len(gallery)
+    if used and report.added + report.replaced == report.entries:
+        gallery.replace_ranges(used, report.entries)
     folder = Path(os.path.commonpath([picture.path.parent for picture in sources.pictures] or [Path("/")]))
-    doubts = index_notes(gallery, identities, tracks, new, folder)
-    ranges = index_range_notes(
-        gallery, None if value_range == "gallery" else value_range, recorded, report.already - report.replaced
-    )
-    empty = []
+    notes = [
+        *sources.notes,
+        *index_notes(gallery, identities, tracks, new, folder),
+        *remarks.lines(),
+        *index_range_notes(gallery, given_range, ranges_before, report.already - report.replaced),
+    ]
     if report.left_empty and existing != "keep":
         path, name, value, _ = report.left_empty[0]
-        empty.append(
+        notes.append(
             f"{len(report.left_empty)} values are stored where the table's cell is empty, the first {name} {value} "
             f"of {path}: they stay; a pid, camera or track that is written as unknown is removed by --existing update"
         )
-    notes = (*sources.notes, *doubts, *remarks.lines(), *ranges, *empty, *report.changes.notes())
+    notes += report.changes.notes()
+    if given_range is not None and report.added + report.replaced and not remarks.ranged():
+        notes.append(RANGE_UNUSED)
     report.notes = list(dict.fromkeys(notes))  # each once
-    report.entries, report.ranged = len(gallery), remarks.ranged()
     return report
 
 
@@ -217,7 +205,6 @@ def open_and_index(
     device: str = "auto",
     dtype: Dtype | None = None,
     kind: IndexChoice | None = None,
-    value_range: ValueRange | GalleryRange | None = "gallery",
     **options: Any,
 ) -> IndexReport:
     """Open a gallery, or make one, with its model, record that, and `index` the sources.
@@ -229,7 +216,6 @@ def open_and_index(
         device: as `Encoder.from_pretrained`.
         dtype: of a new gallery; None: float32.
         kind: as `index` of `Gallery`.
-        value_range: as `index`.
         options: further ones of `index`.
 
     Raises:
@@ -245,10 +231,7 @@ def open_and_index(
                 "index into another gallery"
             )
         record_model(gallery, model or encoder.folder)
-        report = index(searcher, sources, value_range=value_range, **options)
-    if value_range not in (None, "gallery") and report.added + report.replaced and not report.ranged:
-        report.notes.append(RANGE_UNUSED)
-    return report
+        return index(searcher, sources, **options)
 
 
 class _Portion:
@@ -313,30 +296,45 @@ class _Portion:
         if picture.id in self.report.changes.changed:
             yield self.report.changes.changed[picture.id]
 
-    def count(self, added: Added) -> None:
-        """Report what an add did, and record the files of its entries."""
-        self.report.added += added.added
-        self.report.replaced += added.replaced
-        self.report.already += added.skipped
-        self.report.faults += added.faults
-        if self.gallery.files is not None:
-            records = {name: self.records[name] for name in added.ids if name in self.records}
-            self.gallery.files.put(records, added=True)
-
-
-def _groups(
-    gallery: Gallery,
-    fresh: Sequence[Picture],
-    again: Sequence[Picture],
-    keep_images: bool,
-    value_range: ValueRange | None,
-) -> dict[tuple[bool, ValueRange | None], list[Picture]]:
-    """Pictures to add, by whether a small copy is kept, and by value range."""
-    groups: dict[tuple[bool, ValueRange | None], list[Picture]] = {}
-    for picture in (*fresh, *again):
-        keep = keep_images or (bool(again) and gallery.picture(picture.id) is not None)
-        groups.setdefault((keep, picture.value_range or value_range), []).append(picture)
-    return groups
+    def add(
+        self,
+        searcher: Searcher,
+        fresh: Sequence[Picture],
+        again: Sequence[Picture],
+        keep_images: bool,
+        value_range: ValueRange | None,
+        on_error: Literal["raise", "skip"],
+        batch_size: int,
+    ) -> Iterator[tuple[Remarks, Sequence[ValueRange | None]]]:
+        """Add pictures in groups of one value range, with or without a small copy; yields remarks and ranges."""
+        groups = defaultdict[tuple[bool, ValueRange | None], list[Picture]](list)
+        for picture in (*fresh, *again):
+            keep = keep_images or (bool(again) and self.gallery.picture(picture.id) is not None)
+            groups[keep, picture.value_range or value_range].append(picture)
+        for (keep, group_range), group in groups.items():
+            remarks = Remarks()
+            added = searcher.add(
+                [picture.path for picture in group],
+                [picture.modality for picture in group],
+                ids=[picture.id for picture in group],
+                source=[picture.source or picture.path for picture in group],
+                **{name: [getattr(picture, name) for picture in group] for name in METADATA},
+                on_error=on_error,
+                on_duplicate="replace" if again else "skip",
+                keep_images=keep,
+                batch_size=batch_size,
+                progress=False,
+                value_range=group_range,
+                remarks=remarks,
+            )
+            self.report.added += added.added
+            self.report.replaced += added.replaced
+            self.report.already += added.skipped
+            self.report.faults += added.faults
+            if self.gallery.files is not None:
+                records = {name: self.records[name] for name in added.ids if name in self.records}
+                self.gallery.files.put(records, added=True)
+            yield remarks, remarks.ranges(group_range)
 
 
 def leave_out_expired(sources: Sources, until: datetime, option: str) -> Sources:

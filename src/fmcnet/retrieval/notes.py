@@ -18,12 +18,11 @@ from fmcnet.names import FRACTION, near_cameras, nearest, spelling
 from fmcnet.retrieval.freshness import differences
 from fmcnet.retrieval.gallery import Gallery
 from fmcnet.retrieval.inputs import CHECKS, column
-from fmcnet.retrieval.records import EARLIEST, Added, Entry, Hit, HitGroup, Where, as_pid
+from fmcnet.retrieval.records import EARLIEST, Added, Entry, Hit, Where, as_pid
 from fmcnet.times import doubtful_times
 from fmcnet.types import Modality
 
 if TYPE_CHECKING:
-    from fmcnet.retrieval.answer import CalibratedScores
     from fmcnet.retrieval.sources import Picture
 
 MOST_VALUES = 20
@@ -32,7 +31,6 @@ MOST_COMPARED = 20_000
 """Names of a gallery that are compared for near spellings; none of a larger number."""
 LOOKED_UP = 20
 """Names whose earlier entries are looked at, and entries of each, on average."""
-APPROXIMATE = "probabilities and thresholds were learnt from single images and allow for that roughly"
 OWN_TRACKS = (
     "a search by track answers each as one: unless that is meant, give tracks names of their own, as gate/1"
 )
@@ -68,15 +66,13 @@ FIELDS = (
 )
 
 
-def filter_notes(gallery: Gallery, where: Where | None) -> tuple[str, ...]:
+def filter_notes(gallery: Gallery, where: Where) -> tuple[str, ...]:
     """Notes on filter values that no entry has, and on near spellings left out.
 
     Args:
         gallery: to look in. A cluster lists only cameras, so it has no near spellings of others.
         where: its cameras, tracks, tags, identities, modality and times are looked for, each by itself.
     """
-    if where is None:
-        return ()
     notes = [
         note for field in FIELDS for note in _value_notes(gallery, field, getattr(where, field.condition))
     ]
@@ -124,67 +120,6 @@ def _value_notes(gallery: Gallery, field: _Field, values: Collection[str] | None
             yield f"entries of the {field.name} {names} do not pass the filter, which may be '{value}', too"
 
 
-# ---- of an answer ----
-
-
-def answer_notes(
-    scores: CalibratedScores,
-    images: int,
-    candidates: Sequence[HitGroup],
-    found: Sequence[HitGroup],
-    asked: bool,
-    group: str | None,
-    where: Where | None,
-    model: Path | None,
-) -> list[str]:
-    """The notes of an answer.
-
-    Args:
-        scores: the calibration, applied to the query.
-        images: how many images made the query.
-        candidates: all hits, each alone, or tracks, best first.
-        found: those that reach the thresholds, grouped.
-        asked: a least probability or a false-match rate was given.
-        group: "track", "pid", or None.
-        where: the filter.
-        model: the folder of the encoder, where it has one.
-    """
-    notes: list[str] = []
-    if scores.calibration is None:
-        notes.append(
-            "no probabilities: this model is not calibrated; make a calibration with fmcnet calibrate "
-            f"{model or 'RUN'} --data TABLE"
-        )
-    else:
-        query = " and ".join(str(modality) for modality in scores.query)
-        for modality in (where or Where()).modalities:
-            reason = f"{query} to {modality} is not calibrated"
-            if asked and not scores.covers(modality):
-                notes.append(f"{modality} entries were left out: {reason}")
-            elif not scores.covers(modality) and any(item.modality is modality for item in candidates):
-                notes.append(f"no probability for {modality} entries: {reason}")
-        if any(hit_group.pooled > 1 for hit_group in (found or candidates[:1])):
-            notes.append(f"the pictures of each track were pooled; {APPROXIMATE}")
-        if len(scores.query) > 1:
-            notes.append("the query has both modalities: the more cautious of two calibrations is shown")
-    if images > 1:
-        caveat = "" if scores.calibration is None else f"; {APPROXIMATE}"
-        notes.append(f"{images} images were taken as ONE person and pooled{caveat}")
-    if group and found and all(hit_group.key is None for hit_group in found):
-        notes.append("no entry found has what it was to be grouped by, so each is a group of its own")
-    if group == "track" and (mixed := mixed_tracks(hit for hit_group in found for hit in hit_group.hits)):
-        notes.append(_mixed_note(mixed, "each is answered as one"))
-    if asked and not found and candidates:
-        best = candidates[0]
-        noun = "track" if group == "track" else "entry"
-        probability = "" if best.probability is None else f", probability {best.probability:.3g}"
-        notes.append(
-            f"no match: no {noun} reaches what was asked for; the nearest {noun} has similarity "
-            f"{best.similarity:.3f}{probability}"
-        )
-    return notes
-
-
 # ---- of entries that were added ----
 
 
@@ -225,7 +160,7 @@ def index_notes(
             "--existing update"
         )
     if mixed:
-        notes.append(_mixed_note(mixed, f"{OWN_TRACKS}, and repeat with --existing update"))
+        notes.append(mixed_note(mixed, f"{OWN_TRACKS}, and repeat with --existing update"))
     return notes
 
 
@@ -262,7 +197,7 @@ def add_notes(gallery: Gallery, added: Added, given: Mapping[str, Any]) -> list[
     if tracks:
         names = {entry.track for entry in entries.values() if entry.track is not None}
         mixed = mixed_tracks((*entries.values(), *_early_entries(gallery, "tracks", sorted(names))))
-        notes += [_mixed_note(mixed, OWN_TRACKS)] if mixed else []
+        notes += [mixed_note(mixed, OWN_TRACKS)] if mixed else []
     return notes
 
 
@@ -321,7 +256,7 @@ def mixed_tracks(items: Iterable[Entry | Hit | Picture]) -> dict[str, str]:
     return mixed
 
 
-def _mixed_note(mixed: Mapping[str, str], effect: str) -> str:
+def mixed_note(mixed: Mapping[str, str], effect: str) -> str:
     """A note on the first of `mixed_tracks`."""
     tracks = first_of([f"{track} ({what})" for track, what in mixed.items()], 3)
     return f"tracks of several cameras or identities: {tracks}; {effect}"
@@ -369,15 +304,3 @@ def added_range_notes(gallery: Gallery, used: Collection[ValueRange | None]) -> 
             f"the gallery's deep images have, or had, several value ranges ({ranges_text(ranges)}): the same person "
             "is not equally bright in all, and a search of such an image needs a range"
         )
-
-
-def query_range_notes(
-    ranges: Sequence[ValueRange | None], used: Iterable[ValueRange | None]
-) -> Iterator[str]:
-    """A note on queries encoded with a range that no image of a gallery of these ranges has."""
-    for bounds in dict.fromkeys(used):
-        if ranges and bounds not in ranges:
-            yield (
-                f"the value range {range_text(bounds)} of the query is not that of the gallery's images "
-                f"({ranges_text(ranges)}): the same person is not equally bright in both"
-            )

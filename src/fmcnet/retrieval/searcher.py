@@ -1,7 +1,10 @@
-"""`Searcher`: an encoder with a gallery: images in, answers out."""
+"""`Searcher`: an encoder with a gallery: images in, answers out; and which model is a gallery's."""
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -13,14 +16,17 @@ from numpy.typing import NDArray
 
 from fmcnet.data.pixels import RANGE, RANGE_UNUSED, Remarks, ValueRange
 from fmcnet.errors import DataError, FmcnetError, GalleryError
+from fmcnet.files import private_mode, write_atomically
 from fmcnet.inference.encoder import Encoder
 from fmcnet.inference.image_input import Fault, ImageLike, ModalityLike, expand, thumbnail
 from fmcnet.inference.projection import l2_normalize
-from fmcnet.retrieval.answer import Answer, CalibratedScores
+from fmcnet.models.shipped import shipped_models
+from fmcnet.parsing import read_json
+from fmcnet.retrieval.answer import Answer, CalibratedScores, answer_notes, query_range_notes
 from fmcnet.retrieval.gallery import Gallery
 from fmcnet.retrieval.inputs import column, tag_column
-from fmcnet.retrieval.notes import answer_notes, filter_notes, query_range_notes, ranges_text
-from fmcnet.retrieval.records import Added, HitGroup, OnDuplicate, Where
+from fmcnet.retrieval.notes import filter_notes, ranges_text
+from fmcnet.retrieval.records import MADE_WITH, Added, HitGroup, OnDuplicate, Where
 from fmcnet.retrieval.records import group as group_hits
 from fmcnet.types import Embeddings, FloatArray, Modality
 
@@ -347,8 +353,8 @@ class Searcher:
         groups = groups[:top]
 
         notes = [
-            *filter_notes(self.gallery, where),
-            *answer_notes(scores, len(query), candidates, groups, limited, group, where, self.encoder.folder),
+            *(filter_notes(self.gallery, where) if where else ()),
+            *answer_notes(scores, candidates, groups, limited, group, where, self.encoder.folder),
         ]
         if not compared:
             reason = "the gallery is empty, or nothing in it passes the filter"
@@ -410,3 +416,71 @@ class Searcher:
             HitGroup(None, hit.similarity, (hit,), probability=hit.probability)
             for hit in scores.with_probabilities(hits)
         ]
+
+
+def open_model(
+    gallery: str, source: str | Path | None, device: str = "auto", calibration: Path | None = None
+) -> Encoder:
+    """The encoder for a gallery: that of `choose_model`, with the arguments of `Encoder.from_pretrained`."""
+    return Encoder.from_pretrained(choose_model(gallery, source), device=device, calibration=calibration)
+
+
+def choose_model(gallery: str, source: str | Path | None) -> str | Path:
+    """The model of a gallery: its folder or name.
+
+    Args:
+        gallery: the location of the gallery to search or to add to.
+        source: a model's folder or name; None: the recorded one, or the shipped one if there is just one.
+
+    Raises:
+        FmcnetError: when there is no model to take, or it does not exist.
+    """
+    shipped = list(shipped_models())
+    recorded = recorded_model(gallery)
+    chosen = source or recorded or (shipped[0] if len(shipped) == 1 else None)
+    if chosen is None:
+        if "://" not in gallery and not Path(gallery).exists():
+            raise FmcnetError(
+                f"{gallery} does not exist: check the path; for a new one say which model to use, with --model RUN"
+            )
+        if "://" not in gallery and not os.access(gallery, os.R_OK | os.X_OK):
+            raise FmcnetError(f"{gallery} cannot be read: Permission denied")
+        raise FmcnetError(f"{gallery}: say which model to use, with --model RUN")
+    if source is None and recorded and not Path(recorded).exists() and recorded not in shipped:
+        raise GalleryError(
+            f"{gallery} was indexed with the model at {recorded}, which does not exist any more: say where it is, "
+            "with --model RUN"
+        )
+    return chosen
+
+
+def record_model(gallery: str, model: str | Path | None) -> None:
+    """Record where an embedded gallery's model is; a cluster records nothing.
+
+    Args:
+        gallery: its location.
+        model: a folder (its absolute path is recorded) or a shipped model's name; None: nothing.
+    """
+    folder = Path(gallery)
+    if model is None or not folder.is_dir():
+        return
+    path, note = Path(model).expanduser(), _read_note(folder)
+    changed = note | {"model": str(path.absolute()) if path.exists() else str(model)}
+    if changed != note:
+        text = json.dumps(changed) + "\n"
+        write_atomically(
+            folder / MADE_WITH, lambda target: target.write_text(text, encoding="utf-8"), private_mode(folder)
+        )
+
+
+def recorded_model(gallery: str) -> str:
+    """The folder or name that `record_model` recorded; "" for none."""
+    return str(_read_note(Path(gallery)).get("model") or "")
+
+
+def _read_note(folder: Path) -> dict[str, Any]:
+    """The recorded values; empty where the file is missing or damaged."""
+    with contextlib.suppress(OSError, ValueError):
+        note = read_json(folder / MADE_WITH)
+        return note if isinstance(note, dict) else {}
+    return {}

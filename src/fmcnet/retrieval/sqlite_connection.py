@@ -1,4 +1,4 @@
-"""The SQLite file: opening it, transactions, and SQLite's errors as GalleryErrors.
+"""The SQLite file: opening it, its header, transactions, SQLite's errors as GalleryErrors, and checks for loss.
 
 It is opened to write, or to read even where nothing may be written. A file beside it notes its last generation, so
 that loss of its write-ahead log is noticed: SQLite takes a log up to its first damaged page, and a missing one as
@@ -14,15 +14,27 @@ import sqlite3
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
 from fmcnet.errors import GalleryBusyError, GalleryDamagedError, GalleryError
 from fmcnet.files import make_private
+from fmcnet.parsing import parse_json
+
+if TYPE_CHECKING:
+    from fmcnet.retrieval.gallery_index import IndexManifest
 
 logger = logging.getLogger(__name__)
 
 NAME = "gallery.sqlite"
+INDEX = "index.json"
+INDEX_FILES = (INDEX, "vectors-*.bin", "columns-*.npz", "graph-*")
+"""Patterns of the names of the index's files, which also prove a loss of the database."""
+FORMAT = 1
+TEXT_PID_FORMAT = 3
+"""The format from the first identity on that is no number; 0.1.0 reads numbers only, and refuses it."""
+FIRST_TABLES = {"meta", "rows", "vectors", "log"}
+"""Those that every version made."""
 PAGE = 32_768
 LOG_PAGES = 128
 """Pages (4 MB) of the write-ahead log that are brought into the main file: what loss of the log can cost."""
@@ -192,6 +204,47 @@ class Connection:
             f"into a new gallery: fmcnet gallery recover {self.path.parent} NEW --model MODEL"
         )
 
+    def tables(self) -> set[str]:
+        """The names of the tables that are there: none, or at least those that every version has."""
+        names = {row[0] for row in self.run("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        missing = FIRST_TABLES - names
+        if missing and names:
+            raise self.damaged(f"no such table: {min(missing)}")
+        return names
+
+    def get(self, key: str) -> str | int | None:
+        """A value of `meta`."""
+        rows = self.run("SELECT value, crc FROM meta WHERE key = ?", (key,))
+        if rows and checksum(key, rows[0][0]) != rows[0][1]:
+            raise self.damaged(f"checksum of '{key}'")
+        return rows[0][0] if rows else None
+
+    def number(self, key: str) -> int:
+        """A number of `meta` that must be there."""
+        value = self.get(key)
+        if not isinstance(value, int):
+            raise self.damaged(f"'{key}' is missing")
+        return value
+
+    def name(self) -> str:
+        """The gallery's unique name; GalleryError where a newer fmcnet wrote the gallery."""
+        return str(self._header()["name"])
+
+    def _header(self) -> dict[str, Any]:
+        value = self.get("gallery")
+        if not isinstance(value, str):
+            raise self.damaged("'gallery' is missing")
+        try:
+            header: dict[str, Any] = parse_json(value)
+            version, _ = header["format"], header["name"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise self.damaged("'gallery' is not what was written") from error
+        if version not in (FORMAT, TEXT_PID_FORMAT):
+            raise GalleryError(
+                f"{self.path} has format {version}, this fmcnet reads {FORMAT} and {TEXT_PID_FORMAT}: update fmcnet"
+            )
+        return header
+
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
         """One consistent view; joins a transaction that is open."""
@@ -301,3 +354,79 @@ def write_last_generation(database: Path, last: LastGeneration) -> None:
 def last_generation_path(database: Path) -> Path:
     """The file of the last generation."""
     return database.with_name(f"{database.name}-generation")
+
+
+def checksum(*values: object) -> int:
+    """CRC-32 of values; texts hold no NUL and are not empty, so the joined text is unambiguous."""
+    return zlib.crc32("\0".join("" if value is None else str(value) for value in values).encode())
+
+
+def check_loss(folder: Path, timeout: float, index: IndexManifest | None) -> None:
+    """Refuse a database that is older than its index or its noted generation, before a writer changes anything.
+
+    Args:
+        folder: of the gallery.
+        timeout: seconds to wait for a lock.
+        index: as it was before the database is read, which may only be newer.
+
+    Raises:
+        GalleryDamagedError: says what was lost, and what to do.
+    """
+    noted = read_last_generation(folder / NAME)  # before the database, too
+    proofs = [proof for proof in (noted, index) if proof is not None]
+    unreadable = _proof_files(folder, noted is None, index is None)
+    main = _generation_in_main_file(folder, timeout)
+    with contextlib.closing(Connection(folder, read_only=True, timeout=timeout)) as database:
+        with database.translated():
+            if not database.tables():
+                if (len(proofs) < 2 and unreadable) or any(proof.generation for proof in proofs):
+                    raise lost(folder, f"{NAME} is empty or missing", index)
+                return
+            name, generation = database.name(), database.number("generation")
+        if main is not None and (main.gallery != name or main.generation > generation):
+            raise database.damaged("its write-ahead log is another gallery's, or older")
+    newer = any(proof.gallery == name and proof.generation > generation for proof in proofs)
+    foreign = noted is not None and all(proof.gallery != name for proof in proofs)
+    foreign_index = index is not None and index.rows and index.gallery != name
+    for is_lost, what in (
+        (
+            newer,
+            f"{NAME} is older than what was written last, so its write-ahead log was lost or damaged",
+        ),
+        (foreign, f"{NAME} is another gallery's"),
+        (foreign_index, f"{NAME} or {INDEX} is another gallery's"),
+    ):
+        if is_lost:
+            raise lost(folder, what, index)
+
+
+def _generation_in_main_file(folder: Path, timeout: float) -> LastGeneration | None:
+    """That of the database without its log; None without a log, or where it is unreadable."""
+    with contextlib.suppress(GalleryError):
+        database = Connection(folder, read_only=True, timeout=timeout, without_log=True)
+        with contextlib.closing(database), database.translated():
+            if database.has_log and "pictures" in database.tables():
+                return LastGeneration(database.name(), database.number("generation"))
+    return None
+
+
+def _proof_files(folder: Path, noted: bool = True, index: bool = True) -> list[Path]:
+    """The existing files of the noted generation and the index; a new gallery has none."""
+    files = [path for pattern in INDEX_FILES for path in sorted(folder.glob(pattern))] if index else []
+    path = last_generation_path(folder / NAME)
+    return [*files, *([path] if noted and path.exists() else [])]
+
+
+def lost(folder: Path, what: str, index: IndexManifest | None) -> GalleryDamagedError:
+    """The error of a gallery that lost entries."""
+    rows = f", and the index has {index.rows:,} rows" if index is not None else ""
+    recover = ""
+    if index is not None or ((folder / NAME).is_file() and (folder / NAME).stat().st_size):
+        recover = (
+            f", or write what is left into a new gallery: fmcnet gallery recover {folder} NEW --model MODEL"
+        )
+    files = " and ".join(map(str, _proof_files(folder)))
+    return GalleryDamagedError(
+        f"{folder} lost entries: {what}{rows}. Nothing was changed. Restore a backup (fmcnet gallery "
+        f"restore){recover}. If this database is the one you want, delete {files}"
+    )

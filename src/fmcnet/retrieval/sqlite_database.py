@@ -8,7 +8,6 @@ is deleted from the other tables. `compact` drops the zeroed rows and rewrites t
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import uuid
 import zlib
@@ -22,12 +21,17 @@ from fmcnet.errors import GalleryError
 from fmcnet.identities import is_number
 from fmcnet.parsing import parse_json
 from fmcnet.retrieval.records import Entry, GallerySettings, Stored, from_micros, to_micros
-from fmcnet.retrieval.sqlite_connection import Connection, LastGeneration, write_last_generation
+from fmcnet.retrieval.sqlite_connection import (
+    FIRST_TABLES,
+    FORMAT,
+    TEXT_PID_FORMAT,
+    Connection,
+    LastGeneration,
+    checksum,
+    write_last_generation,
+)
 from fmcnet.types import Modality
 
-FORMAT = 1
-TEXT_PID_FORMAT = 3
-"""The format from the first identity on that is no number; 0.1.0 reads numbers only, and refuses it."""
 FILES = "files"
 """The table of `FileRecords`."""
 REMOVED = "removed"
@@ -50,8 +54,6 @@ CREATE TABLE IF NOT EXISTS files (
 CREATE INDEX IF NOT EXISTS files_digest ON files (digest);
 CREATE TABLE IF NOT EXISTS removed (digest BLOB PRIMARY KEY) WITHOUT ROWID;
 """
-FIRST_TABLES = {"meta", "rows", "vectors", "log"}
-"""Those that every version made."""
 TABLES = FIRST_TABLES | {"pictures", FILES, REMOVED}
 """All of them; a reader of a gallery of an earlier version may lack those that are newer."""
 COLUMNS = "seq, id, pid, modality, camera, time, source, track, tags"
@@ -111,44 +113,11 @@ class Database(Connection):
 
     # ---- values of meta ----
 
-    def get(self, key: str) -> str | int | None:
-        """A value of `meta`."""
-        rows = self.run("SELECT value, crc FROM meta WHERE key = ?", (key,))
-        if rows and checksum(key, rows[0][0]) != rows[0][1]:
-            raise self.damaged(f"checksum of '{key}'")
-        return rows[0][0] if rows else None
-
     def put(self, key: str, value: str | int) -> None:
         """Set a value of `meta`."""
         self.connection.execute(
             "INSERT OR REPLACE INTO meta VALUES (?, ?, ?)", (key, value, checksum(key, value))
         )
-
-    def number(self, key: str) -> int:
-        """A number of `meta` that must be there."""
-        value = self.get(key)
-        if not isinstance(value, int):
-            raise self.damaged(f"'{key}' is missing")
-        return value
-
-    def name(self) -> str:
-        """The gallery's unique name; GalleryError where a newer fmcnet wrote the gallery."""
-        return str(self._header()["name"])
-
-    def _header(self) -> dict[str, Any]:
-        value = self.get("gallery")
-        if not isinstance(value, str):
-            raise self.damaged("'gallery' is missing")
-        try:
-            header: dict[str, Any] = parse_json(value)
-            version, _ = header["format"], header["name"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise self.damaged("'gallery' is not what was written") from error
-        if version not in (FORMAT, TEXT_PID_FORMAT):
-            raise GalleryError(
-                f"{self.path} has format {version}, this fmcnet reads {FORMAT} and {TEXT_PID_FORMAT}: update fmcnet"
-            )
-        return header
 
     def settings(self) -> GallerySettings | None:
         """What the first add fixed."""
@@ -160,21 +129,13 @@ class Database(Connection):
         except (ValueError, TypeError) as error:
             raise self.damaged("'settings' are not what was written") from error
 
-    @functools.cached_property
+    @property
     def dtype(self) -> str:
-        """Of the stored embeddings; read once, for it never changes."""
+        """Of the stored embeddings."""
         settings = self.settings()
         if settings is None:
             raise self.damaged("rows without settings")
         return settings.dtype
-
-    def tables(self) -> set[str]:
-        """The names of the tables that are there: none, or at least those that every version has."""
-        names = {row[0] for row in self.run("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        missing = FIRST_TABLES - names
-        if missing and names:
-            raise self.damaged(f"no such table: {min(missing)}")
-        return names
 
     def create(self) -> None:
         """Make the tables where they are missing."""
@@ -200,8 +161,8 @@ class Database(Connection):
         entries: Sequence[Entry],
         vectors: NDArray[np.float32 | np.float16],
         pictures: Sequence[bytes | None] = (),
-    ) -> list[int]:
-        """Append rows; returns their numbers, which rise and never recur. `pictures`: one a row, or none at all."""
+    ) -> None:
+        """Append rows; their numbers rise and never recur. `pictures`: one a row, or none at all."""
         last = self.run("SELECT seq FROM sqlite_sequence WHERE name = 'rows'")
         first = last[0][0] + 1 if last else 1
         stored = [to_values(first + i, entry) for i, entry in enumerate(entries)]
@@ -220,7 +181,6 @@ class Database(Connection):
         self.connection.executemany("INSERT INTO pictures VALUES (?, ?)", kept)
         self._new_entries += len(stored)
         self._new_pictures += len(kept)
-        return [values[0] for values in stored]
 
     def picture(self, seq: int) -> bytes | None:
         """The picture of a row, where one is kept."""
@@ -332,15 +292,17 @@ class Database(Connection):
     def _joined(self, condition: str, values: Sequence[object]) -> dict[int, Stored]:
         names = ", ".join(f"rows.{name}" for name in COLUMNS.split(", "))
         rows: dict[int, Stored] = {}
-        for *row, crc, stored in self.run(
+        found = self.run(
             f"SELECT {names}, rows.crc, vector FROM rows LEFT JOIN vectors ON vectors.seq = rows.seq "
             f"WHERE {condition}",
             values,
-        ):
+        )
+        dtype = self.dtype if found else ""
+        for *row, crc, stored in found:
             seq, label = row[0], f"checksum of row {row[0]}, id {row[1]!r}"
             if checksum(*row) != crc:
                 raise self.damaged(label)
-            vector = np.frombuffer(self._checked(seq, stored, f"{label}, embedding"), self.dtype)
+            vector = np.frombuffer(self._checked(seq, stored, f"{label}, embedding"), dtype)
             rows[seq] = to_entry(row), vector.astype(np.float32)
         return rows
 
@@ -410,8 +372,3 @@ def to_entry(values: Sequence[Any]) -> Entry:
 def with_checksum(seq: int, data: bytes) -> bytes:
     """The bytes of an embedding or picture and their checksum, bound to the row's number."""
     return data + zlib.crc32(data, seq & 0xFFFFFFFF).to_bytes(4, "little")
-
-
-def checksum(*values: object) -> int:
-    """CRC-32 of values; texts hold no NUL and are not empty, so the joined text is unambiguous."""
-    return zlib.crc32("\0".join("" if value is None else str(value) for value in values).encode())

@@ -21,17 +21,15 @@ from typing import Any, Literal
 import numpy as np
 from filelock import Timeout
 
-from fmcnet.data.pixels import ValueRange
-from fmcnet.errors import GalleryBusyError, GalleryDamagedError, GalleryError, GalleryReplacedError
+from fmcnet.data.pixels import ValueRange, check_range
+from fmcnet.errors import DataError, GalleryBusyError, GalleryDamagedError, GalleryError, GalleryReplacedError
 from fmcnet.files import lock_file, make_private, take_from_others
+from fmcnet.parsing import read_json
 from fmcnet.retrieval.entry_columns import DayCount, count_days
 from fmcnet.retrieval.faiss_index import FaissIndex, faiss
 from fmcnet.retrieval.file_records import FileRecords
-from fmcnet.retrieval.gallery_index import GalleryIndex
-from fmcnet.retrieval.index_files import FILES as INDEX_FILES
-from fmcnet.retrieval.index_files import IndexManifest, check_loss, lost
+from fmcnet.retrieval.gallery_index import GalleryIndex, IndexManifest
 from fmcnet.retrieval.inputs import check_new, check_settings, check_there
-from fmcnet.retrieval.made_with import as_ranges, noted_ranges
 from fmcnet.retrieval.records import (
     MADE_WITH,
     NONE,
@@ -48,8 +46,16 @@ from fmcnet.retrieval.records import (
     from_micros,
     ranked,
 )
-from fmcnet.retrieval.sqlite_connection import NAME, check_files, not_writable
-from fmcnet.retrieval.sqlite_database import FIRST_TABLES, TABLES, Database
+from fmcnet.retrieval.sqlite_connection import (
+    FIRST_TABLES,
+    INDEX_FILES,
+    NAME,
+    check_files,
+    check_loss,
+    lost,
+    not_writable,
+)
+from fmcnet.retrieval.sqlite_database import TABLES, Database
 from fmcnet.types import BoolArray, FloatArray
 
 logger = logging.getLogger(__name__)
@@ -83,6 +89,20 @@ def writer_lock(folder: Path, timeout: float) -> Iterator[None]:
         yield
 
 
+def as_ranges(values: Any) -> tuple[ValueRange | None, ...]:
+    """Value ranges as JSON has them; none where they are not that."""
+    with contextlib.suppress(TypeError, DataError):
+        return tuple(None if value is None else check_range(value) for value in values)
+    return ()
+
+
+def noted_ranges(folder: Path) -> tuple[ValueRange | None, ...]:
+    """The value ranges that versions before 0.2 noted in `MADE_WITH`; the database holds them now."""
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        return as_ranges(read_json(folder / MADE_WITH)["ranges"])
+    return ()
+
+
 class SqliteStore:
     """A gallery in a folder; its methods are those of `Gallery`."""
 
@@ -97,11 +117,10 @@ class SqliteStore:
         self._kind_changed = False  # another kind of index than the files have was asked for
         self._log_due = False  # the log may hold what was removed
         self._in_log = 0  # entries added since the log was brought into the main file
-        self._settings: GallerySettings | None = None
         self._mutex = threading.RLock()
         check_files(folder)
         self._create_if_missing(options.create)
-        check_loss(folder, self.timeout)
+        check_loss(folder, self.timeout, IndexManifest.find(folder))
         self.database = Database(folder, read_only=self.read_only, timeout=self.timeout)
         try:
             self._open_tables()
@@ -244,10 +263,8 @@ class SqliteStore:
         """What the first add fixed."""
         with self._mutex:
             self._check_open()
-            if self._settings is None:
-                with self.database.reading():
-                    self._settings = self.database.settings()
-            return self._settings
+            with self.database.reading():
+                return self.database.settings()
 
     def info(self) -> GalleryInfo:
         """The gallery in numbers."""
@@ -349,7 +366,6 @@ class SqliteStore:
                     settings = GallerySettings(batch.vectors.shape[1], model, self.dtype)
                     self.database.put("settings", json.dumps(vars(settings)))
                 check_settings(settings, batch.vectors.shape[1], model, str(self.folder))
-                self.index.sync()
                 ids = [entry.id for entry in batch.entries]
                 existing = self.database.seqs(ids)
                 if on_duplicate == "refuse":
@@ -361,13 +377,13 @@ class SqliteStore:
                 pictures = [batch.pictures[row] for row in rows] if batch.pictures else []
                 old = [] if skip else sorted(existing.values())
                 self.database.delete(old)
-                generation = self.database.note(old, gone=True)
-                seqs = self.database.insert(entries, vectors, pictures)
+                self.database.note(old, gone=True)
+                self.database.insert(entries, vectors, pictures)
                 self.files.forget_removed(entry.id for entry in entries)
                 if entries:
                     self._put_ranges((*self.value_ranges(), *batch.ranges))
-            self.index.apply(generation, removed=old, added=seqs, entries=entries, codes=vectors)
             if old:
+                self.index.erase()
                 self._empty_log()
             self._in_log += len(entries)
             if self._in_log >= LOG_ROWS:
@@ -420,9 +436,9 @@ class SqliteStore:
                     if remember:
                         self.files.remember_removed(seqs)
                     self.database.delete(seqs)
-                    generation = self.database.note(seqs, gone=True)
+                    self.database.note(seqs, gone=True)
             if seqs:
-                self.index.apply(generation, removed=seqs)
+                self.index.erase()
             self._empty_log()  # also of what a removal before could not
             return len(seqs)
 

@@ -25,9 +25,9 @@ from fmcnet.errors import FmcnetError
 from fmcnet.inference.encoder import Encoder
 from fmcnet.names import nearest
 from fmcnet.processes import ignored
-from fmcnet.retrieval import Gallery, Searcher
+from fmcnet.retrieval import Gallery
 from fmcnet.retrieval.backup import remove_empty
-from fmcnet.retrieval.made_with import choose_model
+from fmcnet.retrieval.searcher import Searcher, choose_model
 from fmcnet.retrieval.sqlite_connection import NAME
 from fmcnet.server.app import Network, check_root_path, create_app
 from fmcnet.server.audit import AuditLog

@@ -13,8 +13,9 @@ from fastapi.responses import Response
 from fmcnet.data.pixels import RANGE_FIELD
 from fmcnet.errors import GalleryError
 from fmcnet.retrieval import Entry, Where
+from fmcnet.retrieval.answer import query_range_notes
 from fmcnet.retrieval.inputs import as_id
-from fmcnet.retrieval.notes import add_notes, added_range_notes, filter_notes, query_range_notes
+from fmcnet.retrieval.notes import add_notes, added_range_notes, filter_notes
 from fmcnet.server import schemas, validation
 from fmcnet.server.errors import ApiError, error_schema, refused_at
 from fmcnet.server.security import CHANGES_NOTHING
@@ -187,7 +188,7 @@ async def entries(
     def fetch() -> tuple[int, list[Entry], tuple[str, ...]]:
         scanned = service.gallery.scan(where, chunk=min(offset + limit, 4096))
         rows = [entry for entry, _ in itertools.islice(scanned, offset, offset + limit)]
-        return service.gallery.count(where), rows, filter_notes(service.gallery, where)
+        return service.gallery.count(where), rows, filter_notes(service.gallery, where or Where())
 
     total, rows, notes = await service.work(fetch)
     return {"total": total, "entries": rows, "notes": notes}
@@ -205,7 +206,7 @@ async def days(
         zone = parse_timezone(timezone)
     counts = await service.work(lambda: service.gallery.days(where, zone))
     total, left_out = (sum(count.entries for count in part) for part in (counts, counts[limit:]))
-    notes = await service.work(lambda: filter_notes(service.gallery, where))
+    notes = await service.work(lambda: filter_notes(service.gallery, where or Where()))
     return {"total": total, "days": counts[:limit], "left_out": left_out, "notes": notes}
 
 
