@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import os
 import re
 from collections import Counter, defaultdict
@@ -266,22 +265,6 @@ def read_lines(path: Path) -> list[str]:
     except ValueError as error:
         raise DataError(f"{path} is not a text file in UTF-8: {error}") from error
     return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-
-
-def read_rows(lines: Iterable[str], separator: str) -> Iterator[tuple[int, list[str]]]:
-    """The line and the cells of each row of a CSV that is not blank; a csv.Error names the line of a broken row."""
-    reader = csv.reader((f"{line}\n" for line in lines), delimiter=separator, strict=True)
-    end = 0
-    try:
-        for cells in reader:
-            line, end = end + 1, reader.line_num  # a cell in quotes may hold line breaks
-            if any(cell.strip() for cell in cells):
-                yield line, cells
-    except csv.Error as error:
-        advice = (
-            'a quote (") of this row stays open, or text follows it: remove it, or double it inside quotes'
-        )
-        raise csv.Error(f"line {end + 1}: {error}: {advice}") from error
 
 
 def read_ids(path: Path) -> list[int]:
