@@ -172,10 +172,9 @@ def _read_registered(path: Path, name: str, training: bool) -> Table:
     check_layout(name)
     if not path.exists():
         raise DataError(f"{path} does not exist: give a dataset's folder or a CSV file")
-    if name not in _READERS:
-        _READERS[name] = Layout(load_plugin(plugins(READERS)[name]))
+    layout = _READERS.get(name) or Layout(load_plugin(plugins(READERS)[name]))
     try:
-        table: object = _read(_READERS[name], path, training=training)
+        table: object = _read(layout, path, training=training)
     except (FmcnetError, OSError):
         raise
     except Exception as error:
