@@ -51,7 +51,7 @@ def parts(run: Path, table: Table, config: Config) -> dict[str, dict[str, float]
     import numpy as np
     import torch
 
-    from fmcnet.data.cache import ImageCache, cache_folder
+    from fmcnet.data.cache import ImageCache
     from fmcnet.evaluation.evaluate import evaluate
     from fmcnet.evaluation.evaluate_model import protocols_for
     from fmcnet.inference.encoder import load
@@ -60,7 +60,7 @@ def parts(run: Path, table: Table, config: Config) -> dict[str, dict[str, float]
     rows = table.select(split="val")
     encoder = load(run, "auto")
     model, size = encoder.model, config.data
-    images = ImageCache(rows, size.height, size.width, folder=cache_folder(size.cache, rows.root)).images
+    images = ImageCache(rows, size.height, size.width, folder=size.cache).images
     whole = encoder.embed_table(rows)
     found: dict[str, Any] = {"all": torch.from_numpy(whole.features)}
     if model.decomposition.has_specific:

@@ -1,10 +1,12 @@
-"""Reads untrusted text, JSON, YAML and NPZ files within limits on size and memory; parses durations.
+"""Reads untrusted text, CSV, JSON, YAML and NPZ files within limits on size and memory; parses durations.
 
-A fault of the content is a `ValueError` of one line, without the file's name: the caller adds it.
+A fault of the content is a `ValueError` (of a CSV: a `csv.Error`) of one line, without the name of the file: the
+caller adds it.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import re
@@ -12,7 +14,7 @@ import struct
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -73,6 +75,22 @@ def read_text(path: Path, most: float = math.inf, *, long_lines: bool = True) ->
             f"line {text.count(chr(10), 0, position) + 1} has a NUL character, so it is not text"
         )
     return text
+
+
+def read_rows(lines: Iterable[str], separator: str) -> Iterator[tuple[int, list[str]]]:
+    """The line and the cells of each row of a CSV that is not blank; a csv.Error names the line of a broken row."""
+    reader = csv.reader((f"{line}\n" for line in lines), delimiter=separator, strict=True)
+    end = 0
+    try:
+        for cells in reader:
+            line, end = end + 1, reader.line_num  # a cell in quotes may hold line breaks
+            if any(cell.strip() for cell in cells):
+                yield line, cells
+    except csv.Error as error:
+        advice = (
+            'a quote (") of this row stays open, or text follows it: remove it, or double it inside quotes'
+        )
+        raise csv.Error(f"line {end + 1}: {error}: {advice}") from error
 
 
 def read_json(path: Path) -> Any:

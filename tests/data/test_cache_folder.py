@@ -46,12 +46,12 @@ def test_a_cache_beside_a_dataset_is_no_part_of_it(tmp_path: Path, tiny_sysu: Pa
         generate(layout, "tiny", 0, root, workers=1)
         path = root
     before, checked = read_dataset(path), check(path, images=False).to_dict()
-    cache = ImageCache(before, 12, 6, folder=cache_folder("beside", before.root))
+    cache = ImageCache(before, 12, 6, folder="beside")
     assert cache.path.parent == root / ".fmcnet-cache"
     after = read_dataset(path)
     assert (after.name, after.notes, after.records()) == (before.name, before.notes, before.records())
     assert check(path, images=False).to_dict() == checked
-    assert not ImageCache(after, 12, 6, folder=cache_folder("beside", after.root)).built
+    assert not ImageCache(after, 12, 6, folder="beside").built
 
 
 def test_the_cache_of_changed_images_replaces_the_old_one(tmp_path: Path, table: Table) -> None:

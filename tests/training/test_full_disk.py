@@ -14,7 +14,7 @@ from fmcnet.config import load_config
 from fmcnet.errors import CheckpointError, DataError
 from fmcnet.training import trainer as loop
 from fmcnet.training.checkpointing import Checkpointer, checkpoints
-from fmcnet.training.loggers import TrainingLog, read_log
+from fmcnet.training.loggers import StepLogger, read_log
 from tests.cli import run_command
 from tests.training import runs
 
@@ -118,21 +118,21 @@ def test_best_weights_that_do_not_fit_end_the_training_which_then_goes_on(tiny_s
     assert runs.left_by(run) == runs.left_by(tmp_path / "whole")
 
 
-def test_lines_of_the_log_wait_for_room(disk):
+def test_lines_of_the_log_wait_for_room(disk, caplog):
     where, options = disk
-    log, records = TrainingLog(where), [{"step": n, "loss": "x" * 999} for n in range(100)]
-    failed = 0
+    log, records = (
+        StepLogger(where, load_config("tiny"), 100),
+        [{"step": n, "loss": "x" * 999} for n in range(100)],
+    )
+    log.open((), 0)
     for record in records[:90]:
-        try:
-            log.write(record)
-        except OSError:
-            failed += 1
-    assert 0 < failed < 90
+        log.write([record], "step")
+    assert 0 < caplog.text.count("its last steps wait for room") < 90
     assert read_log(where) == records[: len(read_log(where))]  # cut short, but nothing amiss in it
     with pytest.raises(OSError, match="No space left"):
         log.flush()
     options("size=1m")
-    log.write(*records[90:])
+    log.write(records[90:], "step")
     assert read_log(where) == records
     log.close()
 
@@ -143,14 +143,15 @@ def test_no_checkpoint_gets_ahead_of_a_log_that_finds_no_room(
     """The log alone on the full disk: after step 3 nothing fits there any more."""
     where, options = disk
     run = tmp_path / "run"
-    opened = TrainingLog.__init__
+    opened = StepLogger.open
 
-    def elsewhere(self, folder, keep_until=0):
-        opened(self, folder, keep_until)
+    def elsewhere(self, trackers, first):
+        opened(self, trackers, first)
         (where / "log.jsonl").write_bytes(b" " * 1900)  # before the first line: the page is full after a few
-        self.path.unlink()
-        self.path.symlink_to(where / "log.jsonl")
-        self._stream = self.path.open("ab", buffering=0)
+        log = run / "log.jsonl"
+        log.unlink()
+        log.symlink_to(where / "log.jsonl")
+        self._stream = log.open("ab", buffering=0)
 
     class Fill:
         def log(self, step, values):
@@ -162,7 +163,7 @@ def test_no_checkpoint_gets_ahead_of_a_log_that_finds_no_room(
         def close(self):
             pass
 
-    monkeypatch.setattr(TrainingLog, "__init__", elsewhere)
+    monkeypatch.setattr(StepLogger, "open", elsewhere)
     options("size=8k")  # a page of lines, one for the film
     with pytest.raises(CheckpointError, match=r"no checkpoint of step 8 .*No space left"):
         train(tiny_sysu, run, trackers=[Fill()])

@@ -16,10 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-from fmcnet.data.readers.common import read_rows
 from fmcnet.errors import MOST_FAULTS, DataError, first_of, refuse_faults
 from fmcnet.names import FRACTION, control_fault, nearest, printable
-from fmcnet.parsing import BLOCK, parse_json, read_text
+from fmcnet.parsing import BLOCK, parse_json, read_rows, read_text
 
 FrameKey: TypeAlias = int | str
 """A frame's number, or the name of its image."""

@@ -70,8 +70,8 @@ class ImageCache:
         table: the images; `images[i]` belongs to row i.
         height: H.
         width: W.
-        folder: where to keep the file, see `cache_folder`; default `default_folder()`. Where it cannot be written or
-            has no room, memory holds the images, and a warning is logged.
+        folder: where to keep the file, as `data.cache` (`cache_folder`). Where it cannot be written or has no room,
+            memory holds the images, and a warning is logged.
         progress: show a bar while building; None: only on a terminal.
 
     Attributes:
@@ -89,7 +89,7 @@ class ImageCache:
         height: int,
         width: int,
         *,
-        folder: str | Path | None = None,
+        folder: str | Path = "auto",
         progress: bool | None = None,
     ) -> None:
         if height < 1 or width < 1:
@@ -99,7 +99,7 @@ class ImageCache:
         self._progress = progress
         self._shape = (len(table), height, width, 3)
         self._bytes = int(np.prod(self._shape))
-        folder = Path(folder).expanduser() if folder is not None else default_folder()
+        folder = cache_folder(folder, table.root)
         target = cache_path(table, height, width, folder)
         self.path: Path | None = target
         self._notes: list[str] = []  # filled by `_decode`
@@ -193,7 +193,7 @@ def default_folder() -> Path:
     return Path(folder).expanduser() if folder else Path.home() / ".cache" / "fmcnet"
 
 
-def cache_folder(setting: str, root: Path) -> Path:
+def cache_folder(setting: str | Path, root: Path) -> Path:
     """The folder that `data.cache` means.
 
     Args:
@@ -229,9 +229,9 @@ def log_notes(table: Table, images: NDArray[np.uint8], notes: Iterable[str]) -> 
             logger.warning("%s: %s", table.origin, note)
 
 
-def log_cached_notes(table: Table, height: int, width: int, folder: Path) -> None:
-    """`log_notes` of images that are not needed themselves, where they are cached."""
-    path = cache_path(table, height, width, folder)
+def log_cached_notes(table: Table, height: int, width: int, folder: str | Path) -> None:
+    """`log_notes` of images that are not needed themselves, where they are cached; arguments as of `ImageCache`."""
+    path = cache_path(table, height, width, cache_folder(folder, table.root))
     with contextlib.suppress(UnusableCacheError):
         log_notes(table, _memory_map(path, (len(table), height, width, 3)), _stored_notes(path))
 

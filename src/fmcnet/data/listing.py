@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from fmcnet.errors import first_of
+from fmcnet.files import file_key
 from fmcnet.names import printable
 
 IMAGE_SUFFIXES = frozenset(
@@ -87,15 +88,15 @@ def list_folder(folder: str | Path) -> Listing:
     while folders or linked:  # linked folders last, so that each is read under its own name first
         current = folders.pop() if folders else linked.pop(0)
         try:
-            status = current.stat()
+            key = file_key(current)
             names = sorted(os.listdir(current))  # noqa: PTH208 (names are all that is needed)
         except OSError as error:
             ignored.append(Ignored(str(current), f"cannot be listed ({error.strerror})"))
             continue
-        if (status.st_dev, status.st_ino) in seen:
+        if key in seen:
             ignored.append(Ignored(str(current), "a link to a folder that was read already"))
             continue
-        seen.add((status.st_dev, status.st_ino))
+        seen.add(key)
         for path in (current / name for name in names if not is_hidden(name)):
             if not os.path.isdir(path):  # noqa: PTH112 (False for a loop of links)
                 if reason := _not_image_reason(path):

@@ -29,13 +29,6 @@ from fmcnet.errors import DataError
 from fmcnet.types import IntArray, Modality
 
 
-class Sample(NamedTuple):
-    """One image (3, H, W) uint8 and its label."""
-
-    image: Tensor
-    label: int
-
-
 class TrainingBatch(NamedTuple):
     """Two aligned halves of P*K images: visible and infrared (P*K, 3, H, W) uint8, labels (P*K,) int64."""
 
@@ -44,8 +37,8 @@ class TrainingBatch(NamedTuple):
     labels: Tensor
 
 
-class TrainingImages(Dataset[Sample]):
-    """Images of a training split, augmented.
+class TrainingImages(Dataset[tuple[Tensor, int]]):
+    """Images of a training split, augmented; an item is an image (3, H, W) uint8 and its label.
 
     The index of an item is an `ImageIndex`, of which the batch and the position select the random numbers. So a
     `DataLoader` needs an `IdentityModalitySampler` as its `batch_sampler`.
@@ -77,7 +70,7 @@ class TrainingImages(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self._images)
 
-    def __getitem__(self, index: ImageIndex) -> Sample:
+    def __getitem__(self, index: ImageIndex) -> tuple[Tensor, int]:
         if not isinstance(index, tuple):
             raise DataError(
                 f"TrainingImages takes an ImageIndex, not {index!r}: give the DataLoader an IdentityModalitySampler "
@@ -92,7 +85,7 @@ class TrainingImages(Dataset[Sample]):
             self._batch, self._params = batch, {kind.code: self._draw(batch, kind) for kind in Modality}
         params = self._params[int(self._modality[row])]
         image = augment_image(self._images[row], params, position, self._augment.pad)
-        return Sample(torch.from_numpy(image).permute(2, 0, 1), int(self._labels[row]))
+        return torch.from_numpy(image).permute(2, 0, 1), int(self._labels[row])
 
     def _draw(self, batch: int, modality: Modality) -> AugmentationParams:
         generator = seeded_generator(torch.device("cpu"), self._seed, batch, modality.code)
@@ -100,12 +93,12 @@ class TrainingImages(Dataset[Sample]):
         return draw_params(self._draws, height, width, modality, self._augment, generator)
 
 
-def collate(samples: Sequence[Sample]) -> TrainingBatch:
+def collate(samples: Sequence[tuple[Tensor, int]]) -> TrainingBatch:
     """Stack samples in the sampler's order, P*K visible and then P*K infrared, into a batch."""
     # Stacked as (H, W, 3), the order in which they lie in memory: twice as quick, and channels_last.
-    images = torch.stack([sample.image.permute(1, 2, 0) for sample in samples]).permute(0, 3, 1, 2)
+    images = torch.stack([image.permute(1, 2, 0) for image, _ in samples]).permute(0, 3, 1, 2)
     visible, infrared = images.chunk(2)
-    labels = torch.tensor([sample.label for sample in samples[: len(visible)]])
+    labels = torch.tensor([label for _, label in samples[: len(visible)]])
     return TrainingBatch(visible, infrared, labels)
 
 

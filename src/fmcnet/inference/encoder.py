@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fmcnet.data.cache import ImageCache, cache_folder, cache_key, log_cached_notes
+from fmcnet.data.cache import ImageCache, cache_key, log_cached_notes
 from fmcnet.data.pixels import Remarks, ValueRange, check_range, note_colours
 from fmcnet.data.readers import read_dataset
 from fmcnet.data.readers.csv import HELD_OUT
@@ -296,7 +296,7 @@ class Encoder:
         if stored_path is not None and stored_path.is_file():
             try:
                 kept = Embeddings.load(stored_path)
-                log_cached_notes(table, self.height, self.width, self._cache_folder(table))
+                log_cached_notes(table, self.height, self.width, self.card.config.data.cache)
                 # An earlier version kept no names.
                 return replace(kept, pid_name=table.identity_names(), camera_name=table.camera)
             except DataError:  # damaged: made again below
@@ -336,11 +336,8 @@ class Encoder:
         Raises:
             DataError: when one cannot be read.
         """
-        folder = self._cache_folder(table)
+        folder = self.card.config.data.cache
         return ImageCache(table, self.height, self.width, folder=folder, progress=progress).images
-
-    def _cache_folder(self, table: Table) -> Path:
-        return cache_folder(self.card.config.data.cache, table.root)
 
     def kept_at(self, table: Table, flip: bool, store: Path | None) -> Path | None:
         """The file in the folder `store` that keeps a table's embeddings; None: nothing is kept."""

@@ -13,6 +13,7 @@ import math
 import os
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from io import FileIO
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,52 +29,6 @@ logger = logging.getLogger(__name__)
 
 TRACKERS = {"tensorboard": "track", "wandb": "wandb"}
 """Names of trackers, which are those of their packages, and the extras that install these."""
-
-
-class TrainingLog:
-    """Appends records to `RUN/log.jsonl`; every record has the key "step" or "validated_step".
-
-    Records that do not fit on a full disk stay in memory and are written before the next ones.
-
-    Args:
-        run: the run folder.
-        keep_until: records of later steps are removed when the log opens: the training resumes there.
-    """
-
-    def __init__(self, run: Path, keep_until: int = 0) -> None:
-        self.path = run / LOG
-        text = "".join(
-            json.dumps(record) + "\n"
-            for record in read_log(run)
-            if int(record.get("step", record.get("validated_step", 0))) <= keep_until
-        )
-        write_text(self.path, text)
-        self._stream = self.path.open("ab", buffering=0)  # unbuffered, so that others can follow the file
-        self._waiting = b""
-
-    def write(self, *records: dict[str, Any]) -> None:
-        """Append records; raises `OSError` when they cannot be written now.
-
-        Infinity becomes null, as of a gradient that overflowed in float16.
-        """
-        for record in records:
-            finite = {
-                k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()
-            }
-            self._waiting += (json.dumps(finite) + "\n").encode()
-        while self._waiting:
-            self._waiting = self._waiting[self._stream.write(self._waiting) or 0 :]
-
-    def flush(self) -> None:
-        """Bring everything written so far to disk; raises `OSError` when that fails."""
-        self.write()
-        os.fsync(self._stream.fileno())
-
-    def close(self) -> None:
-        """Write pending records if the disk has room, and close."""
-        with contextlib.suppress(OSError):
-            self.write()
-        self._stream.close()
 
 
 def read_log(run: str | Path) -> list[dict[str, Any]]:
@@ -166,6 +121,9 @@ def check_trackers(names: Sequence[str]) -> None:
 class StepLogger:
     """Writes the numbers of steps to the log and the trackers; rank 0 opens one.
 
+    Every record of the log has the key "step" or "validated_step". Records that do not fit on a full disk stay in
+    memory and are written before the next ones.
+
     Args:
         run: the run folder.
         config: settings.
@@ -178,7 +136,8 @@ class StepLogger:
     def __init__(self, run: Path, config: Config, steps: int) -> None:
         self._run, self._config = run, config
         self._trackers: list[Tracker] = []
-        self._log: TrainingLog | None = None
+        self._stream: FileIO | None = None
+        self._waiting = b""
         self.terms: dict[str, float] = {}
         self._monitor = health.HealthMonitor(math.ceil(config.training.warmup * steps))
 
@@ -194,7 +153,13 @@ class StepLogger:
             ConfigError: when a tracker cannot start.
         """
         try:
-            self._log = TrainingLog(self._run, first)
+            text = "".join(
+                json.dumps(record) + "\n"
+                for record in read_log(self._run)
+                if int(record.get("step", record.get("validated_step", 0))) <= first
+            )
+            path = write_text(self._run / LOG, text)
+            self._stream = path.open("ab", buffering=0)  # unbuffered, so that others can follow the file
         except OSError as error:
             raise unwritable(self._run, error) from error
         if "tensorboard" in trackers:
@@ -205,8 +170,9 @@ class StepLogger:
 
     def flush(self) -> None:
         """Bring the log to disk; raises `OSError` when that fails."""
-        if self._log:
-            self._log.flush()
+        if self._stream:
+            self._write_waiting(self._stream)
+            os.fsync(self._stream.fileno())
 
     def write_steps(self, records: Sequence[dict[str, Any]]) -> None:
         """Write the records of steps, keep the last one's terms, and warn of modules that do nothing."""
@@ -219,30 +185,43 @@ class StepLogger:
     def write(self, records: Sequence[dict[str, Any]], key: str) -> None:
         """Write records to the log and the trackers; a full disk does not end a training.
 
+        In the log, infinity becomes null, as of a gradient that overflowed in float16.
+
         Args:
             records: numbers by name.
             key: name of the number that is the step.
         """
-        if not self._log or not records:
+        if not self._stream or not records:
             return
+        for record in records:
+            finite = {
+                k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()
+            }
+            self._waiting += (json.dumps(finite) + "\n").encode()
         try:
-            self._log.write(*records)
+            self._write_waiting(self._stream)
         except OSError as error:
-            logger.warning("%s: %s; its last steps wait for room", self._log.path, error.strerror)
+            logger.warning("%s: %s; its last steps wait for room", self._run / LOG, error.strerror)
         for record in records:
             for tracker in self._trackers:
                 with _warn_only(tracker):
                     values = {k: v for k, v in record.items() if k not in (key, "epoch")}
                     tracker.log(int(record[key]), values)
 
+    def _write_waiting(self, stream: FileIO) -> None:
+        while self._waiting:
+            self._waiting = self._waiting[stream.write(self._waiting) or 0 :]
+
     def close(self) -> None:
-        """Close the log and the trackers."""
+        """Write what waits, if the disk has room, and close the log and the trackers."""
         for tracker in self._trackers:
             with _warn_only(tracker):
                 tracker.close()
-        if self._log:
-            self._log.close()
-            self._log = None
+        if self._stream:
+            with contextlib.suppress(OSError):
+                self._write_waiting(self._stream)
+            self._stream.close()
+            self._stream = None
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fmcnet.config import Config
-from fmcnet.data.cache import ImageCache, cache_folder
+from fmcnet.data.cache import ImageCache
 from fmcnet.data.loader import TrainingBatch
 from fmcnet.data.table import Table
 from fmcnet.distributed import DistributedContext
@@ -96,9 +96,9 @@ class ModelSelection:
             )
         if len(rows) < ctx.world:
             raise DataError(f"{len(rows)} '{split}' images cannot be shared by {ctx.world} processes")
-        folder = cache_folder(config.data.cache, table.root)
+        data = config.data
         # Raises now when an image cannot be read.
-        ImageCache(rows, config.data.height, config.data.width, folder=folder, progress=False)
+        ImageCache(rows, data.height, data.width, folder=data.cache, progress=False)
         self.rows = rows
 
     def due(self, epoch: int) -> bool:

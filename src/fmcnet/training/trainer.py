@@ -17,7 +17,7 @@ import torch
 from torch.profiler import record_function
 
 from fmcnet.config import AugmentConfig, Config
-from fmcnet.data.cache import ImageCache, cache_folder
+from fmcnet.data.cache import ImageCache
 from fmcnet.data.loader import TrainingBatch, TrainingImages, load_batches
 from fmcnet.data.readers import check_split, detect_layout, read_dataset
 from fmcnet.data.sampler import make_sampler
@@ -246,8 +246,7 @@ class Trainer:
             if ctx.main:
                 for note in (*table.notes, *self._sampler.notes):
                     logger.info("%s", note)
-            folder = cache_folder(data.cache, table.root)
-            self._cache = ImageCache(rows, data.height, data.width, folder=folder, progress=progress)
+            self._cache = ImageCache(rows, data.height, data.width, folder=data.cache, progress=progress)
             torch.manual_seed(seed)
             model = build_model(config.model, len(pids))
             if not (resume and checkpoints(run)):

@@ -28,8 +28,7 @@ logger = logging.getLogger(__name__)
 class Layout(NamedTuple):
     """The structure of a dataset's folder, and the function that reads it."""
 
-    read: Callable[..., Table]  # takes the dataset's path, and `options`
-    options: tuple[str, ...]  # keywords of `read`: some of "regdb_split", "training" and "modality"
+    read: Callable[..., Table]  # takes the dataset's path, and some of the keywords of `read_dataset`
     # Names at the top of the folder; two, in any letter case, identify the layout.
     markers: tuple[str, ...] = ()
     infrared: tuple[str, ...] = ()  # those of them that are folders of infrared images
@@ -39,21 +38,17 @@ class Layout(NamedTuple):
 LAYOUTS = {
     "sysu": Layout(
         read_sysu,
-        options=("training",),
         markers=("exp", *CAMERAS),
         infrared=tuple(f"cam{number}" for number in INFRARED_CAMERAS),
         lists=("exp",),
     ),
-    "regdb": Layout(
-        read_regdb, options=("regdb_split", "training"), markers=("Visible", "Thermal"), infrared=("Thermal",)
-    ),
+    "regdb": Layout(read_regdb, markers=("Visible", "Thermal"), infrared=("Thermal",)),
     "llcm": Layout(
         read_llcm,
-        options=("training",),
         markers=("vis", "nir", "test_vis", "test_nir"),
         infrared=("nir", "test_nir"),
     ),
-    "csv": Layout(read_csv, options=("training", "modality")),
+    "csv": Layout(read_csv),
 }
 """The shipped layouts by name: a new one is one entry here."""
 BENCHMARKS = {*LAYOUTS} - {"csv"}
@@ -80,7 +75,7 @@ def register_reader(name: str, read: Callable[..., Table], markers: Sequence[str
         raise DataError(f"register_reader: '{name}' is not free: give the layout another name")
     if not callable(read) or isinstance(markers, str):
         raise DataError(f"register_reader('{name}'): give a function, and markers as a list of names")
-    _READERS[name] = Layout(read, _reader_options(read), tuple(markers))
+    _READERS[name] = Layout(read, tuple(markers))
 
 
 def layouts() -> tuple[str, ...]:
@@ -120,17 +115,15 @@ def read_dataset(
     if layout == "auto":
         layout = detect_layout(path)
     require_complete(path if path.is_dir() else path.parent)
-    options = {"regdb_split": regdb_split, "training": training, "modality": modality}
     if layout not in LAYOUTS:
-        return _read_registered(path, layout, options)
+        return _read_registered(path, layout, training)
     if layout == "csv" and path.is_dir():
         files = _csv_files(path)
         if len(files) != 1:
             names = ", ".join(file.name for file in files) or "none"
             raise DataError(f"{path} should hold exactly one CSV file, found {names}: give the file itself")
         path = files[0]
-    shipped = LAYOUTS[layout]
-    return shipped.read(path, **{name: options[name] for name in shipped.options})
+    return _read(LAYOUTS[layout], path, regdb_split=regdb_split, training=training, modality=modality)
 
 
 def detect_layout(path: str | Path) -> str:
@@ -165,17 +158,23 @@ def check_layout(layout: str) -> None:
         )
 
 
-def _read_registered(path: Path, name: str, options: dict[str, Any]) -> Table:
+def _read(layout: Layout, path: Path, **options: Any) -> Table:
+    """Read with those of the options that the layout's function takes."""
+    try:
+        parameters = {*inspect.signature(layout.read).parameters}
+    except ValueError:  # of a class or function in C
+        parameters = set()
+    return layout.read(path, **{name: value for name, value in options.items() if name in parameters})
+
+
+def _read_registered(path: Path, name: str, training: bool) -> Table:
     """Read with a registered reader or a package's reader; an exception of it becomes a DataError."""
     check_layout(name)
     if not path.exists():
         raise DataError(f"{path} does not exist: give a dataset's folder or a CSV file")
-    if name not in _READERS:
-        read = load_plugin(plugins(READERS)[name])
-        _READERS[name] = Layout(read, _reader_options(read))
-    layout = _READERS[name]
+    layout = _READERS.get(name) or Layout(load_plugin(plugins(READERS)[name]))
     try:
-        table: object = layout.read(path, **{option: options[option] for option in layout.options})
+        table: object = _read(layout, path, training=training)
     except (FmcnetError, OSError):
         raise
     except Exception as error:
@@ -185,14 +184,6 @@ def _read_registered(path: Path, name: str, options: dict[str, Any]) -> Table:
     if not len(table):
         raise DataError(f"the reader of layout '{name}' finds no image in {path}")
     return table
-
-
-def _reader_options(read: Callable[..., Table]) -> tuple[str, ...]:
-    try:
-        parameters = inspect.signature(read).parameters
-    except ValueError:  # of a class or function in C
-        return ()
-    return ("training",) if "training" in parameters else ()
 
 
 def _marked_layouts() -> dict[str, Layout]:

@@ -14,12 +14,13 @@ from typing import Any
 
 from fmcnet.data.listing import near_file
 from fmcnet.data.pixels import parse_range
-from fmcnet.data.readers.common import check_splits, number_of, read_lines, read_rows
+from fmcnet.data.readers.common import check_splits, number_of, read_lines
 from fmcnet.data.table import ROLE_WORDS, SPLIT_WORDS, SPLITS, Record, Table
 from fmcnet.errors import LISTED, MOST_FAULTS, DataError, refuse_faults
-from fmcnet.files import write_rows
+from fmcnet.files import file_key, write_rows
 from fmcnet.identities import is_unknown, near_identities, parse_identity
 from fmcnet.names import FRACTION, control_fault, near_cameras, nearest, printable
+from fmcnet.parsing import read_rows
 from fmcnet.times import parse_capture_time
 from fmcnet.types import MODALITY_WORDS, NO_CAMERA, NO_PID, Modality
 
@@ -264,13 +265,13 @@ def _find_file(path: str, base: Path) -> tuple[str, Hashable, str]:
         return "", "", "path is empty"
     for spelling in (path, path.replace("\\", "/")):
         try:
-            status = (base / spelling).stat()
+            key = file_key(base / spelling)
         except (OSError, ValueError):
             continue
         image_path = Path(spelling)
         if image_path.is_absolute() and image_path.is_relative_to(base):
             image_path = image_path.relative_to(base)
-        return image_path.as_posix(), (status.st_dev, status.st_ino), ""
+        return image_path.as_posix(), key, ""
     return Path(path).as_posix(), path, f"{MISSING} '{path}' (looked for {base / path})"
 
 
