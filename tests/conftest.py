@@ -56,6 +56,21 @@ def made_once(tmp_path_factory, name, make):
     return shared / name
 
 
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """A report's pictures are empty files, where a test does not look at them: they take most of its time."""
+
+    def touch(*arguments):
+        path = arguments[-1]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        return path
+
+    for name in ("cmc_curves", "training_curves", "ranked_lists", "similarity_histogram"):
+        monkeypatch.setattr(f"fmcnet.experiments.figures.{name}", touch)
+    monkeypatch.setattr("fmcnet.experiments.maps.feature_map", touch)
+
+
 @pytest.fixture(scope="session")
 def tiny_sysu(tmp_path_factory):
     """The generated benchmark, preset tiny, in SYSU-MM01's layout. Do not change it: copy it first."""
