@@ -27,7 +27,7 @@ import torch
 from evaluation_loops import agw_like, agw_like_ranking, mpanet_like
 from machine import processor
 
-from fmcnet.evaluation.evaluate import evaluate, evaluate_all
+from fmcnet.evaluation.evaluate import evaluate
 from fmcnet.evaluation.protocols import custom, llcm, regdb, sysu
 from fmcnet.types import Embeddings
 
@@ -90,6 +90,10 @@ def log(text):
     print(text, flush=True)
 
 
+def evaluate_each(e, protocols, **options):
+    return [evaluate(e, protocol, **options) for protocol in protocols]
+
+
 def sysu_case(shots, dimensions, loops, loop_trials=10, golden=False):
     (pid, cam, index), options = sysu_structure()
     infrared = np.isin(cam, (3, 6))
@@ -98,12 +102,12 @@ def sysu_case(shots, dimensions, loops, loop_trials=10, golden=False):
         with np.load(GOLDEN / "sysu_features.npz") as stored:
             e = replace(e, features=stored["features"])
     protocols = [sysu(mode, shots, **options) for mode in ("all", "indoor")]
-    evaluate_all(e, protocols)  # warm: files read, buffers there
+    evaluate_each(e, protocols)  # warm: files read, buffers there
     ours, memory = [], 0.0
     slow: dict[str, list[float]] = {name: [] for name in loops}
     agreement = 0.0
     for _ in range(REPEATS):
-        found, seconds, used = peak(lambda: evaluate_all(e, protocols))
+        found, seconds, used = peak(lambda: evaluate_each(e, protocols))
         ours.append(seconds)
         memory = max(memory, used or 0.0)
     for name in loops:
@@ -115,8 +119,8 @@ def sysu_case(shots, dimensions, loops, loop_trials=10, golden=False):
                 slow[name].append(seconds * 10 / loop_trials)
                 agreement = max(agreement, abs(average - scores.mAP))
     for _ in range(REPEATS):
-        ours.append(peak(lambda: evaluate_all(e, protocols))[1])
-    single = [timed(lambda: evaluate_all(e, protocols, precision="float32")) for _ in range(REPEATS)]
+        ours.append(peak(lambda: evaluate_each(e, protocols))[1])
+    single = [timed(lambda: evaluate_each(e, protocols, precision="float32")) for _ in range(REPEATS)]
     product, gflop = product_time(e, protocols)
     case = {
         "what": f"SYSU-MM01, ten all-search and ten indoor trials, {shots} shot, {e.features.shape[1]}-D",

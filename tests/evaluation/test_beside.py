@@ -33,9 +33,9 @@ def test_reranking_equals_the_reference(k1, k2, weight):
     images /= np.linalg.norm(images, axis=1, keepdims=True)
     query, gallery = images[:25], images[25:]
     slow = rerank_slow(query, gallery, k1, k2, weight)
-    fast = k_reciprocal(query, gallery, k1, k2, weight, chunk_bytes=10_000)
+    fast = k_reciprocal(query, gallery, KReciprocal(k1, k2, weight), chunk_bytes=10_000)
     at = np.array([3, 0, 24, 11])
-    assert fast.distances(at) == pytest.approx(slow[at], abs=1e-12)
+    assert fast(at) == pytest.approx(slow[at], abs=1e-12)
 
 
 @pytest.mark.parametrize("distance", ["cosine", "euclidean"])

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fmcnet.errors import DataError, ProtocolError
-from fmcnet.evaluation.evaluate import evaluate, evaluate_all, scores
+from fmcnet.evaluation.evaluate import evaluate, scores
 from fmcnet.evaluation.protocols import custom
 from fmcnet.evaluation.ranking import rank_given
 from fmcnet.evaluation.skip_rule import SkipRule
@@ -162,13 +162,6 @@ def test_scaling_an_embedding_does_not_change_cosine(seed):
     scale = np.exp(np.random.default_rng(seed).uniform(-3, 3, (len(e), 1)))
     scaled = embeddings(e.features.astype(np.float64) * scale, e.pid, e.camid, e.modality)
     same(scored(e, custom()), scored(scaled, custom()))
-
-
-def test_protocols_evaluated_together_equal_each_alone():
-    e = made(3, 40, 80)
-    protocols = [custom(), custom(cmc="identity", skip="same_camera"), custom("visible", "infrared")]
-    together = evaluate_all(e, protocols)
-    assert [x.to_dict() for x in together] == [evaluate(e, p).to_dict() for p in protocols]
 
 
 def test_one_identity_scores_one():

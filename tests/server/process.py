@@ -46,7 +46,7 @@ def started(folder, seconds=0.0, keys=None, settings=None, **limits):
     options = [str(seconds), json.dumps(limits), json.dumps(settings or {})]
     command = [sys.executable, __file__, str(folder), *options]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "src")))}
-    cwd = folder / "cwd"
+    cwd = folder.with_name(f"{folder.name}-cwd")
     cwd.mkdir(exist_ok=True)
     if sys.version_info >= (3, 11):
         (cwd / "random.py").write_text("raise SystemExit('a module of the working folder was imported')")

@@ -21,7 +21,7 @@ from fmcnet.server.app import create_app
 from fmcnet.server.audit import AuditLog
 from fmcnet.server.keys import Key, Keys, hash_secret
 from fmcnet.server.limits import Limits
-from fmcnet.server.pictures import KeptImages, Pictures, SourceImages
+from fmcnet.server.pictures import KeptImages, SourceImages
 from fmcnet.server.service import Service
 from fmcnet.types import Modality
 
@@ -157,14 +157,12 @@ def running(
     made = encoder(folder, calibrated)
     gallery = Gallery(folder / "people.gallery", read_only=read_only)
     bounds = limits or Limits(wait=0.001)
-    pictures = Pictures(
-        KeptImages(folder / "kept", "people.gallery") if keep else None,
-        SourceImages(sources) if sources else None,
-    )
+    kept = KeptImages(folder / "kept", "people.gallery") if keep else None
+    shown = SourceImages(sources) if sources else None
     pool = ProcessPool if own_decoders else shared_pool
     with mock.patch("fmcnet.server.decoding.ProcessPool", pool):
         service = Service(
-            Searcher(made, gallery), AuditLog(folder / "audit.jsonl"), bounds, pictures, read_only
+            Searcher(made, gallery), AuditLog(folder / "audit.jsonl"), bounds, kept, shown, read_only
         )
     made_app = create_app(service, keys, **app)
     with TestClient(

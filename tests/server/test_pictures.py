@@ -16,7 +16,7 @@ from fmcnet.errors import FmcnetError
 from fmcnet.inference.image_input import thumbnail
 from fmcnet.retrieval import Gallery, Where
 from fmcnet.server.limits import Limits
-from fmcnet.server.pictures import KeptImages, Pictures, SourceImages
+from fmcnet.server.pictures import KeptImages, SourceImages
 from fmcnet.server.uploads import UploadError, decode
 from tests.server.service import DIGEST, encoded, picture, png, running
 from tests.server.test_starving import many_segments
@@ -120,9 +120,7 @@ def test_crops_of_entries_removed_elsewhere_are_forgotten_at_the_start(tmp_path)
             if len(list((tmp_path / "kept").glob("*.jpg"))) == 1:
                 break
             time.sleep(0.05)
-        assert [at.name for at in (tmp_path / "kept").glob("*.jpg")] == [
-            one.service.pictures.kept.path("crop-2").name
-        ]
+        assert [at.name for at in (tmp_path / "kept").glob("*.jpg")] == [one.service.kept.path("crop-2").name]
 
 
 def test_nothing_of_a_files_metadata_is_kept():
@@ -181,18 +179,35 @@ def test_other_formats_are_not_even_tried():
 
 
 def test_pictures_that_the_gallery_holds_are_shown_before_sources(tree, tmp_path):
-    with Gallery(tmp_path / "own.gallery", model="m") as gallery:
-        gallery.add(
-            [[1.0, 0.0]] * 2, modality="visible", ids=["a", "b"], source="cam1/a.png", pictures=[png(7), None]
-        )
-        pictures = Pictures(sources=SourceImages(tree), stored=gallery.picture)
-        held, without = gallery.get("a"), gallery.get("b")
-        assert pictures.any
-        assert pictures.read(held) == png(7)
-        assert pictures.read(without) is None
-        assert pictures.source(without) == png(1)
-        gallery.remove(Where(ids=["a"]))
-        assert Pictures(stored=gallery.picture).read(held) is None
+    with running(tmp_path, sources=tree, keep=True) as one:
+        with Gallery(one.service.gallery.location) as gallery:
+            gallery.add(
+                np.ones((2, 12)), modality="visible", ids=["a", "b"], source="cam1/a.png",
+                pictures=[png(7), None], model=DIGEST,
+            )  # fmt: skip
+        shown = [one.client.get(f"/v1/images/{name}") for name in ("a", "b")]
+        assert shown[0].content == png(7)
+        assert shown[1].content == thumbnail(picture(1))
+        one.service.kept.keep("a", png(8))
+        assert one.client.get("/v1/images/a").content == png(8)
+        assert one.client.delete("/v1/entries/a").status_code == 200
+        assert one.client.get("/v1/images/a").status_code == 404
+        assert one.service.kept.read("a") is None
+
+
+def test_only_crops_that_are_added_become_pictures(tmp_path, monkeypatch):
+    with running(tmp_path, keep=True) as one:
+        kept, decode_images = [], one.service._decoders.decode
+
+        async def decoded(uploads, caller):
+            images = await decode_images(uploads, caller)
+            kept.append([image.picture is not None for image in images])
+            return images
+
+        monkeypatch.setattr(one.service._decoders, "decode", decoded)
+        one.add(1, 2)
+        one.search(1)
+    assert kept == [[True, True], [False]]
 
 
 def test_pictures_that_another_process_indexes_meanwhile_are_shown(tmp_path):

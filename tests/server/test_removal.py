@@ -67,7 +67,7 @@ def test_what_matches_all_conditions_goes_and_nothing_else(serving, asked, seeds
     }
     left = sorted(f"crop-{seed}" for seed in set(range(8)) - seeds)
     assert here(serving) == left
-    kept = serving.service.pictures.kept
+    kept = serving.service.kept
     assert {path.name for path in kept.folder.glob("*.jpg")} == {kept.path(one).name for one in left}
     dry, wet = serving.log()[-2:]
     assert (dry["action"], dry["outcome"], dry["dry_run"], dry["removed"]) == ("remove", "done", True, 0)

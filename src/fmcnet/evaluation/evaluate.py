@@ -189,51 +189,30 @@ def evaluate(
         ProtocolError: when protocol and embeddings do not fit, or no query has a true match.
         DataError: when an embedding is all zeros and the distance is cosine.
     """
-    masks: dict[str, Any] = {"query_mask": query_mask, "gallery_mask": gallery_mask}
-    options: dict[str, Any] = {"distance": distance, "chunk_bytes": chunk_bytes}
     if not isinstance(extras, Sequence) or not all(isinstance(extra, Extra) for extra in extras):
         raise ProtocolError(f"extras is {extras!r:.60}: give a list, as [KReciprocal()]")
-    [plain] = evaluate_all(embeddings, [protocol], device=device, precision=precision, **options, **masks)
+    options: dict[str, Any] = {"distance": distance, "chunk_bytes": chunk_bytes}
+    ranked = _rank(
+        embeddings, protocol, query_mask, gallery_mask, device=device, precision=precision, **options
+    )
+    plain = Evaluation(
+        protocol=protocol.sentence(),
+        distance=distance,
+        precision=ranked[-1][1].precision,
+        trials=tuple(scores(ranks, protocol.cmc, len(gallery)) for (_, gallery), ranks in ranked),
+        unmatched=tuple(
+            tuple(str(embeddings.name[row]) or f"row {row}" for row in query[ranks.matches == 0].tolist())
+            for (query, _), ranks in ranked
+        ),
+        chance=_chance(embeddings, protocol.skip, ranked),
+    )
     if not extras:
         return plain
     trials = []
-    for trial in protocol.trials(embeddings, **masks):
+    for trial, _ in ranked:
         ranks = rank_with_extras(embeddings, trial, protocol.skip, extras, **options)
         trials.append(scores(ranks, protocol.cmc, len(trial[1])))
     return replace(plain, trials=tuple(trials), extras=tuple(e.describe() for e in extras), plain=plain)
-
-
-def evaluate_all(
-    embeddings: Embeddings,
-    protocols: Sequence[Protocol],
-    *,
-    distance: str = "cosine",
-    device: str | torch.device = "cpu",
-    precision: str = "auto",
-    chunk_bytes: int = CHUNK_BYTES,
-    query_mask: BoolArray | None = None,
-    gallery_mask: BoolArray | None = None,
-) -> tuple[Evaluation, ...]:
-    """Score embeddings under several protocols, sharing similarities where queries and skip rule are equal.
-
-    Arguments and errors as in `evaluate`; one evaluation per protocol, in order.
-    """
-    options = {"distance": distance, "device": device, "precision": precision, "chunk_bytes": chunk_bytes}
-    ranked = _rank_protocols(embeddings, protocols, query_mask, gallery_mask, **options)
-    return tuple(
-        Evaluation(
-            protocol=protocol.sentence(),
-            distance=distance,
-            precision=trials[-1][1].precision,
-            trials=tuple(scores(ranks, protocol.cmc, len(gallery)) for (_, gallery), ranks in trials),
-            unmatched=tuple(
-                tuple(str(embeddings.name[row]) or f"row {row}" for row in query[ranks.matches == 0].tolist())
-                for (query, _), ranks in trials
-            ),
-            chance=_chance(embeddings, protocol.skip, trials),
-        )
-        for protocol, trials in zip(protocols, ranked, strict=True)
-    )
 
 
 def _chance(embeddings: Embeddings, skip: SkipRule, trials: Sequence[tuple[Trial, Ranks]]) -> float:
@@ -245,38 +224,28 @@ def _chance(embeddings: Embeddings, skip: SkipRule, trials: Sequence[tuple[Trial
     return float(np.mean([share.mean() for share in shares]))
 
 
-def _rank_protocols(
+def _rank(
     embeddings: Embeddings,
-    protocols: Sequence[Protocol],
+    protocol: Protocol,
     query_mask: BoolArray | None,
     gallery_mask: BoolArray | None,
     **options: Any,
-) -> list[list[tuple[Trial, Ranks]]]:
-    """The trials of each protocol with their ranks; `options` are those of `rank_trials`."""
+) -> list[tuple[Trial, Ranks]]:
+    """The trials of a protocol with their ranks; `options` are those of `rank_trials`."""
     if not isinstance(embeddings, Embeddings):
         raise DataError(
             f"embeddings is of type {type(embeddings).__name__}: give fmcnet.Embeddings, which know identity, camera "
             "and modality of each row"
         )
-    for protocol in protocols:
-        if not isinstance(protocol, Protocol):
-            raise ProtocolError(
-                f"{protocol!r} is no protocol: give one of fmcnet.protocols, as protocols.sysu()"
-            )
-    plans = [
-        protocol.trials(embeddings, query_mask=query_mask, gallery_mask=gallery_mask)
-        for protocol in protocols
+    if not isinstance(protocol, Protocol):
+        raise ProtocolError(f"{protocol!r} is no protocol: give one of fmcnet.protocols, as protocols.sysu()")
+    trials = protocol.trials(embeddings, query_mask=query_mask, gallery_mask=gallery_mask)
+    # Trials of equal queries share their similarities.
+    groups = [[trial] for trial in trials] if protocol.drawn == "query" else [trials]
+    ranks = [
+        ranked for group in groups for ranked in rank_trials(embeddings, group, protocol.skip, **options)
     ]
-    # Trials of equal queries and skip rule share their similarities.
-    groups: dict[tuple[bytes, SkipRule], list[Trial]] = {}
-    for protocol, trials in zip(protocols, plans, strict=True):
-        for trial in trials:
-            groups.setdefault((trial[0].tobytes(), protocol.skip), []).append(trial)
-    ranks = {key: iter(rank_trials(embeddings, group, key[1], **options)) for key, group in groups.items()}
-    return [
-        [(trial, next(ranks[trial[0].tobytes(), protocol.skip])) for trial in trials]
-        for protocol, trials in zip(protocols, plans, strict=True)
-    ]
+    return list(zip(trials, ranks, strict=True))
 
 
 def copies_note(features: NDArray[np.float32], of_query: BoolArray | None = None) -> str:
@@ -387,7 +356,7 @@ def query_scores(
 
     Arguments and errors as `evaluate`.
     """
-    [trials] = _rank_protocols(embeddings, [protocol], query_mask, gallery_mask, distance=distance)
+    trials = _rank(embeddings, protocol, query_mask, gallery_mask, distance=distance)
     times, ap, hit = np.zeros((3, len(embeddings)))
     for (query, _), ranks in trials:
         counted = ranks.matches > 0

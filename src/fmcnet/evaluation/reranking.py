@@ -10,7 +10,7 @@ with full matrices.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -117,7 +117,7 @@ def rank_with_extras(
     chunk = max(1, chunk_bytes // (32 * len(gallery)))
     # A rule that needs the query's identity hides no neighbour: that would leak the answer.
     rule = skip if skip.hides_others else SkipRule()
-    reranked: Reranked | None = None
+    reranked: Callable[[IntArray], Matrix] | None = None
     for extra in extras:
         if isinstance(extra, QueryExpansion):
             parts = []
@@ -126,86 +126,59 @@ def rank_with_extras(
                 parts.append(extra.apply(query[start : start + chunk], gallery, hidden))
             query = np.concatenate(parts)
         else:
-            reranked = k_reciprocal(query, gallery, extra.k1, extra.k2, extra.weight, chunk_bytes=chunk_bytes)
+            reranked = k_reciprocal(query, gallery, extra, chunk_bytes=chunk_bytes)
 
     def similarities(positions: IntArray) -> Matrix:
-        return query[positions] @ gallery.T if reranked is None else -reranked.distances(positions)
+        return query[positions] @ gallery.T if reranked is None else -reranked(positions)
 
     return rank_given(embeddings, trial, skip, similarities, tie=similarity.tie, chunk_bytes=chunk_bytes)
 
 
-@dataclass(frozen=True)
-class Reranked:
-    """The final distances of a trial, computed for some queries at a time.
-
-    Attributes:
-        images: (Q + G, D), queries first.
-        queries: Q.
-        farthest: (Q + G,) each image's largest squared distance.
-        encoding: (Q + G, Q + G) sparse rows (CSR), the averaged encodings V, each of sum 1.
-        gallery_encoding: (G, Q + G) the gallery's rows of it, by column (CSC).
-        weight: lambda, the share of the original distance in the final one.
-    """
-
-    images: Matrix
-    queries: int
-    farthest: Matrix
-    encoding: Any
-    gallery_encoding: Any
-    weight: float
-
-    def distances(self, positions: IntArray) -> Matrix:
-        """(q, G) final distances of the queries at some positions: (1 - lambda) Jaccard + lambda original."""
-        original = squared_distances(self.images[positions], self.images[self.queries :])
-        original /= self.farthest[positions, None]
-        jaccard = np.empty_like(original)
-        for row, query in enumerate(positions.tolist()):
-            # The overlap of two encodings is the sum of their smaller entries; only columns of both count.
-            entries = slice(*self.encoding.indptr[query : query + 2])
-            shared = self.gallery_encoding[:, self.encoding.indices[entries]]
-            own = np.repeat(self.encoding.data[entries], np.diff(shared.indptr))
-            overlap = np.bincount(shared.indices, np.minimum(shared.data, own), original.shape[1])
-            jaccard[row] = 1 - overlap / (2 - overlap)  # rows of V sum to 1: sum max = 2 - sum min
-        return np.asarray((1 - self.weight) * jaccard + self.weight * original)
-
-
 def k_reciprocal(
-    query: Matrix,
-    gallery: Matrix,
-    k1: int = 20,
-    k2: int = 6,
-    weight: float = 0.3,
-    *,
-    chunk_bytes: int = CHUNK_BYTES,
-) -> Reranked:
+    query: Matrix, gallery: Matrix, rule: KReciprocal, *, chunk_bytes: int = CHUNK_BYTES
+) -> Callable[[IntArray], Matrix]:
     """Prepare the re-ranking of a trial.
 
     Args:
         query: (Q, D) float64 embeddings, of unit length for cosine.
         gallery: (G, D) float64.
-        k1: neighbours that must be mutual, 1 or more.
-        k2: neighbours over which the encoding is averaged, 1 or more.
-        weight: lambda, the share of the original distance in the final one, 0..1.
+        rule: its numbers.
         chunk_bytes: bound of a block of distances.
 
     Returns:
-        What the final distances of any query are computed from.
+        A function from positions (q,) of queries to their final distances (q, G): (1 - lambda) Jaccard + lambda
+        original. Only the queries asked for are computed.
     """
     from scipy.sparse import csr_array
 
     images = np.concatenate([query, gallery])
     n = len(images)
-    neighbours, farthest = _nearest_neighbours(images, min(max(k1 + 1, k2), n), chunk_bytes)
-    mutual = _mutual_neighbours(neighbours[:, : k1 + 1])
-    narrow = _mutual_neighbours(neighbours[:, : int(np.around(k1 / 2)) + 1])
+    neighbours, farthest = _nearest_neighbours(images, min(max(rule.k1 + 1, rule.k2), n), chunk_bytes)
+    mutual = _mutual_neighbours(neighbours[:, : rule.k1 + 1])
+    narrow = _mutual_neighbours(neighbours[:, : int(np.around(rule.k1 / 2)) + 1])
     groups = [_expand_reciprocal(i, mutual, narrow) for i in range(n)]
     encoding = _encode(images, farthest, groups, chunk_bytes)
-    if k2 > 1:
-        nearest = neighbours[:, :k2]
+    if rule.k2 > 1:
+        nearest = neighbours[:, : rule.k2]
         rows = np.repeat(np.arange(n), nearest.shape[1])
         share = np.full(nearest.size, 1 / nearest.shape[1])
         encoding = csr_array(csr_array((share, (rows, nearest.ravel())), shape=(n, n)) @ encoding)
-    return Reranked(images, len(query), farthest, encoding, encoding[len(query) :].tocsc(), weight)
+    of_gallery = encoding[len(query) :].tocsc()
+
+    def distances(positions: IntArray) -> Matrix:
+        original = squared_distances(query[positions], gallery)
+        original /= farthest[positions, None]
+        jaccard = np.empty_like(original)
+        for row, position in enumerate(positions.tolist()):
+            # The overlap of two encodings is the sum of their smaller entries; only columns of both count.
+            entries = slice(*encoding.indptr[position : position + 2])
+            shared = of_gallery[:, encoding.indices[entries]]
+            own = np.repeat(encoding.data[entries], np.diff(shared.indptr))
+            overlap = np.bincount(shared.indices, np.minimum(shared.data, own), original.shape[1])
+            jaccard[row] = 1 - overlap / (2 - overlap)  # rows sum to 1: sum of maxima = 2 - that of minima
+        return np.asarray((1 - rule.weight) * jaccard + rule.weight * original)
+
+    return distances
 
 
 def _encode(images: Matrix, farthest: Matrix, groups: list[IntArray], chunk_bytes: int) -> Any:

@@ -216,8 +216,9 @@ def fit_calibration(
     fold = folds_of(embeddings.pid, min(FOLDS, max(1, identities // 4)))
     curves: dict[tuple[Modality, Modality], Curve] = {}
     held_out_results: dict[str, Any] = {}
+    masks: dict[str, Any] = {"query_mask": query_mask, "gallery_mask": gallery_mask}
     for pair in DIRECTIONS:
-        counts = count_pairs(embeddings, *pair, fold=fold, query_mask=query_mask, gallery_mask=gallery_mask)
+        counts = count_pairs(embeddings, *pair, fold=fold, **masks)
         total = counts.sum(axis=(0, 1))
         if total.sum(axis=1).min() < MIN_PAIRS:
             continue
@@ -232,9 +233,13 @@ def fit_calibration(
         )
     facts = {"identities": identities, "images": len(embeddings), **(source or {})}
     unknown, shares = dict[str, int](), list[str]()
+    known = embeddings.camid != NO_CAMERA
+    of_known = {name: known if mask is None else known & mask for name, mask in masks.items()}
     for pair, curve in curves.items():
-        count = _unknown_pairs(embeddings, pair[0], query_mask, gallery_mask) if pair[0] is pair[1] else 0
-        if count:
+        if pair[0] is not pair[1] or known.all():
+            continue
+        counts = count_pairs(embeddings, *pair, fold=fold, **of_known)
+        if count := curve.same - int(counts[:, :, 1].sum()):
             unknown[direction(*pair)] = count
             shares.append(f"{count:,} of {curve.same:,} {direction(*pair)}")
     if unknown:
@@ -385,26 +390,6 @@ def count_pairs(
         index = np.ravel_multi_index(place, counts.shape)
         counts += np.bincount(index[counted], minlength=counts.size).reshape(counts.shape)
     return counts
-
-
-def _unknown_pairs(
-    embeddings: Embeddings,
-    modality: Modality,
-    query_mask: BoolArray | None,
-    gallery_mask: BoolArray | None,
-) -> int:
-    """How many pairs of one person within a modality `count_pairs` counts though a camera of them is unknown."""
-    pids, index = np.unique(embeddings.pid, return_inverse=True)
-
-    def count(rows: BoolArray) -> int:
-        query, gallery = (rows if mask is None else rows & mask for mask in (query_mask, gallery_mask))
-        q, g, both = (
-            np.bincount(index[mask], minlength=len(pids)) for mask in (query, gallery, query & gallery)
-        )
-        return int((q * g - both - both * (both - 1) // 2).sum())
-
-    rows = embeddings.modality == modality.code
-    return count(rows) - count(rows & (embeddings.camid != NO_CAMERA))
 
 
 def fit(same: IntArray, different: IntArray) -> Curve:

@@ -146,23 +146,7 @@ def read_pixels(
     Raises:
         DataError: when it cannot be read, has no pixels or not the shape or type of an image.
     """
-    if isinstance(source, Image.Image):
-        image = to_rgb(source, value_range)
-    elif isinstance(source, (str, Path)):
-        image = open_rgb(source, value_range)
-    else:
-        array = _from_tensor(source) if _is_tensor(source) else source
-        if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3))):
-            advice = (
-                ": scale it to 0..255 and convert it with .astype('uint8')" if array.dtype.kind == "f" else ""
-            )
-            raise DataError(
-                f"an image array must be (H, W, 3) or (H, W) uint8, 0..255, got {array.shape} {array.dtype}{advice}"
-            )
-        if not array.size:
-            raise DataError(f"it has no pixels: {array.shape}")
-        grey = array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array
-        image = Image.fromarray(np.ascontiguousarray(grey)).convert("RGB")
+    image = _read_image(source, value_range)
     pixels = resize(image, height, width)
     if remarks is not None:
         add_remarks(image, pixels, name, remarks)
@@ -170,25 +154,36 @@ def read_pixels(
 
 
 def thumbnail(source: Any, value_range: ValueRange | None = None, size: tuple[int, int] = THUMBNAIL) -> bytes:
-    """A JPEG of at most `size`, without metadata, of a path, a Pillow image or an (H, W, 3) uint8 array.
+    """A JPEG of at most `size`, without metadata, of an item's source.
 
     Raises:
-        DataError: when it cannot be read. FmcnetError: for anything else.
+        DataError: as `read_pixels`.
     """
-    if isinstance(source, (str, Path)):
-        image = open_rgb(source, value_range)
-    elif isinstance(source, Image.Image):
-        image = to_rgb(source, value_range).copy()
-    elif isinstance(source, np.ndarray) and source.dtype == np.uint8 and source.ndim == 3:
-        image = Image.fromarray(source).convert("RGB")
-    else:
-        raise FmcnetError(
-            f"keep_images takes paths, Pillow images and uint8 arrays, not {type(source).__name__}"
-        )
+    image = _read_image(source, value_range).copy()  # a Pillow image stays as it is
     image.thumbnail(size)
     buffer = io.BytesIO()
     Image.frombytes("RGB", image.size, image.tobytes()).save(buffer, "JPEG", quality=85)
     return buffer.getvalue()
+
+
+def _read_image(source: Any, value_range: ValueRange | None) -> Image.Image:
+    """One item's source, of mode RGB; raises as `read_pixels`."""
+    if isinstance(source, Image.Image):
+        return to_rgb(source, value_range)
+    if isinstance(source, (str, Path)):
+        return open_rgb(source, value_range)
+    array = _from_tensor(source) if _is_tensor(source) else source
+    if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3))):
+        advice = (
+            ": scale it to 0..255 and convert it with .astype('uint8')" if array.dtype.kind == "f" else ""
+        )
+        raise DataError(
+            f"an image array must be (H, W, 3) or (H, W) uint8, 0..255, got {array.shape} {array.dtype}{advice}"
+        )
+    if not array.size:
+        raise DataError(f"it has no pixels: {array.shape}")
+    grey = array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array
+    return Image.fromarray(np.ascontiguousarray(grey)).convert("RGB")
 
 
 def read_ahead(

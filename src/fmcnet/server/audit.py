@@ -43,7 +43,6 @@ class AuditLog:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.failed = False
-        self._torn = _ends_torn(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._append(b"")
@@ -67,14 +66,13 @@ class AuditLog:
         stamp = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
         line = json.dumps({"time": stamp, **_shorten(facts)}, ensure_ascii=True, default=str).encode() + b"\n"
         with self._lock:
-            if self._torn:
-                line = b"\n" + line  # what was cut off stays a line of its own
+            if _ends_torn(self.path):  # what was cut off stays a line of its own
+                line = b"\n" + line
             reason = "a part of the line was written"
             try:
                 written = self._append(line)
             except OSError as error:
                 written, reason = 0, error.strerror or reason
-            self._torn = written != len(line) and (self._torn or written > 0)
         self.failed = written != len(line)
         if self.failed:
             logger.error("%s cannot be written: %s", self.path, reason)
@@ -151,7 +149,7 @@ def _shorten(value: Any) -> Any:
 
 
 def _ends_torn(path: Path) -> bool:
-    """Whether a crash left the file's last line unfinished."""
+    """Whether a crash or a full disk left the file's last line unfinished."""
     try:
         with path.open("rb") as stream:
             stream.seek(-1, os.SEEK_END)

@@ -20,7 +20,6 @@ from typing import NamedTuple
 from pebble import ProcessExpired, ProcessPool
 from PIL import Image
 
-from fmcnet.data.pixels import ValueRange
 from fmcnet.processes import ignored, worker_environment
 from fmcnet.server.errors import ApiError, overloaded
 from fmcnet.server.limits import Limits
@@ -28,6 +27,7 @@ from fmcnet.server.uploads import (
     SMALLEST,
     DecodedUpload,
     DecodeRules,
+    Upload,
     UploadError,
     decode_cost,
     decode_upload,
@@ -43,15 +43,6 @@ START_SECONDS = 60.0
 """For the first image of each queue, which waits for its process's imports."""
 CROP_SECONDS = 1.0
 """After which a crop is decoded again as a large image, so that it does not hold the others."""
-
-
-class Upload(NamedTuple):
-    """An image file, the values that become 0 and 255, and whether to keep a picture of it."""
-
-    name: str
-    data: bytes
-    value_range: ValueRange | None = None
-    keep: bool = False
 
 
 @dataclass
@@ -98,10 +89,7 @@ class _Queue:
 
     def _schedule(self, image: _Image) -> Future[DecodedUpload]:
         """Hand an image to the pool. A pool whose processes died is replaced once."""
-        upload, rules = image.upload, self.rules
-        rules = rules._replace(value_range=upload.value_range, keep=upload.keep or rules.keep)
-        arguments = [upload.data, upload.name, rules]
-        seconds = image.seconds or self._seconds
+        arguments, seconds = [image.upload, self.rules], image.seconds or self._seconds
         try:
             return self._pool.schedule(decode_upload, args=arguments, timeout=seconds)
         except RuntimeError as error:

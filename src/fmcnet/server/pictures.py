@@ -6,13 +6,12 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 from fmcnet.errors import FmcnetError
 from fmcnet.files import private_mode, write_atomically
 from fmcnet.parsing import read_text
-from fmcnet.retrieval import Entry
 
 OWNER = "gallery.txt"
 READING = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
@@ -114,44 +113,3 @@ class SourceImages:
                 return stream.read(LARGEST_SOURCE)
         except (OSError, ValueError, RuntimeError):
             return None
-
-
-class Pictures:
-    """What the page may show of an entry: the kept crop, else the gallery's own, else the source, else nothing.
-
-    Args:
-        kept: crops of entries that this service added.
-        sources: the files that entries came from.
-        stored: `Gallery.picture`: what `fmcnet index --keep-images` kept.
-    """
-
-    def __init__(
-        self,
-        kept: KeptImages | None = None,
-        sources: SourceImages | None = None,
-        stored: Callable[[str], bytes | None] | None = None,
-    ) -> None:
-        self.kept, self.sources, self.stored = kept, sources, stored
-
-    @property
-    def any(self) -> bool:
-        """Whether there can be pictures beside the gallery's own."""
-        return self.kept is not None or self.sources is not None
-
-    def read(self, entry: Entry) -> bytes | None:
-        """A JPEG that was kept, or None."""
-        picture = self.kept.read(entry.id) if self.kept is not None else None
-        if picture is None and self.stored is not None:
-            picture = self.stored(entry.id)
-        return picture
-
-    def source(self, entry: Entry) -> bytes | None:
-        """The file that an entry came from, to be decoded as an upload is, or None."""
-        if self.sources is None or entry.source is None:
-            return None
-        return self.sources.read(entry.source)
-
-    def forget(self, ids: Iterable[str]) -> None:
-        """Remove the kept crops of entries that were removed."""
-        if self.kept is not None:
-            self.kept.remove(ids)

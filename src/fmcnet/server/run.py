@@ -33,7 +33,7 @@ from fmcnet.server.app import Network, check_root_path, create_app
 from fmcnet.server.audit import AuditLog
 from fmcnet.server.keys import VARIABLE, Keys, read_keys
 from fmcnet.server.limits import Limits
-from fmcnet.server.pictures import KeptImages, Pictures, SourceImages
+from fmcnet.server.pictures import KeptImages, SourceImages
 from fmcnet.server.security import is_loopback
 from fmcnet.server.service import Service
 
@@ -168,13 +168,11 @@ def serve(settings: ServeOptions) -> None:
             searcher = Searcher(encoder, gallery)
             location = gallery.location  # of a cluster: without its password
             location = location if "://" in location else str(Path(location).absolute())
-            kept, sources = settings.keep_images, settings.show_sources
-            pictures = Pictures(
-                None if kept is None else KeptImages(kept, location),
-                None if sources is None else SourceImages(sources),
-            )
+            folder, root = settings.keep_images, settings.show_sources
+            kept = None if folder is None else KeptImages(folder, location)
+            sources = None if root is None else SourceImages(root)
             audit = AuditLog(settings.audit or audit_path(settings.gallery))
-            service = Service(searcher, audit, settings.limits, pictures, read_only)
+            service = Service(searcher, audit, settings.limits, kept, sources, read_only)
             service.warm()
             _run(settings, keys, service, listener)
 

@@ -23,11 +23,11 @@ from fmcnet.names import printable
 from fmcnet.retrieval import Entry, Gallery, Searcher
 from fmcnet.server.audit import AuditLog
 from fmcnet.server.batching import Batcher
-from fmcnet.server.decoding import DecoderPool, Upload
+from fmcnet.server.decoding import DecoderPool
 from fmcnet.server.errors import ApiError, refused_at
 from fmcnet.server.limits import Limits
-from fmcnet.server.pictures import Pictures
-from fmcnet.server.uploads import DecodeRules
+from fmcnet.server.pictures import KeptImages, SourceImages
+from fmcnet.server.uploads import DecodeRules, Upload
 from fmcnet.types import Embeddings, Modality, parse_modality
 
 logger = logging.getLogger(__name__)
@@ -100,7 +100,8 @@ class Service:
         searcher: its encoder and gallery are used; the gallery is closed when the service stops.
         audit: the audit log, closed when the service stops.
         limits: its bounds.
-        pictures: what the page may show, beside the gallery's own pictures.
+        kept: crops of entries that this service added; None: they are not kept.
+        sources: the files that entries came from, as far as the page may show them; None: none.
         read_only: the gallery was opened read-only.
 
     Attributes:
@@ -113,11 +114,12 @@ class Service:
         searcher: Searcher,
         audit: AuditLog,
         limits: Limits | None = None,
-        pictures: Pictures | None = None,
+        kept: KeptImages | None = None,
+        sources: SourceImages | None = None,
         read_only: bool = False,
     ) -> None:
         self.audit, self.read_only = audit, read_only
-        self.limits, self.pictures = limits or Limits(), pictures or Pictures()
+        self.limits, self.kept, self.sources = limits or Limits(), kept, sources
         self.encoder = searcher.encoder
         self._use(searcher)
         self._reopening = threading.Lock()
@@ -129,14 +131,14 @@ class Service:
         self._batcher = Batcher(
             network, batch=bounds.batch, wait=bounds.wait, queue=bounds.queue, seen=self.metrics.batched
         )
-        size, keep = (self.encoder.height, self.encoder.width), self.pictures.kept is not None
-        self._decoders = DecoderPool(DecodeRules(bounds.pixels, *size, keep), bounds)
+        self._decoders = DecoderPool(
+            DecodeRules(bounds.pixels, self.encoder.height, self.encoder.width), bounds
+        )
         self._workers = ThreadPoolExecutor(4, thread_name_prefix="gallery")
         self._chores: asyncio.Task[None] | None = None
 
     def _use(self, searcher: Searcher) -> None:
         self.searcher, self.gallery = searcher, searcher.gallery
-        self.pictures.stored = self.gallery.picture
 
     def _reopen(self) -> None:
         """Open the gallery that replaced this one; 503 where there is none, or its model differs."""
@@ -207,7 +209,7 @@ class Service:
 
     async def _do_chores(self) -> None:
         """Every hour remove kept crops whose entries another program removed."""
-        kept = self.pictures.kept
+        kept = self.kept
         while kept is not None:
             try:
                 gone = await self.work(lambda: kept.sweep(entry.id for entry, _ in self.gallery.scan()))
@@ -248,10 +250,13 @@ class Service:
         Raises:
             ApiError: 503, when sources cannot be decoded now.
         """
-        picture = await self.work(lambda: self.pictures.read(entry))
-        source = None if picture is not None else await self.work(lambda: self.pictures.source(entry))
-        if source is None:
+        kept, sources, path = self.kept, self.sources, entry.source
+        if kept is not None and (picture := await self.work(lambda: kept.read(entry.id))) is not None:
             return picture
+        if (picture := await self.work(lambda: self.gallery.picture(entry.id))) is not None:
+            return picture
+        if sources is None or path is None or (source := await self.work(lambda: sources.read(path))) is None:
+            return None
         try:
             value_range = await self.work(lambda: self.searcher.resolve_range())
             upload = Upload("the source", source, value_range, keep=True)
@@ -271,8 +276,10 @@ class Service:
             await loop.run_in_executor(self._workers, self._reopen)
             return await loop.run_in_executor(self._workers, do)
 
-    async def embed(self, uploads: Sequence[Upload], modality: Sequence[str], caller: Caller) -> Embedded:
-        """Embed N uploads; deep ones with their own value range or the gallery's.
+    async def embed(
+        self, uploads: Sequence[Upload], modality: Sequence[str], caller: Caller, *, keep: bool = False
+    ) -> Embedded:
+        """Embed N uploads; deep ones with their own value range or the gallery's. With `keep` make pictures of them.
 
         The pixels are processed as by `Encoder.encode`; only the batches are shared with other requests.
 
@@ -289,7 +296,7 @@ class Service:
             modalities = [parse_modality(text) for text in modality]
         modalities *= count // len(modalities)
         default = await self.work(lambda: self.searcher.resolve_range())
-        ranged = [upload._replace(value_range=upload.value_range or default) for upload in uploads]
+        ranged = [upload._replace(value_range=upload.value_range or default, keep=keep) for upload in uploads]
         decoded = await _unless_gone(self._decoders.decode(ranged, caller.name), caller)
         remarks, ranges = Remarks(), list[ValueRange | None]()
         for upload, image, image_modality in zip(ranged, decoded, modalities, strict=True):

@@ -32,14 +32,21 @@ _FRAME = re.compile(rb"\xff[\xc0-\xc3\xc5-\xc7\xc9-\xcb\xcd-\xcf]..[\x08\x0c](..
 """Begins the frame of a JPEG: its height and width."""
 
 
+class Upload(NamedTuple):
+    """An image file, the values that become 0 and 255, and whether to keep a picture of it."""
+
+    name: str
+    data: bytes
+    value_range: ValueRange | None = None
+    keep: bool = False
+
+
 class DecodeRules(NamedTuple):
-    """Most pixels of an upload, by its header; the model's input; whether to keep a picture; a range of values."""
+    """Most pixels of an upload, by its header, and the model's input."""
 
     pixels: int
     height: int
     width: int
-    keep: bool = False
-    value_range: ValueRange | None = None
 
 
 class DecodedUpload(NamedTuple):
@@ -89,18 +96,18 @@ def decode_cost(data: bytes) -> int:
     return max(pixels * data.count(b"\xff\xda"), BYTE * len(data))
 
 
-def decode_upload(data: bytes, name: str, rules: DecodeRules) -> DecodedUpload:
+def decode_upload(upload: Upload, rules: DecodeRules) -> DecodedUpload:
     """What the service needs of one uploaded file.
 
     Raises:
         UploadError: as `decode`.
     """
-    image = decode(data, name, rules.pixels, rules.value_range)
+    image = decode(upload.data, upload.name, rules.pixels, upload.value_range)
     remarks = Remarks()
-    pixels = read_pixels(image, rules.height, rules.width, remarks=remarks, name=name)
+    pixels = read_pixels(image, rules.height, rules.width, remarks=remarks, name=upload.name)
     return DecodedUpload(
         pixels,
-        thumbnail(image, size=THUMBNAIL_SIZE) if rules.keep else None,
+        thumbnail(image, size=THUMBNAIL_SIZE) if upload.keep else None,
         image.width * image.height,
         tuple(dict.fromkeys((*image.info[REMARKS], *remarks.kinds()))),
     )

@@ -17,10 +17,10 @@ from fmcnet.data.pixels import parse_range
 from fmcnet.errors import GalleryError
 from fmcnet.retrieval import Where
 from fmcnet.retrieval.records import as_known_pid, as_pid
-from fmcnet.server.decoding import Upload
 from fmcnet.server.errors import ApiError, refused_at
 from fmcnet.server.schemas import ModalityName
 from fmcnet.server.service import Caller, Service
+from fmcnet.server.uploads import Upload
 
 _Read = TypeVar("_Read")
 

@@ -151,12 +151,12 @@ async def add(
             for moment in time:  # `fmcnet gallery expire` would remove what a clock that was never set dates
                 check_clock(moment, f"time {moment.isoformat()}")
         uploads = await validation.read_uploads(images, value_range)
-        crops = await service.embed(uploads, modality, sender)
+        crops = await service.embed(uploads, modality, sender, keep=service.kept is not None)
         with refused_at("range", RANGE_FIELD):
             await service.work(lambda: service.searcher.check_ranges(crops.ranges, RANGE_FIELD))
         async with service.changing:  # nobody adds or removes one of these before their crops are kept
             existing: set[str] = set()
-            if on_duplicate == "skip" and service.pictures.kept is not None:
+            if on_duplicate == "skip" and service.kept is not None:
                 existing = await service.work(lambda: {given for given in id if given in service.gallery})
             columns["tags"] = [tag] * n
             rest: dict[str, Any] = {
@@ -262,7 +262,7 @@ def _metadata_column(values: Sequence[Any], images: int, name: str) -> Any:
 
 def _store_pictures(service: Service, pictures: list[tuple[str, bytes | None]]) -> list[str]:
     """Store the pictures of new entries; failures are notes, for the entries are stored."""
-    kept = service.pictures.kept
+    kept = service.kept
     if kept is None:
         return []
     try:
@@ -319,11 +319,16 @@ def _remove_entries(service: Service, where: Where, expect: int | None, log: dic
         except GalleryError:
             # another writer: none is gone; a reader or a full disk: all are, but the log holds them
             removed = [entry_id for entry_id in ids if entry_id not in service.gallery]
-            service.pictures.forget(removed)
+            _forget_pictures(service, removed)
             log.update(ids=removed, removed=len(removed))
             raise
-        service.pictures.forget(ids)
+        _forget_pictures(service, ids)
     return ids
+
+
+def _forget_pictures(service: Service, ids: Sequence[str]) -> None:
+    if service.kept is not None:
+        service.kept.remove(ids)
 
 
 @router.delete("/entries/{entry_id:path}", summary="Remove an entry, provably")

@@ -133,8 +133,10 @@ async def gallery(service: Running, request: Request) -> GalleryBody:
         model=service.encoder.digest,
         dimension=service.dimension,
         calibrated=service.encoder.calibrated,
-        pictures=service.pictures.any or await service.work(lambda: service.gallery.has_pictures),
-        keeps_images=service.pictures.kept is not None,
+        pictures=service.kept is not None
+        or service.sources is not None
+        or await service.work(lambda: service.gallery.has_pictures),
+        keeps_images=service.kept is not None,
         cameras=await service.work(lambda: service.gallery.cameras()),
         may=state["scopes"],
         key=state["key"],
