@@ -18,6 +18,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from pathlib import Path
 
@@ -37,6 +38,57 @@ def _server():
     )
 
 
+def _say(asked):
+    """What the server answers, a line."""
+    server = _server()
+    server.stdin.write(json.dumps(asked, default=str) + "\n")
+    server.stdin.flush()
+    return server.stdout.readline().strip()
+
+
+class Running:
+    """The `fmcnet` command in a session of its own; used as a `subprocess.Popen` of texts."""
+
+    def __init__(self, *arguments, together=False):
+        self._folder = tempfile.TemporaryDirectory()
+        self._out = Path(self._folder.name, "out")
+        self._error = self._out if together else Path(self._folder.name, "error")
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        asked = {
+            "cwd": ROOT,
+            "out": self._out,
+            "error": self._error,
+            "environment": environment,
+            "timeout": 0,
+        }
+        self.pid = int(_say({**asked, "start": [*map(str, arguments)]}))
+        self.returncode = None
+
+    def poll(self):
+        if self.returncode is None and (status := _say({"poll": self.pid})):
+            self.returncode = int(status)
+        return self.returncode
+
+    def wait(self, timeout=60):
+        deadline = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired("fmcnet", timeout)
+            time.sleep(0.02)
+        return self.returncode
+
+    def send_signal(self, number):
+        os.kill(self.pid, number)
+
+    def kill(self):
+        if self.poll() is None:
+            self.send_signal(signal.SIGKILL)
+
+    def communicate(self, timeout=60):
+        self.wait(timeout)
+        return self._out.read_text(), self._error.read_text()
+
+
 def _ask(cwd, timeout, more=None, **what):
     """Exit code, standard output and standard error of a forked process; `more` goes into its environment."""
     with tempfile.TemporaryDirectory() as folder:
@@ -45,10 +97,7 @@ def _ask(cwd, timeout, more=None, **what):
         asked = {
             "cwd": cwd, "out": out, "error": error, "environment": environment, "timeout": timeout, **what
         }  # fmt: skip
-        server = _server()
-        server.stdin.write(json.dumps(asked, default=str) + "\n")
-        server.stdin.flush()
-        return int(server.stdout.readline()), out.read_text(), error.read_text()
+        return int(_say(asked)), out.read_text(), error.read_text()
 
 
 def apart(function, timeout=300, **arguments):
@@ -73,20 +122,24 @@ def _command(arguments, processes):
     from fmcnet.__main__ import main
 
     sys.argv = ["fmcnet", *arguments]
+    if processes == 1:
+        main()
     sys.exit(max(map(abs, ends(job(main, processes)))))
 
 
 def _do(asked):
     """What was asked for, in the process forked for it."""
-    for place, mode, number in ((os.devnull, "r", 0), (asked["out"], "w", 1), (asked["error"], "w", 2)):
+    for place, mode, number in ((os.devnull, "r", 0), (asked["out"], "a", 1), (asked["error"], "a", 2)):
         with Path(place).open(mode) as stream:
             os.dup2(stream.fileno(), number)
-    os.setpgid(0, 0)
+    os.setsid()
     signal.alarm(asked["timeout"])
     os.environ.clear()
     os.environ.update(asked["environment"])
     os.chdir(asked["cwd"])
-    if "script" in asked:
+    if "start" in asked:
+        _command(asked["start"], 1)
+    elif "script" in asked:
         sys.argv = asked["script"]
         sys.path[0] = str(Path(sys.argv[0]).parent)
         runpy.run_path(sys.argv[0], run_name="__main__")
@@ -96,11 +149,19 @@ def _do(asked):
 
 
 def _serve():
-    """Fork for each line; print the exit status of what was forked."""
+    """Fork for each line; print the exit status of what was forked, or the process id of what was started."""
     for line in sys.stdin:
+        asked = json.loads(line)
+        if "poll" in asked:
+            pid, status = os.waitpid(asked["poll"], os.WNOHANG)
+            print(os.waitstatus_to_exitcode(status) if pid else "", flush=True)
+            continue
         child = os.fork()
         if not child:
-            _exit_after(lambda line=line: _do(json.loads(line)))
+            _exit_after(lambda asked=asked: _do(asked))
+        if "start" in asked:
+            print(child, flush=True)
+            continue
         status = ends([child])
         with contextlib.suppress(ProcessLookupError):  # what it forked, if it was ended by its alarm
             os.killpg(child, signal.SIGKILL)

@@ -31,6 +31,7 @@ from fmcnet.training import selection
 from tests.cli import run_command
 from tests.data import trees
 from tests.experiments.fake_run import FakeRun
+from tests.forked import Running
 
 LONG = 30
 
@@ -383,9 +384,7 @@ def test_devices_without_a_gpu():
 def test_killed_it_goes_on_and_repeats_nothing(tmp_path, workers):
     """kill -9 in the middle of a training; the workers of a killed study end by themselves."""
     out = tmp_path / "s"
-    running = subprocess.Popen(
-        command(out, "--jobs", str(workers)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    running = Running(*words(out, "--jobs", workers))
     try:
         wait_for(lambda: list((out / "runs").glob("*/result.json")))
         cut = wait_for(lambda: under_way(out, LONG // 2))  # for a worker does some steps more before it ends
@@ -410,13 +409,7 @@ def test_killed_it_goes_on_and_repeats_nothing(tmp_path, workers):
 @pytest.mark.parametrize(("workers", "sent"), [(1, signal.SIGINT), (2, signal.SIGINT), (2, signal.SIGTERM)])
 def test_ctrl_c_or_sigterm_ends_it_with_one_sentence(tmp_path, workers, sent):
     out = tmp_path / "s"
-    running = subprocess.Popen(
-        command(out, "--jobs", str(workers)),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    running = Running(*words(out, "--jobs", workers))
     wait_for(lambda: under_way(out))
     workers_of_it = spawned_by(running.pid)  # none, where there is no /proc
     for pid in workers_of_it:

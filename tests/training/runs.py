@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from fmcnet.models.checkpoint import weights_digest
 from fmcnet.training.loggers import read_log
+from tests import forked
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
@@ -34,7 +35,9 @@ def environment():
 
 
 def start(*arguments, processes=1):
-    """Begin a command in a session of its own."""
+    """Begin a command in a session of its own; standard output and error together."""
+    if processes == 1:
+        return forked.Running(*arguments, together=True)
     return subprocess.Popen(
         command(*arguments, processes=processes),
         env=environment(),
