@@ -8,20 +8,26 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from multiprocessing import resource_tracker
 from typing import Any
 
 WORKER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"}
 
 
 @contextlib.contextmanager
-def worker_environment() -> Iterator[None]:
-    """Processes started meanwhile have one CPU thread, and import no module of the working folder.
+def starting_workers() -> Iterator[None]:
+    """What worker processes that are started in this block get: the environment above, and no Ctrl-C.
 
-    multiprocessing starts its processes by `python -c`, which looks there first: a `random.py` would be imported for
-    Python's own. Python 3.10 cannot be told otherwise.
+    Their parent ends them. Its own Ctrl-C waits for the end of the block. multiprocessing starts processes by
+    `python -c`, which looks in the working folder first: a `random.py` there would be imported for Python's own.
+    Python 3.10 cannot be told otherwise.
     """
     before = {name: os.environ.get(name) for name in WORKER_ENVIRONMENT}
     os.environ.update(WORKER_ENVIRONMENT)
+    masks = hasattr(signal, "pthread_sigmask")  # not on Windows
+    if masks:
+        resource_tracker.ensure_running()  # its start would let Ctrl-C through
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
     finally:
@@ -30,6 +36,17 @@ def worker_environment() -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+        if masks:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # raises KeyboardInterrupt where one waits
+
+
+def start_fork_server() -> None:
+    """Start multiprocessing's fork server, where the system has one, by `starting_workers`."""
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        from multiprocessing import forkserver  # not on Windows
+
+        with starting_workers():
+            forkserver.ensure_running()
 
 
 def end_with_parent() -> None:

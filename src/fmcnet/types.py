@@ -285,7 +285,7 @@ class Embeddings:
 
         Args:
             path: the file; missing folders are made, an older file is replaced.
-            dataset: the name of their table ("sysu", "regdb", "llcm", "csv"), whose protocol `fmcnet score` takes.
+            dataset: whose protocol `fmcnet score` takes: "sysu", "regdb", "llcm", or "csv" for any other table.
 
         Returns:
             The path.

@@ -280,7 +280,6 @@ def test_rows_of_nobody_known_are_evaluated_where_the_protocol_names_them(people
     assert "there is no file 'none.jpg'" in run_command(*words, code=2).output
 
 
-@pytest.mark.usefixtures("no_pictures")
 def test_evaluate_visible_to_visible_of_a_csv_without_infrared(people, tiny_run, tmp_path):
     rows = (people / "people.csv").read_text().splitlines(keepends=True)
     (tmp_path / "day.csv").write_text(

@@ -579,3 +579,21 @@ def test_missing_arrays_are_named_before_a_missing_permutation(tmp_path):
         DataError, match=r"lacks the arrays features, pid, cam, index.*holds query_feat, gallery_feat"
     ):
         score_file(save(tmp_path, **content))
+
+
+@pytest.mark.parametrize("dataset", ["SYSU-MM01", b"sysu", ["csv"], 3, "", []])
+def test_a_dataset_that_embed_did_not_note_leaves_the_default_protocol(tmp_path, dataset):
+    file = save(tmp_path, **arrays(), dataset=np.array(dataset))
+    with pytest.raises(ProtocolError, match="official gallery draw"):
+        score_file(file)
+
+
+def test_a_dataset_that_embed_noted_gives_the_default_protocol(tmp_path):
+    file = benchmark([1, 2, 3, 4, 5, 6]).save(tmp_path / "e.npz", "csv")
+    assert score_file(file).protocol.startswith("csv, i2v: infrared images searched in visible images")
+    assert score_file(file, draw="seeded", protocol="sysu").protocol.startswith("SYSU-MM01 all-search")
+
+
+def test_images_without_identity_are_named_before_a_missing_draw(tmp_path):
+    with pytest.raises(DataError, match="images have no identity and cannot be scored: embed a labelled"):
+        score_file(save(tmp_path, **{**arrays(), "pid": np.full(len(arrays()["pid"]), -1)}))

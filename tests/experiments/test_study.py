@@ -426,6 +426,53 @@ def test_ctrl_c_or_sigterm_ends_it_with_one_sentence(tmp_path, workers, sent):
     assert "Traceback" not in said
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="processes are listed in /proc")
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("study", "table2", "--budget", "2", "--seeds", "0", "--jobs", "2"),
+        ("data", "generate", "--workers", "2"),
+    ],
+)
+def test_ctrl_c_while_its_workers_start_is_one_line(tmp_path, command):
+    running = Running(*command, "--preset", "tiny", "--out", tmp_path / "out", "--json")
+    try:
+        wait_for(lambda: children(running.pid))
+        os.killpg(running.pid, signal.SIGINT)
+        _, said = running.communicate(timeout=60)
+        assert running.returncode == 130
+        assert said.splitlines()[-1] == "fmcnet: interrupted: the same command continues it"
+        assert "Traceback" not in said
+    finally:
+        running.kill()
+
+
+def test_a_fork_server_that_is_killed_costs_one_run(tmp_path, monkeypatch):
+    start, tried = BaseProcess.start, []
+
+    def start_or_end(process):
+        tried.append(process)
+        if len(tried) == 1:
+            raise EOFError("unexpected EOF")
+        start(process)
+
+    monkeypatch.setattr(BaseProcess, "start", start_or_end)
+    with pytest.raises(
+        FmcnetError, match=r"1 of 2 runs failed.*\n  [ab]: .*cannot be started: unexpected EOF"
+    ):
+        complete_runs([FakeRun(name, tmp_path) for name in "ab"], 2, device="cpu", progress=False)
+
+
+def test_a_worker_that_ends_early_is_not_blamed_on_an_earlier_run(tmp_path):
+    (tmp_path / "logs").mkdir()
+    for number in range(2):
+        (tmp_path / "logs" / f"worker-{number}.log").write_text("MemoryError: of another run\n")
+    runs = [FakeRun("bad", tmp_path, "unpickled"), FakeRun("good", tmp_path)]
+    with pytest.raises(FmcnetError, match=r"bad: ValueError: cannot be unpickled") as raised:
+        complete_runs(runs, 2, device="cpu", progress=False)
+    assert "MemoryError" not in str(raised.value)
+
+
 @pytest.mark.slow
 def test_all_on_the_tiny_preset(tmp_path):
     """Everything the issue asks of one command, at the smallest size."""

@@ -34,6 +34,7 @@ from fmcnet.evaluation.protocols import DEFAULT_DIRECTIONS, Protocol, across, ll
 from fmcnet.parsing import read_npz
 from fmcnet.types import (
     NO_CAMERA,
+    NO_PID,
     BoolArray,
     Embeddings,
     IntArray,
@@ -53,6 +54,7 @@ NEEDED = {
     "sysu": ("features", "pid", "cam", "index"),
     "regdb": ("features", "pid"),
     "llcm": ("features", "pid", "cam", "index", "modality"),
+    "csv": ("features", "pid", "modality"),
     "custom": ("features", "pid", "modality"),
 }
 """Arrays of one set that a protocol needs."""
@@ -112,24 +114,21 @@ def score_file(
     options = {"mode": mode, "shots": shots, "permutation": permutation, "reading": reading, "cmc": cmc}
     options |= {"draw": draw, "direction": direction}
     given = {name: value for name, value in options.items() if value is not None}
+    is_yaml = protocol is not None and _is_yaml(protocol, given)
     file = EmbeddingsFile(Path(path))
     protocol = protocol or file.protocol
-    is_yaml = Path(protocol).suffix.lower() in SUFFIXES or Path(protocol).is_file()
-    if is_yaml and given:
-        raise ProtocolError(
-            f"{', '.join(given)} beside the protocol {protocol}: the file states the protocol"
-        )
-    if is_yaml and not Path(protocol).is_file():
-        raise ProtocolError(f"there is no protocol file {protocol}")
-    if not is_yaml and protocol not in OPTIONS:
-        raise ProtocolError(f"unknown protocol '{protocol}': use {', '.join(OPTIONS)}, or a YAML file")
     if is_yaml:
         sets = file.read("custom")
         rules, rules_name = _protocol_of_yaml(protocol, sets, file), protocol
     else:
         _refuse_unused(protocol, given, two_sets=file.has_two_sets, strict=strict)
-        # Before the draw: missing arrays are named before a missing rand_perm_cam.mat.
-        sets = file.read("custom" if protocol == "csv" else protocol)
+        # Before the draw: missing arrays and identities are named before a missing rand_perm_cam.mat.
+        sets = file.read(protocol)
+        if (sets.embeddings.pid == NO_PID).all():
+            raise DataError(
+                f"{path}: its {len(sets.embeddings)} images have no identity and cannot be scored: embed a labelled "
+                "table (fmcnet embed RUN --data DATA)"
+            )
         direction = direction or DEFAULT_DIRECTIONS.get(protocol, "i2v")
         rules = _protocol_of_benchmark(protocol, direction, given, file)
         rules_name = f"direction {direction} of {protocol}"
@@ -154,6 +153,21 @@ def score_file(
         query_mask=of_query,
         gallery_mask=None if of_query is None else ~of_query,
     )
+
+
+def _is_yaml(protocol: str, given: Mapping[str, Any]) -> bool:
+    """Whether it is a YAML file; a ProtocolError for a missing one, for options beside one, or for another word."""
+    if Path(protocol).suffix.lower() in SUFFIXES or Path(protocol).is_file():
+        if given:
+            raise ProtocolError(
+                f"{', '.join(given)} beside the protocol {protocol}: the file states the protocol"
+            )
+        if not Path(protocol).is_file():
+            raise ProtocolError(f"there is no protocol file {protocol}")
+        return True
+    if protocol not in OPTIONS:
+        raise ProtocolError(f"unknown protocol '{protocol}': use {', '.join(OPTIONS)}, or a YAML file")
+    return False
 
 
 def _protocol_of_yaml(protocol: str, sets: Sets, file: EmbeddingsFile) -> Protocol:
@@ -312,17 +326,15 @@ class EmbeddingsFile:
 
     @property
     def protocol(self) -> str:
-        """That of the dataset which the file names; "sysu" where it names none."""
-        if "dataset" not in self.arrays:
-            return "sysu"
-        dataset = str(self.arrays["dataset"])
-        return dataset if dataset in OPTIONS else "csv"
+        """That of the dataset that `fmcnet embed` noted; "sysu" where it did not write the file."""
+        dataset = self.arrays.get("dataset", np.array(""))
+        return str(dataset) if dataset.ndim == 0 and str(dataset) in OPTIONS else "sysu"
 
     def read(self, protocol: str) -> Sets:
         """Read what a protocol needs.
 
         Args:
-            protocol: "sysu", "regdb", "llcm" or "custom".
+            protocol: "sysu", "regdb", "llcm", "csv" or "custom".
 
         Raises:
             DataError: when arrays are missing, shapes disagree or a value is not usable.
@@ -363,7 +375,9 @@ class EmbeddingsFile:
             names = [f"{side}_{name}" for name in (f"cam_{protocol}", "cam", "camid", "camera")]
             cameras = next((name for name in names if name in self.arrays), None)
             needed = [f"{side}_features", f"{side}_pid"]
-            needed += [f"{side}_cam"] if cameras is None and protocol not in ("regdb", "custom") else []
+            needed += (
+                [f"{side}_cam"] if cameras is None and protocol not in ("regdb", "csv", "custom") else []
+            )
             sides.append(self._read_columns(f"{side}_", self.arrays, protocol, needed, cameras))
         widths = [features.shape[1] for features, *_ in sides]
         if widths[0] != widths[1]:

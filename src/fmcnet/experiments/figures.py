@@ -147,8 +147,9 @@ def ranked_lists(evaluated: EvaluatedRun, path: Path) -> Path:
         **role_masks(table),
     )
     # One plot with a cell of 1 x 1 for each image: 66 plots, each with two axes, took three times as long.
-    figure, [[ax]] = new_axes(1, 1, (9, 1.62 * len(lists) + 0.3), layout="tight")
-    ax.set(xlim=(0, 11), ylim=(len(lists), -0.1))
+    margins = {"left": 0, "right": 1, "bottom": 0, "top": 1}  # whatever the length of a caption
+    figure, [[ax]] = new_axes(1, 1, (9, 1.62 * len(lists) + 0.3), layout=None, gridspec_kw=margins)
+    ax.set(xlim=(0, 11), ylim=(len(lists), -0.18))
     ax.axis("off")
     for column, title in enumerate(("query", *range(1, 11))):
         ax.text(column + 0.5, -0.02, title, ha="center", va="bottom", fontsize=9)

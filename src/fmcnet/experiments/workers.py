@@ -6,6 +6,7 @@ import contextlib
 import logging
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fmcnet.errors import FmcnetError, Interrupted
-from fmcnet.processes import worker_environment
+from fmcnet.processes import start_fork_server, starting_workers
 
 if TYPE_CHECKING:
     from fmcnet.experiments.runs import StudyRun
@@ -52,14 +53,17 @@ class WorkerPool(ThreadPoolExecutor):
             self._context.set_forkserver_preload([*PRELOADED])
 
     def __enter__(self) -> WorkerPool:
+        start_fork_server()
         self._handler = None
         with contextlib.suppress(ValueError):  # outside the main thread
             self._handler = signal.signal(signal.SIGTERM, _raise_interrupted)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._ended = True
         self.shutdown(wait=False, cancel_futures=True)
+        self._ended = True
+        with self._starting:  # whatever starts now
+            pass
         for process in list(self._processes):
             process.terminate()
         for process in list(self._processes):
@@ -77,15 +81,19 @@ class WorkerPool(ThreadPoolExecutor):
             log: gets, at its end, what the process prints.
         """
         receiver, sender = self._context.Pipe(duplex=False)
-        process = self._context.Process(target=_work_and_answer, args=(work, log, sender))
+        process = self._context.Process(target=_work_and_answer, args=(pickle.dumps(work), log, sender))
+        logged = log.stat().st_size if log.is_file() else 0
         try:
-            with self._starting, worker_environment():
+            with self._starting, starting_workers():
+                if self._ended:
+                    return "interrupted"
                 process.start()
-        except OSError as failure:
+                self._processes.add(process)
+        except (
+            OSError,
+            EOFError,
+        ) as failure:  # EOFError: the fork server was killed; the next start makes another
             return f"its worker process cannot be started: {failure}"
-        self._processes.add(process)
-        if self._ended:
-            process.terminate()
         sender.close()
         try:
             return str(receiver.recv())
@@ -94,18 +102,17 @@ class WorkerPool(ThreadPoolExecutor):
         finally:
             process.join()
             self._processes.discard(process)
-        lines = log.read_text(errors="replace").splitlines()[-3:] if log.is_file() else []
-        return (
-            f"its worker process ended (exit code {process.exitcode}); {log} ends with: {' | '.join(lines)}"
-        )
+        reason = f"its worker process ended (exit code {process.exitcode})"
+        text = log.read_bytes()[logged:].decode(errors="replace") if log.is_file() else ""
+        return f"{reason}; {log} ends with: {' | '.join(text.splitlines()[-3:])}" if text else reason
 
 
 def _raise_interrupted(*_: object) -> None:
     raise Interrupted("terminated; the same command continues", 143)
 
 
-def _work_and_answer(work: Callable[[], object], log: Path, answer: Connection) -> None:
-    """In a worker: do the work, and answer with the reason where it fails, else ""."""
+def _work_and_answer(pickled: bytes, log: Path, answer: Connection) -> None:
+    """In a worker: do the pickled work, and answer with the reason where it fails, else ""."""
     if hasattr(signal, "pthread_sigmask"):  # on Ctrl-C, the parent ends this process
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -115,7 +122,7 @@ def _work_and_answer(work: Callable[[], object], log: Path, answer: Connection) 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     reason = ""
     try:
-        work()
+        pickle.loads(pickled)()
     except KeyboardInterrupt:  # SIGTERM: a checkpoint is written
         reason = "interrupted"
     except FmcnetError as error:

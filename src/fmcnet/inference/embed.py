@@ -12,7 +12,7 @@ import numpy as np
 
 from fmcnet.data.listing import Ignored
 from fmcnet.data.pixels import Remarks, ValueRange
-from fmcnet.data.readers import read_dataset
+from fmcnet.data.readers import BENCHMARKS, read_dataset
 from fmcnet.data.readers.csv import HELD_OUT
 from fmcnet.data.table import FEW_SEEN, SPLITS, Table, fingerprint, seen_identities
 from fmcnet.errors import DataError
@@ -102,7 +102,8 @@ def embed_dataset(
     embeddings = encoder.embed_table(rows, batch_size=batch)
     if normalize:
         embeddings = replace(embeddings, features=l2_normalize(embeddings.features))
-    write_atomically(out, lambda path: embeddings.save(path, rows.name), private_mode(out.parent))
+    dataset = rows.name if rows.name in BENCHMARKS else "csv"
+    write_atomically(out, lambda path: embeddings.save(path, dataset), private_mode(out.parent))
     return embeddings.features.shape
 
 

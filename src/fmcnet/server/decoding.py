@@ -20,7 +20,7 @@ from typing import NamedTuple
 from pebble import ProcessExpired, ProcessPool
 from PIL import Image
 
-from fmcnet.processes import ignored, worker_environment
+from fmcnet.processes import start_fork_server
 from fmcnet.server.errors import ApiError, overloaded
 from fmcnet.server.limits import Limits
 from fmcnet.server.uploads import (
@@ -220,12 +220,7 @@ class DecoderPool:
         loop, upload = asyncio.get_running_loop(), Upload("blank", blank.getvalue())
         request = _Request("the service")
         images = [_Image(upload, loop.create_future(), request, START_SECONDS) for _ in self._queues]
-        if "forkserver" in multiprocessing.get_all_start_methods():
-            from multiprocessing import forkserver  # not on Windows
-
-            # A Ctrl-C would end its processes, too, while they start.
-            with ignored("SIGINT"), worker_environment():
-                forkserver.ensure_running()
+        start_fork_server()
         for queue, image in zip(self._queues, images, strict=True):
             queue.put([image])
         await asyncio.gather(*(image.future for image in images))

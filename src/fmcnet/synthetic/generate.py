@@ -26,7 +26,7 @@ from fmcnet.data.readers.common import MANIFEST
 from fmcnet.errors import DataError
 from fmcnet.files import lock_file, named
 from fmcnet.parsing import read_json
-from fmcnet.processes import end_with_parent, ignored, worker_environment
+from fmcnet.processes import end_with_parent, ignored, starting_workers
 from fmcnet.progress import Progress
 from fmcnet.synthetic.image import ImageKey, render_image
 from fmcnet.synthetic.plan import BenchmarkPlan, Preset, make_plan, resolve_preset, side_files
@@ -191,12 +191,12 @@ def _render_images(
     chunks = [images[i : i + _CHUNK] for i in range(0, len(images), _CHUNK)]
     if processes > 1:
         # The pool breaks in a script without `if __name__ == "__main__":`, or if a process is killed: continue here.
-        with worker_environment():
+        with starting_workers():
             pool = ProcessPoolExecutor(processes, get_context("spawn"), end_with_parent)
         with contextlib.suppress(BrokenProcessPool), pool:
-            with ignored("SIGINT"), worker_environment():
-                counts = pool.map(write, chunks)
             try:
+                with starting_workers():
+                    counts = pool.map(write, chunks)
                 for count in counts:
                     bar.advance(count=count)
             except BaseException:
