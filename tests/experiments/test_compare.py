@@ -31,12 +31,14 @@ def evaluated(direction: str, protocol: Protocol, form: str = "now", **more):
     return one
 
 
-def written(folder, dataset: str, *evaluations, run=(), **facts):
-    """A report of these evaluations, with further facts of the run and of the report."""
+def written(folder, dataset: str, *evaluations, run=(), data=(), **facts):
+    """A report of these evaluations, with further facts of the run, of the dataset and of the report."""
     content = {"selected_on": "last", "evaluations": evaluations, **dict(run)}
     folder.mkdir()
     (folder / "report.json").write_text(
-        json.dumps({"dataset": {"name": dataset}, "splits": 10, "runs": {"a": content}, **facts})
+        json.dumps(
+            {"dataset": {"name": dataset, **dict(data)}, "splits": 10, "runs": {"a": content}, **facts}
+        )
     )
     return folder
 
@@ -69,7 +71,6 @@ def written(folder, dataset: str, *evaluations, run=(), **facts):
         ),
         ("llcm", "v2i", llcm("c"), "llcm_v2i", ("another reading of LLCM's protocol than the paper's",)),
         ("llcm", "custom", custom(name="reading a, official draw"), None, None),
-        ("csv", "i2v", custom(name="csv, i2v"), None, None),
     ],
 )
 def test_the_column_and_the_flags_of_an_evaluation(
@@ -159,7 +160,7 @@ def test_what_a_report_says_of_its_weights_is_flagged(tmp_path, facts, flags):
         ),
         (
             {"identities": 8, "generated": True},
-            ("GENERATED data: not the published benchmark, comparable with none of these rows",),
+            ("GENERATED data: not the published benchmark, comparable with no published row",),
         ),
     ],
 )
@@ -177,3 +178,24 @@ def test_nobody_is_no_identity_of_a_report(tmp_path):
         Table.from_records("csv", tmp_path, [*people, Record("i.png", 9, Modality.INFRARED)])
     )
     assert (facts["identities"], facts["visible"], facts["infrared"]) == (2, 4, 1)
+
+
+def test_runs_on_data_of_ones_own_stand_side_by_side_without_published_rows(tmp_path):
+    """Other test sets, and other protocols, have columns of their own."""
+    one = evaluated("i2v", custom(name="csv, i2v"))
+    better = {**one, "mean": {**MEAN, "rank1": 0.75}}
+    for name, evaluation, fingerprint in (("a", one, "11"), ("b", better, "11"), ("c", one, "22")):
+        data = {"root": "my/people", "fingerprint": fingerprint * 8}
+        written(tmp_path / name, "csv", evaluation, data=data)
+    found = compare([tmp_path / name for name in "abc"], tmp_path / "out")
+    column, other = "csv, i2v, people 11111111", "csv, i2v, people 22222222"
+    assert [row.where for row in found.rows] == ["this run"] * 3
+    assert [{*row.figures} for row in found.rows] == [{column}, {column}, {other}]
+    assert [row.figures[column][0] for row in found.rows[:2]] == [100 * MEAN["rank1"], 75]
+    assert f"| {column} R1 | {column} mAP | {other} R1 |" in found.markdown
+    assert all("Published figures" not in path.read_text() for path in found.paths)
+    both = compare(
+        [tmp_path / "a", written(tmp_path / "s", "sysu", evaluated("i2v", sysu(permutation=PERMUTATION)))]
+    )
+    assert len(both.rows) > 20
+    assert column in both.rows[-2].figures

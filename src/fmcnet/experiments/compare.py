@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fmcnet.data.check import unpublished_counts
+from fmcnet.data.readers import BENCHMARKS
 from fmcnet.errors import DataError
 from fmcnet.experiments.rows import DIRECTION_NAMES
 from fmcnet.files import write_rows, write_text
@@ -43,7 +44,8 @@ class ComparisonRow:
     where: str
     """Venue and year, or "this run"."""
     figures: dict[str, tuple[float | None, float | None]]
-    """(Rank-1, mAP) in percent by key of `PUBLISHED_COLUMNS`; None where there is none."""
+    """(Rank-1, mAP) in percent by key of `PUBLISHED_COLUMNS`, or of your own data by the column's title; None where
+    there is none."""
     flags: tuple[str, ...] = ()
     """Differences from the others' protocol."""
     model: tuple[str, ...] = ()
@@ -79,7 +81,7 @@ def published() -> tuple[ComparisonRow, ...]:
 
 
 def compare(runs: list[Path] | tuple[Path, ...], out: str | Path | None = None) -> Comparison:
-    """Set runs that `fmcnet evaluate` has reported on beside the published figures.
+    """Set runs that `fmcnet evaluate` has reported on beside each other and, on a benchmark, the published figures.
 
     Args:
         runs: run folders (or folders of RegDB splits), each with `report/report.json`, or folders of such reports.
@@ -89,12 +91,16 @@ def compare(runs: list[Path] | tuple[Path, ...], out: str | Path | None = None) 
     Raises:
         DataError: for a run without a report, naming the command that makes one.
     """
-    rows = (*published(), *_join_rows([_run_row(Path(run)) for run in runs]))
+    compared = _join_rows([_run_row(Path(run)) for run in runs])
+    own = {key: None for row in compared for key in row.figures if key not in PUBLISHED_COLUMNS}
+    all_own = bool(own) and all(key in own for row in compared for key in row.figures)
+    rows = (*(() if all_own else published()), *compared)
     filled = {key for row in rows for key, (rank1, _) in row.figures.items() if rank1 is not None}
-    columns = [key for key in PUBLISHED_COLUMNS if key in filled]
-    scores = [f"{PUBLISHED_COLUMNS[key]} {metric}" for key in columns for metric in ("R1", "mAP")]
+    columns = [*(key for key in PUBLISHED_COLUMNS if key in filled), *own]
+    scores = [f"{PUBLISHED_COLUMNS.get(key, key)} {metric}" for key in columns for metric in ("R1", "mAP")]
     cells = ([row.name, row.where, *_cells(row, columns), "; ".join(row.flags)] for row in rows)
-    markdown = markdown_page([markdown_table(["method", "where", *scores, "flags"], cells), SOURCE_NOTE])
+    table = markdown_table(["method", "where", *scores, "flags"], cells)
+    markdown = markdown_page([table] if all_own else [table, SOURCE_NOTE])
     if out is None:
         return Comparison(rows, markdown)
     path = Path(out) / "comparison.md"
@@ -144,7 +150,7 @@ def _row_from_report(run: str, facts: Any) -> ComparisonRow:
     oldest_first = list(_with_plain(reversed(run_facts["evaluations"])))  # so the newest of equal ones counts
     by_closeness = sorted(oldest_first, key=_closeness)
     for evaluation in by_closeness:
-        if key := _published_column(dataset["name"], evaluation):
+        if key := _column(dataset, evaluation):
             chosen[key] = evaluation
         else:
             name, direction = evaluation["protocol"].partition(":")[0], evaluation["direction"]
@@ -153,7 +159,7 @@ def _row_from_report(run: str, facts: Any) -> ComparisonRow:
     for key, evaluation in chosen.items():
         flags += _evaluation_flags(dataset["name"], evaluation)
         for other in by_closeness:
-            same_column = _published_column(dataset["name"], other) == key
+            same_column = _column(dataset, other) == key
             if same_column and any(
                 other["mean"][name] != evaluation["mean"][name] for name in ("rank1", "mAP")
             ):
@@ -161,7 +167,7 @@ def _row_from_report(run: str, facts: Any) -> ComparisonRow:
                 name = other["protocol"].partition(":")[0] + (f" ({differences})" if differences else "")
                 flags.append(f"another figure of this column, left out: {name}")
     if dataset.get("generated"):
-        flags.append("GENERATED data: not the published benchmark, comparable with none of these rows")
+        flags.append("GENERATED data: not the published benchmark, comparable with no published row")
     elif counts := unpublished_counts(dataset["name"], dataset):
         flags.append(counts)
     selected, _, unfinished = str(facts.get("stamp", "")).partition("NOT FINISHED")
@@ -236,9 +242,13 @@ def _closeness(evaluation: dict[str, Any]) -> tuple[bool, ...]:
     )
 
 
-def _published_column(dataset: str, evaluation: dict[str, Any]) -> str | None:
-    """Which published column an evaluation belongs to."""
+def _column(facts: dict[str, Any], evaluation: dict[str, Any]) -> str | None:
+    """The column of an evaluation: a published one, or one for each test set and protocol of data of one's own."""
     direction, settings = evaluation["direction"], _settings(evaluation)
+    dataset = facts["name"]
+    if dataset not in BENCHMARKS:
+        place = f"{Path(str(facts.get('root', ''))).name} {str(facts.get('fingerprint', ''))[:8]}".strip()
+        return f"{evaluation['protocol'].partition(':')[0]}, {place}"
     if direction == "custom":
         return None
     if dataset == "sysu":
@@ -247,7 +257,7 @@ def _published_column(dataset: str, evaluation: dict[str, Any]) -> str | None:
         return f"sysu_{settings.get('mode')}"
     if dataset == "regdb":
         return {"i2v": "regdb_t2v", "v2i": "regdb_v2t"}[direction]
-    return f"llcm_{direction}" if dataset == "llcm" else None
+    return f"llcm_{direction}"
 
 
 def _cells(row: ComparisonRow, columns: list[str]) -> list[str]:
@@ -259,8 +269,11 @@ def _latex(rows: tuple[ComparisonRow, ...], columns: list[str]) -> str:
     def safe(text: str) -> str:
         return "".join(f"\\{c}" if c in "_%&#$" else c for c in text)
 
-    lines = [f"% {SOURCE_NOTE}", "\\begin{tabular}{ll" + "rr" * len(columns) + "}", "\\hline"]
-    titles = "".join(f" & \\multicolumn{{2}}{{c}}{{{safe(PUBLISHED_COLUMNS[key])}}}" for key in columns)
+    lines = [f"% {SOURCE_NOTE}"] if PUBLISHED_COLUMNS.keys() & {*columns} else []
+    lines += ["\\begin{tabular}{ll" + "rr" * len(columns) + "}", "\\hline"]
+    titles = "".join(
+        f" & \\multicolumn{{2}}{{c}}{{{safe(PUBLISHED_COLUMNS.get(key, key))}}}" for key in columns
+    )
     lines.append(f"method & where{titles} \\\\")
     lines.append(" & " + " & R1 & mAP" * len(columns) + " \\\\\n\\hline")
     for row in rows:
