@@ -147,14 +147,16 @@ def ranked_lists(evaluated: EvaluatedRun, path: Path) -> Path:
         **role_masks(table),
     )
     # One plot with a cell of 1 x 1 for each image: 66 plots, each with two axes, took three times as long.
-    margins = {"left": 0, "right": 1, "bottom": 0, "top": 1}  # whatever the length of a caption
+    margins = {"left": 0, "right": 1, "bottom": 0, "top": 1}
     figure, [[ax]] = new_axes(1, 1, (9, 1.62 * len(lists) + 0.3), layout=None, gridspec_kw=margins)
     ax.set(xlim=(0, 11), ylim=(len(lists), -0.18))
     ax.axis("off")
     for column, title in enumerate(("query", *range(1, 11))):
         ax.text(column + 0.5, -0.02, title, ha="center", va="bottom", fontsize=9)
     for line, (row, answers) in enumerate(zip(query_rows, lists, strict=True)):
-        caption = f"pid {table.pid_name(int(table.pid[row]))} cam {table.camid[row]}"
+        name = table.pid_name(int(table.pid[row]))  # a caption is as wide as its image
+        who = f"pid {name}" if len(name) <= 6 else f"{name[:3]}…{name[-4:]}"
+        caption = f"{who} cam {table.camid[row]}"
         _show_image(ax, (0, line), table, row, caption, INK)
         hits = zip(answers.gallery.tolist(), answers.similarity, answers.correct, strict=True)
         for column, (gallery_row, similarity, correct) in enumerate(hits, start=1):
