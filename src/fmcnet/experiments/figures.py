@@ -146,7 +146,7 @@ def ranked_lists(evaluated: EvaluatedRun, path: Path) -> Path:
         distance=first.result.distance,
         **role_masks(table),
     )
-    # One plot with a cell of 1 x 1 for each image: 66 plots, each with two axes, took three times as long.
+    # One plot with a cell of 1 x 1 for each image: 66 plots took 0.5 s more.
     margins = {"left": 0, "right": 1, "bottom": 0, "top": 1}
     figure, [[ax]] = new_axes(1, 1, (9, 1.62 * len(lists) + 0.3), layout=None, gridspec_kw=margins)
     ax.set(xlim=(0, 11), ylim=(len(lists), -0.18))

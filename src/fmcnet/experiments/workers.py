@@ -89,10 +89,8 @@ class WorkerPool(ThreadPoolExecutor):
                     return "interrupted"
                 process.start()
                 self._processes.add(process)
-        except (
-            OSError,
-            EOFError,
-        ) as failure:  # EOFError: the fork server was killed; the next start makes another
+        except (OSError, EOFError) as failure:
+            # EOFError: the fork server was killed. The next start makes another.
             return f"its worker process cannot be started: {failure}"
         sender.close()
         try:
