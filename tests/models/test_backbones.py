@@ -252,6 +252,25 @@ def test_two_layers_of_one_name_are_refused(name):
     one_line(caught)
 
 
+@pytest.mark.parametrize(
+    ("arch", "width"), [("resnet18", 2), ("resnet18", 7), ("resnet34", 8), ("resnet50", 1)]
+)
+def test_a_narrow_network_has_the_gradients_of_double_precision(arch, width):
+    """oneDNN's gradient of a strided 1x1 convolution of fewer than 8 channels ends the process (`LEAST_CHANNELS`)."""
+    gradients = []
+    for dtype in (torch.float32, torch.float64):
+        torch.manual_seed(0)
+        layer = make_backbone(arch, width).block(2)["layer2"].to(dtype, memory_format=torch.channels_last)
+        x = torch.randn(6, make_backbone(arch, width).channels(1), 16, 8, dtype=torch.float64).to(dtype)
+        x = x.to(memory_format=torch.channels_last).requires_grad_()
+        for _ in range(20):  # the memory that it overwrites is not always in use
+            layer.zero_grad()
+            layer(x).square().sum().backward()
+        gradients.append([p.grad.double() for p in layer.parameters()])
+    for single, double in zip(*gradients, strict=True):
+        torch.testing.assert_close(single, double, rtol=1e-3, atol=1e-3 * float(double.abs().max()))
+
+
 @pytest.mark.parametrize(("arch", "width"), [("efficientnet_lite0", 32), ("resnet18", 8)])
 def test_frozen_blocks_keep_weights_and_statistics(arch, width):
     torch.manual_seed(0)

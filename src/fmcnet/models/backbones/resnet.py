@@ -11,6 +11,7 @@ from functools import partial
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fmcnet.errors import CheckpointError, ConfigError
@@ -28,6 +29,10 @@ DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4,
 
 NARROW = 64
 """Below this width channels_last is faster on a CPU (benchmarks/backbones.json)."""
+
+LEAST_CHANNELS = 8
+"""With fewer, in channels_last on CPUs without AVX-512, the gradient of a strided 1x1 convolution overwrites foreign
+memory in oneDNN 3.12 of PyTorch 2.13 (github.com/uxlfoundation/oneDNN/issues/6035)."""
 
 
 class BasicBlock(nn.Module):
@@ -80,10 +85,16 @@ class Bottleneck(nn.Module):
 def _shortcut(inplanes: int, outplanes: int, stride: int) -> nn.Sequential | None:
     if stride == 1 and inplanes == outplanes:
         return None
-    return nn.Sequential(
-        nn.Conv2d(inplanes, outplanes, 1, stride, bias=False),
-        nn.BatchNorm2d(outplanes),
-    )
+    layer = nn.Conv2d if inplanes >= LEAST_CHANNELS else _NarrowConv2d
+    return nn.Sequential(layer(inplanes, outplanes, 1, stride, bias=False), nn.BatchNorm2d(outplanes))
+
+
+class _NarrowConv2d(nn.Conv2d):
+    """A 1x1 convolution that takes every stride-th pixel itself: same result, see `LEAST_CHANNELS`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = self.stride
+        return F.conv2d(x[:, :, ::rows, ::columns], self.weight)
 
 
 class ResNet(Backbone):
