@@ -107,7 +107,10 @@ def done(tmp_path_factory):
 def test_a_study_is_done_once_and_shares_its_runs_with_the_next(done, monkeypatch):
     tiny_options, first = done
     assert [len(s["rows"]) for s in first["studies"]] == [4]
-    assert Path(first["report"]).read_text().startswith("# Results of the study")
+    report = Path(first["report"]).read_text()
+    assert report.startswith("# Results of the study")
+    assert "Weights are each run's last" in " ".join(report.split())
+    assert "SELECTED ON THE TEST SET" not in report
     stored = json.loads((tiny_options.out / "report" / "results.json").read_text())
     assert stored["command"] == first["command"] == tiny_options.command()
     for run in first["runs"]:
@@ -268,13 +271,13 @@ def test_a_run_whose_projection_could_not_be_written_is_finished_by_the_next_cal
     assert one.complete("cpu", progress=False)["dimensions"] < 100
 
 
-@pytest.mark.parametrize("select", ["last", "val", "test"])
+@pytest.mark.parametrize("select", ["val", "test"])
 def test_the_report_says_which_weights_it_is_of(tiny_options, select):
     chosen = (f"training.select={select}", "training.validate_every=1")
     report = Path(
         run_study(replace(tiny_options, overrides=chosen, rows=("base",)), quiet=True)["report"]
     ).read_text()
-    kept = {"val": "best on validation identities", "test": "best on the test identities"}.get(select, "last")
+    kept = {"val": "best on validation identities", "test": "best on the test identities"}[select]
     assert f"Weights are each run's {kept}" in " ".join(report.split())
     assert ("SELECTED ON THE TEST SET" in report) is (select == "test")
 
