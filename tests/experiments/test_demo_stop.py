@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,8 +23,9 @@ demo.run_demo(sys.argv[1], preset="tiny", quiet=True)
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="processes are listed in /proc")
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL])
-def test_a_signal_ends_the_trainings_too(tmp_path, sent):
+def test_a_signal_ends_the_trainings_too(tmp_path, tiny_sysu, sent):
     out = tmp_path / "demo"
+    shutil.copytree(tiny_sysu, out / "data")
     process = subprocess.Popen([sys.executable, "-c", CODE, str(out)], stderr=subprocess.PIPE, text=True)
     try:
         end = time.monotonic() + 240

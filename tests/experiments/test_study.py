@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -86,9 +87,16 @@ def alive(pid):
         return False
 
 
+def with_world(out, tiny_sysu):
+    """A study's folder that holds the world of seed 0, which `tiny_sysu` is, so that it is not rendered again."""
+    shutil.copytree(tiny_sysu, out / "data" / "world-0")
+    return out
+
+
 @pytest.fixture
-def tiny_options(tmp_path):
-    return StudyOptions("table2", tmp_path / "s", preset="tiny", seeds=(0,), budget=2, device="cpu")
+def tiny_options(tmp_path, tiny_sysu):
+    out = with_world(tmp_path / "s", tiny_sysu)
+    return StudyOptions("table2", out, preset="tiny", seeds=(0,), budget=2, device="cpu")
 
 
 def test_the_images_of_a_step_are_those_of_all_its_batches():
@@ -97,9 +105,9 @@ def test_the_images_of_a_step_are_those_of_all_its_batches():
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory):
+def done(tmp_path_factory, tiny_sysu):
     """Options of a study of table 2, and what it found. Its runs may be added to, not changed."""
-    out = tmp_path_factory.mktemp("study") / "s"
+    out = with_world(tmp_path_factory.mktemp("study") / "s", tiny_sysu)
     options = StudyOptions("table2", out, preset="tiny", seeds=(0,), budget=2, device="cpu")
     return options, run_study(options, quiet=True)
 
@@ -172,9 +180,10 @@ def test_each_seed_can_have_a_world_of_its_own(tiny_options):
 
 
 def test_a_device_that_is_not_there_is_refused_before_any_work(tiny_options):
+    before = {*tiny_options.out.iterdir()}
     with pytest.raises(FmcnetError, match="device 'tpu' cannot be used here"):
         run_study(replace(tiny_options, device="tpu"), quiet=True)
-    assert not tiny_options.out.exists()
+    assert {*tiny_options.out.iterdir()} == before
 
 
 def test_real_data_take_their_own_configuration(tiny_sysu, tmp_path, monkeypatch):
@@ -384,9 +393,9 @@ def test_devices_without_a_gpu():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [2])
-def test_killed_it_goes_on_and_repeats_nothing(tmp_path, workers):
+def test_killed_it_goes_on_and_repeats_nothing(tmp_path, tiny_sysu, workers):
     """kill -9 in the middle of a training; the workers of a killed study end by themselves."""
-    out = tmp_path / "s"
+    out = with_world(tmp_path / "s", tiny_sysu)
     running = Running(*words(out, "--jobs", workers))
     try:
         wait_for(lambda: list((out / "runs").glob("*/result.json")))
@@ -410,8 +419,8 @@ def test_killed_it_goes_on_and_repeats_nothing(tmp_path, workers):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("workers", "sent"), [(1, signal.SIGINT), (2, signal.SIGINT), (2, signal.SIGTERM)])
-def test_ctrl_c_or_sigterm_ends_it_with_one_sentence(tmp_path, workers, sent):
-    out = tmp_path / "s"
+def test_ctrl_c_or_sigterm_ends_it_with_one_sentence(tmp_path, tiny_sysu, workers, sent):
+    out = with_world(tmp_path / "s", tiny_sysu)
     running = Running(*words(out, "--jobs", workers))
     wait_for(lambda: under_way(out))
     workers_of_it = spawned_by(running.pid)  # none, where there is no /proc
@@ -477,11 +486,9 @@ def test_a_worker_that_ends_early_is_not_blamed_on_an_earlier_run(tmp_path):
 
 
 @pytest.mark.slow
-def test_all_on_the_tiny_preset(tmp_path):
+def test_all_on_the_tiny_preset(tiny_options):
     """Everything the issue asks of one command, at the smallest size."""
-    facts = run_study(
-        StudyOptions("all", tmp_path / "s", preset="tiny", seeds=(0,), budget=2, device="cpu"), quiet=True
-    )
+    facts = run_study(replace(tiny_options, name="all"), quiet=True)
     assert [s["name"] for s in facts["studies"]] == [study.name for study in select_studies("all")]
     assert len(facts["runs"]) == 18
     assert facts["images_seen"] == [32]
@@ -500,7 +507,7 @@ def test_all_on_the_tiny_preset(tmp_path):
     for several in facts["pictures"].values():
         assert several
         for _, path in several:
-            assert (tmp_path / "s" / "report" / path).stat().st_size > 1000
+            assert (tiny_options.out / "report" / path).stat().st_size > 1000
 
 
 def test_a_report_on_regdb_names_the_split(tmp_path):
