@@ -28,8 +28,10 @@ _EMOJI = re.compile(
 """The characters of Unicode's emoji-variation-sequences.txt; those of two blocks by the block."""
 _SELECTORS = re.compile(f"[{_MONGOLIAN_SELECTORS}\ufe00-\ufe0f\U000e0100-\U000e01ef]")
 
-SEPARATORS = re.compile(r"(?<!\d)[\s_.\-]+|[\s_.\-]+(?!\d)")
-"""All except those between two digits: gate_1 is gate1, but 1_2 is not 12."""
+_SEPARATOR = r"[\s_.\-\u2010-\u2015\u2212]+"
+SEPARATORS = re.compile(rf"(?<!\d){_SEPARATOR}|{_SEPARATOR}(?!\d)")
+"""Spaces, underscores, dots and dashes, those of typesetting too (U+2010 to U+2015, U+2212). All except those between
+two digits: gate_1 is gate1, but 1_2 is not 12."""
 LEADING_ZEROS = re.compile(r"(?<!\d)0+(?=\d)")
 FRACTION = re.compile(r"(?<=[0-9])(?:\.0+|,00?)$")
 """Of a whole number in a column that a spreadsheet or pandas took for decimals; 1,000 is a thousand."""

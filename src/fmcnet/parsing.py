@@ -14,7 +14,7 @@ import struct
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -112,13 +112,22 @@ def parse_json(text: str) -> Any:
     return tree
 
 
-def read_yaml(path: Path) -> Any:
-    """The content of a YAML file of at most `YAML_BYTES`, None where it is empty; errors as of `read_json`."""
-    return parse_yaml(read_text(path, YAML_BYTES))
+def read_yaml(path: Path, texts: Collection[str] = ()) -> Any:
+    """The content of a YAML file of at most `YAML_BYTES`, None where it is empty; errors as of `read_json`.
+
+    Args:
+        path: the file.
+        texts: as of `parse_yaml`.
+    """
+    return parse_yaml(read_text(path, YAML_BYTES), texts)
 
 
-def parse_yaml(text: str) -> Any:
+def parse_yaml(text: str, texts: Collection[str] = ()) -> Any:
     """The content of a YAML text, without dates: they stay texts.
+
+    Args:
+        text: the YAML.
+        texts: outermost keys whose values are names: 02, 3.10, 0x1A and no are texts there, as written.
 
     Raises:
         ValueError: it is not YAML, has more than `DEPTH` levels, more than `YAML_VALUES` values or an integer of
@@ -130,6 +139,9 @@ def parse_yaml(text: str) -> Any:
         if node is None:
             return None
         _check_levels(node, _children, yaml.CollectionNode, YAML_VALUES)
+        for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+            if key.value in texts:
+                _keep_texts(value)
         return loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -186,6 +198,15 @@ _Loader.add_implicit_resolver(_INTEGER, re.compile(r"(?:[-+]?[0-9]+|0x[0-9a-fA-F
 _Loader.add_constructor(
     _INTEGER, lambda _, node: _parse_integer(node.value, 16 if node.value.startswith("0x") else 10)
 )
+
+
+def _keep_texts(node: Any) -> None:
+    """Make texts of the scalars of a node, but for null."""
+    if isinstance(node, yaml.CollectionNode):
+        for child in _children(node):
+            _keep_texts(child)
+    elif node.tag != "tag:yaml.org,2002:null":
+        node.tag = "tag:yaml.org,2002:str"
 
 
 def _children(node: Any) -> list[Any]:

@@ -34,8 +34,9 @@ def identity_numbers(values: NDArray[Any]) -> IntArray:
     identities are.
 
     Raises:
-        DataError: for a value that is no identity (`parse_identity`).
+        DataError: for a value that is no identity (`parse_identity`), or as `check_exact`.
     """
+    check_exact(values)
     if values.dtype.kind == "i" or (values.dtype.kind == "u" and (values <= np.uint64(LARGEST)).all()):
         return values.astype(np.int64)
     texts = values.tolist()
@@ -54,6 +55,22 @@ def identity_names(values: NDArray[Any]) -> NDArray[np.str_]:
     identities = {value: parse_identity(value) or "" for value in set(rows)}
     names = {value: "" if is_number(name) else name for value, name in identities.items()}
     return np.array([names[value] for value in rows], dtype=np.str_)
+
+
+def check_exact(values: NDArray[Any]) -> None:
+    """Refuse floats, below 2^63, so large that their type has not every whole number: neighbours may have become one.
+
+    Raises:
+        DataError: naming the first row.
+    """
+    if values.dtype.kind == "f":
+        limit = 2.0 ** (np.finfo(values.dtype).nmant + 1)
+        large = np.flatnonzero((np.abs(values) >= limit) & (np.abs(values) < 2.0**63))
+        if len(large):
+            raise DataError(
+                f"row {large[0]} is {values.flat[large[0]]:.0f}, but {values.dtype} does not hold every whole number "
+                f"above {limit:,.0f}: save them as int64 or texts"
+            )
 
 
 class Modality(str, Enum):
@@ -115,6 +132,10 @@ def check_arrays(owner: object, names: Sequence[str]) -> None:
 
 def whole_numbers(column: NDArray[Any], name: str, meaning: str) -> IntArray:
     """The column `name` of whole numbers as int64; raises `DataError` naming the first invalid row."""
+    try:
+        check_exact(column)
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from error
     if column.dtype.kind in "iu" and (column.dtype != np.uint64 or not (column >> 63).any()):
         return column.astype(np.int64, copy=False)
     try:

@@ -690,3 +690,27 @@ def test_boxes_that_fit_as_centre_and_size_only_are_told(frames, tmp_path, how):
     assert ["as centre, width and height" in note for note in told] == [True] * (how == "centre") + [
         False
     ] * (how == "whole")
+
+
+def test_frames_of_a_damaged_part_of_a_video_are_told(tmp_path, monkeypatch):
+    """The decoder flags the frame that it made up; those behind it, up to a key frame, are made from that one."""
+    av = pytest.importorskip("av")
+    path = tmp_path / "gate.mp4"
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        for number in range(1, 25):  # which differ little, so that few are key frames
+            frame = av.VideoFrame.from_ndarray(picture(1) // 4 + np.uint8(4 * number), format="rgb24")
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode())
+    found = crop(
+        path, boxes(tmp_path, *(f"{n},1,5,5,40,40,1" for n in range(1, 25))), tmp_path / "whole", NIGHT
+    )
+    assert not any("damaged" in note for note in found.notes)
+    data = bytearray(path.read_bytes())
+    start = data.index(b"mdat") + len(data) // 3
+    data[start : start + 300] = bytes(300)
+    path.write_bytes(data)
+    found = crop(path, tmp_path / "boxes.txt", tmp_path / "damaged", NIGHT)
+    [note] = [note for note in found.notes if "damaged part of the video" in note]
+    assert 2 <= int(note.split()[0]) < 24

@@ -488,8 +488,16 @@ def test_named_cameras_are_numbered(file: Path, names: tuple[str, str], numbers:
         (("1,gate", ",gate", "2,hall", ",hall"), [1, 1, 2, 2], ""),
         (("1,gate", ",yard", "2,hall", ",yard"), [1, 3, 2, 3], ""),
         (("1,gate", ",", "2,hall", "-1,-1"), [1, NO_CAMERA, 2, NO_CAMERA], ""),
-        (("1,gate", "1,hall", "2,yard", ",hall"), [1, 1, 2, 1], ""),
-        (("1,gate", "2,gate", "3,hall", "3,door"), [1, 2, 3, 3], ""),
+        (
+            ("1,gate", "1,hall", "2,yard", ",hall"),
+            [1, 1, 2, 1],
+            "the camid 1 is of the cameras gate, hall",
+        ),
+        (
+            ("1,gate", "2,gate", "3,hall", "3,door"),
+            [1, 2, 3, 3],
+            "the camid 3 is of the cameras door, hall",
+        ),
         (("1,gate", "-1,gate", "unknown,yard", ","), [1, NO_CAMERA, NO_CAMERA, NO_CAMERA], ""),
         (("3,", ",cam3", "5,", ",yard"), [3, 3, 5, 1], ""),
         (("7,cam3", ",cam3", ",cam8", "1,"), [7, 7, 8, 1], ""),

@@ -168,3 +168,33 @@ def test_what_a_training_started_from_is_remembered(tiny_run, tiny_sysu, tmp_pat
     again = [f"model.pretrained={tmp_path / 'tuned'}", *settings[1:]]
     train(load_config("tiny", again), table, tmp_path / "again", device="cpu", progress=False)
     assert set(read_card(tmp_path / "again").start_samples) == {*start.samples, *card.samples}
+
+
+def test_people_of_the_names_that_were_trained_on_are_told_whatever_their_files(tiny_sysu, tmp_path, caplog):
+    """Images of the same people, saved anew, have other contents."""
+    table = read_dataset(tiny_sysu)
+    places = np.array([str(path) for path in table.full_paths()])
+    names = tuple(f"p{number}" for number in range(table.pid.max() + 1))
+    named = replace(table, root=tmp_path, path=places, name="csv", pid_names=names)
+    write_csv(named, tmp_path / "people.csv")
+    settings = ["training.epochs=1", "training.steps_per_epoch=1", "training.validate_every=0"]
+    train(load_config("tiny", settings), tmp_path / "people.csv", tmp_path / "run", progress=False)
+    trained = read_dataset(tmp_path / "people.csv").select(split="train")
+    for row, path in enumerate(trained.full_paths()):
+        Image.open(path).save(tmp_path / f"{row}.png")
+    again = replace(trained, path=np.array([f"{row}.png" for row in range(len(trained))]), root=tmp_path)
+    again = replace(again, split=np.full(len(again), "test"))
+    data = read_dataset(write_csv(again, tmp_path / "again.csv"))
+    evaluate_model(tmp_path / "run", data, load_config("tiny").evaluation, progress=False)
+    count = len(np.unique(trained.pid))
+    assert (
+        f"{count} of {count} identities have the name of one that {tmp_path / 'run'} was trained on"
+        in caplog.text
+    )
+    caplog.clear()
+    calibrate_model(tmp_path / "run", tmp_path / "again.csv", split="test", progress=False)
+    assert f"{count} of {count} identities have the name of one that the model was trained on" in caplog.text
+    caplog.clear()
+    test = read_dataset(tmp_path / "people.csv")
+    evaluate_model(tmp_path / "run", test, load_config("tiny").evaluation, progress=False)
+    assert "have the name of one" not in caplog.text

@@ -292,3 +292,9 @@ def test_the_same_boxes_and_times_get_no_note(tmp_path):
     (tmp_path / "ir/.crops.jsonl").write_text('{"crops": "of an earlier version"}\n')
     sides[1].write_text(sides[1].read_text().replace("2026-03-01T12:00:00.000+00:00", "noon"))
     assert make_pairs(*[side.parent for side in sides], tmp_path / "q.csv").notes == ()
+
+
+def test_accents_that_macos_writes_as_two_characters_are_the_same_name(tmp_path):
+    day = save(tmp_path / "day", "Jos\u00e9.png", "b.png")
+    night = save(tmp_path / "night", "Jose\u0301.png", "b.png")
+    assert make_pairs(day, night, tmp_path / "p.csv").pairs == 2

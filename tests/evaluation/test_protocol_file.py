@@ -112,8 +112,8 @@ def test_what_is_left_out_is_the_default(tmp_path, text, expected):
             "skip: same_cam",
             "skip: 'same_cam' is none of none, same_camera, same_identity_and_camera: did you mean",
         ),
-        ("skip: no", "skip: False is none of"),
-        ("skip: [3, 2]", "skip: 3 is no pair"),
+        ("skip: no", "skip: 'no' is none of"),
+        ("skip: [3, 2]", "skip: '3' is no pair"),
         ("skip: []", "the list of pairs is empty"),
         ("skip: [[yrad, 1]]", "no image to be evaluated is of camera 'yrad': did you mean 'yard'?"),
         ("skip: [[3, 9]]", "no image to be evaluated is of camera '9'"),
@@ -125,7 +125,7 @@ def test_what_is_left_out_is_the_default(tmp_path, text, expected):
         ("cmc: images", "cmc: 'images' is none of image, identity: did you mean image?"),
         ("name: 3", "name: 3 is no name"),
         ("junk: [bobb]", "junk: no image to be evaluated shows 'bobb': did you mean 'bob'?"),
-        ("junk: [1.5]", "junk: 1.5 is no identity"),
+        ("junk: [1.5]", "junk: no image to be evaluated shows '1.5'"),
         ("junk:", "junk: it is empty: leave the key out, or name identities"),
         ("junk: [null]", "junk: None is no identity: write unknown"),
         ("junk: [[bob]]", "junk: ['bob'] is no identity"),
@@ -178,7 +178,7 @@ def test_distractors_are_only_searched_and_junk_takes_no_part():
 def test_numbers_are_decimal_also_with_leading_zeros(tmp_path):
     table = replace(TABLE, pid=TABLE.pid + 8, pid_names=())  # 8, 9 and 10; PyYAML reads 010 as 8
     read = protocol(tmp_path, "junk: [010]\ndistractors: [0008, '09']", table)
-    assert (read.junk, read.distractors) == (((10, "10"),), ((8, "8"), (9, "09")))
+    assert (read.junk, read.distractors) == (((10, "010"),), ((8, "0008"), (9, "09")))
 
 
 def test_images_of_nobody_known_may_be_distractors_or_junk(tmp_path):
@@ -414,3 +414,27 @@ def test_embeddings_keep_the_names_of_cameras_and_people(tmp_path):
     assert embeddings.pid_name.tolist() == TABLE.identities()
     found = score_file(tmp_path / "e.npz", tmp_path / "mine.yaml")
     assert "skips every camera-1 gallery image" in found.protocol
+
+
+@pytest.mark.parametrize(
+    ("cameras", "written", "pairs"),
+    [
+        (("02", "05", "yard"), "[[yard, 02]]", ((3, 1),)),
+        (("3.1", "3.10", "yard"), "[[yard, 3.10]]", ((3, 2),)),
+        (("no", "hall", "yard"), "[[yard, no]]", ((3, 1),)),
+    ],
+)
+def test_names_that_yaml_reads_as_numbers_are_the_names_as_written(tmp_path, cameras, written, pairs):
+    rows = [one._replace(camera=cameras[one.camid - 1]) for one in records()]
+    table = Table.from_records("csv", Path("people"), rows, pid_names=("0x1A", "26", "007"))
+    assert protocol(tmp_path, f"skip: {written}", table).skip.pairs == pairs
+    junk = {text: protocol(tmp_path, f"junk: [{text}]", table).junk for text in ("0x1A", "26", "007")}
+    assert [number for [(number, _)] in junk.values()] == table.identity_numbers()[[0, 6, 12]].tolist()
+    assert len({*junk.values()}) == 3
+
+
+def test_a_number_is_no_other_camera_than_the_one_so_named(tmp_path):
+    rows = [one._replace(camera=("02", "05", "yard")[one.camid - 1]) for one in records()]
+    table = Table.from_records("csv", Path("people"), rows, pid_names=TABLE.pid_names)
+    with pytest.raises(ProtocolError, match="no image to be evaluated is of camera '2': did you mean '02'"):
+        protocol(tmp_path, "skip: [[yard, 2]]", table)

@@ -597,3 +597,13 @@ def test_a_dataset_that_embed_noted_gives_the_default_protocol(tmp_path):
 def test_images_without_identity_are_named_before_a_missing_draw(tmp_path):
     with pytest.raises(DataError, match="images have no identity and cannot be scored: embed a labelled"):
         score_file(save(tmp_path, **{**arrays(), "pid": np.full(len(arrays()["pid"]), -1)}))
+
+
+@pytest.mark.parametrize(("kind", "first"), [("f2", 2_048), ("f4", 2**24), ("f8", 2**53)])
+def test_identities_that_a_float_cannot_tell_apart_are_refused(tmp_path, kind, first):
+    people = np.repeat(np.arange(first - 8, first), 2)
+    more = {"features": np.eye(16), "modality": np.tile([0, 1], 8)}
+    exact = score_file(save(tmp_path, **more, pid=people.astype(kind)), "csv")
+    assert exact.mean == score_file(save(tmp_path, **more, pid=people), "csv").mean
+    with pytest.raises(DataError, match=f"row 14 is {first}, but float.* save them as int64 or texts"):
+        score_file(save(tmp_path, **more, pid=(people + 1).astype(kind)), "csv")

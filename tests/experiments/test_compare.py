@@ -199,3 +199,12 @@ def test_runs_on_data_of_ones_own_stand_side_by_side_without_published_rows(tmp_
     )
     assert len(both.rows) > 20
     assert column in both.rows[-2].figures
+
+
+def test_runs_on_another_generated_benchmark_are_flagged(tmp_path):
+    one = evaluated("i2v", sysu(permutation=PERMUTATION))
+    for name, fingerprint in (("a", "11"), ("b", "22"), ("c", "11")):
+        written(tmp_path / name, "sysu", one, data={"generated": True, "fingerprint": fingerprint})
+    found = compare([tmp_path / name for name in "abc"])
+    flag = f"another generated benchmark than that of {tmp_path / 'a'}"
+    assert [flag in row.flags for row in found.rows[-3:]] == [False, True, False]

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from fmcnet.config import LossConfig, load_config
+from fmcnet.data.readers import read_dataset
+from fmcnet.data.readers.csv import write_csv
 from fmcnet.data.table import hold_out
 from fmcnet.errors import CheckpointError, ConfigError, DataError, TrainingError
 from fmcnet.experiments.study import StudyOptions, run_study
@@ -346,6 +351,36 @@ def test_a_checkpoint_is_not_resumed_on_images_that_look_different(tiny_sysu, tm
         loop.train(
             load_config("tiny", settings), tmp_path / "data", tmp_path / "run", resume=True, progress=False
         )
+
+
+@pytest.mark.parametrize(
+    ("split", "change", "said"),
+    [
+        ("train", "modality", "images of another modality"),
+        ("val", "modality", "other images to validate on"),
+        ("val", "image", "other images to validate on"),
+    ],
+)
+def test_a_checkpoint_is_not_resumed_on_changed_rows(tiny_sysu, tmp_path, split, change, said):
+    table = read_dataset(tiny_sysu)
+    places = [str(path) for path in table.full_paths()]
+    table = replace(table, root=tmp_path, path=np.array(places), name="csv")
+    people = write_csv(table, tmp_path / "people.csv")
+    config = load_config("tiny", ["training.epochs=1", "training.steps_per_epoch=2"])
+    loop.train(config, people, tmp_path / "run", progress=False)
+    loop.train(config, people, tmp_path / "run", resume=True, progress=False)
+    first, second = np.flatnonzero(
+        (table.split == split) & (table.pid == table.pid[table.split == split][0])
+    )[:2]
+    if change == "modality":
+        table.modality[first] = 1 - table.modality[first]
+    else:
+        Image.open(places[second]).rotate(90).save(tmp_path / "new.jpg")
+        places[first] = str(tmp_path / "new.jpg")
+        table = replace(table, path=np.array(places))
+    write_csv(table, people)
+    with pytest.raises(CheckpointError, match=said):
+        loop.train(config, people, tmp_path / "run", resume=True, progress=False)
 
 
 def test_a_folder_in_which_something_trains_is_refused(tiny_sysu, tmp_path):

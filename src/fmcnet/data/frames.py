@@ -17,7 +17,7 @@ from PIL import Image
 from fmcnet.data.boxes import Boxes, FrameKey
 from fmcnet.data.images import REMARKS, open_rgb
 from fmcnet.data.listing import Ignored, has_image_head, is_image, list_folder
-from fmcnet.data.pixels import ValueRange, eight_bit_image
+from fmcnet.data.pixels import DAMAGED, ValueRange, eight_bit_image
 from fmcnet.errors import DataError, first_of, require
 from fmcnet.names import control_fault, printable
 
@@ -343,7 +343,7 @@ def _name_fault(order: Sequence[Path]) -> str:
 def _decode_video(path: Path, keys: dict[int, FrameKey], value_range: ValueRange | None) -> Iterator[Frame]:
     import av
 
-    index, start = -1, None
+    index, start, damaged = -1, None, False
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
@@ -356,7 +356,9 @@ def _decode_video(path: Path, keys: dict[int, FrameKey], value_range: ValueRange
                 elapsed = None if seconds is None or start is None else seconds - start
                 key = keys.get(index, "")
                 name = f"{key if isinstance(key, int) else index:06d}"
-                yield Frame(name, key, index, elapsed, partial(_convert_frame, decoded, value_range))
+                # Up to the next key frame all are made from the damaged one.
+                damaged = decoded.is_corrupt or (damaged and not decoded.key_frame)
+                yield Frame(name, key, index, elapsed, partial(_convert_frame, decoded, value_range, damaged))
     except (av.error.FFmpegError, OSError) as error:
         reason = getattr(error, "strerror", error)
         if index < 0:
@@ -397,9 +399,9 @@ def _keys_by_index(path: Path, boxes: Boxes, first: int | None) -> dict[int, Fra
     return keys
 
 
-def _convert_frame(decoded: Any, value_range: ValueRange | None) -> Image.Image:
+def _convert_frame(decoded: Any, value_range: ValueRange | None, damaged: bool) -> Image.Image:
     """A decoded frame of PyAV, upright, as RGB."""
-    remarks: list[str] = []
+    remarks: list[str] = [DAMAGED] * damaged
     if decoded.format.name.startswith("gray") and decoded.format.components[0].bits > 8:
         try:
             image = eight_bit_image(decoded.to_ndarray(), value_range, remarks).convert("RGB")

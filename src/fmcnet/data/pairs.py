@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -224,8 +225,10 @@ def _pair_notes(pairs: list[list[_Crop]], day: _Side, night: _Side) -> Iterator[
 
 def _name_crops(sides: list[_Side]) -> list[list[_Crop]]:
     """Name each side's crops, without the word for the modality unless both have it; the pairs, sorted by name."""
-    full_names = [  # relpath: a CSV may name crops elsewhere
-        [Path(os.path.relpath(crop.path, side.root)).with_suffix("").as_posix() for crop in side.crops]
+    full_names = [
+        [
+            _composed(os.path.relpath(crop.path, side.root)) for crop in side.crops
+        ]  # a CSV may name crops elsewhere
         for side in sides
     ]
     shared = set(full_names[0]).intersection(full_names[1])
@@ -240,6 +243,11 @@ def _name_crops(sides: list[_Side]) -> list[list[_Crop]]:
                 )
     day, night = (side.by_name for side in sides)
     return [[day[name], night[name]] for name in sorted(day.keys() & night.keys())]
+
+
+def _composed(path: str) -> str:
+    """A path without suffix, its accents as one character each: macOS writes them as two."""
+    return unicodedata.normalize("NFC", Path(path).with_suffix("").as_posix())
 
 
 def _without_modality(name: str, modality: Modality) -> str:

@@ -29,7 +29,7 @@ FEW = 16
 """Grey levels: if a deeper image of many values keeps no more, the range is far too wide for it."""
 
 STRETCHED, OUTSIDE, PAGES, FLAT_8, DROPPED = "stretched", "outside", "pages", "flat", "dropped"
-COARSE, RANGED = "coarse", "ranged"
+COARSE, RANGED, DAMAGED = "coarse", "ranged", "damaged"
 FULL_FRAME, COLOURLESS, COLOURED = "frame", "colourless", "coloured"
 _SENTENCES = {
     STRETCHED: "with values of no usual range: each was stretched by its own percentiles, so the same person is not "
@@ -44,6 +44,7 @@ _SENTENCES = {
     COLOURLESS: "without any colour, given as visible: is it infrared? Then say so",
     COLOURED: "with colours, given as infrared: is it visible? Then say so; save false colours as grey",
     DROPPED: "with further channels (not red, green, blue or alpha): they were dropped",
+    DAMAGED: "of a damaged part of the video: its decoder made up pixels, so look at these crops",
 }
 
 RANGE = "give --range LOW:HIGH (Python: value_range)"

@@ -6,7 +6,7 @@ import hashlib
 import os
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -366,6 +366,26 @@ def seen_identities(samples: tuple[str, ...], table: Table) -> IntArray:
     rows = [row for row, path in enumerate(paths) if str(file_size(path)) in sizes]
     owners = _owner_by_content(table, rows)
     return np.array(sorted({owners[sample] for sample in samples if sample in owners}), dtype=np.int64)
+
+
+def names_note(identities: Collection[int], rows: Table, trained: str) -> str:
+    """A sentence if more than `FEW_SEEN` of a table's identities have the name of one that was trained on, else "".
+
+    Args:
+        identities: `Table.identity_numbers` of the training.
+        rows: the table.
+        trained: who was trained on them, for the sentence.
+    """
+    numbers = rows.identity_numbers()
+    known = (rows.pid != NO_PID) & np.isin(numbers, np.array([*identities], dtype=np.int64))
+    names = sorted({rows.pid_name(pid) for pid in rows.pid[known].tolist()})
+    total = len(np.unique(rows.pid[rows.pid != NO_PID]))
+    if len(names) <= FEW_SEEN * total:
+        return ""
+    return (
+        f"{len(names)} of {total} identities have the name of one that {trained} was trained on, the first is "
+        f"{names[0]}: if they are the same people, all figures are too good"
+    )
 
 
 def _owner_by_content(table: Table, rows: Iterable[int]) -> dict[str, int]:

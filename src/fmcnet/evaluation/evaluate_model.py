@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fmcnet.config import EvaluationConfig
-from fmcnet.data.table import FEW_SEEN, Table, fingerprint, seen_identities
+from fmcnet.data.table import FEW_SEEN, Table, fingerprint, names_note, seen_identities
 from fmcnet.errors import DataError, ProtocolError
 from fmcnet.evaluation import protocols
 from fmcnet.evaluation.draws import find_permutation
@@ -218,3 +218,5 @@ def _check_unseen(encoder: Encoder, run: str | Path, table: Table, rows: Table, 
         if len(seen) > FEW_SEEN * len(np.unique(rows.pid)):
             raise DataError(message)
         logger.warning("%s", message)  # a few may be copies under a wrong name
+    elif rows.name == encoder.card.dataset and (note := names_note(encoder.card.identities, rows, str(run))):
+        logger.warning("%s", note)

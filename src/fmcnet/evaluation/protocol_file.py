@@ -50,7 +50,7 @@ def read_protocol(path: str | Path, images: Table | Embeddings) -> Protocol:
     """
     path = Path(path).expanduser()
     try:
-        content = read_yaml(path)
+        content = read_yaml(path, texts=("skip", "distractors", "junk"))
     except OSError as error:
         raise ProtocolError(f"cannot read the protocol {path}: {error.strerror}") from error
     except ValueError as error:
@@ -104,7 +104,7 @@ def camera_names(table: Table) -> str:
 
 
 def _camera_numbers(images: Table | Embeddings) -> dict[str, list[int]]:
-    """Camera numbers by number, and by name all that bear it."""
+    """Camera numbers by name, and by number where no name could be taken for one."""
     numbers = {str(number): [number] for number in np.unique(images.camid).tolist() if number != NO_CAMERA}
     names = images.camera if isinstance(images, Table) else images.camera_name
     named = sorted({*zip(names.tolist(), images.camid.tolist(), strict=True)})
@@ -112,6 +112,9 @@ def _camera_numbers(images: Table | Embeddings) -> dict[str, list[int]]:
     for name, number in named:
         if name and number != NO_CAMERA:
             by_name.setdefault(name, []).append(number)
+    if any(name.isdecimal() for name in by_name):
+        named_numbers = {number for found in by_name.values() for number in found}
+        numbers = {name: [number] for name, [number] in numbers.items() if number not in named_numbers}
     return numbers | by_name
 
 

@@ -50,6 +50,8 @@ class ComparisonRow:
     """Differences from the others' protocol."""
     model: tuple[str, ...] = ()
     """Identifies a run's weights and test set; empty if unknown."""
+    generated: str = ""
+    """Fingerprint of the generated benchmark that a run was evaluated on."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def compare(runs: list[Path] | tuple[Path, ...], out: str | Path | None = None) 
     Raises:
         DataError: for a run without a report, naming the command that makes one.
     """
-    compared = _join_rows([_run_row(Path(run)) for run in runs])
+    compared = _flag_other_data(_join_rows([_run_row(Path(run)) for run in runs]))
     own = {key: None for row in compared for key in row.figures if key not in PUBLISHED_COLUMNS}
     all_own = bool(own) and all(key in own for row in compared for key in row.figures)
     rows = (*(() if all_own else published()), *compared)
@@ -126,6 +128,17 @@ def _join_rows(rows: list[ComparisonRow]) -> list[ComparisonRow]:
         else:
             joined.append(row)
     return joined
+
+
+def _flag_other_data(rows: list[ComparisonRow]) -> list[ComparisonRow]:
+    """Flag runs whose generated benchmark is not that of the first run on one."""
+    first = next((row for row in rows if row.generated), None)
+    return [
+        replace(row, flags=(*row.flags, f"another generated benchmark than that of {first.name}"))
+        if first and row.generated not in ("", first.generated)
+        else row
+        for row in rows
+    ]
 
 
 def _run_row(run: Path) -> ComparisonRow:
@@ -185,7 +198,8 @@ def _row_from_report(run: str, facts: Any) -> ComparisonRow:
         f"{run_facts['run']} step {run_facts.get('step')}" if "run" in run_facts else ""
     )
     model = (str(weights), str(dataset.get("root")), str(splits)) if weights else ()
-    return ComparisonRow(run, "this run", figures, tuple(dict.fromkeys(flags)), model)
+    generated = str(dataset.get("fingerprint", "")) if dataset.get("generated") else ""
+    return ComparisonRow(run, "this run", figures, tuple(dict.fromkeys(flags)), model, generated)
 
 
 def _with_plain(evaluations: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fmcnet.data.table import SPLITS, Table, fingerprint, seen_identities
+from fmcnet.data.table import SPLITS, Table, fingerprint, names_note, seen_identities
 from fmcnet.errors import DataError, FmcnetError
 from fmcnet.files import check_writable
 from fmcnet.inference.calibration import CALIBRATION, DIRECTIONS, Calibration, Curve, FloatVector, direction
@@ -134,6 +134,8 @@ def _calibration_rows(encoder: Encoder, table: Table, split: str) -> Table:
             )
         logger.warning("left out: %d identities that have pictures of the model's training", len(seen))
         rows = rows.take(~np.isin(rows.pid, seen))
+    if rows.name == encoder.card.dataset and (note := names_note(encoder.card.identities, rows, "the model")):
+        logger.warning("%s", note)
     if not len(rows):
         raise DataError(f"{table.origin} has no image to calibrate on (split {split})")
     return rows

@@ -35,6 +35,7 @@ class ModelCard:
         dataset: name of the training table.
         step: optimisation steps done.
         data: the training dataset's `fingerprint`.
+        identities: `Table.identity_numbers` of the training images; a model of 0.1.0 has none.
         samples: `fmcnet.data.table.sample_images` of the training images; a model of 0.1.0 has none.
         start_samples: `samples` and `start_samples` of the model that the training started from.
         selected: how the weights were picked: "last", "val" or "test".
@@ -49,6 +50,7 @@ class ModelCard:
     dataset: str
     step: int
     data: str = ""
+    identities: tuple[int, ...] = ()
     samples: tuple[str, ...] = ()
     start_samples: tuple[str, ...] = ()
     selected: str = "last"

@@ -54,8 +54,12 @@ INVARIANTS = {
     "pixels": "images that looked different",
     "discriminators": "another optimiser of the discriminators",
     "own_terms": "other loss terms of train(terms=...)",
+    "modalities": "images of another modality",
+    "validation": "other images to validate on",
 }
 """What must not change between a checkpoint and its resume, beside the settings, and how a message names a change."""
+UNRECORDED = ("modalities", "validation")
+"""Those that checkpoints of 0.1.0 lack."""
 
 logger = logging.getLogger(__name__)
 
@@ -145,7 +149,7 @@ class Checkpointer:
         changed = [
             f"{INVARIANTS[key]} ({facts.get(key, 'not recorded')} there, {value} now)"
             for key, value in self._invariants.items()
-            if facts.get(key) != value
+            if facts.get(key) != value and (key in facts or key not in UNRECORDED)
         ]
         if changed:
             raise CheckpointError(

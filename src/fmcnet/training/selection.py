@@ -17,7 +17,7 @@ from torch import Tensor
 from fmcnet.config import Config
 from fmcnet.data.cache import ImageCache
 from fmcnet.data.loader import TrainingBatch
-from fmcnet.data.table import Table
+from fmcnet.data.table import Table, fingerprint
 from fmcnet.distributed import DistributedContext
 from fmcnet.errors import CheckpointError, DataError
 from fmcnet.evaluation import protocols
@@ -66,6 +66,7 @@ class ModelSelection:
     Attributes:
         best: mAP and step of the best weights so far, for the checkpoint; empty before the first validation, and
             always with `training.select=last`.
+        digest: of the images to validate on; None without validation.
 
     Raises:
         DataError: when the identities to validate on are missing or too few.
@@ -75,6 +76,7 @@ class ModelSelection:
         self.select, self.every = config.training.select, config.training.validate_every
         self.batch, self.ctx, self.folder = config.evaluation.batch, ctx, run / "checkpoints"
         self.best: dict[str, float] = {}
+        self.digest: str | None = None
         self._unsaved: tuple[FMCNet, ModelCard] | None = None
         self.rows: Table | None = None
         if not self.every:
@@ -98,7 +100,8 @@ class ModelSelection:
             raise DataError(f"{len(rows)} '{split}' images cannot be shared by {ctx.world} processes")
         data = config.data
         # Raises now when an image cannot be read.
-        ImageCache(rows, data.height, data.width, folder=data.cache, progress=False)
+        cache = ImageCache(rows, data.height, data.width, folder=data.cache, progress=False)
+        self.digest = f"{fingerprint(rows, rows.modality.astype(str))} {cache.digest()}"
         self.rows = rows
 
     def due(self, epoch: int) -> bool:

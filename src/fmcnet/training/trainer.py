@@ -258,6 +258,7 @@ class Trainer:
                 dataset=table.name,
                 step=0,
                 data=fingerprint(table),
+                identities=tuple(np.unique(rows.identity_numbers()).tolist()),
                 samples=sample_images(self._cache.table) if ctx.main else (),
                 start_samples=_start_samples(config, run, resume) if ctx.main else (),
             )
@@ -370,6 +371,8 @@ class Trainer:
             "pixels": self._pixels,
             "discriminators": "Adam, betas 0.5 and 0.999" if self._train_step.model.compensation else None,
             "own_terms": ", ".join(sorted(self._terms)) or None,
+            "modalities": fingerprint(table, table.modality.astype(str)),
+            "validation": self._selection.digest,
         }
 
     def _write_log(self, done: int) -> None:

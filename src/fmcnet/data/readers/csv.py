@@ -16,7 +16,7 @@ from fmcnet.data.listing import near_file
 from fmcnet.data.pixels import parse_range
 from fmcnet.data.readers.common import check_splits, number_of, read_lines
 from fmcnet.data.table import ROLE_WORDS, SPLIT_WORDS, SPLITS, Record, Table
-from fmcnet.errors import LISTED, MOST_FAULTS, DataError, refuse_faults
+from fmcnet.errors import LISTED, MOST_FAULTS, DataError, first_of, refuse_faults
 from fmcnet.files import file_key, write_rows
 from fmcnet.identities import is_unknown, near_identities, parse_identity
 from fmcnet.names import FRACTION, control_fault, near_cameras, nearest, printable
@@ -389,7 +389,8 @@ def _number_cameras(records: list[Record], unknown: set[tuple[str, str]], notes:
     Args:
         records: the rows.
         unknown: (path, "camera") of rows that are written to have no camera.
-        notes: are told of names that have several numbers, where a row needs one.
+        notes: are told of numbers that have several names, and of names that have several numbers, where a row
+            needs one.
     """
     names = sorted({record.camera for record in records if not is_unknown(record.camera)})
     given = {record.camid for record in records} - {NO_CAMERA}
@@ -418,6 +419,12 @@ def _number_cameras(records: list[Record], unknown: set[tuple[str, str]], notes:
     for record in records:
         if record.camid != NO_CAMERA and not is_unknown(record.camera):
             names_of[record.camid].add(record.camera)
+    shared = [camid for camid in sorted(names_of) if len(names_of[camid]) > 1]
+    for camid in shared[:MOST_NOTES]:
+        notes.append(
+            f"the camid {camid} is of the cameras {first_of(sorted(names_of[camid]))}: rules that skip a camera take "
+            "them as one; leave camid out where the names tell the cameras"
+        )
     return [
         r._replace(camera=min(names_of[r.camid]))
         if not r.camera and len(names_of[r.camid]) == 1 and (r.path, "camera") not in unknown
