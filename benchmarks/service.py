@@ -4,9 +4,9 @@
     python benchmarks/service.py --model RUN --seconds 2 --soak 0.1 --rows 200  # a smoke run
 
 RUN is a run folder or a shipped model's name. The gallery is made up: random embeddings of the model's length; the
-queries are random pictures, sent over HTTP on loopback, a connection a caller. Load and service share the machine's
+queries are random images, sent over HTTP on loopback, a connection a caller. Load and service share the machine's
 cores. 503 (too much at once) is counted apart and is no latency. Memory is the service's resident set, by /proc. In
-the soak every tenth request adds a crop and removes it again. Results go to benchmarks/service.json, and a picture of
+the soak every tenth request adds a crop and removes it again. Results go to benchmarks/service.json, and a plot of
 them beside it.
 """
 
@@ -38,7 +38,7 @@ from fmcnet.types import Modality
 HERE = Path(__file__).parent
 
 
-def pictures(count, height, width):
+def random_images(count, height, width):
     """JPEGs of coarse random patterns."""
     random, out = np.random.default_rng(0), []
     for _ in range(count):
@@ -197,7 +197,7 @@ def main():
     parser.add_argument("--out", type=Path, default=HERE / "service.json")
     given = parser.parse_args()
     encoder = Encoder.from_pretrained(given.model, device="cpu", threads=given.threads)
-    images = pictures(64, encoder.height, encoder.width)
+    images = random_images(64, encoder.height, encoder.width)
     report = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "machine": platform.processor() or platform.machine(), "cores": os.cpu_count(),

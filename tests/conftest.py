@@ -57,8 +57,8 @@ def made_once(tmp_path_factory, name, make):
 
 
 @pytest.fixture
-def no_pictures(monkeypatch):
-    """A report's pictures are empty files, where a test does not look at them: they take most of its time."""
+def no_plots(monkeypatch):
+    """A report's plots are empty files, where a test does not look at them: they take most of its time."""
 
     def touch(*arguments):
         path = arguments[-1]
@@ -67,7 +67,7 @@ def no_pictures(monkeypatch):
         return path
 
     for name in ("cmc_curves", "training_curves", "ranked_lists", "similarity_histogram"):
-        monkeypatch.setattr(f"fmcnet.experiments.figures.{name}", touch)
+        monkeypatch.setattr(f"fmcnet.experiments.plots.{name}", touch)
     monkeypatch.setattr("fmcnet.experiments.maps.feature_map", touch)
 
 

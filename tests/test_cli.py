@@ -229,7 +229,7 @@ def test_info_of_a_run_that_is_not_finished_is_of_its_newest_checkpoint(tiny_run
     assert "holds no model.json" in said(run("info", copy, code=2))
 
 
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("no_plots")
 def test_paths_are_printed_whole_to_be_copied(tiny_run, tiny_sysu, tmp_path, monkeypatch):
     """On 80 columns, and where output goes into a pipe."""
     monkeypatch.setenv("COLUMNS", "80")
@@ -251,7 +251,7 @@ def test_paths_are_printed_whole_to_be_copied(tiny_run, tiny_sysu, tmp_path, mon
     assert f"gallery: {place / 'gallery'}" in run("gallery", "info", place / "gallery").stdout.splitlines()
 
 
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("no_plots")
 def test_shipped_models_are_taken_by_name_wherever_a_run_is(tiny_sysu, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     name, data = "fmcnet-generated", tiny_sysu
@@ -484,8 +484,8 @@ def test_train_and_evaluate_on_every_layout(layout, tmp_path, tiny_sysu):
     assert sorted(p.name for p in (out / "report" / "figures").iterdir()) == [
         "cmc.png", "curves.png", "features.png", "ranked.png", "similarity.png",
     ]  # fmt: skip
-    for picture in (out / "report" / "figures").iterdir():
-        assert np.asarray(Image.open(picture).convert("L")).std() > 5
+    for plot in (out / "report" / "figures").iterdir():
+        assert np.asarray(Image.open(plot).convert("L")).std() > 5
 
 
 def test_a_configuration_of_another_benchmark_is_told(tiny_sysu, tmp_path):
@@ -539,7 +539,7 @@ def test_resume_takes_the_settings_of_the_run(tiny_sysu, tmp_path):
     assert "already holds a run" in said(run(*where, code=2))
 
 
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("no_plots")
 def test_regdb_splits_are_trained_resumed_and_pooled(tmp_path):
     data, out = tmp_path / "regdb", tmp_path / "runs"
     generate("regdb", "tiny", 0, data, workers=1)
@@ -660,16 +660,16 @@ def test_another_dataset_with_the_same_numbers_may_be_evaluated(tiny_run, tmp_pa
 def test_without_plotting_packages_the_report_has_figures_in_numbers(
     tiny_run, tiny_sysu, tmp_path, monkeypatch
 ):
-    from fmcnet.experiments import figures
+    from fmcnet.experiments import plots
 
-    monkeypatch.setattr(figures, "find_spec", lambda name: None)
+    monkeypatch.setattr(plots, "find_spec", lambda name: None)
     shutil.copytree(tiny_run, tmp_path / "run")
     assert "rank1" in run("evaluate", tmp_path / "run", "--data", tiny_sysu, "--out", tmp_path / "rep").output
     assert "| rank1 |" in (tmp_path / "rep" / "report.md").read_text()
     assert not (tmp_path / "rep" / "figures").exists()
 
 
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("no_plots")
 def test_extras_are_named_beside_the_plain_figure(tiny_run, tiny_sysu, tmp_path):
     shutil.copytree(tiny_run, tmp_path / "run")
     answer = as_json("evaluate", tmp_path / "run", "--data", tiny_sysu, "--flip", "--rerank", "--expand")
@@ -686,12 +686,12 @@ def test_extras_are_named_beside_the_plain_figure(tiny_run, tiny_sysu, tmp_path)
     assert "k-reciprocal re-ranking" in report
 
 
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("no_plots")
 def test_one_report_holds_every_protocol_that_was_run(tiny_run, tiny_sysu, tmp_path, monkeypatch):
     """Beside the standard ones, which come without an option; and two folders of one run are one row."""
-    from fmcnet.experiments import figures
+    from fmcnet.experiments import plots
 
-    monkeypatch.setattr(figures, "find_spec", lambda name: None)  # no pictures: quicker
+    monkeypatch.setattr(plots, "find_spec", lambda name: None)  # no plots: quicker
     folder = tmp_path / "run"
     shutil.copytree(tiny_run, folder, ignore=shutil.ignore_patterns("report"))
     command = ("evaluate", folder, "--data", tiny_sysu)
@@ -732,7 +732,7 @@ def test_one_report_holds_every_protocol_that_was_run(tiny_run, tiny_sysu, tmp_p
     assert "note: GENERATED data: these figures compare with no published one" in run(*command).stderr
 
 
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("no_plots")
 def test_an_evaluation_on_a_part_of_the_test_set_says_so(tiny_run, tiny_sysu, tmp_path):
     data = tmp_path / "d"
     shutil.copytree(tiny_sysu, data, ignore=shutil.ignore_patterns("generated.json"))
@@ -784,7 +784,7 @@ def test_a_setting_of_another_benchmarks_protocol_is_refused(tiny_run, tiny_sysu
     assert "has no cmc in its protocol" in said(run(*command, "evaluation.cmc=identity", code=2))
 
 
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("no_plots")
 def test_selection_on_test_stamps_everything(tiny_sysu, tmp_path):
     out = tmp_path / "run"
     run(
@@ -965,7 +965,7 @@ def test_names_that_read_like_emoji_codes_are_shown_as_they_are(tmp_path):
     assert "x:smile:.png" in said(run("search", tmp_path / "g", "x:smile:.png", "--modality", "ir", code=2))
 
 
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("no_plots")
 def test_a_report_holds_figures_of_one_test_set(tiny_run, tiny_sysu, tmp_path):
     """Two CSVs of equally many images and identities are two test sets."""
     out = shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("embeddings", "report"))

@@ -15,7 +15,7 @@ from fmcnet.data.table import Record, Table
 from fmcnet.inference import embed as embedding
 from fmcnet.inference.encoder import keep
 from fmcnet.retrieval.answer import Answer, write_page
-from fmcnet.server.pictures import KeptImages
+from fmcnet.server.thumbnails import KeptThumbnails
 from fmcnet.types import Embeddings, Modality
 
 FEATURES = np.ones((1, 4), np.float32)
@@ -52,7 +52,7 @@ WRITERS = {
     "embed.npz": embed,
     "cache.npy": lambda path, _: write_cache(path, (1, 2, 2, 3), {}, [np.zeros((2, 2, 3), np.uint8)]),
     "who.html": lambda path, _: write_page(path, Answer((), (), True, None, 1, 0, None, {}), [], {}),
-    "crops": lambda path, _: KeptImages(path, "people.gallery").keep("a", b"jpeg"),
+    "crops": lambda path, _: KeptThumbnails(path, "people.gallery").keep("a", b"jpeg"),
 }
 
 

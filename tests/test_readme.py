@@ -79,7 +79,7 @@ def test_every_command_named_exists_with_its_options(path):
 
 
 @pytest.mark.parametrize("path", DOCS, ids=name)
-def test_links_and_pictures_exist(path):
+def test_links_and_images_exist(path):
     text = path.read_text(encoding="utf-8")
     for target in [*re.findall(r"\]\(([^)]+)\)", text), *re.findall(r'src="([^"]+)"', text)]:
         file, _, anchor = target.partition("#")

@@ -56,7 +56,7 @@ def test_photometric_changes_values_alone_and_leaves_the_other_draws_as_they_are
     assert 20 < draw[1].photometric.hit.sum() < 44
     flat = torch.full((64, 3, 24, 12), 128, dtype=torch.uint8)
     out = run(flat, photometric=1.0).float()
-    assert out.mean(dim=(1, 2, 3)).std() > 20  # exposure and gamma: bright and dark pictures
+    assert out.mean(dim=(1, 2, 3)).std() > 20  # exposure and gamma: bright and dark images
     assert 3 < out.std(dim=(2, 3)).mean() < 5  # the noise: 12 u^2 with u in 0..1, on average 4
     assert torch.equal(run(flat, photometric=1.0).float(), out)
 

@@ -26,7 +26,7 @@ NIGHT = CropOptions(Modality.INFRARED)
 HEIGHT, WIDTH = 48, 64
 
 
-def picture(seed):
+def image(seed):
     return np.random.default_rng(seed).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
 
 
@@ -36,7 +36,7 @@ def frames(tmp_path):
     folder = tmp_path / "frames"
     folder.mkdir()
     for number in range(1, 7):
-        Image.fromarray(picture(number)).save(folder / f"{number:06d}.png")
+        Image.fromarray(image(number)).save(folder / f"{number:06d}.png")
     return folder
 
 
@@ -49,7 +49,7 @@ def video(tmp_path_factory):
         stream = out.add_stream("ffv1", rate=10)
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "bgr0"
         for number in range(1, 7):
-            out.mux(stream.encode(av.VideoFrame.from_ndarray(picture(number), format="rgb24")))
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(image(number), format="rgb24")))
         out.mux(stream.encode())
     return path
 
@@ -97,7 +97,7 @@ def test_boxes_are_cut_clipped_and_left_out(frames, tmp_path):
     assert [row["track"] for row in rows(tmp_path / "out")] == [
         f"{tmp_path.name}/frames/{n}" for n in (7, 8, 9)
     ]
-    frame, out = picture(1), tmp_path / "out"
+    frame, out = image(1), tmp_path / "out"
     assert (pixels(out, "000001_00.png") == frame[8:38, 10:30]).all()
     assert (pixels(out, "000001_01.png") == frame[:20, :20]).all()
     assert (pixels(out, "000001_02.png") == frame[40:, 50:]).all()
@@ -149,7 +149,7 @@ def test_each_subfolder_is_a_recording(tmp_path):
     names = ["MOT17-02/img1/000001.png", "MOT17.04/img1/000001.png", "MOT17.04/img1/000001.jpg", "000001.png"]
     for seed, name in enumerate(names):
         (tmp_path / "mot" / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture(seed)).save(tmp_path / "mot" / name)
+        Image.fromarray(image(seed)).save(tmp_path / "mot" / name)
     content = json.loads(coco(tmp_path, *names).read_text())
     content["annotations"] = [{**annotation, "track_id": 1} for annotation in content["annotations"]]
     report = crop(tmp_path / "mot", boxes(tmp_path, json.dumps(content)), tmp_path / "out", NIGHT)
@@ -176,14 +176,14 @@ def test_a_video_has_frames_and_times(video, tmp_path):
     ]
     assert {(row["modality"], row["camera"]) for row in made} == {("infrared", "gate")}
     for n in (1, 3, 5):
-        assert (pixels(tmp_path / "out", f"00000{n}_00.png") == picture(n)[6:36, 5:25]).all()
+        assert (pixels(tmp_path / "out", f"00000{n}_00.png") == image(n)[6:36, 5:25]).all()
 
 
 def test_supervision_counts_a_videos_frames_from_0(video, tmp_path):
     header = "x_min,y_min,x_max,y_max,class_id,confidence,tracker_id,frame_index"
     crop(video, boxes(tmp_path, header, "5,6,25,36,0,0.9,,2"), tmp_path / "out", NIGHT)
     assert rows(tmp_path / "out") == [{"path": "000002_00.png", "modality": "infrared"}]
-    assert (pixels(tmp_path / "out", "000002_00.png") == picture(3)[6:36, 5:25]).all()
+    assert (pixels(tmp_path / "out", "000002_00.png") == image(3)[6:36, 5:25]).all()
 
 
 def coco(tmp_path, *names, **image):
@@ -196,17 +196,17 @@ def coco(tmp_path, *names, **image):
 
 def test_coco_names_frames(frames, video, tmp_path):
     crop(frames, coco(tmp_path, "elsewhere/000004.png"), tmp_path / "out", NIGHT)
-    assert (pixels(tmp_path / "out", "000004_00.png") == picture(4)[6:36, 5:25]).all()
+    assert (pixels(tmp_path / "out", "000004_00.png") == image(4)[6:36, 5:25]).all()
     with pytest.raises(DataError, match="the boxes name their images: leave it out"):
         crop(frames, coco(tmp_path, "000004.png"), tmp_path / "none", CropOptions(Modality.INFRARED, first=1))
     crop(video, coco(tmp_path, "x.jpg", frame_id=4), tmp_path / "of_video", NIGHT)
-    assert (pixels(tmp_path / "of_video", "000004_00.png") == picture(5)[6:36, 5:25]).all()
+    assert (pixels(tmp_path / "of_video", "000004_00.png") == image(5)[6:36, 5:25]).all()
     with pytest.raises(DataError, match=r"'x\.jpg' and 'y\.jpg' are the same frame"):  # of two videos
         crop(video, coco(tmp_path, "x.jpg", "y.jpg", frame_id=4), tmp_path / "two", NIGHT)
     with pytest.raises(DataError, match="--first-frame"):
         crop(video, coco(tmp_path, "000004.jpg"), tmp_path / "new", NIGHT)
     crop(video, coco(tmp_path, "000004.jpg"), tmp_path / "told", CropOptions(Modality.INFRARED, first=1))
-    assert (pixels(tmp_path / "told", "000003_00.png") == picture(4)[6:36, 5:25]).all()
+    assert (pixels(tmp_path / "told", "000003_00.png") == image(4)[6:36, 5:25]).all()
 
 
 def test_boxes_of_frames_of_another_size_are_left_out(frames, tmp_path):
@@ -228,7 +228,7 @@ def test_the_second_frame_of_a_folder(names, expected, tmp_path):
     folder = tmp_path / "frames"
     folder.mkdir()
     for seed, name in enumerate(names):
-        Image.fromarray(picture(seed)).save(folder / name)
+        Image.fromarray(image(seed)).save(folder / name)
     number = 9 if "f_9.png" in names else 2
     report = crop(folder, boxes(tmp_path, f"{number},1,5,6,20,30,1"), tmp_path / "out", NIGHT)
     (row,) = rows(tmp_path / "out")
@@ -395,7 +395,7 @@ def test_images_counted_in_order_have_times_in_order(tmp_path):
 def test_why_images_are_counted_in_order(tmp_path, names, reason):
     for name in names:
         (tmp_path / "walk" / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture(1)).save(tmp_path / "walk" / name)
+        Image.fromarray(image(1)).save(tmp_path / "walk" / name)
     (note,) = crop(tmp_path / "walk", coco(tmp_path, *names), tmp_path / "out", TIMED).notes
     assert note.startswith("frames are counted in the order of their names, from ")
     assert note.endswith(f".png: {reason}")
@@ -444,11 +444,11 @@ def test_the_order_of_named_frames_is_told_only_where_it_counts(tmp_path):
 def test_the_names_of_a_videos_frames_are_read_as_those_of_images(video, tmp_path):
     told = CropOptions(Modality.INFRARED, first=1)
     crop(video, coco(tmp_path, "frame_4_cam2.png", "frame_12_cam2.png"), tmp_path / "out", told)
-    assert (pixels(tmp_path / "out", "000003_00.png") == picture(4)[6:36, 5:25]).all()
+    assert (pixels(tmp_path / "out", "000003_00.png") == image(4)[6:36, 5:25]).all()
     dated = coco(tmp_path, "gate_20260301_000004.jpg", "gate_20260301_000001.jpg")
     crop(video, dated, tmp_path / "dated", told)
-    assert (pixels(tmp_path / "dated", "000003_00.png") == picture(4)[6:36, 5:25]).all()
-    assert (pixels(tmp_path / "dated", "000000_00.png") == picture(1)[6:36, 5:25]).all()
+    assert (pixels(tmp_path / "dated", "000003_00.png") == image(4)[6:36, 5:25]).all()
+    assert (pixels(tmp_path / "dated", "000000_00.png") == image(1)[6:36, 5:25]).all()
     with pytest.raises(DataError, match=r"the names hold no counter, but .* is a video"):
         crop(video, coco(tmp_path, *(f"{name}.png" for name in CLOCK)), tmp_path / "times", told)
 
@@ -462,7 +462,7 @@ def test_digits_in_a_name_column_are_names(frames, tmp_path, column):
     report = crop(frames, found, tmp_path / "out", NIGHT)
     assert (report.crops, report.notes, report.left_out.counts) == (2, (), {})
     for n in (3, 4):
-        assert (pixels(tmp_path / "out", f"00000{n}_00.png") == picture(n)[6:36, 5:25]).all()
+        assert (pixels(tmp_path / "out", f"00000{n}_00.png") == image(n)[6:36, 5:25]).all()
     with pytest.raises(
         DataError, match=r"as '3', and .* holds none of them: numbers .* in a column frame_index"
     ):
@@ -477,14 +477,14 @@ def test_the_name_of_a_frame_wins_over_its_number(frames, video, tmp_path):
 
     stems = numbered_and_named("file_name", "0,000003", "1,000004")
     assert crop(frames, stems, tmp_path / "stems", NIGHT).notes[0].endswith("the names count")
-    assert (pixels(tmp_path / "stems", "000003_00.png") == picture(3)[6:36, 5:25]).all()
+    assert (pixels(tmp_path / "stems", "000003_00.png") == image(3)[6:36, 5:25]).all()
     found = numbered_and_named("file_name", "0,000003.png", "1,000004.png")
     report = crop(frames, found, tmp_path / "out", NIGHT)
     assert report.notes == ("names and numbers of frames disagree, first at 000001.png: the names count",)
-    assert (pixels(tmp_path / "out", "000003_00.png") == picture(3)[6:36, 5:25]).all()
-    assert (pixels(tmp_path / "out", "000004_00.png") == picture(4)[6:36, 5:25]).all()
+    assert (pixels(tmp_path / "out", "000003_00.png") == image(3)[6:36, 5:25]).all()
+    assert (pixels(tmp_path / "out", "000004_00.png") == image(4)[6:36, 5:25]).all()
     crop(video, found, tmp_path / "of_video", NIGHT)
-    assert (pixels(tmp_path / "of_video", "000001_00.png") == picture(2)[6:36, 5:25]).all()
+    assert (pixels(tmp_path / "of_video", "000001_00.png") == image(2)[6:36, 5:25]).all()
     agreed = numbered_and_named("image_path", "0,/data/000001.png", "1,/data/000002.png")
     assert crop(frames, agreed, tmp_path / "agreed", NIGHT).notes == ()
     one = numbered_and_named("image", "0,000003.png", "1,000003.png")
@@ -510,7 +510,7 @@ def test_names_of_other_things_than_frames_leave_the_numbers(frames, tmp_path, n
         frames, boxes(tmp_path, f"{SUPERVISION},frame_index,file", *rows_of), tmp_path / "out", NIGHT
     )
     assert [text[: len(note)] for text in report.notes if "taken as" not in text] == [note] * bool(note)
-    assert (pixels(tmp_path / "out", "000002_00.png") == picture(2)[6:36, 5:25]).all()
+    assert (pixels(tmp_path / "out", "000002_00.png") == image(2)[6:36, 5:25]).all()
 
 
 @pytest.mark.parametrize("name", [b"lat\xe9_1.png", b" x_1.png", b"a\tb_1.png", b"a\nb_1.png"])
@@ -540,7 +540,7 @@ def test_a_crop_of_any_other_name_is_found_by_the_reader_of_its_table(tmp_path):
 
 def test_numbered_frames_of_several_folders_are_refused(frames, tmp_path):
     (frames / "b").mkdir()
-    Image.fromarray(picture(1)).save(frames / "b" / "1.png")
+    Image.fromarray(image(1)).save(frames / "b" / "1.png")
     with pytest.raises(DataError, match="several folders"):
         crop(frames, boxes(tmp_path, "1,1,5,6,20,30,1"), tmp_path / "out", NIGHT)
 

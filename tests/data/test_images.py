@@ -222,7 +222,7 @@ def test_damage_anywhere_is_an_error_that_names_the_file(tmp_path: Path, kind: s
     assert all(str(path) in text for text in told)
 
 
-def test_a_deep_picture_of_one_column(tmp_path: Path) -> None:
+def test_a_deep_image_of_one_column(tmp_path: Path) -> None:
     raw = np.arange(64, dtype=np.uint16).reshape(64, 1) * 500
     Image.fromarray(raw).save(tmp_path / "x.png")
     assert load_image(tmp_path / "x.png").shape == (64, 1, 3)

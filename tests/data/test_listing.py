@@ -1,4 +1,4 @@
-"""What is a picture of a folder, what is named, and what is left out without a word."""
+"""What is an image of a folder, what is named, and what is left out without a word."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fmcnet.types import Modality
 
 @pytest.fixture
 def folder(tmp_path):
-    """Pictures of all suffixes, and what lies beside them on people's disks."""
+    """Images of all suffixes, and what lies beside them on people's disks."""
     root = tmp_path / "crops"
     (root / "sub").mkdir(parents=True)
     for name in ("a.JPG", "b.jfif", "c.gif", "d.heic", "e.avif", "f.webp", "sub/g.TIFF", "h.ppm", "nosuffix"):

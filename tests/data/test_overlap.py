@@ -1,4 +1,4 @@
-"""Pictures that are in two places are found by their content."""
+"""Images that are in two places are found by their content."""
 
 import shutil
 from dataclasses import replace
@@ -25,7 +25,7 @@ def other_splits(table):
     return replace(table, split=np.array([names.get(one, one) for one in table.split.tolist()]))
 
 
-def test_a_model_card_holds_two_pictures_of_each_identity(tiny_run, tiny_sysu):
+def test_a_model_card_holds_two_images_of_each_identity(tiny_run, tiny_sysu):
     table = read_dataset(tiny_sysu).select(split="train")
     card = read_card(tiny_run)
     assert card.samples == sample_images(table)
@@ -51,12 +51,12 @@ def test_people_trained_on_are_refused_whatever_file_names_them(tiny_run, tiny_s
         DataError, match=rf"{count} of the test identities have images that .* was trained on"
     ):
         evaluate_model(tiny_run, data, load_config("tiny").evaluation, progress=False)
-    with pytest.raises(DataError, match=f"{count} identities of split 'test' have pictures"):
+    with pytest.raises(DataError, match=f"{count} identities of split 'test' have images"):
         calibrate_model(tiny_run, tmp_path / "people.csv", split="test", progress=False)
 
 
 def test_strangers_and_models_without_samples_are_evaluated(tiny_run, tiny_sysu, tmp_path, caplog):
-    """A black picture of several people says nothing; one copy under a wrong name is told."""
+    """A black image of several people says nothing; one copy under a wrong name is told."""
     table = read_dataset(tiny_sysu)
     known = table.select(split="train")
     black = tmp_path / "black.png"
@@ -78,11 +78,11 @@ def test_a_calibration_leaves_them_out(tiny_run, tiny_sysu, tmp_path, caplog):
     found, _ = calibrate_model(tiny_run, file, out=tmp_path / "c.json", progress=False)
     card = read_card(tiny_run)
     assert found.source["identities"] == len(np.unique(table.pid)) - card.classes
-    assert f"left out: {card.classes} identities that have pictures" in caplog.text
+    assert f"left out: {card.classes} identities that have images" in caplog.text
 
 
 def test_copies_in_the_dataset_of_the_run_itself_are_found(tiny_sysu, tmp_path, caplog):
-    """Test rows that are training pictures under other names and identities; those of strangers are left alone."""
+    """Test rows that are training images under other names and identities; those of strangers are left alone."""
     table = read_dataset(tiny_sysu)
     records = [record._replace(path=str(table.root / record.path)) for record in table.records()]
     copies = []
@@ -104,21 +104,21 @@ def test_copies_in_the_dataset_of_the_run_itself_are_found(tiny_sysu, tmp_path, 
         match=rf"{count} of the test identities have images that .* was trained on.*: leave them out",
     ):
         evaluate_model(tmp_path / "run", data, settings.evaluation, progress=False)
-    with pytest.raises(DataError, match=f"{count} identities of split 'test' have pictures"):
+    with pytest.raises(DataError, match=f"{count} identities of split 'test' have images"):
         calibrate_model(tmp_path / "run", file, split="test", progress=False)
     found, _ = calibrate_model(tmp_path / "run", file, out=tmp_path / "c.json", progress=False)
     assert found.source["identities"] == len(np.unique(table.pid)) - count
-    assert f"left out: {count} identities that have pictures" in caplog.text
+    assert f"left out: {count} identities that have images" in caplog.text
 
 
 def test_a_few_copies_in_the_dataset_of_the_run_itself_are_told(
     tiny_run, tiny_sysu, tmp_path, caplog, monkeypatch
 ):
-    """One test picture is a training picture, which does not change the dataset's paths and identities."""
+    """One test image is a training image, which does not change the dataset's paths and identities."""
     table = read_dataset(tiny_sysu)
     settings = load_config("tiny").evaluation
     evaluate_model(tiny_run, table, settings, progress=False)
-    assert "have pictures" not in caplog.text
+    assert "have images" not in caplog.text
     known, rows = table.select(split="train"), table.select(split="test")
     shutil.copytree(tiny_sysu, tmp_path / "d")
     first = known.path[np.argsort(known.path)[0]]
@@ -130,7 +130,7 @@ def test_a_few_copies_in_the_dataset_of_the_run_itself_are_told(
     assert f"1 of the test identities have images that {tiny_run}" in caplog.text
 
 
-def test_pictures_that_are_there_twice_are_told(tiny_sysu, tmp_path):
+def test_images_that_are_there_twice_are_told(tiny_sysu, tmp_path):
     assert not [note for note in check(tiny_sysu).notes if "more than once" in note]
     shutil.copytree(tiny_sysu, tmp_path / "d")
     table = read_dataset(tiny_sysu).select(split="test")
@@ -153,7 +153,7 @@ def test_what_a_training_started_from_is_remembered(tiny_run, tiny_sysu, tmp_pat
     settings = [f"model.pretrained={tiny_run}", "training.epochs=1", "training.steps_per_epoch=1"]
     train(load_config("tiny", settings), table, tmp_path / "tuned", device="cpu", progress=False)
     assert f"{count} of " in caplog.text
-    assert f"have pictures that {tiny_run} was trained on" in caplog.text
+    assert f"have images that {tiny_run} was trained on" in caplog.text
     card = read_card(tmp_path / "tuned")
     assert card.start_samples == start.samples
     [checkpoint] = (tmp_path / "tuned" / "checkpoints").glob("step-*")
@@ -163,7 +163,7 @@ def test_what_a_training_started_from_is_remembered(tiny_run, tiny_sysu, tmp_pat
     caplog.clear()
     file = write_csv(replace(table, name="csv"), tmp_path / "people.csv")
     calibrate_model(tmp_path / "tuned", file, out=tmp_path / "c.json", progress=False)
-    assert "identities that have pictures of the model's training" in caplog.text
+    assert "identities that have images of the model's training" in caplog.text
 
     again = [f"model.pretrained={tmp_path / 'tuned'}", *settings[1:]]
     train(load_config("tiny", again), table, tmp_path / "again", device="cpu", progress=False)

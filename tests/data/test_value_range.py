@@ -97,7 +97,7 @@ def remarks(path: Path, value_range=None) -> tuple[str, ...]:
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("kind", ["float32", "float64", "float16"])
 @pytest.mark.parametrize("scene", [SCENE, COLOUR], ids=["one", "three"])
-def test_floats_of_0_to_1_are_the_8_bit_picture(tmp_path, kind, order, scene):
+def test_floats_of_0_to_1_are_the_8_bit_image(tmp_path, kind, order, scene):
     path = write_tiff(tmp_path / "x.tif", (scene / 255).astype(kind), order=order)
     expected = scene if scene.ndim == 3 else np.repeat(scene[..., None], 3, axis=2)
     assert np.array_equal(load_image(path), expected)
@@ -342,7 +342,7 @@ def test_what_shows_nothing_is_refused(tmp_path, values, said):
 
 
 @pytest.mark.parametrize(("missing", "share"), [(-9999, 6), (-32768, 30), (65535, 2)])
-def test_values_far_from_the_others_leave_no_black_and_white_picture(tmp_path, missing, share):
+def test_values_far_from_the_others_leave_no_black_and_white_image(tmp_path, missing, share):
     values = (15 + SCENE / 255 * 25).astype(np.float32)
     values.ravel()[:: share + 3] = missing
     path = write_tiff(tmp_path / "x.tif", values)
@@ -385,7 +385,7 @@ def test_a_range_that_does_not_fit(tmp_path):
     assert parse_range("-10:40.5") == (-10.0, 40.5)
 
 
-def test_8_bit_pictures_ignore_a_range(tmp_path):
+def test_8_bit_images_ignore_a_range(tmp_path):
     Image.fromarray(SCENE).save(tmp_path / "x.png")
     assert np.array_equal(load_image(tmp_path / "x.png", (15, 40))[..., 0], SCENE)
 
@@ -452,7 +452,7 @@ def test_the_transparent_colour_of_a_16_bit_png_becomes_black(tmp_path, scene):
     assert np.array_equal(load_image(path), np.broadcast_to(expected, (64, 32, 3)))
 
 
-def test_wholly_transparent_pictures_are_refused(tmp_path):
+def test_wholly_transparent_images_are_refused(tmp_path):
     Image.new("RGBA", (8, 8), (200, 10, 10, 0)).save(tmp_path / "x.png")
     with pytest.raises(DataError, match="every pixel is transparent"):
         load_image(tmp_path / "x.png")

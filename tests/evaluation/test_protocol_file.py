@@ -239,7 +239,7 @@ def people(tiny_sysu, tmp_path_factory):
     return folder
 
 
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("no_plots")
 def test_evaluate_by_a_file(people, tiny_run, tmp_path):
     words = ("evaluate", tiny_run, "--data", people / "people.csv", "--protocol", people / "own.yaml")
     found = json.loads(run_command(*words, "--out", tmp_path / "out", "--json").stdout)
@@ -302,7 +302,7 @@ def test_evaluate_visible_to_visible_of_a_csv_without_infrared(people, tiny_run,
     assert "across the modalities." not in (tmp_path / "out" / "report.md").read_text()
 
 
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("no_plots")
 def test_warnings_are_in_json_and_report_each_time(people, tiny_run, tmp_path):
     rows = (people / "people.csv").read_text().splitlines(keepends=True)
     shutil.copy(rows[1].partition(",")[0], tmp_path / "copy.jpg")

@@ -38,7 +38,7 @@ WORDS = [
 ]  # fmt: skip
 
 
-def picture(kind):
+def image(kind):
     """A small image file."""
     shown = Image.fromarray(np.random.default_rng(1).integers(0, 255, (48, 24, 3), dtype=np.uint8))
     out = io.BytesIO()
@@ -73,7 +73,7 @@ def make(root):
     with np.load(root / "embeddings.npz") as stored:
         np.savez_compressed(root / "packed.npz", **stored)
     for name in ("0.jpg", "1.jpg"):
-        (root / name).write_bytes(picture("JPEG"))
+        (root / name).write_bytes(image("JPEG"))
     (root / "table.csv").write_text("path,pid,modality,camid\n0.jpg,1,visible,1\n1.jpg,1,infrared,3\n")
     (root / "mot.txt").write_text("1,1,10,20,30,60,1,-1,-1,-1\n2,1,11,20,30,60,1,-1,-1,-1\n")
     box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 30, 60]}
@@ -88,7 +88,7 @@ def make(root):
     cells.fill(camera)
     savemat(root / "draw.mat", {"rand_perm_cam": cells}, do_compression=True)
     for kind in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "tiff16", "WEBP", "PPM"):
-        (root / f"picture-{kind}").write_bytes(picture(kind))
+        (root / f"image-{kind}").write_bytes(image(kind))
     (root / "report").mkdir()
     report = {"dataset": {"name": "csv"}, "runs": {"a": {"evaluations": [], "selected_on": "last"}}}
     (root / "report" / "report.json").write_text(json.dumps(report))
@@ -124,7 +124,7 @@ def readers():
     from fmcnet.models.pretrained import _read_state_dict as read_weights
     from fmcnet.retrieval.sqlite_store import noted_ranges
     from fmcnet.server.keys import list_keys
-    from fmcnet.server.pictures import KeptImages
+    from fmcnet.server.thumbnails import KeptThumbnails
     from fmcnet.server.uploads import UploadError, decode
     from fmcnet.synthetic.generate import generate
     from fmcnet.training.loggers import read_log
@@ -141,7 +141,7 @@ def readers():
 
     tree = load_config("tiny")
     images = {
-        f"{how}-{kind}": (f"picture-{kind}", read)
+        f"{how}-{kind}": (f"image-{kind}", read)
         for kind in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "tiff16", "WEBP", "PPM")
         for how, read in (("image", load_image), ("upload", upload))
     }
@@ -174,7 +174,7 @@ def readers():
         "ids": ("ids.txt", read_ids),
         "mat": ("draw.mat", read_permutation),
         "report": ("report/report.json", lambda at: compare([at.parent])),
-        "crops": ("kept/gallery.txt", lambda at: KeptImages(at.parent, "people")),
+        "crops": ("kept/gallery.txt", lambda at: KeptThumbnails(at.parent, "people")),
         "note": ("gallery/made-with.json", lambda at: noted_ranges(at.parent)),
         "generated": (
             "generated.json",

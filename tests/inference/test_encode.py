@@ -42,13 +42,13 @@ def paths(crops):
     return sorted(crops.glob("*.png"))
 
 
-def test_every_form_of_an_image_gives_the_same_picture(paths):
+def test_every_form_of_an_image_gives_the_same_thumbnail(paths):
     image = open_rgb(paths[0])
     pixels = np.asarray(image)
     forms = [paths[0], str(paths[0]), image, pixels, torch.from_numpy(pixels.copy()).permute(2, 0, 1)]
-    assert len({reading.thumbnail(form, size=(20, 20)) for form in forms}) == 1
+    assert len({reading.make_thumbnail(form, size=(20, 20)) for form in forms}) == 1
     assert image.size != (20, 20)
-    assert reading.thumbnail(pixels[:, :, 0]) == reading.thumbnail(pixels[:, :, :1])
+    assert reading.make_thumbnail(pixels[:, :, 0]) == reading.make_thumbnail(pixels[:, :, :1])
 
 
 def test_every_form_of_an_image_gives_the_same_embedding(encoder, paths):

@@ -1,4 +1,4 @@
-"""An encoder whose embedding is the colour of a plain picture: what a search must answer can be seen by eye."""
+"""An encoder whose embedding is the colour of a plain image: what a search must answer can be seen by eye."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def encoder(tmp_path, curves=None, digest=DIGEST):
     return Encoder(ColourBackend(), card, digest, None, calibration)
 
 
-def picture(red, green, blue):
+def image(red, green, blue):
     """A colour, two levels brighter above and darker below: not constant, and the mean is the colour."""
     image = Image.new("RGB", (24, 48), (red + 2, green + 2, blue + 2))
     image.paste((red - 2, green - 2, blue - 2), (0, 24, 24, 48))

@@ -21,9 +21,9 @@ PART = 20
 
 
 def fill(gallery, plain, part):
-    """One batch, whole or not at all, with a picture each."""
+    """One batch, whole or not at all, with a thumbnail each."""
     vectors, rows = crops(PART, seed=part), entries(PART, seed=part, first=PART * part)
-    add(gallery, vectors, rows, pictures=[f"picture {row.id}".encode() for row in rows])
+    add(gallery, vectors, rows, thumbnails=[f"thumbnail {row.id}".encode() for row in rows])
     plain.add(vectors, rows)
 
 
@@ -49,7 +49,7 @@ def right(folder, plain):
         for where in WHERES[:4]:
             answers(gallery, plain, crops(1, seed=99)[0], 7, where)
         name = next(iter(plain.rows))
-        assert gallery.picture(name) == f"picture {name}".encode()
+        assert gallery.thumbnail(name) == f"thumbnail {name}".encode()
 
 
 def test_backups_while_another_adds_and_removes_hold_one_moment_each(folder, tmp_path):
@@ -170,10 +170,10 @@ def test_a_damaged_gallery_or_backup_is_refused_and_leaves_nothing(folder, tmp_p
         gallery.backup(tmp_path / "b")
     for place in (folder, tmp_path / "b"):
         data = bytearray((place / "gallery.sqlite").read_bytes())
-        data[data.index(b"picture crop-00007")] ^= 1
+        data[data.index(b"thumbnail crop-00007")] ^= 1
         (place / "gallery.sqlite").write_bytes(data)
     with (
-        pytest.raises(GalleryDamagedError, match=rf"{folder}/gallery\.sqlite is damaged.*row 8, picture"),
+        pytest.raises(GalleryDamagedError, match=rf"{folder}/gallery\.sqlite is damaged.*row 8, thumbnail"),
         Gallery(folder) as gallery,
     ):
         gallery.backup(tmp_path / "again")

@@ -21,7 +21,7 @@ from fmcnet.retrieval import Gallery, Searcher, indexing, searcher
 from fmcnet.retrieval.sources import Rules, read_sources
 from fmcnet.types import Modality
 from tests.cli import run_command
-from tests.retrieval.fakes import ColourBackend, curve, encoder, picture
+from tests.retrieval.fakes import ColourBackend, curve, encoder, image
 
 RED, PINK, GREEN, BLUE = (250, 20, 20), (240, 90, 60), (20, 250, 20), (20, 20, 250)
 ALL = {(a, b): curve() for a in Modality for b in Modality}
@@ -54,13 +54,13 @@ def model(tmp_path, monkeypatch):
 
 @pytest.fixture
 def crops(tmp_path):
-    """Four pictures in two cameras' folders."""
+    """Four images in two cameras' folders."""
     folder = tmp_path / "crops"
     names = {"gate1/1_0900": RED, "gate1/2_0910": GREEN, "gate2/1_1000": PINK, "gate2/3_1010": BLUE}
     for name, colour in names.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        picture(*colour).save(folder / f"{name}.png")
-    picture(*RED).save(tmp_path / "night.png")
+        image(*colour).save(folder / f"{name}.png")
+    image(*RED).save(tmp_path / "night.png")
     return folder
 
 
@@ -97,7 +97,7 @@ def test_a_gallery_of_half_the_bytes_and_with_a_graph_on_request(crops):
             np.testing.assert_allclose(half.embedding(entry.id), vector, atol=1e-3)
     assert as_json("index", "half", crops, *RULES)["already"] == 4  # not said again: as it is
     assert as_json("gallery", "info", "half")["index"] == "hnsw"
-    for kind in ("exact", "hnsw"):  # asked for without a new picture
+    for kind in ("exact", "hnsw"):  # asked for without a new image
         as_json("index", "half", crops, *RULES, "--index", kind)
         assert as_json("gallery", "info", "half")["index"] == kind
     said = wrong("index", "half", crops, *RULES, "--dtype", "float32")
@@ -113,9 +113,9 @@ def test_tracks_are_pooled(crops):
     assert next((one["key"], one["pooled"]) for one in found["groups"]) == ("1", 2)
     assert found["groups"][0]["similarity"] < found["hits"][0]["similarity"]
     shown = run("search", "g", "night.png", "--modality", "ir", "--group", "track", "--html", "who.html")
-    assert "pictures" in shown.output
+    assert "images" in shown.output
     assert f"{found['groups'][0]['similarity']:.4f}" in shown.output
-    assert '<p class="soft">2 pictures</p>' in Path("who.html").read_text(encoding="utf-8")
+    assert '<p class="soft">2 images</p>' in Path("who.html").read_text(encoding="utf-8")
 
 
 def entries_of(gallery="g"):
@@ -129,7 +129,7 @@ def test_what_is_said_otherwise_the_second_time_is_told_and_stored_on_request(cr
     said = ("--modality", "visible", "--camera", "roof", "--track-from-name", "([0-9]_[0-9]+)")
     told = run("index", "g", crops, *said)
     assert "camera is 1 in the gallery, roof now" in " ".join(told.output.split())
-    assert "the gallery stores other values for 4 pictures" in " ".join(told.output.split())
+    assert "the gallery stores other values for 4 images" in " ".join(told.output.split())
     assert "--existing update" in told.output
     assert entries_of().keys() == before.keys()
     assert all(entry == before[name][0] for name, (entry, _) in entries_of().items())
@@ -162,9 +162,9 @@ def test_another_modality_is_encoded_anew_and_keeps_the_rest(crops, monkeypatch)
     }
 
 
-def test_a_picture_that_changed_is_encoded_anew_on_request(crops):
+def test_an_image_that_changed_is_encoded_anew_on_request(crops):
     run("index", "g", crops, *RULES)
-    picture(*BLUE).save(crops / "gate1/1_0900.png")
+    image(*BLUE).save(crops / "gate1/1_0900.png")
     kept = as_json("index", "g", crops, *RULES)
     assert (kept["changed"], kept["already"]) == ([str(crops / "gate1/1_0900.png")], 4)
     assert "1_0900.png: content is sha256 " in kept["differences"][0]
@@ -182,28 +182,28 @@ def test_an_update_that_a_broken_file_stops_counts_all_that_it_did(crops, monkey
     run("index", "g", crops, *RULES)
     (crops / "gate2/1_1000.png").write_text("no image")
     said = wrong("index", "g", crops, "--modality", "visible", "--camera", "roof", "--existing", "update")
-    assert "0 pictures were added and 3 changed before; --on-error skip" in said
+    assert "0 images were added and 3 changed before; --on-error skip" in said
 
 
-def test_pictures_are_kept_when_asked_and_go_with_the_entry(crops):
+def test_thumbnails_are_kept_when_asked_and_go_with_the_entry(crops):
     run("index", "plain", crops, *RULES)
     assert b"\xff\xd8\xff" not in b"".join(p.read_bytes() for p in Path("plain").iterdir())  # no JPEG
     assert as_json("gallery", "info", "plain")["pictures_kept"] == 0
     asked = ("index", "plain", crops, *RULES, "--keep-images")
-    assert "picture is nothing in the gallery, to be kept now" in as_json(*asked)["differences"][0]
+    assert "thumbnail is nothing in the gallery, to be kept now" in as_json(*asked)["differences"][0]
     assert as_json(*asked, "--existing", "update")["replaced"] == 4
     run("index", "g", crops, *RULES, "--keep-images")
     assert as_json("index", "g", crops, *RULES, "--existing", "replace")["replaced"] == 4
     assert as_json("gallery", "info", "g")["pictures_kept"] == 4  # once asked for, they stay so
     with Gallery("g", read_only=True) as gallery:
-        kept = {Path(e.source).name: gallery.picture(e.id) for e, _ in gallery.scan()}
-        assert gallery.picture("nobody") is None
+        kept = {Path(e.source).name: gallery.thumbnail(e.id) for e, _ in gallery.scan()}
+        assert gallery.thumbnail("nobody") is None
     shown = Image.open(io.BytesIO(kept["1_0900.png"])).getpixel((5, 5))
     assert max(abs(a - b) for a, b in zip(shown, RED, strict=True)) < 8
     for path in crops.rglob("*.png"):
         path.unlink()
     run("search", "g", "night.png", "--modality", "ir", "--html", "who.html")
-    assert "picture not at hand" not in Path("who.html").read_text(encoding="utf-8")
+    assert "image not at hand" not in Path("who.html").read_text(encoding="utf-8")
     run("gallery", "remove", "g", "--camera", "1", "--yes")
     data = b"".join(path.read_bytes() for path in Path("g").iterdir())
     for name, jpeg in kept.items():
@@ -302,8 +302,8 @@ def test_what_was_removed_or_expired_stays_away_until_told_otherwise(crops):
     said = run(*command)
     assert "4 removed before: --include-removed indexes them again" in said.output
     assert b"1_0900" not in b"".join(path.read_bytes() for path in Path("g").glob("gallery.sqlite*"))
-    picture(7, 99, 180).save("dated/2020-03-01/gate2/9_1200.png")
-    assert as_json(*command)["added"] == 1  # a picture never removed
+    image(7, 99, 180).save("dated/2020-03-01/gate2/9_1200.png")
+    assert as_json(*command)["added"] == 1  # an image never removed
     back = as_json(*command, "--include-removed", "--keep", "30d")
     assert (back["added"], back["not_chosen"]) == (2, {"--keep 30d": 3})
     assert as_json(*command, "--include-removed")["added"] == 2
@@ -355,7 +355,7 @@ def test_several_ids_or_a_track_go_with_one_confirmation(crops):
 
 def test_nobody_is_said(crops):
     run("index", "g", crops, *RULES)
-    picture(30, 240, 240).save("stranger.png")
+    image(30, 240, 240).save("stranger.png")
     asked = ("search", "g", "stranger.png", "--modality", "ir", "--fmr", "0.001")
     assert run(*asked).stdout.startswith("nobody\n")
     assert as_json(*asked)["nobody"] is True
@@ -394,7 +394,7 @@ def test_removal_of_all_needs_a_word_more_than_yes(crops):
     assert as_json(*remove, "--yes")["removed"] == 0  # of an empty gallery nothing is all
 
 
-def test_the_page_holds_the_pictures_and_asks_nobody_for_anything(crops):
+def test_the_page_holds_the_thumbnails_and_asks_nobody_for_anything(crops):
     run("index", "g", crops, *RULES, "--track-from-name", "([0-9]_[0-9]+)")
     (crops / "gate2/1_1000.png").unlink()
     (crops / "gate2/3_1010.png").write_bytes(b"broken")
@@ -404,15 +404,15 @@ def test_the_page_holds_the_pictures_and_asks_nobody_for_anything(crops):
     assert len(uris) == 3  # the query and two hits
     colour = Image.open(io.BytesIO(base64.b64decode(uris[1]))).getpixel((5, 5))
     assert max(abs(a - b) for a, b in zip(colour, RED, strict=True)) < 8
-    assert page.count("picture not at hand") == 2
+    assert page.count("image not at hand") == 2
     assert not re.search(r"(src|href)=\"(?!data:)|url\(|@import|<script", page)
 
 
 def test_texts_in_the_page_are_escaped(tmp_path):
-    picture(*RED).save("night.png")
+    image(*RED).save("night.png")
     with Gallery("g") as gallery:
         Searcher(encoder(tmp_path, ALL), gallery).add(
-            picture(*RED), "ir", camera="<script>x</script>", source='"><b onload=x>'
+            image(*RED), "ir", camera="<script>x</script>", source='"><b onload=x>'
         )
     run("search", "g", "night.png", "--modality", "ir", "--model", "run", "--html", "who.html")
     page = Path("who.html").read_text(encoding="utf-8")
@@ -424,7 +424,7 @@ def test_texts_in_the_page_are_escaped(tmp_path):
 def test_hidden_characters_of_names_are_refused_and_escaped(crops):
     """A direction override or a line break in a file's name cannot forge what a terminal shows."""
     bad = crops / "gate1" / "gnp.\u202etxe\x1b[2J\n1: forged_0900.png"
-    picture(*RED).save(bad)
+    image(*RED).save(bad)
     refused = run("index", "g", crops, *RULES, code=2).output
     assert "\\u202e" in refused
     made = run("index", "g", crops, *RULES, "--on-error", "skip")
@@ -440,13 +440,13 @@ def test_hidden_characters_of_names_are_refused_and_escaped(crops):
     assert "U+200B" in wrong("index", "h", crops / "gate1" / "t.csv", "--model", "run")
 
 
-def test_broken_pictures_are_named_and_left_out_or_refused(crops):
-    (crops / "gate1/2_0910.png").write_bytes(b"no picture")
+def test_broken_images_are_named_and_left_out_or_refused(crops):
+    (crops / "gate1/2_0910.png").write_bytes(b"no image")
     assert "2_0910.png" in wrong("index", "g", crops, *RULES)
     made = as_json("index", "g", crops, *RULES, "--on-error", "skip")
     assert made["entries"] == 3
     assert [fault["source"] for fault in made["faults"]] == [str(crops / "gate1/2_0910.png")]
-    picture(*GREEN).save(crops / "gate1/2_0910.png")
+    image(*GREEN).save(crops / "gate1/2_0910.png")
     assert as_json("index", "g", crops, *RULES)["added"] == 1
 
 
@@ -491,7 +491,7 @@ class StoppedBackend(ColourBackend):
 def many(tmp_path):
     (tmp_path / "many").mkdir()
     for i in range(9):
-        picture(250 - 20 * i, 20 * i, 60).save(tmp_path / f"many/{i}.png")
+        image(250 - 20 * i, 20 * i, 60).save(tmp_path / f"many/{i}.png")
     return read_sources([tmp_path / "many"], Rules(Modality.VISIBLE))
 
 
@@ -507,7 +507,7 @@ def test_ctrl_c_keeps_what_was_added_and_the_same_call_goes_on(tmp_path):
 
     sources = many(tmp_path)
     with Gallery("g") as gallery:
-        with pytest.raises(KeyboardInterrupt, match="4 pictures were added"):
+        with pytest.raises(KeyboardInterrupt, match="4 images were added"):
             indexing.index(Searcher(stopping(tmp_path, stop), gallery), sources)
         assert len(gallery) == 4
         report = indexing.index(Searcher(encoder(tmp_path, ALL), gallery), sources)
@@ -532,7 +532,7 @@ def test_kill_keeps_what_was_added_and_the_same_call_goes_on(tmp_path):
         assert gallery.check() == []
 
 
-def test_another_spelling_of_a_path_is_no_other_picture(crops):
+def test_another_spelling_of_a_path_is_no_other_image(crops):
     as_json("index", "g", crops, *RULES)
     again = as_json("index", "g", crops / "gate1" / ".." / ".." / "crops", *RULES)
     assert (again["added"], again["already"], again["entries"]) == (0, 4, 4)
@@ -557,7 +557,7 @@ def degrees(path, low, high):
 
 
 def test_a_range_maps_every_crop_alike_and_the_gallery_keeps_it(tmp_path):
-    """Without it each picture is stretched by itself and all are alike; a note says so."""
+    """Without it each image is stretched by itself and all are alike; a note says so."""
     for name, low in (("cold", 12), ("mild", 20), ("warm", 32)):
         degrees(tmp_path / "heat" / f"{name}.tif", low, low + 6)
     rules = ("--modality", "infrared", "--model", "run")
@@ -581,7 +581,7 @@ def test_a_range_maps_every_crop_alike_and_the_gallery_keeps_it(tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-def test_a_range_that_no_picture_needs_is_noted(crops):
+def test_a_range_that_no_image_needs_is_noted(crops):
     (note,) = as_json("index", "g", crops, *RULES, "--range", "10:40")["notes"]
     assert note == "the range has no effect: these images have 8 bits, which stay as they are"
     assert as_json("index", "g", crops, *RULES, "--range", "10:40")["notes"] == []  # nothing was encoded
@@ -596,7 +596,7 @@ def test_a_range_that_no_picture_needs_is_noted(crops):
 
 
 def test_a_table_gives_each_camera_its_range(tmp_path):
-    """The same heat in degrees Celsius and in hundredths of a kelvin is one picture, each camera with its range."""
+    """The same heat in degrees Celsius and in hundredths of a kelvin is one image, each camera with its range."""
     degrees(tmp_path / "a.tif", 20, 35)
     Image.fromarray((np.asarray(Image.open(tmp_path / "a.tif")) + 273.15) * 100).save(tmp_path / "b.tif")
     lines = ["path,modality,camera,range", "a.tif,infrared,gate,15:40", "b.tif,infrared,hall,28815:31315"]
@@ -684,7 +684,7 @@ def test_python_searches_and_adds_with_the_range_of_the_gallery(tmp_path):
         assert len(gallery) == 3
 
 
-def test_what_is_no_picture_is_counted_and_named(crops, tmp_path):
+def test_what_is_no_image_is_counted_and_named(crops, tmp_path):
     (crops / "notes.txt").write_text("gate 1")
     (crops / "gate1" / "._1_0900.png").write_bytes(b"\0\5\26\7")
     (crops / "gate3").symlink_to(crops / "gate2")
@@ -781,13 +781,13 @@ def test_an_option_that_replaces_values_of_a_table_is_told(crops, tmp_path):
     (tmp_path / "table.csv").write_text("\n".join(lines))
     told = as_json("index", "t", tmp_path / "table.csv", "--model", "run", "--camera", "hall")["notes"]
     (note,) = [note for note in told if "another camera" in note]
-    assert note.startswith("an option gives 1 picture another camera than the table")
+    assert note.startswith("an option gives 1 image another camera than the table")
     assert note.endswith("(gate in the table)")
     assert [entry.camera for entry, _ in entries_of("t").values()] == ["hall"]
     assert as_json("index", "u", tmp_path / "table.csv", "--model", "run", "--camera", "gate")["notes"] == []
 
 
-def test_a_split_of_plain_pictures_is_refused(crops):
+def test_a_split_of_plain_images_is_refused(crops):
     assert "--split test is of a dataset" in wrong("index", "g", crops, *RULES, "--split", "test")
 
 
@@ -830,7 +830,7 @@ def test_a_gallery_that_another_has_open_stays(crops, tmp_path, monkeypatch):
 
 def test_a_search_in_a_gallery_that_never_had_an_entry_is_refused(crops, tmp_path):
     Gallery("g").close()
-    assert "g never had an entry: fmcnet index adds pictures" in wrong(
+    assert "g never had an entry: fmcnet index adds images" in wrong(
         "search", "g", "night.png", "--modality", "ir"
     )
 
@@ -847,7 +847,7 @@ def test_an_early_interrupt_says_what_it_left(crops, tmp_path, monkeypatch):
 
 def test_a_row_whose_file_is_gone_is_left_out_when_told(tmp_path):
     for name, colour in (("a", RED), ("b", GREEN)):
-        picture(*colour).save(f"{name}.png")
+        image(*colour).save(f"{name}.png")
     Path("t.csv").write_text("path,pid,modality\na.png,anna,visible\nb.png,bob,visible\n")
     assert as_json("index", "g", "t.csv", "--model", "run")["added"] == 2
     Path("b.png").unlink()
@@ -870,7 +870,7 @@ def test_a_row_whose_file_is_gone_is_left_out_when_told(tmp_path):
 
 
 def test_grey_images_given_as_visible_are_told(crops):
-    picture(90, 90, 90).save(crops / "gate1/9_0900.png")
+    image(90, 90, 90).save(crops / "gate1/9_0900.png")
     notes = as_json("index", "g", crops, *RULES)["notes"]
     assert [note for note in notes if "without any colour" in note] == [
         "1 image without any colour, given as visible: is it infrared? Then say so (the first is "

@@ -30,12 +30,12 @@ def server(monkeypatch):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Entries with every kind of value, some removed, every third with a picture. Do not change it."""
+    """Entries with every kind of value, some removed, every third with a thumbnail. Do not change it."""
     at = tmp_path_factory.mktemp("copy") / "people.gallery"
     with Gallery(at, hnsw_above=10_000) as gallery:
         rows = entries(N)
-        pictures = [f"picture {i}".encode() if i % 3 == 0 else None for i in range(N)]
-        add(gallery, crops(N), rows, pictures=pictures)
+        thumbnails = [f"thumbnail {i}".encode() if i % 3 == 0 else None for i in range(N)]
+        add(gallery, crops(N), rows, thumbnails=thumbnails)
         gallery.remove(Where(ids=[rows[5].id, rows[200].id]))
     return at
 
@@ -49,25 +49,25 @@ def test_to_a_cluster_and_back_is_the_same_bit_for_bit(folder, server, tmp_path,
     monkeypatch.setattr(copying, "BATCH", 64)
     there = copy_gallery(folder, CLUSTER)
     assert (there.copied, there.already_there, there.entries) == (N - 2, 0, N - 2)
-    assert (there.pictures, there.pictures_left_out) == (0, 100)
-    assert "pictures" in caplog.text
+    assert (there.thumbnails, there.thumbnails_left_out) == (0, 100)
+    assert "thumbnails" in caplog.text
     monkeypatch.setattr(copying, "BATCH", 77)
     back = copy_gallery(CLUSTER, tmp_path / "back")
-    assert (back.copied, back.entries, back.pictures_left_out) == (N - 2, N - 2, 0)
+    assert (back.copied, back.entries, back.thumbnails_left_out) == (N - 2, N - 2, 0)
     assert content(tmp_path / "back") == content(CLUSTER) == content(folder)
     with Gallery(tmp_path / "back") as gallery:
         assert gallery.settings.model == MODEL
         assert gallery.check() == []
 
 
-def test_a_folder_to_a_folder_keeps_pictures_and_the_note_of_the_model(folder, tmp_path):
+def test_a_folder_to_a_folder_keeps_thumbnails_and_the_note_of_the_model(folder, tmp_path):
     (folder / "made-with.json").write_text('{"model": "/models/a"}\n')
     found = copy_gallery(folder, tmp_path / "other")
-    assert (found.pictures, found.pictures_left_out) == (100, 0)
+    assert (found.thumbnails, found.thumbnails_left_out) == (100, 0)
     assert content(tmp_path / "other") == content(folder)
     with Gallery(tmp_path / "other") as gallery:
-        assert gallery.picture("crop-00003") == b"picture 3"
-        assert gallery.picture("crop-00004") is None
+        assert gallery.thumbnail("crop-00003") == b"thumbnail 3"
+        assert gallery.thumbnail("crop-00004") is None
     assert (tmp_path / "other" / "made-with.json").read_text() == '{"model": "/models/a"}\n'
 
 

@@ -63,7 +63,7 @@ def test_every_door_gives_the_same_top_20(tmp_path, tiny_sysu, lite_onnx):
     place = tmp_path / "people.gallery"
     made = typed("index", place, tiny_sysu, "--model", SHIPPED, "--modality", "visible", "--json")
     assert made["added"] == made["pictures"] > 20
-    query = read_sources([tiny_sysu], Rules(Modality.INFRARED)).pictures[0].path
+    query = read_sources([tiny_sysu], Rules(Modality.INFRARED)).images[0].path
     answers = {}
     for model in (SHIPPED, lite_onnx):
         encoder = Encoder.from_pretrained(model, device="cpu")

@@ -217,6 +217,6 @@ def test_numbers_and_ids_of_other_types(tmp_path):
         for wrong in ("3", 2.0, True, None):
             with pytest.raises(GalleryError, match=r"top=.* must be a whole number"):
                 gallery.search(np.eye(4)[2], top=wrong)
-        for work in (gallery.get, gallery.embedding, gallery.picture, gallery.__contains__):
+        for work in (gallery.get, gallery.embedding, gallery.thumbnail, gallery.__contains__):
             with pytest.raises(GalleryError, match="an id is a text, not b'a'"):
                 work(b"a")

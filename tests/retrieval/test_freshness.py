@@ -18,7 +18,7 @@ from fmcnet.retrieval.freshness import relocate
 from fmcnet.retrieval.sources import path_id
 from fmcnet.retrieval.sqlite_database import FILES
 from tests.retrieval import milvus_stand_in
-from tests.retrieval.fakes import picture
+from tests.retrieval.fakes import image
 from tests.retrieval.test_commands import BLUE, RED, RULES, as_json, crops, model, run, wrong
 
 __all__ = ["crops", "model"]
@@ -58,7 +58,7 @@ def test_a_cluster_tells_that_it_notices_no_changed_files(crops, monkeypatch):
     milvus_stand_in.install(monkeypatch)
     index = ("index", "milvus://localhost:19530/people", crops, *RULES)
     assert as_json(*index)["notes"] == []
-    picture(*BLUE).save(crops / "gate1/1_0900.png")
+    image(*BLUE).save(crops / "gate1/1_0900.png")
     for existing in ("keep", "update"):
         made = as_json(*index, "--existing", existing)
         assert (made["replaced"], made["changed"]) == (0, [])
@@ -78,7 +78,7 @@ def test_a_changed_file_that_cannot_be_read_is_still_changed_later(crops):
     assert as_json("index", "g", crops, *RULES)["changed"] == [str(path)]
 
 
-def test_moved_pictures_are_told_and_not_doubled_then_relocated(crops, tmp_path):
+def test_moved_images_are_told_and_not_doubled_then_relocated(crops, tmp_path):
     run("index", "g", crops, *RULES)
     old = entries()
     new = tmp_path / "there" / "people"
@@ -106,7 +106,7 @@ def test_moved_pictures_are_told_and_not_doubled_then_relocated(crops, tmp_path)
     assert as_json("gallery", "remove", "g", "--camera", "1", "--yes")["removed"] == 2  # filters still hold
 
 
-def test_a_picture_that_moved_beside_its_copy_is_reported_as_moved(crops):
+def test_an_image_that_moved_beside_its_copy_is_reported_as_moved(crops):
     old, copy = crops / "gate1/1_0900.png", crops / "gate1/4_0900.png"
     shutil.copy(old, copy)
     assert as_json("index", "g", crops, *RULES)["added"] == 5
@@ -116,7 +116,7 @@ def test_a_picture_that_moved_beside_its_copy_is_reported_as_moved(crops):
     made = as_json("index", "g", crops, *RULES)
     assert made["moved"] == [{"path": str(first), "before": str(old)}]
     assert made["added"] == 1
-    assert made["notes"][0] == f"1 new pictures are copies of indexed ones, the first {second} of {copy}"
+    assert made["notes"][0] == f"1 new images are copies of indexed ones, the first {second} of {copy}"
 
 
 def test_relocation_refuses_what_would_collide_or_match_nothing(crops, tmp_path):
@@ -125,7 +125,7 @@ def test_relocation_refuses_what_would_collide_or_match_nothing(crops, tmp_path)
     shutil.copytree(crops, tmp_path / "copy")
     made = as_json("index", "g", tmp_path / "copy", *RULES)
     assert (made["added"], made["moved"]) == (4, [])  # both are there: copies
-    assert "4 new pictures are copies" in made["notes"][0]
+    assert "4 new images are copies" in made["notes"][0]
     before = entries().keys()
     taken = wrong("gallery", "relocate", "g", crops, "copy", "--yes")
     assert "already has 4 of the 4" in taken
@@ -239,7 +239,7 @@ def _model(gallery):
 
 
 def tables(crops, *folders):
-    """A CSV of the same pictures in each folder beside them."""
+    """A CSV of the same images in each folder beside them."""
     for folder in folders:
         (crops.parent / folder).mkdir()
         rows = "".join(
@@ -249,7 +249,7 @@ def tables(crops, *folders):
     return [("index", "g", crops.parent / folder / "t.csv", "--model", "m") for folder in folders]
 
 
-def test_pictures_outside_the_folders_of_two_tables_are_one_entry_each(crops, monkeypatch):
+def test_images_outside_the_folders_of_two_tables_are_one_entry_each(crops, monkeypatch):
     first, second = tables(crops, "a", "b")
     assert as_json(*first)["added"] == 4
     assert [as_json(*again)["already"] for again in (first, second)] == [4, 4]
@@ -290,7 +290,7 @@ def test_a_file_that_an_older_version_indexed_twice_is_not_relocated_onto_itself
     assert len(entries()) == 8
 
 
-def test_a_picture_removed_by_its_path_with_dots_stays_removed(crops, monkeypatch):
+def test_an_image_removed_by_its_path_with_dots_stays_removed(crops, monkeypatch):
     [first] = tables(crops, "a")
     with monkeypatch.context() as older:
         older.setattr(sources_module, "_without_dots", lambda path: None)
@@ -307,7 +307,7 @@ def test_dots_behind_a_linked_folder_lead_to_where_it_points(crops):
     (crops.parent / "a" / "link").symlink_to(crops / "gate1")
     path = sorted(crops.rglob("*.png"))[-1]  # of gate2, beside gate1
     (crops.parent / "a" / "gate2").mkdir()
-    picture(*RED).save(crops.parent / "a" / "gate2" / path.name)  # which the path without dots would name
+    image(*RED).save(crops.parent / "a" / "gate2" / path.name)  # which the path without dots would name
     table.write_text(f"path,modality\nlink/../gate2/{path.name},ir\n")
     assert as_json("index", "g", table, "--model", "m")["added"] == 1
     [(entry, _)] = entries().values()

@@ -21,7 +21,7 @@ from fmcnet.retrieval.sqlite_connection import checksum
 from fmcnet.retrieval.sqlite_database import Database
 from tests.cli import run_command
 from tests.retrieval import milvus_stand_in
-from tests.retrieval.fakes import encoder, picture
+from tests.retrieval.fakes import encoder, image
 
 OLD = Path(__file__).parents[1] / "fixtures" / "v0.1.0" / "gallery"
 RED, PINK, GREEN, BLUE, GREY = (250, 20, 20), (240, 90, 60), (20, 250, 20), (20, 20, 250), (200, 200, 90)
@@ -33,13 +33,13 @@ def as_json(*arguments):
 
 @pytest.fixture
 def crops(tmp_path, monkeypatch):
-    """Five pictures; `--model run`, whatever it is, is the colour encoder."""
+    """Five images; `--model run`, whatever it is, is the colour encoder."""
     (tmp_path / "run").mkdir()
     monkeypatch.setattr(Encoder, "from_pretrained", staticmethod(lambda *_, **__: encoder(tmp_path)))
     monkeypatch.setattr(searcher, "shipped_models", dict)
     monkeypatch.chdir(tmp_path)
     for name, colour in zip("abcde", (RED, PINK, GREEN, BLUE, GREY), strict=True):
-        picture(*colour).save(f"{name}.png")
+        image(*colour).save(f"{name}.png")
     return tmp_path
 
 

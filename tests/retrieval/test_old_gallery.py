@@ -36,7 +36,7 @@ def test_it_is_read_written_and_compacted(folder, caplog):
     with caplog.at_level(logging.WARNING, "fmcnet"):
         with Gallery(folder, read_only=True) as reader:
             assert [hit.id for hit in reader.search(VECTORS[3], 30)] == ranking(3, left)
-            assert reader.picture("crop-00") == b"picture"
+            assert reader.thumbnail("crop-00") == b"picture"
             assert reader.get("crop-05").camera == "gate"
             assert reader.get("crop-05").tags == ("night",)
             assert reader.count(Where(modality="visible", pids=[1])) == 2

@@ -39,7 +39,7 @@ def folder(tmp_path):
 @pytest.fixture
 def closed(tmp_path):
     with Gallery(tmp_path / "c", flush_rows=10) as gallery:
-        add(gallery, crops(ROWS), entries(ROWS), pictures=[b"picture"] * ROWS)
+        add(gallery, crops(ROWS), entries(ROWS), thumbnails=[b"thumbnail"] * ROWS)
     return tmp_path / "c"
 
 
@@ -119,7 +119,7 @@ def test_a_hidden_row_ends_a_scan_an_export_and_an_index_building(closed, tmp_pa
             list(gallery.scan())
         with pytest.raises(GalleryDamagedError, match="row 17 is missing"):
             gallery.export(tmp_path / "all.npz")
-        with pytest.raises(GalleryDamagedError, match="49 entries and 49 pictures"):
+        with pytest.raises(GalleryDamagedError, match="49 entries and 49 thumbnails"):
             gallery.check()
     assert not (tmp_path / "all.npz").exists()
     (closed / "index.json").unlink()
@@ -160,12 +160,12 @@ def test_a_lost_table_or_setting_is_named(closed, statement, match):
             Gallery(closed, read_only=read_only)
 
 
-def test_a_missing_picture_is_damage_where_every_entry_has_one(closed):
+def test_a_missing_thumbnail_is_damage_where_every_entry_has_one(closed):
     raw(closed, "DELETE FROM pictures WHERE seq = 3")
     with Gallery(closed, read_only=True) as gallery:
-        assert gallery.picture("crop-00001") == b"picture"
-        with pytest.raises(GalleryDamagedError, match="the picture of row 3 is missing"):
-            gallery.picture("crop-00002")
+        assert gallery.thumbnail("crop-00001") == b"thumbnail"
+        with pytest.raises(GalleryDamagedError, match="the thumbnail of row 3 is missing"):
+            gallery.thumbnail("crop-00002")
         with pytest.raises(GalleryDamagedError):
             gallery.check()
 

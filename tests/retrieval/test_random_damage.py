@@ -28,7 +28,7 @@ def made(folder, seed):
         for part, n in enumerate((20, 20, 20, 9)):
             first = 900 if part == 3 else 20 * part
             vectors, rows = crops(n, 16, seed=seed + part), entries(n, seed=seed + part, first=first)
-            add(gallery, vectors, rows, pictures=[row.id.encode() for row in rows])
+            add(gallery, vectors, rows, thumbnails=[row.id.encode() for row in rows])
             plain.add(vectors, rows)
             if part == 1:
                 gone = Where(ids=["crop-00007", "crop-00030"])
@@ -98,12 +98,12 @@ def right(gallery, plain):
         assert max(abs(hit.similarity - value) for hit, (value, _) in zip(hits, expected, strict=True)) < 1e-5
     for name in ("crop-00003", "crop-00045", "crop-00905"):
         assert gallery.get(name) == plain.rows[name][0]
-        assert gallery.picture(name) == name.encode()
+        assert gallery.thumbnail(name) == name.encode()
 
 
 def changed(gallery, plain):
     vector, row = crops(1, 16, seed=3), entries(1, first=int(NEW[-5:]))
-    add(gallery, vector, row, pictures=[b"new"])
+    add(gallery, vector, row, thumbnails=[b"new"])
     plain.add(vector, row)
     gallery.remove(Where(ids=["crop-00011"]))
     plain.remove(Where(ids=["crop-00011"]))

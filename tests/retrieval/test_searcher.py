@@ -15,7 +15,7 @@ from fmcnet.inference.projection import l2_normalize
 from fmcnet.retrieval import Gallery, Searcher, Where
 from fmcnet.retrieval.notes import filter_notes
 from fmcnet.types import Embeddings, Modality
-from tests.retrieval.fakes import DAY, DIGEST, NIGHT, curve, encoder, picture, similarity
+from tests.retrieval.fakes import DAY, DIGEST, NIGHT, curve, encoder, image, similarity
 
 RED, PINK, GREEN, BLUE = (250, 20, 20), (240, 90, 60), (20, 250, 20), (20, 20, 250)
 NOON = datetime(2026, 3, 1, 12, tzinfo=timezone.utc)
@@ -28,7 +28,7 @@ def searcher(tmp_path):
     with Gallery(tmp_path / "g") as gallery:
         made = Searcher(encoder(tmp_path, ALL), gallery)
         made.add(
-            [picture(*c) for c in (RED, PINK, GREEN, BLUE)],
+            [image(*c) for c in (RED, PINK, GREEN, BLUE)],
             "visible",
             ids=["red", "pink", "green", "blue"],
             pid=[1, 1, 2, 3],
@@ -36,12 +36,12 @@ def searcher(tmp_path):
             time=NOON,
             track=["t1", "t1", "t2", None],
         )
-        made.add(picture(*RED), "ir", ids=["night-red"], pid=1, camera="yard")
+        made.add(image(*RED), "ir", ids=["night-red"], pid=1, camera="yard")
         yield made
 
 
 def test_hits_are_ranked_with_the_probability_of_their_pair_of_modalities(searcher):
-    answer = searcher.search(picture(*RED), "infrared")
+    answer = searcher.search(image(*RED), "infrared")
     assert [hit.id for hit in answer.hits][:3] == ["night-red", "red", "pink"]
     assert (answer.compared, answer.modality, answer.images, answer.no_match) == (5, NIGHT, 1, False)
     assert answer.prior == pytest.approx(1 / 6)
@@ -55,33 +55,33 @@ def test_hits_are_ranked_with_the_probability_of_their_pair_of_modalities(search
 
 
 def test_the_prior_can_be_given(searcher):
-    low, high = (searcher.search(picture(*RED), "ir", prior=p).hits[0].probability for p in (0.001, 0.5))
+    low, high = (searcher.search(image(*RED), "ir", prior=p).hits[0].probability for p in (0.001, 0.5))
     assert low < high
-    assert searcher.search(picture(*RED), "ir", prior=0.5).prior == 0.5
+    assert searcher.search(image(*RED), "ir", prior=0.5).prior == 0.5
 
 
 def test_the_prior_of_tracks_is_that_of_so_many_tracks(tmp_path):
-    """A track is one result: with 1 / (entries + 1), a sure one of 40 pictures was called improbable."""
+    """A track is one result: with 1 / (entries + 1), a sure one of 40 images was called improbable."""
     with Gallery(tmp_path / "g") as gallery:
         searcher = Searcher(encoder(tmp_path, ALL), gallery)
-        searcher.add([picture(*RED)] * 40, "visible", track="a", camera="gate")
-        searcher.add([picture(*BLUE)] * 5, ["visible"] * 3 + ["ir"] * 2, track="b", camera="gate")
-        searcher.add([picture(*GREEN)] * 2, "visible", camera="hall")  # each a result of its own
-        tracks = searcher.search(picture(*RED), "ir", group="track")
+        searcher.add([image(*RED)] * 40, "visible", track="a", camera="gate")
+        searcher.add([image(*BLUE)] * 5, ["visible"] * 3 + ["ir"] * 2, track="b", camera="gate")
+        searcher.add([image(*GREEN)] * 2, "visible", camera="hall")  # each a result of its own
+        tracks = searcher.search(image(*RED), "ir", group="track")
         assert (len(tracks.groups), tracks.compared, tracks.prior) == (5, 47, pytest.approx(1 / 6))
         for group in (None, "pid"):
-            assert searcher.search(picture(*RED), "ir", group=group).prior == pytest.approx(1 / 48)
+            assert searcher.search(image(*RED), "ir", group=group).prior == pytest.approx(1 / 48)
         gate = Where(cameras=["gate"], modality="visible")
-        found = searcher.search(picture(*RED), "ir", group="track", where=gate, min_probability=0.9)
+        found = searcher.search(image(*RED), "ir", group="track", where=gate, min_probability=0.9)
         assert (found.compared, found.prior) == (43, pytest.approx(1 / 3))
         assert [group.key for group in found.groups] == ["a"]
-        assert searcher.search(picture(*RED), "ir", group="track", prior=0.5).prior == 0.5
+        assert searcher.search(image(*RED), "ir", group="track", prior=0.5).prior == 0.5
         gallery.remove(Where(tracks=["b"]))
-        assert searcher.search(picture(*RED), "ir", group="track").prior == pytest.approx(1 / 4)
+        assert searcher.search(image(*RED), "ir", group="track").prior == pytest.approx(1 / 4)
 
 
 def test_conditions_narrow_what_is_compared_and_the_prior(searcher):
-    answer = searcher.search(picture(*RED), "ir", where=Where(cameras=["gate"]))
+    answer = searcher.search(image(*RED), "ir", where=Where(cameras=["gate"]))
     assert {hit.id for hit in answer.hits} == {"red", "green", "blue"}
     assert answer.compared == 3
     assert answer.prior == pytest.approx(1 / 4)
@@ -98,16 +98,16 @@ def test_searcher_and_gallery_print_on_a_line(searcher):
 
 
 def test_nobody(searcher):
-    answer = searcher.search(picture(128, 140, 250), "ir", min_probability=0.999)
+    answer = searcher.search(image(128, 140, 250), "ir", min_probability=0.999)
     assert answer.no_match
     assert answer.hits == ()
     assert "no match: no entry reaches" in answer.notes[-1]
     assert "similarity 0." in answer.notes[-1]
-    assert not searcher.search(picture(*RED), "ir", min_probability=0.9).no_match
+    assert not searcher.search(image(*RED), "ir", min_probability=0.9).no_match
 
 
 def test_a_filter_that_nothing_passes_is_said_and_is_nobody(searcher):
-    answer = searcher.search(picture(*RED), "ir", where=Where(cameras=["nowhere"]))
+    answer = searcher.search(image(*RED), "ir", where=Where(cameras=["nowhere"]))
     assert (answer.hits, answer.compared, answer.no_match) == ((), 0, True)
     assert "nothing in it passes the filter" in answer.notes[0]
 
@@ -153,11 +153,11 @@ def test_a_modality_that_no_entry_has_is_told(tmp_path):
 
 
 def test_a_false_match_rate_sets_a_threshold_for_each_modality(searcher):
-    answer = searcher.search(picture(*RED), "ir", fmr=0.01)
+    answer = searcher.search(image(*RED), "ir", fmr=0.01)
     assert answer.thresholds == {DAY: pytest.approx(0.98), NIGHT: pytest.approx(0.99)}
     assert [hit.id for hit in answer.hits] == ["night-red", "red"]
     with pytest.raises(FmcnetError, match="cannot be told"):
-        searcher.search(picture(*RED), "ir", fmr=1e-9)
+        searcher.search(image(*RED), "ir", fmr=1e-9)
 
 
 def test_what_reaches_is_found_behind_many_of_the_other_modality(tmp_path):
@@ -165,34 +165,34 @@ def test_what_reaches_is_found_behind_many_of_the_other_modality(tmp_path):
     curves = {**ALL, (NIGHT, DAY): curve(2.0)}
     with Gallery(tmp_path / "g") as gallery:
         searcher = Searcher(encoder(tmp_path, curves), gallery)
-        searcher.add([picture(*RED)] * 30, "visible")
-        searcher.add(picture(*PINK), "infrared", ids=["right"])
-        assert all(hit.modality is DAY for hit in searcher.search(picture(*RED), "ir").hits)
-        found = searcher.search(picture(*RED), "ir", min_probability=0.5, prior=0.5)
+        searcher.add([image(*RED)] * 30, "visible")
+        searcher.add(image(*PINK), "infrared", ids=["right"])
+        assert all(hit.modality is DAY for hit in searcher.search(image(*RED), "ir").hits)
+        found = searcher.search(image(*RED), "ir", min_probability=0.5, prior=0.5)
         assert [hit.id for hit in found.hits] == ["right"]
-        grouped = searcher.search(picture(*RED), "ir", min_probability=0.5, prior=0.5, group="track")
+        grouped = searcher.search(image(*RED), "ir", min_probability=0.5, prior=0.5, group="track")
         assert [hit.id for hit in grouped.hits] == ["right"]
 
 
 def test_groups_by_track_and_person(searcher):
-    answer = searcher.search(picture(*RED), "ir", group="pid")
+    answer = searcher.search(image(*RED), "ir", group="pid")
     assert next((g.key, [m.id for m in g.hits]) for g in answer.groups) == (
         "1",
         ["night-red", "red", "pink"],
     )
     assert [hit.id for hit in answer.hits] == [g.best.id for g in answer.groups]
     assert len(answer.groups) == 3
-    by_track = searcher.search(picture(*RED), "ir", group="track", top=2)
+    by_track = searcher.search(image(*RED), "ir", group="track", top=2)
     assert [g.key for g in by_track.groups] == [None, "t1"]
-    sure = searcher.search(picture(*RED), "ir", group="pid", fmr=0.01)
+    sure = searcher.search(image(*RED), "ir", group="pid", fmr=0.01)
     assert [(g.key, [m.id for m in g.hits]) for g in sure.groups] == [("1", ["night-red", "red"])]
 
 
-def test_a_track_is_its_pictures_pooled_and_a_person_the_best_picture(searcher):
-    """One picture of t3 is nearer than any of t1, all of them together are further."""
-    searcher.add([picture(*RED), picture(*BLUE)], "visible", track="t3", ids=["near", "far"])
+def test_a_track_is_its_images_pooled_and_a_person_the_best_image(searcher):
+    """One image of t3 is nearer than any of t1, all of them together are further."""
+    searcher.add([image(*RED), image(*BLUE)], "visible", track="t3", ids=["near", "far"])
     answer = searcher.search(
-        picture(*RED), "ir", where=Where(tracks=["t1", "t2", "t3"]), group="track", prior=0.5
+        image(*RED), "ir", where=Where(tracks=["t1", "t2", "t3"]), group="track", prior=0.5
     )
     units = {c: (np.array(c) - 127.5) / np.linalg.norm(np.array(c) - 127.5) for c in (RED, PINK, GREEN, BLUE)}
     for one, colours in zip(answer.groups, ((RED, PINK), (RED, BLUE), (GREEN,)), strict=True):
@@ -209,27 +209,27 @@ def test_a_track_is_its_pictures_pooled_and_a_person_the_best_picture(searcher):
         round(answer.groups[0].similarity, 3),
         2,
     )
-    assert any("the pictures of each track were pooled" in note for note in answer.notes)
+    assert any("the images of each track were pooled" in note for note in answer.notes)
     tree = json.loads(json.dumps(answer.to_dict()))["groups"][0]
     assert (tree["key"], tree["pooled"], tree["similarity"]) == ("t1", 2, answer.groups[0].similarity)
     least = (answer.groups[0].probability + answer.groups[1].probability) / 2
     sure = searcher.search(
-        picture(*RED), "ir", where=Where(tracks=["t1", "t3"]), group="track", prior=0.5, min_probability=least
+        image(*RED), "ir", where=Where(tracks=["t1", "t3"]), group="track", prior=0.5, min_probability=least
     )
     assert [one.key for one in sure.groups] == ["t1"]
     nobody = searcher.search(
-        picture(*GREEN), "ir", where=Where(tracks=["t1"]), group="track", min_probability=0.9
+        image(*GREEN), "ir", where=Where(tracks=["t1"]), group="track", min_probability=0.9
     )
     assert nobody.no_match
     assert "the nearest track has similarity" in nobody.notes[-1]
-    by_person = searcher.search(picture(*RED), "ir", group="pid", where=Where(pids=[1]))
+    by_person = searcher.search(image(*RED), "ir", group="pid", where=Where(pids=[1]))
     assert [(g.similarity, g.probability, g.pooled) for g in by_person.groups] == [
         (by_person.hits[0].similarity, by_person.hits[0].probability, 0)
     ]
 
 
-def test_pooled_pictures_of_two_persons_reach_a_false_match_rate_as_often_as_single_ones(tmp_path):
-    """Pooling takes out what differs between pictures of one person, so that all cosines grow."""
+def test_pooled_images_of_two_persons_reach_a_false_match_rate_as_often_as_single_ones(tmp_path):
+    """Pooling takes out what differs between images of one person, so that all cosines grow."""
     rng = np.random.default_rng(0)
     persons, several = 200, 6
     looks = rng.normal(size=(persons, 1, 64)) * 0.6 + 0.5 + rng.normal(size=(persons, 2 * several, 64))
@@ -256,7 +256,7 @@ def test_pooled_pictures_of_two_persons_reach_a_false_match_rate_as_often_as_sin
 
 
 def test_several_images_make_one_query_and_both_modalities_the_cautious_curve(searcher):
-    answer = searcher.search([picture(*RED), picture(*PINK)], ["visible", "infrared"], prior=0.5)
+    answer = searcher.search([image(*RED), image(*PINK)], ["visible", "infrared"], prior=0.5)
     assert (answer.modality, answer.images) == (None, 2)
     assert answer.to_dict()["query"] == {"modality": "both", "images": 2}
     for hit in answer.hits:
@@ -269,23 +269,23 @@ def test_several_images_make_one_query_and_both_modalities_the_cautious_curve(se
 def test_without_a_calibration_there_are_similarities_and_a_word(tmp_path):
     with Gallery(tmp_path / "g") as gallery:
         searcher = Searcher(encoder(tmp_path), gallery)
-        searcher.add(picture(*RED), "visible")
-        answer = searcher.search(picture(*RED), "ir")
+        searcher.add(image(*RED), "visible")
+        answer = searcher.search(image(*RED), "ir")
         assert answer.hits[0].probability is None
         assert answer.prior is None
         assert "not calibrated" in answer.notes[0]
         with pytest.raises(FmcnetError, match="needs a calibration of infrared"):
-            searcher.search(picture(*RED), "ir", min_probability=0.5)
+            searcher.search(image(*RED), "ir", min_probability=0.5)
 
 
 def test_a_direction_that_is_not_calibrated_is_said(tmp_path):
     with Gallery(tmp_path / "g") as gallery:
         searcher = Searcher(encoder(tmp_path, {(NIGHT, DAY): curve()}), gallery)
-        searcher.add([picture(*RED), picture(*RED)], ["visible", "infrared"], ids=["v", "i"])
-        answer = searcher.search(picture(*RED), "ir")
+        searcher.add([image(*RED), image(*RED)], ["visible", "infrared"], ids=["v", "i"])
+        answer = searcher.search(image(*RED), "ir")
         assert {hit.id: hit.probability is None for hit in answer.hits} == {"v": False, "i": True}
         assert "no probability for infrared entries" in answer.notes[0]
-        asked = searcher.search(picture(*RED), "ir", min_probability=0.01)
+        asked = searcher.search(image(*RED), "ir", min_probability=0.01)
         assert [hit.id for hit in asked.hits] == ["v"]
         assert "infrared entries were left out" in asked.notes[0]
 
@@ -295,7 +295,7 @@ def test_a_calibration_of_other_weights_is_refused(tmp_path):
     mine = encoder(tmp_path)
     mine._calibration = other._calibration
     with Gallery(tmp_path / "g") as gallery, pytest.raises(CheckpointError, match="another model"):
-        Searcher(mine, gallery).search(picture(*RED), "ir")
+        Searcher(mine, gallery).search(image(*RED), "ir")
 
 
 def test_a_gallery_of_another_model_is_refused(searcher, tmp_path):
@@ -308,8 +308,8 @@ def test_a_gallery_of_another_model_is_refused(searcher, tmp_path):
 def test_an_empty_gallery_answers(tmp_path):
     with Gallery(tmp_path / "g") as gallery:
         searcher = Searcher(encoder(tmp_path, ALL), gallery)
-        assert searcher.search(picture(*RED), "ir").hits == ()
-        assert searcher.search(picture(*RED), "ir", min_probability=0.5).no_match
+        assert searcher.search(image(*RED), "ir").hits == ()
+        assert searcher.search(image(*RED), "ir", min_probability=0.5).no_match
 
 
 @pytest.mark.parametrize(
@@ -324,12 +324,12 @@ def test_an_empty_gallery_answers(tmp_path):
 )
 def test_wrong_arguments(searcher, wrong, said):
     with pytest.raises(FmcnetError, match=said):
-        searcher.search(picture(*RED), "ir", **wrong)
+        searcher.search(image(*RED), "ir", **wrong)
 
 
 def test_add_leaves_out_what_cannot_be_read_and_keeps_columns_in_step(searcher, tmp_path):
     for name, colour in (("a", RED), ("c", BLUE)):
-        picture(*colour).save(tmp_path / f"{name}.png")
+        image(*colour).save(tmp_path / f"{name}.png")
     (tmp_path / "b.png").write_bytes(b"no image")
     paths = [tmp_path / f"{name}.png" for name in "abc"]
     with pytest.raises(DataError, match=r"b\.png"):
@@ -354,7 +354,7 @@ def test_add_leaves_out_what_cannot_be_read_and_keeps_columns_in_step(searcher, 
 
 
 def test_answers_are_json(searcher):
-    tree = json.loads(json.dumps(searcher.search(picture(*RED), "ir", group="pid").to_dict()))
+    tree = json.loads(json.dumps(searcher.search(image(*RED), "ir", group="pid").to_dict()))
     first = tree["groups"][0]["matches"][1]
     assert first["id"] == "red"
     assert first["time"] == "2026-03-01T12:00:00+00:00"
@@ -365,35 +365,33 @@ def test_answers_are_json(searcher):
 def test_only_what_can_be_judged_is_counted_as_compared(tmp_path):
     with Gallery(tmp_path / "g") as gallery:
         searcher = Searcher(encoder(tmp_path, {(NIGHT, DAY): curve()}), gallery)
-        searcher.add([picture(*RED), picture(*BLUE)], "visible")
-        searcher.add([picture(*GREEN)] * 5, "infrared")
-        asked = searcher.search(picture(*RED), "ir", min_probability=0.01)
+        searcher.add([image(*RED), image(*BLUE)], "visible")
+        searcher.add([image(*GREEN)] * 5, "infrared")
+        asked = searcher.search(image(*RED), "ir", min_probability=0.01)
         assert (asked.compared, asked.prior) == (2, pytest.approx(1 / 3))
-        assert searcher.search(picture(*RED), "ir").compared == 7
+        assert searcher.search(image(*RED), "ir").compared == 7
 
 
 def test_grouping_by_what_no_entry_has_is_said(tmp_path):
     with Gallery(tmp_path / "g") as gallery:
         searcher = Searcher(encoder(tmp_path, ALL), gallery)
-        searcher.add([picture(*RED), picture(*BLUE)], "visible")
+        searcher.add([image(*RED), image(*BLUE)], "visible")
         for by in ("track", "pid"):
-            assert any(
-                "a group of its own" in n for n in searcher.search(picture(*RED), "ir", group=by).notes
-            )
+            assert any("a group of its own" in n for n in searcher.search(image(*RED), "ir", group=by).notes)
 
 
 def test_an_order_that_mixes_calibrations_is_explained(tmp_path):
     curves = {**ALL, (NIGHT, DAY): curve(2.0)}
     with Gallery(tmp_path / "g") as gallery:
         searcher = Searcher(encoder(tmp_path, curves), gallery)
-        searcher.add(picture(250, 20, 20), DAY, ids=["day"])
-        searcher.add(picture(240, 90, 60), NIGHT, ids=["night"])
-        answer = searcher.search(picture(250, 20, 20), NIGHT)
+        searcher.add(image(250, 20, 20), DAY, ids=["day"])
+        searcher.add(image(240, 90, 60), NIGHT, ids=["night"])
+        answer = searcher.search(image(250, 20, 20), NIGHT)
         assert [hit.id for hit in answer.hits] == ["day", "night"]
         assert answer.hits[0].probability < answer.hits[1].probability
         assert answer.order.startswith("ranked by similarity: visible and infrared entries")
         assert answer.order in answer.to_dict()["notes"]  # of every door
-        alone = searcher.search(picture(250, 20, 20), NIGHT, where=Where(modality=DAY))
+        alone = searcher.search(image(250, 20, 20), NIGHT, where=Where(modality=DAY))
         assert alone.order == ""
 
 

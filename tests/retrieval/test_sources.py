@@ -1,4 +1,4 @@
-"""What names and tables tell of pictures."""
+"""What names and tables tell of images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fmcnet.retrieval import sources as sources_module
 from fmcnet.retrieval.sources import NamePattern, Rules, _file_key, read_sources
 from fmcnet.times import TimePattern, parse_time, parse_timezone
 from fmcnet.types import Modality
-from tests.retrieval.fakes import picture
+from tests.retrieval.fakes import image
 
 UTC = timezone.utc
 
@@ -71,9 +71,9 @@ def test_patterns():
 def test_a_name_is_the_path_below_the_source(tmp_path):
     """Where only the folders above would fit the pattern, the message says so."""
     (tmp_path / "cam1" / "0003").mkdir(parents=True)
-    picture(1, 2, 3).save(tmp_path / "cam1" / "0003" / "a.png")
+    image(1, 2, 3).save(tmp_path / "cam1" / "0003" / "a.png")
     rules = Rules(Modality.VISIBLE, cameras=NamePattern("cam([0-9]+)", "--camera-from-name"))
-    (found,) = read_sources([tmp_path], rules).pictures
+    (found,) = read_sources([tmp_path], rules).images
     assert found.camera == "1"
     (fault,) = read_sources([tmp_path / "cam1"], rules).faults
     said = "its name '0003/a.png' does not match --camera-from-name 'cam([0-9]+)'"
@@ -86,7 +86,7 @@ def test_a_name_is_the_path_below_the_source(tmp_path):
     assert fault.reason == said.replace("cam(", "lens(")
     times = Rules(Modality.VISIBLE, times=TimePattern("%Y%m%d_%H%M%S"))
     (tmp_path / "20260301_221500" / "x").mkdir(parents=True)
-    picture(1, 2, 3).save(tmp_path / "20260301_221500" / "x" / "a.png")
+    image(1, 2, 3).save(tmp_path / "20260301_221500" / "x" / "a.png")
     (fault,) = read_sources([tmp_path / "20260301_221500"], times).faults
     assert "give a folder above it" in fault.reason
 
@@ -94,7 +94,7 @@ def test_a_name_is_the_path_below_the_source(tmp_path):
 def test_folders_and_files_once_each_with_what_their_names_tell(tmp_path):
     for name in ("cam1/p3_t9_20260301.png", "cam2/p4_t8_20260302.png", "other.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        picture(1, 2, 3).save(tmp_path / name)
+        image(1, 2, 3).save(tmp_path / name)
     rules = Rules(
         Modality.INFRARED,
         cameras=NamePattern("cam([0-9])", "--camera-from-name"),
@@ -103,28 +103,28 @@ def test_folders_and_files_once_each_with_what_their_names_tell(tmp_path):
         pids=NamePattern("p([0-9])", "--pid-from-name"),
     )
     found = read_sources([tmp_path, tmp_path / "other.png"], rules)
-    first, second = found.pictures
+    first, second = found.images
     assert first.path == tmp_path / "cam1/p3_t9_20260301.png"
     assert (first.camera, first.pid, first.track) == ("1", "3", "t9")
     assert first.time == datetime(2026, 3, 1, tzinfo=UTC)
     assert first.modality is Modality.INFRARED
     assert first.id != second.id
-    assert first.id == read_sources([first.path], Rules(Modality.VISIBLE)).pictures[0].id
+    assert first.id == read_sources([first.path], Rules(Modality.VISIBLE)).images[0].id
     assert [fault.name for fault in found.faults] == [str(tmp_path / "other.png")] * 2
 
 
 def test_a_table_tells_modality_camera_person_and_time(tmp_path):
     for name in ("a", "b"):
-        picture(1, 2, 3).save(tmp_path / f"{name}.png")
+        image(1, 2, 3).save(tmp_path / f"{name}.png")
     (tmp_path / "t.csv").write_text(
         "path,pid,modality,camid,time\na.png,anna,visible,3,2026-03-01T10:00:00\nb.png,anna,ir,,\n"
     )
-    day, night = read_sources([tmp_path / "t.csv"], Rules(zone=parse_timezone("Europe/Berlin"))).pictures
+    day, night = read_sources([tmp_path / "t.csv"], Rules(zone=parse_timezone("Europe/Berlin"))).images
     assert (day.modality, day.camera, day.pid, day.tags) == (Modality.VISIBLE, "3", "anna", ())
     assert day.time == datetime(2026, 3, 1, 9, tzinfo=UTC)
     assert (night.modality, night.camera, night.time) == (Modality.INFRARED, None, None)
-    assert read_sources([tmp_path], Rules(Modality.INFRARED)).pictures == (night,)
-    both = read_sources([tmp_path], Rules(Modality.INFRARED, layout="images")).pictures
+    assert read_sources([tmp_path], Rules(Modality.INFRARED)).images == (night,)
+    both = read_sources([tmp_path], Rules(Modality.INFRARED, layout="images")).images
     assert {one.modality for one in both} == {Modality.INFRARED}
     assert len(both) == 2
 
@@ -138,7 +138,7 @@ def test_a_table_tells_modality_camera_person_and_time(tmp_path):
     ],
 )
 def test_mistakes_are_said(tmp_path, rules, said):
-    picture(1, 2, 3).save(tmp_path / "a.png")
+    image(1, 2, 3).save(tmp_path / "a.png")
     with pytest.raises(FmcnetError, match=said):
         read_sources([tmp_path], rules)
 
@@ -146,10 +146,10 @@ def test_mistakes_are_said(tmp_path, rules, said):
 def test_a_folder_that_only_looks_like_a_dataset_is_asked_about(tmp_path):
     for name in ("cam1", "cam2"):
         (tmp_path / name).mkdir()
-        picture(1, 2, 3).save(tmp_path / name / "a.png")
+        image(1, 2, 3).save(tmp_path / name / "a.png")
     with pytest.raises(DataError, match="--layout images"):
         read_sources([tmp_path], Rules(Modality.VISIBLE))
-    assert len(read_sources([tmp_path], Rules(Modality.VISIBLE, layout="images")).pictures) == 2
+    assert len(read_sources([tmp_path], Rules(Modality.VISIBLE, layout="images")).images) == 2
 
 
 def test_what_is_not_there_is_said(tmp_path):
@@ -174,7 +174,7 @@ FIVE = (
 
 def write_table(folder, rows, header="path,pid,modality"):
     for name in "abcd":
-        picture(1, 2, 3).save(folder / f"{name}.png")
+        image(1, 2, 3).save(folder / f"{name}.png")
     (folder / "t.csv").write_text("\n".join([header, *rows]) + "\n")
     return folder / "t.csv"
 
@@ -182,26 +182,26 @@ def write_table(folder, rows, header="path,pid,modality"):
 def test_everybody_of_a_table_is_there_also_who_cannot_be_learnt_from(tmp_path):
     table = write_table(tmp_path, [f"{name}.png,{who},{kind}" for name, who, kind in FIVE])
     found = read_sources([table], Rules())
-    assert [(one.pid, one.tags) for one in found.pictures] == [
+    assert [(one.pid, one.tags) for one in found.images] == [
         (who, ()) for who in ("anna", "anna", "bob", "carl")
     ]
     day = read_sources([write_table(tmp_path, ["a.png,anna,visible", "c.png,bob,visible"])], Rules())
-    assert len(day.pictures) == 2
+    assert len(day.images) == 2
     split = ["a.png,anna,visible,train", "b.png,anna,infrared,test", "c.png,,visible,"]
     shared = read_sources([write_table(tmp_path, split, "path,pid,modality,split")], Rules())
-    assert [one.pid for one in shared.pictures] == ["anna", "anna", None]  # in two splits; and nobody known
-    assert shared.pictures[2].tags == ()
+    assert [one.pid for one in shared.images] == ["anna", "anna", None]  # in two splits; and nobody known
+    assert shared.images[2].tags == ()
 
 
 def test_a_table_to_index_needs_no_identities_and_takes_the_modality_said(tmp_path):
     table = write_table(tmp_path, ["a.png", "b.png"], "path")
     with pytest.raises(DataError, match=r"no column modality.*--modality"):
         read_sources([table], Rules())
-    found = read_sources([table], Rules(Modality.INFRARED)).pictures
+    found = read_sources([table], Rules(Modality.INFRARED)).images
     assert [(one.modality, one.pid) for one in found] == [(Modality.INFRARED, None)] * 2
     mixed = write_table(tmp_path, ["a.png,", "b.png,visible", "c.png,ir"], "path,modality")
     chosen = read_sources([mixed], Rules(Modality.INFRARED))
-    assert [one.path.name for one in chosen.pictures] == ["a.png", "c.png"]
+    assert [one.path.name for one in chosen.images] == ["a.png", "c.png"]
     assert chosen.not_chosen == {"--modality infrared": 1}
 
 
@@ -218,7 +218,7 @@ def test_rows_that_an_option_leaves_out_are_counted(tmp_path):
     rows = ["a.png,1,visible,train", "b.png,1,infrared,test", "c.png,2,visible,test"]
     table = write_table(tmp_path, rows, "path,pid,modality,split")
     found = read_sources([table], Rules(Modality.VISIBLE, split="test"))
-    assert (len(found.pictures), found.not_chosen) == (1, {"--split test": 1, "--modality visible": 1})
+    assert (len(found.images), found.not_chosen) == (1, {"--split test": 1, "--modality visible": 1})
     assert read_sources([table], Rules()).not_chosen == {}
 
 
@@ -230,14 +230,14 @@ def test_a_dataset_keeps_everybody_when_it_is_indexed(tiny_sysu, tmp_path):
         for file in (root / f"cam{camera}" / someone).glob("*"):
             file.unlink()
     assert int(someone) not in read_dataset(root).pid
-    assert str(int(someone)) in {one.pid for one in read_sources([root], Rules()).pictures}
+    assert str(int(someone)) in {one.pid for one in read_sources([root], Rules()).images}
 
 
 def test_columns_of_a_gallery(tmp_path):
     header = "path,pid,modality,camera,track,timestamp,tags,source,wether"
     row = 'a.png,anna,visible,gate,t1,2026-03-01,"vip; staff",https://nvr/7,sunny'
     found = read_sources([write_table(tmp_path, [row], header)], Rules())
-    (one,) = found.pictures
+    (one,) = found.images
     assert (one.camera, one.track, one.source) == ("gate", "t1", "https://nvr/7")
     assert one.tags == ("vip", "staff")
     assert one.time == datetime(2026, 3, 1, tzinfo=UTC)
@@ -246,15 +246,15 @@ def test_columns_of_a_gallery(tmp_path):
         "the column 'wether' is not read",
     ]
     dated = write_table(tmp_path, ["a.png,visible,2026-03-01,9:15"], "path,modality,date,time")
-    assert read_sources([dated], Rules()).pictures[0].time == datetime(2026, 3, 1, 9, 15, tzinfo=UTC)
+    assert read_sources([dated], Rules()).images[0].time == datetime(2026, 3, 1, 9, 15, tzinfo=UTC)
 
 
 def test_one_file_by_several_names_is_indexed_once_and_told(tmp_path):
-    picture(1, 2, 3).save(tmp_path / "a.png")
+    image(1, 2, 3).save(tmp_path / "a.png")
     (tmp_path / "link.png").symlink_to("a.png")
     (tmp_path / "hard.png").hardlink_to(tmp_path / "a.png")
     found = read_sources([tmp_path / "a.png", tmp_path], Rules(Modality.VISIBLE))
-    assert [one.path.name for one in found.pictures] == ["a.png"]
+    assert [one.path.name for one in found.images] == ["a.png"]
     assert [fault.name for fault in found.same] == [str(tmp_path / "hard.png"), str(tmp_path / "link.png")]
     assert f"same file as {tmp_path / 'a.png'}" in found.same[0].reason
 
@@ -268,14 +268,14 @@ def test_modality_never_relabels_what_a_dataset_says(tiny_sysu, tmp_path):
         read_sources([tiny_sysu.parent], Rules(Modality.VISIBLE))
     with pytest.raises(FmcnetError, match="cam3 is infrared in the sysu dataset"):
         read_sources([tiny_sysu / "cam1", tiny_sysu / "cam3"], Rules(Modality.VISIBLE))
-    night = read_sources([tiny_sysu / "cam3"], Rules(Modality.INFRARED)).pictures
+    night = read_sources([tiny_sysu / "cam3"], Rules(Modality.INFRARED)).images
     assert {one.modality for one in night} == {Modality.INFRARED}
-    assert len(read_sources([tiny_sysu / "cam3"], Rules(Modality.VISIBLE, layout="images")).pictures) == len(
+    assert len(read_sources([tiny_sysu / "cam3"], Rules(Modality.VISIBLE, layout="images")).images) == len(
         night
     )
 
 
-def test_pictures_that_a_folders_table_does_not_list_are_named(tmp_path):
+def test_images_that_a_folders_table_does_not_list_are_named(tmp_path):
     table = write_table(tmp_path, ["a.png,1,visible", "b.png,1,infrared"])
     assert read_sources([tmp_path], Rules()).not_listed == (str(tmp_path / "c.png"), str(tmp_path / "d.png"))
     assert read_sources([table], Rules()).not_listed == ()  # of the table alone it was asked
@@ -298,9 +298,9 @@ def test_a_row_of_a_folder_is_left_out_and_named(tmp_path):
     (tmp_path / "tracklet").mkdir()
     table = write_table(tmp_path, ["a.png,1,visible", "tracklet,2,visible"])
     sources = read_sources([table], Rules())
-    assert [picture.path.name for picture in sources.pictures] == ["a.png"]
+    assert [image.path.name for image in sources.images] == ["a.png"]
     (fault,) = sources.faults
-    assert fault.reason == "it is a folder: give each of its pictures a row"
+    assert fault.reason == "it is a folder: give each of its images a row"
 
 
 def test_times_of_long_ago_are_told(tmp_path):
@@ -320,7 +320,7 @@ def test_tracks_and_cameras_that_are_written_as_unknown_are_none(tmp_path):
         "d.png,1,visible,7,x",
     ]
     found = read_sources([write_table(tmp_path, rows, "path,pid,modality,track,camera")], Rules())
-    assert [(one.track, one.camera) for one in found.pictures] == [(None, None)] * 3 + [("7", "x")]
+    assert [(one.track, one.camera) for one in found.images] == [(None, None)] * 3 + [("7", "x")]
 
 
 def test_times_to_come_are_told(tmp_path):

@@ -13,7 +13,7 @@ from fmcnet.retrieval.inputs import expires_before
 from fmcnet.retrieval.sources import NamePattern, Rules, read_sources
 from fmcnet.times import TimePattern, parse_capture_time, parse_time, parse_timezone, shown_time
 from fmcnet.types import Modality
-from tests.retrieval.fakes import picture
+from tests.retrieval.fakes import image
 
 UTC = timezone.utc
 BERLIN = parse_timezone("Europe/Berlin")
@@ -174,18 +174,18 @@ def test_a_doubtful_local_time_is_refused_or_settled(text, how, earlier, later):
 
 def test_a_row_with_a_wrong_time_is_named_and_the_others_are_taken(tmp_path):
     for name in "abc":
-        picture(1, 2, 3).save(tmp_path / f"{name}.png")
+        image(1, 2, 3).save(tmp_path / f"{name}.png")
     (tmp_path / "t.csv").write_text(
         "path,pid,modality,time\n"
         "a.png,1,visible,12:00\nb.png,2,visible,2026-10-25 02:30\nc.png,3,visible,1709294400\n"
     )
     found = read_sources([tmp_path / "t.csv"], Rules(zone=BERLIN))
-    assert [one.time for one in found.pictures] == [datetime(2024, 3, 1, 12, tzinfo=UTC)]
+    assert [one.time for one in found.images] == [datetime(2024, 3, 1, 12, tzinfo=UTC)]
     assert [fault.name for fault in found.faults] == [str(tmp_path / "a.png"), str(tmp_path / "b.png")]
     assert "lacks the date" in found.faults[0].reason
     assert "comes twice" in found.faults[1].reason
     settled = read_sources([tmp_path / "t.csv"], Rules(zone=BERLIN, doubtful="later"))
-    assert settled.pictures[0].time == datetime(2026, 10, 25, 1, 30, tzinfo=UTC)
+    assert settled.images[0].time == datetime(2026, 10, 25, 1, 30, tzinfo=UTC)
 
 
 def test_times_are_shown_in_the_timezone_asked_for():
@@ -198,8 +198,8 @@ def test_times_are_shown_in_the_timezone_asked_for():
     )
 
 
-def test_an_option_about_times_or_identities_that_no_picture_has_is_noted(tmp_path):
-    picture(250, 20, 20).save(tmp_path / "7_20260301.png")
+def test_an_option_about_times_or_identities_that_no_image_has_is_noted(tmp_path):
+    image(250, 20, 20).save(tmp_path / "7_20260301.png")
     plain = Rules(modality=Modality.VISIBLE)
     assert read_sources([tmp_path], plain).notes == ()
     asked = replace(plain, zone=BERLIN, pid_prefix="a-")
@@ -211,7 +211,7 @@ def test_an_option_about_times_or_identities_that_no_picture_has_is_noted(tmp_pa
     )
     assert read_sources([tmp_path], found).notes == ()
     timeless = leave_out_expired(read_sources([tmp_path], plain), expires_before("1d"), "--keep 1d")
-    assert timeless.notes == ("--keep 1d: 1 of 1 pictures have no time, are indexed and never expire",)
+    assert timeless.notes == ("--keep 1d: 1 of 1 images have no time, are indexed and never expire",)
 
 
 @pytest.mark.parametrize(

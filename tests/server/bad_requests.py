@@ -11,7 +11,7 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image
 
-from tests.server.service import bearer, encoded, picture, png
+from tests.server.service import bands, bearer, encoded, png
 
 LIMITS = {
     "body_bytes": 200_000,
@@ -76,9 +76,7 @@ def bomb(random):
 
 def broken_image(random):
     """Bytes that are no good image (or, after a flip, by chance still one)."""
-    good = encoded(
-        picture(int(random.integers(99))), str(random.choice(["PNG", "JPEG", "GIF", "BMP", "TIFF"]))
-    )
+    good = encoded(bands(int(random.integers(99))), str(random.choice(["PNG", "JPEG", "GIF", "BMP", "TIFF"])))
     kind = int(random.integers(9))
     if kind == 0:
         return good[: int(random.integers(len(good)))]

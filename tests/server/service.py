@@ -1,4 +1,4 @@
-"""A service over a fake network, quick to start: the embedding of a picture is its colours."""
+"""A service over a fake network, quick to start: the embedding of an image is its colours."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from fmcnet.server.app import create_app
 from fmcnet.server.audit import AuditLog
 from fmcnet.server.keys import Key, Keys, hash_secret
 from fmcnet.server.limits import Limits
-from fmcnet.server.pictures import KeptImages, SourceImages
 from fmcnet.server.service import Service
+from fmcnet.server.thumbnails import KeptThumbnails, SourceFolder
 from fmcnet.types import Modality
 
 DIGEST = "0123456789abcdef"
@@ -70,7 +70,7 @@ def colours(seed):
     return tuple(int(v) for v in np.random.default_rng(seed).integers(0, 256, 3))
 
 
-def picture(seed, size=(24, 48)):
+def bands(seed, size=(24, 48)):
     """Four bands of colours."""
     image = Image.new("RGB", size)
     for band in range(4):
@@ -85,7 +85,7 @@ def encoded(image, kind="PNG", **options):
 
 
 def png(seed, size=(24, 48)):
-    return encoded(picture(seed, size))
+    return encoded(bands(seed, size))
 
 
 def files(*seeds):
@@ -157,8 +157,8 @@ def running(
     made = encoder(folder, calibrated)
     gallery = Gallery(folder / "people.gallery", read_only=read_only)
     bounds = limits or Limits(wait=0.001)
-    kept = KeptImages(folder / "kept", "people.gallery") if keep else None
-    shown = SourceImages(sources) if sources else None
+    kept = KeptThumbnails(folder / "kept", "people.gallery") if keep else None
+    shown = SourceFolder(sources) if sources else None
     pool = ProcessPool if own_decoders else shared_pool
     with mock.patch("fmcnet.server.decoding.ProcessPool", pool):
         service = Service(

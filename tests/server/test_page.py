@@ -10,7 +10,7 @@ import httpx2 as httpx
 import pytest
 
 from tests.server.process import started, until_it_answers
-from tests.server.service import SECRETS, bearer, encoded, picture, png
+from tests.server.service import SECRETS, bands, bearer, encoded, png
 
 CHROMIUM = os.environ.get("FMCNET_CHROMIUM", "/usr/bin/chromium")
 FLAGS = [
@@ -18,7 +18,7 @@ FLAGS = [
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
 SHOTS = os.environ.get("FMCNET_SCREENSHOTS")
-"""A folder: pictures of the page are left there."""
+"""A folder: screenshots of the page are left there."""
 PATIENCE_MS = 300_000
 
 playwright = pytest.importorskip("playwright.sync_api", reason="pip install fmcnet[browser]")
@@ -104,7 +104,7 @@ def shot(page, name):
 
 
 def drop(page, seed, name="night.png", grey=False):
-    image = picture(seed, (64, 128))
+    image = bands(seed, (64, 128))
     data = encoded(image.convert("L") if grey else image)
     page.evaluate(DROP, [base64.b64encode(data).decode(), name])
 

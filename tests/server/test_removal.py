@@ -1,4 +1,4 @@
-"""Removing many at once: dry run, confirmation by number, audit log, pictures; and ids of every kind."""
+"""Removing many at once: dry run, confirmation by number, audit log, thumbnails; and ids of every kind."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.server.service import KEYS, bearer, files, running
 
 @pytest.fixture
 def serving(tmp_path):
-    """Eight crops of one camera each day in turn, with their pictures."""
+    """Eight crops of one camera each day in turn, with their thumbnails."""
     with running(tmp_path, keys=KEYS, keep=True) as one:
         one.client.headers.update(bearer("admin"))
         for seed in range(8):

@@ -13,7 +13,7 @@ from PIL import Image
 from fmcnet.errors import CheckpointError
 from fmcnet.retrieval import Gallery, Where
 from fmcnet.server.limits import Limits
-from tests.server.service import DAY, NIGHT, calibration, encoded, files, picture, png, running
+from tests.server.service import DAY, NIGHT, bands, calibration, encoded, files, png, running
 
 MARCH = "2026-03-01T12:00:00+00:00"
 
@@ -38,7 +38,7 @@ def serving(tmp_path_factory):
 
 def test_a_search_gives_what_the_searcher_gives(serving):
     reply = serving.search(4, 5, modality=["infrared", "visible"], top=20, prior=0.2)
-    query = [picture(4), picture(5)]
+    query = [bands(4), bands(5)]
     expected = serving.service.searcher.search(query, [NIGHT, DAY], top=20, prior=0.2)
     assert reply.status_code == 200
     told, wanted = reply.json(), expected.to_dict()
@@ -79,7 +79,7 @@ def test_groups_and_nobody(serving):
     first = answer["groups"][0]
     track = [entry.id for entry, _ in serving.service.gallery.scan(Where(tracks=["track/0"]))]
     assert (first["key"], first["pooled"]) == ("track/0", len(track))
-    query = serving.service.encoder.encode([picture(3)], "infrared").features[0]
+    query = serving.service.encoder.encode([bands(3)], "infrared").features[0]
     mean = np.mean([serving.service.gallery.embedding(i) for i in track], axis=0)
     assert first["similarity"] == pytest.approx(float(mean @ query / np.linalg.norm(mean)), abs=1e-5)
     assert len(answer["hits"]) == len(answer["groups"]) == 3
@@ -94,7 +94,7 @@ def test_embed(serving):
         files=[("images", ("a.png", png(1))), ("images", ("b.png", png(2)))],
         data={"modality": ["visible", "infrared"]},
     ).json()
-    expected = serving.service.encoder.encode([picture(1), picture(2)], ["visible", "infrared"])
+    expected = serving.service.encoder.encode([bands(1), bands(2)], ["visible", "infrared"])
     assert told["dimension"] == 12
     assert [(one["name"], one["modality"]) for one in told["embeddings"]] == [
         ("a.png", "visible"),
@@ -214,7 +214,7 @@ def test_without_a_calibration_there_are_similarities_only(tmp_path):
         assert one.search(1, min_probability=0.5).status_code == 422
 
 
-def test_pictures_only_when_asked_for(tmp_path):
+def test_images_only_when_asked_for(tmp_path):
     with running(tmp_path, keep=True) as one:
         one.add(1)
         reply = one.client.get("/v1/images/crop-1")

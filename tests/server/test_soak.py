@@ -12,7 +12,7 @@ from tests.server.service import files
 
 FILE = Path(__file__).parents[2] / "benchmarks" / "service.py"
 ALLOWED = 12.0
-"""MiB between the middle and the last third of the soak: a picture or a batch kept for each search is more."""
+"""MiB between the middle and the last third of the soak: an image or a batch kept for each search is more."""
 
 
 def benchmark():
@@ -28,7 +28,7 @@ def test_memory_is_flat_while_it_searches_adds_and_removes(tmp_path):
         until_it_answers(address)
         data = {"modality": "visible", "id": ["a", "b", "c"]}
         assert httpx.post(f"{address}/v1/entries", files=files(1, 2, 3), data=data).status_code == 201
-        told = bench.soak(address, bench.pictures(8, 480, 240), 4, 6.0, process.pid, readings=30)
+        told = bench.soak(address, bench.random_images(8, 480, 240), 4, 6.0, process.pid, readings=30)
         entries = httpx.get(f"{address}/v1/gallery").json()["entries"]
         now, _ = resident_mib(process.pid)
     assert told["failed"] == 0

@@ -48,11 +48,9 @@ class World:
 
     def batch(self) -> TrainingBatch:
         labels = torch.randperm(IDENTITIES, generator=self.generator)[:P].repeat_interleave(K)
-        return TrainingBatch(
-            self.pictures(labels, infrared=False), self.pictures(labels, infrared=True), labels
-        )
+        return TrainingBatch(self.images(labels, infrared=False), self.images(labels, infrared=True), labels)
 
-    def pictures(self, labels: torch.Tensor, infrared: bool) -> torch.Tensor:
+    def images(self, labels: torch.Tensor, infrared: bool) -> torch.Tensor:
         x = self.prototypes[labels] + 0.12 * torch.randn(len(labels), 3, 8, 4, generator=self.generator)
         x = F.interpolate(x, (HEIGHT, WIDTH), mode="bilinear")
         if infrared:

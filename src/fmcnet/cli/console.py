@@ -32,8 +32,8 @@ Range = Annotated[
     Option(
         "--range",
         metavar="LOW:HIGH",
-        help="Values that become black and white, of pictures deeper than 8 bits (16-bit, float): 15:40. Without it "
-        "each such picture may be stretched by itself.",
+        help="Values that become black and white, of images deeper than 8 bits (16-bit, float): 15:40. Without it "
+        "each such image may be stretched by itself.",
     ),
 ]
 Data = Annotated[

@@ -55,7 +55,7 @@ def info(gallery: console.GalleryPath, json_: console.Json = False) -> None:
         "unindexed": summary.unindexed,
         "removed_not_compacted": summary.removed,
         "bytes": summary.bytes,
-        "pictures_kept": summary.pictures,
+        "pictures_kept" if json_ else "thumbnails_kept": summary.thumbnails,
         "value_ranges": ranges if json_ else ", ".join(ranges),
         **by_modality,
         "cameras": cameras if json_ else ", ".join(f"{name} ({count:,})" for name, count in cameras.items()),
@@ -334,7 +334,10 @@ def copy_(
     index_choice = console.check_choice("--index", index, ("auto", "exact", "hnsw"))
     with console.explain_resume():
         copied = asdict(copy_gallery(source, target, index=index_choice, progress=False if json_ else None))
-    _print_facts({"from": copied.pop("source"), "to": copied.pop("target"), **copied}, json_, "copied")
+    facts = {"from": copied.pop("source"), "to": copied.pop("target"), **copied}
+    if json_:  # keys of 0.1.0
+        facts = {name.replace("thumbnails", "pictures"): fact for name, fact in facts.items()}
+    _print_facts(facts, json_, "copied")
 
 
 @app.command()
@@ -347,7 +350,7 @@ def backup(
 
     fmcnet gallery backup people.gallery /backups/people-2026-03-01
 
-    The copy has everything, kept pictures included, is read once as a check, and is a gallery itself.
+    The copy has everything, thumbnails included, is read once as a check, and is a gallery itself.
     """
     with retrieval.Gallery(gallery, read_only=True) as opened:
         entries = opened.backup(out)

@@ -44,15 +44,15 @@ def _no_empty_gallery(gallery: str) -> Iterator[None]:
 
 def index(
     gallery: console.GalleryPath,
-    source: Annotated[list[Path], Argument(help="Pictures, folders of pictures, or one CSV or dataset.")],
+    source: Annotated[list[Path], Argument(help="Images, folders of images, or one CSV or dataset.")],
     model: console.GalleryModel = None,
     modality: Annotated[
         str | None,
         Option(
-            help="visible or infrared: what the pictures are. Where a CSV or dataset says it: only these rows."
+            help="visible or infrared: what the images are. Where a CSV or dataset says it: only these rows."
         ),
     ] = None,
-    camera: Annotated[str | None, Option(help="The camera of all pictures.")] = None,
+    camera: Annotated[str | None, Option(help="The camera of all images.")] = None,
     camera_from_name: Annotated[
         str | None,
         Option(metavar="PATTERN", help="Regular expression for the path below SOURCE: 'cam([0-9]+)'."),
@@ -76,17 +76,17 @@ def index(
     timezone: console.Zone = "UTC",
     doubtful_times: console.DoubtfulTimes = "refuse",
     layout: Annotated[
-        str, Option(help="auto, sysu, regdb, llcm, csv, or images: a folder of pictures all the same.")
+        str, Option(help="auto, sysu, regdb, llcm, csv, or images: a folder of images all the same.")
     ] = "auto",
     range_: console.Range = None,
     split: Annotated[str, Option(help="Of a dataset: all, train, val or test.")] = "all",
     on_error: Annotated[
-        str, Option(help="raise: stop at a broken picture; skip: leave it out and name it.")
+        str, Option(help="raise: stop at a broken image; skip: leave it out and name it.")
     ] = "raise",
     existing: Annotated[
         str,
         Option(
-            help="Pictures that are in the gallery. keep: skip, and report values and files that differ; "
+            help="Images that are in the gallery. keep: skip, and report values and files that differ; "
             "update: store the values given now, encode changed files anew; replace: encode all anew."
         ),
     ] = "keep",
@@ -106,13 +106,13 @@ def index(
     ] = False,
     keep: Annotated[
         str | None,
-        Option(metavar="AGE", help="Leave out pictures seen longer ago, as gallery expire: 30d, 12h, 4w."),
+        Option(metavar="AGE", help="Leave out images seen longer ago, as gallery expire: 30d, 12h, 4w."),
     ] = None,
     include_removed: Annotated[
-        bool, Option("--include-removed", help="Also index pictures that were removed or expired earlier.")
+        bool, Option("--include-removed", help="Also index images that were removed or expired earlier.")
     ] = False,
     keep_images: Annotated[
-        bool, Option("--keep-images", help="Keep a small picture of each entry in the gallery, too.")
+        bool, Option("--keep-images", help="Keep a thumbnail of each image in the gallery, too.")
     ] = False,
     dtype: Annotated[
         str | None, Option(help="Of a new gallery: float32 (default), or float16 for half the space.")
@@ -133,8 +133,8 @@ def index(
 
     fmcnet index people.gallery crops --model runs/mine --modality visible --camera-from-name 'cam([0-9]+)'
 
-    The gallery stores embeddings and metadata; small pictures only with --keep-images. Ctrl-C or a kill loses no
-    added picture: the same command continues.
+    The gallery stores embeddings and metadata; thumbnails only with --keep-images. Ctrl-C or a kill loses no
+    added image: the same command continues.
     """
     with _no_empty_gallery(gallery):
         from fmcnet.data.pixels import parse_range
@@ -209,7 +209,7 @@ def _pattern(option: str, text: str | None) -> NamePattern | None:
 
 
 def _counts(report: IndexReport) -> dict[str, int | str]:
-    """What was done with how many pictures, and the values found, since a pattern may find other ones than meant."""
+    """What was done with how many images, and the values found, since a pattern may find other ones than meant."""
     sources, moved, removed = report.sources, len(report.changes.moved), len(report.removed_before)
     optional = {
         "updated": report.updated,
@@ -220,11 +220,11 @@ def _counts(report: IndexReport) -> dict[str, int | str]:
     }
     found: dict[str, int | str] = {}
     for column, name in (("pid", "identities"), ("camera", "cameras"), ("track", "tracks")):
-        if values := sorted({getattr(one, column) for one in sources.pictures} - {None}):
+        if values := sorted({getattr(one, column) for one in sources.images} - {None}):
             found[name] = f"{len(values)} ({first_of(values, 3)})"
     left_out = {"left out, moved": moved, "left out, removed before": removed}
     return {
-        "images": report.pictures,
+        "images": report.images,
         **found,
         "added": report.added,
         "indexed before": report.already,
@@ -260,9 +260,9 @@ def _remark_lines(report: IndexReport, gallery: str) -> Iterator[str]:
         yield f"note: {note}"
     yield from map(str, report.differences[:3])
     if report.differences:
-        pictures = len({difference.source for difference in report.differences})
+        images = len({difference.source for difference in report.differences})
         yield (
-            f"the gallery stores other values for {pictures} pictures and keeps them: --existing update stores the "
+            f"the gallery stores other values for {images} images and keeps them: --existing update stores the "
             "values given now, and encodes changed files anew"
         )
 

@@ -84,7 +84,7 @@ def search(
     modalities = [item.modality for item in expand(paths, modality if len(modality) > 1 else modality[0])]
     with Gallery(gallery, read_only=True) as opened:  # before the model: a wrong path is said at once
         if opened.settings is None:
-            raise FmcnetError(f"{gallery} never had an entry: fmcnet index adds pictures to it")
+            raise FmcnetError(f"{gallery} never had an entry: fmcnet index adds images to it")
         answer = Searcher(open_model(gallery, model, device, calibration), opened).search(
             paths,
             modalities,
@@ -99,8 +99,8 @@ def search(
         if ignored:
             answer = replace(answer, notes=(*answer.notes, ignored_line(tuple(ignored))))
         if html is not None:
-            pictures = {hit.id: opened.picture(hit.id) for hit in answer.hits}
-            write_page(html, answer, paths, pictures, parse_timezone(timezone))
+            thumbnails = {hit.id: opened.thumbnail(hit.id) for hit in answer.hits}
+            write_page(html, answer, paths, thumbnails, parse_timezone(timezone))
     if json_:
         console.print_json({"gallery": gallery, **answer.to_dict()})
         return
@@ -122,7 +122,7 @@ def _print_answer(answer: Answer, zone: tzinfo) -> None:
             "time": shown_time(hit.time, zone),
             "pid": hit.pid,
             "track": hit.track,
-            "pictures": size if answer.groups else None,
+            "images": size if answer.groups else None,
         }
         for rank, (hit, size) in enumerate(answer.ranking, 1)
     ]

@@ -27,7 +27,7 @@ def serve(
         Path | None, Option(help="File of API keys, as fmcnet keys makes it; or $FMCNET_API_KEYS.")
     ] = None,
     keep_images: Annotated[
-        Path | None, Option(help="Folder to keep added crops in; without it no image is kept.")
+        Path | None, Option(help="Folder to keep thumbnails of added crops in; without it no image is kept.")
     ] = None,
     show_sources: Annotated[
         Path | None, Option(help="Show the files that entries came from, if they lie below this folder.")

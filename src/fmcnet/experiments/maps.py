@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fmcnet.data.table import Table
 from fmcnet.errors import require
 from fmcnet.experiments.features import Features, collect, measure, unit
-from fmcnet.experiments.figures import Pictures, fusion_picture, new_axes, write_png
+from fmcnet.experiments.plots import Plots, fusion_plot, new_axes, write_png
 from fmcnet.experiments.results import Runs, spread_of
 from fmcnet.experiments.rows import Study
 from fmcnet.experiments.runs import StudyRun
@@ -51,10 +51,10 @@ def feature_map(encoder: Encoder, table: Table, path: Path) -> Path | None:
     return write_png(figure, path)
 
 
-def draw_study(study: Study, runs: Runs, out: Path, progress: bool | None) -> tuple[dict[str, Any], Pictures]:
+def draw_study(study: Study, runs: Runs, out: Path, progress: bool | None) -> tuple[dict[str, Any], Plots]:
     """Draw Figure 4 or 5 of a study's rows: maps of each row's first run; for Figure 5 also w1 and w2 over training.
 
-    Returns the statistics by row's title, each with mean and deviation over seeds, and the pictures.
+    Returns the statistics by row's title, each with mean and deviation over seeds, and the plots.
     """
     titles = {"md-none": "without L_MD", "md-all": "with L_MD"}
     finished = {
@@ -77,13 +77,13 @@ def draw_study(study: Study, runs: Runs, out: Path, progress: bool | None) -> tu
     for target in (Modality.INFRARED, Modality.VISIBLE):
         kinds = ("shared", target.other), ("specific", target), ("generated", target)
         panels[f"{target}: generated from {target.other} images"] = {key: clouds[key] for key in kinds}
-    pictures = [(caption, _draw(panels, path))]
+    plots = [(caption, _draw(panels, path))]
     logs = {
         f"{title}, seed {run.seed}": read_log(run.folder) for title, done in finished.items() for run in done
     }
-    if fusion_path := fusion_picture(logs, out / "fusion.png"):
-        pictures.append(("w1 and w2 of (15) over training", fusion_path))
-    return statistics, pictures
+    if fusion_path := fusion_plot(logs, out / "fusion.png"):
+        plots.append(("w1 and w2 of (15) over training", fusion_path))
+    return statistics, plots
 
 
 def _features(run: StudyRun, progress: bool | None) -> Features:

@@ -1,4 +1,4 @@
-"""The report folder: scores, protocols and figures."""
+"""The report folder: scores, protocols and plots."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fmcnet.errors import ProtocolError
 from fmcnet.evaluation.evaluate import METRICS
 from fmcnet.evaluation.evaluate_model import EvaluatedRun, role_masks
 from fmcnet.evaluation.verification import Verification, verification
-from fmcnet.experiments import figures, maps
+from fmcnet.experiments import maps, plots
 from fmcnet.experiments.rows import DIRECTION_NAMES
 from fmcnet.experiments.runs import is_generated
 from fmcnet.files import write_json, write_text
@@ -45,7 +45,7 @@ def write_report(
 ) -> Path:
     """Write `report.md`, `report.json` and `figures/` for one or several runs on one test set.
 
-    Pictures are drawn where matplotlib and scikit-learn (fmcnet[plot]) are installed. Ranked lists and maps show the
+    Plots are drawn where matplotlib and scikit-learn (fmcnet[plot]) are installed. Ranked lists and maps show the
     last model.
 
     Args:
@@ -57,12 +57,12 @@ def write_report(
     out = Path(out)
     main = list(evaluated.values())[-1]
     verified = _verification(main)
-    pictures = {}
-    if figures.can_draw():
+    plot_paths = {}
+    if plots.can_draw():
         for title, path in _draw(evaluated, verified, out / "figures").items():
-            pictures[title] = path.relative_to(out).as_posix()
+            plot_paths[title] = path.relative_to(out).as_posix()
     else:
-        logger.warning("no pictures in the report: pip install 'fmcnet[plot]' brings what draws them")
+        logger.warning("no plots in the report: pip install 'fmcnet[plot]' brings what draws them")
     facts: dict[str, Any] = {
         "dataset": dataset_facts(main.table),
         "versions": versions(),
@@ -75,8 +75,8 @@ def write_report(
     if keep:
         _keep_other_protocols(facts, out / "report.json")
     facts["verification"] = {"run": str(main.encoder.folder), **verified.to_dict()} if verified else None
-    write_json(out / "report.json", {**facts, "figures": pictures})
-    return write_text(out / "report.md", _page(facts, pictures, _across_modalities(main), _of_split(main)))
+    write_json(out / "report.json", {**facts, "figures": plot_paths})
+    return write_text(out / "report.md", _page(facts, plot_paths, _across_modalities(main), _of_split(main)))
 
 
 def _keep_other_protocols(facts: dict[str, Any], path: Path) -> None:
@@ -112,18 +112,18 @@ def _evaluation_key(evaluation: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _draw(evaluated: dict[str, EvaluatedRun], verified: Verification | None, out: Path) -> dict[str, Path]:
-    """All figures by title, without those that the data do not allow."""
+    """All plots by title, without those that the data do not allow."""
     main = list(evaluated.values())[-1]
     of_split = _of_split(main)
     ranked = f"Ranked lists{of_split} (green: right, red: wrong; first trial, plain ranking, queries drawn at random)"
     drawn = {
-        "CMC": figures.cmc_curves(evaluated, out / "cmc.png"),
-        f"Training curves{of_split}": figures.training_curves(evaluated, out / "curves.png"),
-        ranked: figures.ranked_lists(main, out / "ranked.png"),
+        "CMC": plots.cmc_curves(evaluated, out / "cmc.png"),
+        f"Training curves{of_split}": plots.training_curves(evaluated, out / "curves.png"),
+        ranked: plots.ranked_lists(main, out / "ranked.png"),
     }
     if verified is not None:
         title = f"Similarity of pairs{_across_modalities(main)}{of_split}"
-        drawn[title] = figures.similarity_histogram(verified, out / "similarity.png")
+        drawn[title] = plots.similarity_histogram(verified, out / "similarity.png")
     if path := maps.feature_map(main.encoder, main.table, out / "features.png"):
         drawn[f"Feature maps{of_split}, test identities"] = path
     return drawn
@@ -181,7 +181,7 @@ def dataset_facts(table: Table) -> dict[str, Any]:
     }
 
 
-def _page(facts: dict[str, Any], pictures: dict[str, str], across: str, of_split: str) -> str:
+def _page(facts: dict[str, Any], plot_paths: dict[str, str], across: str, of_split: str) -> str:
     data, runs = facts["dataset"], facts["runs"]
     splits = list(dict.fromkeys(split for run in runs.values() for split in run["regdb_splits"]))
     split_words = f"split{'s' * (len(splits) > 1)} {', '.join(map(str, splits))}, " if splits else ""
@@ -221,7 +221,7 @@ def _page(facts: dict[str, Any], pictures: dict[str, str], across: str, of_split
             parts.append("Notes:\n\n" + "\n".join(f"- {note}" for note in value))
         elif isinstance(value, (str, int, float)) and value != "":
             parts.append(f"{key.replace('_', ' ')}: {value}")
-    for title, path in pictures.items():
+    for title, path in plot_paths.items():
         parts += [f"## {title}", f"![{title}]({path})"]
     return markdown_page(parts)
 

@@ -35,7 +35,7 @@ MODEL_CARD = "README.md"
 
 _LIMITS = """## For what, and for what not
 
-Trained on GENERATED pictures of bodies that a renderer draws: for trying the commands, for tests, for comparing
+Trained on GENERATED images of bodies that a renderer draws: for trying the commands, for tests, for comparing
 methods under equal conditions. It has never seen a photograph: what it says of real people is worth nothing. To
 search real cameras, train on them. Whatever the weights, a similarity is no proof of identity, and finding people
 across cameras is subject to law."""

@@ -1,4 +1,4 @@
-"""The report of a study: results.md, results.json and figures."""
+"""The report of a study: results.md, results.json and plots."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fmcnet.experiments import figures, maps
-from fmcnet.experiments.figures import Pictures
+from fmcnet.experiments import maps, plots
+from fmcnet.experiments.plots import Plots
 from fmcnet.experiments.report import SELECTED_ON_TEST
 from fmcnet.experiments.results import COMPARED_METRICS, MIN_SEEDS, interval, study_facts, too_few
 from fmcnet.experiments.rows import DIRECTION_NAMES, Study
@@ -87,33 +87,31 @@ def write_study(
         ],
         "pictures": {},
     }
-    if figures.can_draw():
+    if plots.can_draw():
         for study, content in zip(studies, facts["studies"], strict=True):
             if study.maps:
-                content["numbers"], pictures = maps.draw_study(study, by_row, out / "figures", progress)
+                content["numbers"], drawn = maps.draw_study(study, by_row, out / "figures", progress)
             else:
-                pictures = _draw_table(content, out / "figures")
+                drawn = _draw_table(content, out / "figures")
             facts["pictures"][study.name] = [
-                (title, path.relative_to(out).as_posix()) for title, path in pictures
+                (title, path.relative_to(out).as_posix()) for title, path in drawn
             ]
     else:
-        logger.warning(
-            "no pictures and no numbers of Figures 4 and 5: pip install 'fmcnet[plot]' brings both"
-        )
+        logger.warning("no plots and no numbers of Figures 4 and 5: pip install 'fmcnet[plot]' brings both")
     write_json(out / "results.json", facts)
     report = write_text(out / "results.md", study_page(facts))
     return {**facts, "report": str(report)}
 
 
-def _draw_table(content: dict[str, Any], out: Path) -> Pictures:
-    pictures: Pictures = []
+def _draw_table(content: dict[str, Any], out: Path) -> Plots:
+    drawn: Plots = []
     if any(row["figures"] for row in content["rows"]):
-        path = figures.rows_picture(content, out / f"{content['name']}.png")
-        pictures.append((f"{content['title']}: mean, spread and each seed", path))
+        path = plots.rows_plot(content, out / f"{content['name']}.png")
+        drawn.append((f"{content['title']}: mean, spread and each seed", path))
     if content["pairs"]:
-        path = figures.pairs_picture(content, out / f"{content['name']}-paired.png")
-        pictures.append(("Paired differences of mAP", path))
-    return pictures
+        path = plots.pairs_plot(content, out / f"{content['name']}-paired.png")
+        drawn.append(("Paired differences of mAP", path))
+    return drawn
 
 
 def study_page(facts: dict[str, Any]) -> str:
@@ -130,7 +128,7 @@ def study_page(facts: dict[str, Any]) -> str:
 
 
 def _wrapped(part: str) -> str:
-    """Prose in lines of at most 100 columns; tables, headings, pictures and code as they are."""
+    """Prose in lines of at most 100 columns; tables, headings, plots and code as they are."""
     if part.startswith(("|", "#", "!", "```")):
         return part
     lines = []

@@ -1,4 +1,4 @@
-"""The inputs of `Encoder.encode` as a list of named items, their decoding to pixels, and small pictures of them."""
+"""The inputs of `Encoder.encode` as a list of named items, their decoding to pixels, and thumbnails of them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
 
 THUMBNAIL = (192, 384)
-"""Most width and height of a small picture, pixels."""
+"""Most width and height of a thumbnail, pixels."""
 
 ImageLike: TypeAlias = Union[str, Path, Image.Image, NDArray[np.uint8], "torch.Tensor"]
 """A path, a folder, a Pillow image, a uint8 array ((N,) H, W, 3), a tensor ((N,) 3, H, W) of uint8 or 0..1 floats."""
@@ -153,7 +153,9 @@ def read_pixels(
     return pixels
 
 
-def thumbnail(source: Any, value_range: ValueRange | None = None, size: tuple[int, int] = THUMBNAIL) -> bytes:
+def make_thumbnail(
+    source: Any, value_range: ValueRange | None = None, size: tuple[int, int] = THUMBNAIL
+) -> bytes:
     """A JPEG of at most `size`, without metadata, of an item's source.
 
     Raises:

@@ -18,7 +18,7 @@ from fmcnet.data.pixels import ValueRange, range_text
 from fmcnet.errors import DataError
 from fmcnet.files import private_mode, write_atomically
 from fmcnet.inference.calibration import Calibration, FloatVector
-from fmcnet.inference.image_input import thumbnail
+from fmcnet.inference.image_input import make_thumbnail
 from fmcnet.names import printable
 from fmcnet.retrieval.notes import mixed_note, mixed_tracks, ranges_text
 from fmcnet.retrieval.records import Hit, HitGroup, Where
@@ -35,7 +35,7 @@ STYLE = """
 main{max-width:1180px;margin:0 auto;padding:20px 16px 40px}h1{font-size:1.35rem;margin:0 0 4px}
 p{margin:4px 0}.soft{color:var(--soft);font-size:.87rem}
 .query{display:flex;gap:16px;align-items:flex-start;margin-bottom:18px;flex-wrap:wrap}
-.query .pictures{display:flex;gap:8px;flex-wrap:wrap}.query .frame{width:96px}.query div.words{flex:1 1 260px}
+.query .images{display:flex;gap:8px;flex-wrap:wrap}.query .frame{width:96px}.query div.words{flex:1 1 260px}
 .no-match{border-left:4px solid #c2410c;padding:8px 12px;background:var(--card);font-weight:600}
 ol{list-style:none;margin:0;padding:0;display:grid;gap:12px;grid-template-columns:repeat(auto-fill,minmax(158px,1fr))}
 li{background:var(--card);border:1px solid var(--line);border-radius:10px;overflow:hidden}
@@ -78,7 +78,7 @@ class Answer:
 
     @property
     def ranking(self) -> list[tuple[Hit, int]]:
-        """Hits to show, best first, with the ranking similarity and the number of pictures."""
+        """Hits to show, best first, with the ranking similarity and the number of images."""
         if not self.groups:
             return [(hit, 1) for hit in self.hits]
         return [
@@ -232,7 +232,7 @@ def answer_notes(
             elif not scores.covers(modality) and any(item.modality is modality for item in candidates):
                 notes.append(f"no probability for {modality} entries: {reason}")
         if any(hit_group.pooled > 1 for hit_group in (found or candidates[:1])):
-            notes.append(f"the pictures of each track were pooled; {APPROXIMATE}")
+            notes.append(f"the images of each track were pooled; {APPROXIMATE}")
         if len(scores.query) > 1:
             notes.append("the query has both modalities: the more cautious of two calibrations is shown")
     if scores.images > 1:
@@ -269,7 +269,7 @@ def write_page(
     path: str | Path,
     answer: Answer,
     query: Sequence[str | Path],
-    pictures: Mapping[str, bytes | None],
+    thumbnails: Mapping[str, bytes | None],
     zone: tzinfo = timezone.utc,
 ) -> Path:
     """Write the page atomically: one file, which loads nothing from elsewhere.
@@ -277,9 +277,9 @@ def write_page(
     Args:
         path: the .html file.
         answer: to show.
-        query: paths of the query's pictures.
-        pictures: `Gallery.picture` of each hit, by id. Where it is None, the picture is read from its source. A
-            picture that cannot be read becomes a placeholder.
+        query: paths of the query's images.
+        thumbnails: `Gallery.thumbnail` of each hit, by id. Where it is None, one is made of the hit's source; where
+            that cannot be read, a placeholder stands.
         zone: of the times shown.
     """
     modality = str(answer.modality or "visible and infrared")
@@ -290,7 +290,7 @@ def write_page(
         else ""
     )
     cards = "".join(
-        _card(rank, hit, size, pictures.get(hit.id), zone)
+        _card(rank, hit, size, thumbnails.get(hit.id), zone)
         for rank, (hit, size) in enumerate(answer.ranking, 1)
     )
     prior = (
@@ -304,8 +304,8 @@ def write_page(
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
         "style-src 'unsafe-inline'\">"
         f"<title>fmcnet search</title><style>{STYLE}</style></head><body><main>"
-        f'<section class="query"><div class="pictures">{"".join(_frame(str(path), "query") for path in query)}</div>'
-        f'<div class="words"><h1>Who is this?</h1><p>{answer.images} {modality} picture{"s" * (answer.images > 1)}, '
+        f'<section class="query"><div class="images">{"".join(_frame(str(path), "query") for path in query)}</div>'
+        f'<div class="words"><h1>Who is this?</h1><p>{answer.images} {modality} image{"s" * (answer.images > 1)}, '
         f"compared with {answer.compared:,} entries.</p>{prior}{notes}"
         '<p class="soft">A similarity is no proof of identity: a person has to look.</p></div></section>'
         f"{no_match}<ol>{cards}</ol></main></body></html>\n"
@@ -317,7 +317,7 @@ def write_page(
     )
 
 
-def _card(rank: int, hit: Hit, size: int, picture: bytes | None, zone: tzinfo) -> str:
+def _card(rank: int, hit: Hit, size: int, thumbnail: bytes | None, zone: tzinfo) -> str:
     probability = "" if hit.probability is None else f"{hit.probability:.1%}"
     score = hit.similarity if hit.probability is None else hit.probability
     facts = [
@@ -327,22 +327,22 @@ def _card(rank: int, hit: Hit, size: int, picture: bytes | None, zone: tzinfo) -
         shown_time(hit.time, zone),
         "" if hit.pid is None else f"person {hit.pid}",
         "" if hit.track is None else f"track {hit.track}",
-        "" if size == 1 else f"{size} pictures",
+        "" if size == 1 else f"{size} images",
     ]
     lines = "".join(f'<p class="soft">{escape(printable(fact))}</p>' for fact in facts if fact)
     return (
-        f'<li>{_frame(hit.source, f"rank {rank}", picture)}<div class="facts"><b>{rank}. {probability}</b>'
+        f'<li>{_frame(hit.source, f"rank {rank}", thumbnail)}<div class="facts"><b>{rank}. {probability}</b>'
         f'<div class="meter"><i style="width:{100 * min(max(score, 0.0), 1.0):.1f}%"></i></div>{lines}</div></li>'
     )
 
 
-def _frame(source: str | None, name: str, picture: bytes | None = None) -> str:
-    """HTML of the gallery's picture, else the source's, else a placeholder."""
-    if picture is None and source is not None:
+def _frame(source: str | None, name: str, thumbnail: bytes | None = None) -> str:
+    """HTML of the gallery's thumbnail, else one of the source, else a placeholder."""
+    if thumbnail is None and source is not None:
         with contextlib.suppress(DataError):
-            picture = thumbnail(source)
-    content = "<span>picture not at hand</span>"
-    if picture:
-        data = base64.b64encode(picture).decode("ascii")
+            thumbnail = make_thumbnail(source)
+    content = "<span>image not at hand</span>"
+    if thumbnail:
+        data = base64.b64encode(thumbnail).decode("ascii")
         content = f'<img alt="{escape(name)}" src="data:image/jpeg;base64,{data}">'
     return f'<div class="frame" title="{escape(printable(source or ""))}">{content}</div>'

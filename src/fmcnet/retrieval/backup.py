@@ -44,7 +44,7 @@ UNFINISHED = ("database", "database-journal")
 LOST = "recovered-"
 """Prefix of the id of an entry whose own was lost."""
 Rescued = tuple[Entry, FloatArray, "bytes | None"]
-"""An entry, its (D,) embedding and its picture."""
+"""An entry, its (D,) embedding and its thumbnail."""
 
 
 def backup(location: str, out: str | Path) -> int:
@@ -295,9 +295,9 @@ class Recovered:
 def recover(folder: str | Path, out: str | Path, model: str) -> Recovered:
     """Write what can be read of a damaged gallery into a new one: of the index, and of the database.
 
-    The index holds embeddings, modality, identity, camera, track, tags and time. Ids, sources and pictures are in the
-    database alone, and are taken from there as far as it goes, as are the records of files and of removed images.
-    An entry whose deletion was lost with the database comes back.
+    The index holds embeddings, modality, identity, camera, track, tags and time. Ids, sources and thumbnails are in
+    the database alone, and are taken from there as far as it goes, as are the records of files and of removed
+    images. An entry whose deletion was lost with the database comes back.
 
     Args:
         folder: the damaged gallery; nothing in it is changed.
@@ -368,8 +368,8 @@ def recover(folder: str | Path, out: str | Path, model: str) -> Recovered:
         for rows in filter(None, itertools.chain(*parts)):
             written.update(rows)
             renamed += sum(entry.id == f"{LOST}{seq}" for seq, (entry, _, _) in rows.items())
-            entries, vectors, pictures = zip(*rows.values(), strict=True)
-            batch = EntryBatch(entries, np.stack(vectors), pictures)
+            entries, vectors, thumbnails = zip(*rows.values(), strict=True)
+            batch = EntryBatch(entries, np.stack(vectors), thumbnails)
             gallery._store.add(batch, model, "refuse")  # Gallery.add refuses some ids that 0.1.0 took
         removals = database is not None and _take_records(gallery, database)
         if database is not None:
@@ -443,10 +443,10 @@ def _rows_of_index(
         rescued = {}
         for row in part.tolist():
             seq = int(columns.seq[row])
-            entry, vector, picture = stored.get(seq) or (_entry_at(columns, texts, row, seq), None, None)
+            entry, vector, thumbnail = stored.get(seq) or (_entry_at(columns, texts, row, seq), None, None)
             if vector is not None and not np.array_equal(vector, codes[row].astype(np.float32)):
-                entry, picture = _entry_at(columns, texts, row, seq), None  # not the row that was indexed
-            rescued[seq] = entry, codes[row].astype(np.float32), picture
+                entry, thumbnail = _entry_at(columns, texts, row, seq), None  # not the row that was indexed
+            rescued[seq] = entry, codes[row].astype(np.float32), thumbnail
         yield rescued
 
 
@@ -479,7 +479,7 @@ def _read_rows(database: Database, seqs: list[int], damaged: set[int]) -> dict[i
             continue
         rows[seq] = entry, vector, None
         with contextlib.suppress(GalleryError), database.reading():
-            rows[seq] = entry, vector, database.picture(seq)
+            rows[seq] = entry, vector, database.thumbnail(seq)
     return rows
 
 

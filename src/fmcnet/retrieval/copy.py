@@ -56,8 +56,8 @@ class Copied:
         copied: entries that this call wrote.
         already_there: those of an earlier call that was stopped.
         entries: in the target now, each compared with the source's.
-        pictures: kept with entries of the target.
-        pictures_left_out: those that a cluster cannot keep.
+        thumbnails: kept with entries of the target.
+        thumbnails_left_out: those that a cluster cannot keep.
     """
 
     source: str
@@ -65,8 +65,8 @@ class Copied:
     copied: int
     already_there: int
     entries: int
-    pictures: int
-    pictures_left_out: int
+    thumbnails: int
+    thumbnails_left_out: int
 
 
 def copy_gallery(
@@ -76,7 +76,7 @@ def copy_gallery(
     index: IndexChoice | None = None,
     progress: bool | None = None,
 ) -> Copied:
-    """Copy all entries, with ids, metadata, embeddings and pictures, bit for bit and in their order.
+    """Copy all entries, with ids, metadata, embeddings and thumbnails, bit for bit and in their order.
 
     After a stop repeat the call: existing entries are compared and not written again. At the end each
     entry of the target is compared with the source. The source is only read.
@@ -97,8 +97,8 @@ def copy_gallery(
         settings = origin.settings
         if settings is None or not origin.count(None):
             raise GalleryError(f"{origin.location} is empty: there is nothing to copy")
-        takes_pictures = not _is_cluster(target)
-        dtype = settings.dtype if takes_pictures else "float32"
+        takes_thumbnails = not _is_cluster(target)
+        dtype = settings.dtype if takes_thumbnails else "float32"
         with closing(open_store(target, OpenOptions(timeout=WAIT, index=index, dtype=dtype))) as copy:
             if copy.location == origin.location:
                 raise GalleryError(f"{copy.location} is the gallery itself: name another one to copy into")
@@ -106,12 +106,17 @@ def copy_gallery(
                 check_settings(copy.settings, settings.dimension, settings.model, copy.location)
             existing = _compare(origin, copy, progress) if copy.count(None) else 0
             _check_not_removed(origin, copy)
-            pictures = origin.info().pictures
-            if pictures and not takes_pictures:
+            thumbnails = origin.info().thumbnails
+            if thumbnails and not takes_thumbnails:
                 logger.warning(
-                    "%s keeps no pictures: %d of %s are left out", copy.location, pictures, origin.location
+                    "%s keeps no thumbnails: %d of %s are left out",
+                    copy.location,
+                    thumbnails,
+                    origin.location,
                 )
-            written = _copy_entries(origin, copy, settings.model, takes_pictures and pictures > 0, progress)
+            written = _copy_entries(
+                origin, copy, settings.model, takes_thumbnails and thumbnails > 0, progress
+            )
             _copy_records(origin, copy)
             entries, total = _compare(origin, copy, progress), origin.count(None)
             if entries != total:
@@ -119,7 +124,7 @@ def copy_gallery(
                     f"{origin.location} has {total:,} entries and {copy.location} {entries:,}: one "
                     "of them changed during the copy. Run the same command again; it continues."
                 )
-            kept, left_out = copy.info().pictures, 0 if takes_pictures else pictures
+            kept, left_out = copy.info().thumbnails, 0 if takes_thumbnails else thumbnails
             return Copied(origin.location, copy.location, written, existing, entries, kept, left_out)
 
 
@@ -165,13 +170,13 @@ def _copy_records(source: Store, target: Store) -> None:
         write_atomically(new, lambda path: path.write_bytes(old.read_bytes()), private_mode(new.parent))
 
 
-def _copy_entries(source: Store, target: Store, model: str, pictures: bool, progress: bool | None) -> int:
+def _copy_entries(source: Store, target: Store, model: str, thumbnails: bool, progress: bool | None) -> int:
     """Add the entries that the target lacks; returns how many."""
     written = 0
     with Progress("copying", source.count(None), show=progress) as bar:
         for part in source.scan(None, BATCH):
             entries = tuple(entry for entry, _ in part)
-            kept = tuple(source.picture(entry.id) for entry in entries) if pictures else ()
+            kept = tuple(source.thumbnail(entry.id) for entry in entries) if thumbnails else ()
             vectors = np.stack([vector for _, vector in part])
             written += target.add(EntryBatch(entries, vectors, kept), model, "skip").added
             bar.advance(count=len(part))

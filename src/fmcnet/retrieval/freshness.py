@@ -14,7 +14,7 @@ from fmcnet.files import file_digest, file_state
 from fmcnet.retrieval.file_records import FileRecord, Origin
 from fmcnet.retrieval.gallery import Gallery
 from fmcnet.retrieval.records import Entry, Where
-from fmcnet.retrieval.sources import Picture, path_id
+from fmcnet.retrieval.sources import SourceImage, path_id
 
 REMOVED_AT_ONCE = 10_000
 """Entries."""
@@ -30,12 +30,12 @@ class Moved(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """A value given for a picture that differs from the one the gallery stores.
+    """A value given for an image that differs from the one the gallery stores.
 
     Attributes:
-        source: the picture's path, or the id of its entry.
-        name: "modality", "camera", "time", "track", "pid" or "tags"; "content" for a file that changed; "picture" for
-            one that is to be kept and is not.
+        source: the image's path, or the id of its entry.
+        name: "modality", "camera", "time", "track", "pid" or "tags"; "content" for a file that changed; "thumbnail"
+            for one that is to be kept and is not.
         stored: the gallery's value.
         given: the new value.
     """
@@ -59,7 +59,7 @@ def differences(source: str, given: Mapping[str, Any], entry: Entry) -> Iterator
 
 @dataclass
 class FileChanges:
-    """What comparing pictures with the gallery's records finds; grows from portion to portion.
+    """What comparing images with the gallery's records finds; grows from portion to portion.
 
     Attributes:
         changed: by entry id.
@@ -82,7 +82,7 @@ class FileChanges:
         if self.copies:
             first = self.copies[0]
             notes.append(
-                f"{len(self.copies)} new pictures are copies of indexed ones, the first {first.path} of "
+                f"{len(self.copies)} new images are copies of indexed ones, the first {first.path} of "
                 f"{first.before}"
             )
         if self.unrecorded:
@@ -99,24 +99,24 @@ class FileChanges:
 
 
 def compare_files(
-    gallery: Gallery, pictures: Sequence[Picture], stored: Collection[str], changes: FileChanges
+    gallery: Gallery, images: Sequence[SourceImage], stored: Collection[str], changes: FileChanges
 ) -> dict[str, FileRecord]:
-    """Compare pictures with the records of the gallery, and update the records of unchanged content.
+    """Compare images with the records of the gallery, and update the records of unchanged content.
 
     Args:
         gallery: a cluster has no records: nothing is found there.
-        pictures: a portion.
+        images: a portion.
         stored: the ids of those that the gallery holds.
         changes: is extended.
 
     Returns:
-        Records by id, to be put once a picture was encoded.
+        Records by id, to be put once an image was encoded.
     """
     if gallery.files is None:
         changes.unwatched += len(stored)
         return {}
     known = gallery.files.of(stored)
-    found = ((picture.id, _read_record(picture, known.get(picture.id))) for picture in pictures)
+    found = ((image.id, _read_record(image, known.get(image.id))) for image in images)
     records = {name: record for name, record in found if record is not None}
     same: dict[str, FileRecord] = {}
     new: dict[str, FileRecord] = {}
@@ -145,14 +145,14 @@ def compare_files(
     return records
 
 
-def _read_record(picture: Picture, before: FileRecord | None) -> FileRecord | None:
-    """The record of a picture's file as it is now, `before` itself of an unchanged one; None: it cannot be read."""
+def _read_record(image: SourceImage, before: FileRecord | None) -> FileRecord | None:
+    """The record of an image's file as it is now, `before` itself of an unchanged one; None: it cannot be read."""
     try:
-        state = file_state(picture.path)  # before the digest and the pixels: a later change differs
+        state = file_state(image.path)  # before the digest and the pixels: a later change differs
         if before is not None and before.state == state:
             return before
-        root = picture.root or picture.path.parent
-        return FileRecord(str(picture.path), str(root), state, file_digest(picture.path))
+        root = image.root or image.path.parent
+        return FileRecord(str(image.path), str(root), state, file_digest(image.path))
     except OSError:
         return None  # it cannot be encoded either, which names it
 

@@ -217,14 +217,14 @@ class Gallery:
         """
         return self._fetch_one(entry_id)[1]
 
-    def picture(self, entry_id: str) -> bytes | None:
-        """The picture stored with an entry, as given; None without one, or without such an entry."""
-        return self._store.picture(_id(entry_id))
+    def thumbnail(self, entry_id: str) -> bytes | None:
+        """The thumbnail stored with an entry, as given; None without one, or without such an entry."""
+        return self._store.thumbnail(_id(entry_id))
 
     @property
-    def has_pictures(self) -> bool:
-        """Whether any entry has a picture."""
-        return self._store.has_pictures
+    def has_thumbnails(self) -> bool:
+        """Whether any entry has a thumbnail."""
+        return self._store.has_thumbnails
 
     def _fetch_one(self, entry_id: str) -> Stored:
         found = self._store.fetch([_id(entry_id)])
@@ -375,7 +375,7 @@ class Gallery:
         source: str | Path | Sequence[str | Path | None] | None = None,
         track: str | Sequence[str | None] | None = None,
         tags: Sequence[str] | Sequence[Sequence[str]] | None = None,
-        pictures: Sequence[bytes | None] | None = None,
+        thumbnails: Sequence[bytes | None] | None = None,
         ranges: Sequence[ValueRange | None] = (),
         model: str | None = None,
         on_duplicate: OnDuplicate = "refuse",
@@ -393,8 +393,8 @@ class Gallery:
             source: one for all, or N of them: where the crop came from, up to 4096 bytes.
             track: one for all, or N of them: texts of up to 256 bytes.
             tags: up to 64 texts for all, or N lists of texts.
-            pictures: N image files as bytes, up to 1 MB each, to keep with the entries, or None for some; None: none
-                is kept. They go when the entry goes, as provably as its embedding.
+            thumbnails: N image files as bytes, up to 1 MB each, to keep with the entries, or None for some; None:
+                none is kept. They go when the entry goes, as provably as its embedding.
             ranges: value ranges with which the deep images among them were encoded; None of images that were
                 stretched. See `value_ranges`.
             model: digest of the model that made the embeddings; needed unless the gallery was opened with it.
@@ -429,7 +429,7 @@ class Gallery:
             source=source,
             track=track,
             tags=tags,
-            pictures=pictures,
+            thumbnails=thumbnails,
             ranges=ranges,
         )
         if not batch.entries:

@@ -1,4 +1,4 @@
-"""Index many pictures in portions, each on disk before the next, and none twice."""
+"""Index many images in portions, each on disk before the next, and none twice."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from fmcnet.retrieval.gallery import Gallery
 from fmcnet.retrieval.notes import index_notes, index_range_notes, stored_values
 from fmcnet.retrieval.records import EPOCH, Dtype, Entry, IndexChoice, Where, as_pid
 from fmcnet.retrieval.searcher import GalleryRange, Searcher, open_model, record_model
-from fmcnet.retrieval.sources import METADATA, Picture, Sources, path_id
+from fmcnet.retrieval.sources import METADATA, SourceImage, Sources, path_id
 
 PORTION = 256
-"""Pictures added at once; a kill loses the encoding of so many."""
+"""Images added at once; a kill loses the encoding of so many."""
 
 Existing = Literal["keep", "update", "replace"]
 COMPARED = ("modality", *METADATA)
-ENCODED = {"modality", "picture", "content"}
-"""What cannot be changed without reading the picture again."""
+ENCODED = {"modality", "thumbnail", "content"}
+"""What cannot be changed without reading the image again."""
 
 
 @dataclass
@@ -48,7 +48,7 @@ class IndexReport:
         left_empty: stored values where the table's cell is empty.
         removed_before: paths left out because they were removed or expired earlier.
         changes: files that changed, moved or are copies.
-        notes: what is doubtful about pictures, cameras and columns, a sentence each.
+        notes: what is doubtful about images, cameras and columns, a sentence each.
         entries: in the gallery now.
     """
 
@@ -66,19 +66,19 @@ class IndexReport:
     entries: int = 0
 
     @property
-    def pictures(self) -> int:
+    def images(self) -> int:
         """How many were listed."""
-        return len(self.sources.pictures) + len(self.sources.faults) + len(self.sources.same)
+        return len(self.sources.images) + len(self.sources.faults) + len(self.sources.same)
 
     def done(self) -> str:
         """What was done until now, for messages."""
         changed = self.updated + self.replaced
-        return f"{self.added} pictures were added{f' and {changed} changed' * (changed > 0)}"
+        return f"{self.added} images were added{f' and {changed} changed' * (changed > 0)}"
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
-            "pictures": self.pictures,
+            "pictures": self.images,
             "added": self.added,
             "already": self.already,
             "updated": self.updated,
@@ -110,31 +110,31 @@ def index(
     include_removed: bool = False,
     missing_ok: bool = False,
 ) -> IndexReport:
-    """Add the pictures that the gallery does not hold yet.
+    """Add the images that the gallery does not hold yet.
 
     May be interrupted, or killed, at any point: what was added stays, and the same call continues.
 
     Args:
         searcher: encoder and gallery.
         sources: see `read_sources`.
-        on_error: "raise": a picture that cannot be taken ends it (what was added stays); "skip": it is left out.
-        existing: what to do with pictures that it does hold. "keep": nothing, but report values given that
+        on_error: "raise": an image that cannot be taken ends it (what was added stays); "skip": it is left out.
+        existing: what to do with images that it does hold. "keep": nothing, but report values given that
             differ from those stored; "update": store the values given (for another modality, or a file that changed:
             encode anew); "replace": encode all anew. A value that is not given stays as it is stored; one that a
             table writes as unknown is removed.
-        keep_images: keep small pictures, too, as `Searcher.add`.
-        batch_size: pictures encoded at once.
+        keep_images: keep thumbnails, too, as `Searcher.add`.
+        batch_size: images encoded at once.
         progress: show a bar; None: on a terminal only.
         value_range: as `Encoder.encode`, of rows without one. "gallery": that of the gallery's deep images, else the
             one of the rows that have one.
-        include_removed: add pictures that were removed or expired earlier, too; otherwise they are left out.
+        include_removed: add images that were removed or expired earlier, too; otherwise they are left out.
         missing_ok: leave out rows whose file is gone, whatever `on_error` says.
 
     Returns:
         What was done. `notes` and `entries` are set at the end.
 
     Raises:
-        DataError: naming pictures that cannot be taken.
+        DataError: naming images that cannot be taken.
         GalleryError: as `Gallery.add`.
         KeyboardInterrupt: saying what was done.
     """
@@ -146,18 +146,18 @@ def index(
         check_faults(sources, missing_ok=missing_ok)
     gallery = searcher.gallery
     report, remarks = IndexReport(sources, list(sources.faults)), Remarks()
-    identities = stored_values(gallery, "pid", sources.pictures)
-    tracks = stored_values(gallery, "track", sources.pictures)
+    identities = stored_values(gallery, "pid", sources.images)
+    tracks = stored_values(gallery, "track", sources.images)
     ranges_before, used = gallery.value_ranges, list[ValueRange | None]()
     given_range = None if value_range == "gallery" else value_range
     common_range = searcher.resolve_range(value_range)
-    if value_range == "gallery" and len(stated := {p.value_range for p in sources.pictures} - {None}) == 1:
+    if value_range == "gallery" and len(stated := {p.value_range for p in sources.images} - {None}) == 1:
         common_range = common_range or stated.pop()
-    new: list[Picture] = []
+    new: list[SourceImage] = []
     try:
-        with Progress("indexing", len(sources.pictures), show=progress) as bar:
-            for start in range(0, len(sources.pictures), PORTION):
-                portion = _Portion(gallery, sources.pictures[start : start + PORTION], report)
+        with Progress("indexing", len(sources.images), show=progress) as bar:
+            for start in range(0, len(sources.images), PORTION):
+                portion = _Portion(gallery, sources.images[start : start + PORTION], report)
                 fresh = portion.fresh(include_removed)
                 again = portion.to_encode_again(existing, keep_images)
                 new += fresh
@@ -167,7 +167,7 @@ def index(
                 ):
                     remarks.update(noted)
                     used += ranges
-                bar.advance(count=len(portion.pictures))
+                bar.advance(count=len(portion.images))
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"{report.done()}; the same command continues") from None
     except DataError as error:
@@ -177,7 +177,7 @@ def index(
     report.entries = len(gallery)
     if used and report.added + report.replaced == report.entries:
         gallery.replace_ranges(used, report.entries)
-    folder = Path(os.path.commonpath([picture.path.parent for picture in sources.pictures] or [Path("/")]))
+    folder = Path(os.path.commonpath([image.path.parent for image in sources.images] or [Path("/")]))
     notes = [
         *sources.notes,
         *index_notes(gallery, identities, tracks, new, folder),
@@ -235,90 +235,90 @@ def open_and_index(
 
 
 class _Portion:
-    """Pictures that are looked up together, and added before the next ones."""
+    """Images that are looked up together, and added before the next ones."""
 
-    def __init__(self, gallery: Gallery, pictures: Sequence[Picture], report: IndexReport) -> None:
+    def __init__(self, gallery: Gallery, images: Sequence[SourceImage], report: IndexReport) -> None:
         self.gallery, self.report = gallery, report
-        written = {picture.id: path_id(picture.written) for picture in pictures if picture.written}
-        ids = [*(picture.id for picture in pictures), *written.values()]
+        written = {image.id: path_id(image.written) for image in images if image.written}
+        ids = [*(image.id for image in images), *written.values()]
         stored = {entry.id: entry for entry, _ in gallery.scan(Where(ids=ids))}
         # An entry whose id is made of the path with `..` keeps it.
         old = {name for name, old_id in written.items() if name not in stored and old_id in stored}
-        self.pictures = [p._replace(path=p.written or p.path) if p.id in old else p for p in pictures]
-        self.stored = {p.id: stored[p.id] for p in self.pictures if p.id in stored}
-        self.records = compare_files(gallery, self.pictures, self.stored, report.changes)
+        self.images = [p._replace(path=p.written or p.path) if p.id in old else p for p in images]
+        self.stored = {p.id: stored[p.id] for p in self.images if p.id in stored}
+        self.records = compare_files(gallery, self.images, self.stored, report.changes)
         report.already += len(self.stored)
 
-    def fresh(self, include_removed: bool) -> list[Picture]:
-        """The pictures to add; moved and earlier removed ones are only reported."""
+    def fresh(self, include_removed: bool) -> list[SourceImage]:
+        """The images to add; moved and earlier removed ones are only reported."""
         known = {*self.stored, *self.report.changes.moved}
-        fresh = [picture for picture in self.pictures if picture.id not in known]
+        fresh = [image for image in self.images if image.id not in known]
         if include_removed:
             return fresh
         # An entry without a record is remembered by its id.
         keys = {p.id: {p.id, path_id(p.written or p.path)} for p in fresh}
         for name in keys.keys() & self.records.keys():
             keys[name].add(self.records[name].digest)
-        removed = self.gallery.removed([key for picture_keys in keys.values() for key in picture_keys])
-        self.report.removed_before += [str(picture.path) for picture in fresh if keys[picture.id] & removed]
-        return [picture for picture in fresh if not keys[picture.id] & removed]
+        removed = self.gallery.removed([key for image_keys in keys.values() for key in image_keys])
+        self.report.removed_before += [str(image.path) for image in fresh if keys[image.id] & removed]
+        return [image for image in fresh if not keys[image.id] & removed]
 
-    def to_encode_again(self, existing: Existing, keep_images: bool) -> list[Picture]:
-        """Report or store differences of known pictures; returns those that must be read again for it."""
+    def to_encode_again(self, existing: Existing, keep_images: bool) -> list[SourceImage]:
+        """Report or store differences of known images; returns those that must be read again for it."""
         again, updates = [], {}
-        for picture in (known for known in self.pictures if known.id in self.stored):
-            entry = self.stored[picture.id]
+        for image in (known for known in self.images if known.id in self.stored):
+            entry = self.stored[image.id]
             self.report.left_empty += [
-                Difference(str(picture.path), name, value, None)
-                for name in picture.empty
+                Difference(str(image.path), name, value, None)
+                for name in image.empty
                 if (value := getattr(entry, name)) not in (None, ())
             ]
-            differences = list(self._differences(picture, entry, keep_images))
+            differences = list(self._differences(image, entry, keep_images))
             if existing == "keep":
                 self.report.differences += differences
             elif existing == "replace" or any(difference.name in ENCODED for difference in differences):
-                again.append(_with_stored_values(picture, entry))
+                again.append(_with_stored_values(image, entry))
             else:
-                updates[picture.id] = differences
+                updates[image.id] = differences
         self.report.updated += _update(self.gallery, updates)
         return again
 
-    def _differences(self, picture: Picture, entry: Entry, keep_images: bool) -> Iterator[Difference]:
+    def _differences(self, image: SourceImage, entry: Entry, keep_images: bool) -> Iterator[Difference]:
         """Given values and content that differ from those stored; a value not given does not differ."""
-        given = {name: getattr(picture, name) for name in COMPARED}
-        given |= {"pid": as_pid(picture.pid), "tags": tuple(sorted(set(picture.tags)))}
-        yield from differences(str(picture.path), given, entry)
-        for name in picture.unknown:
+        given = {name: getattr(image, name) for name in COMPARED}
+        given |= {"pid": as_pid(image.pid), "tags": tuple(sorted(set(image.tags)))}
+        yield from differences(str(image.path), given, entry)
+        for name in image.unknown:
             if (value := getattr(entry, name)) is not None:
-                yield Difference(str(picture.path), name, value, None)
-        if keep_images and self.gallery.picture(picture.id) is None:
-            yield Difference(str(picture.path), "picture", None, "to be kept")
-        if picture.id in self.report.changes.changed:
-            yield self.report.changes.changed[picture.id]
+                yield Difference(str(image.path), name, value, None)
+        if keep_images and self.gallery.thumbnail(image.id) is None:
+            yield Difference(str(image.path), "thumbnail", None, "to be kept")
+        if image.id in self.report.changes.changed:
+            yield self.report.changes.changed[image.id]
 
     def add(
         self,
         searcher: Searcher,
-        fresh: Sequence[Picture],
-        again: Sequence[Picture],
+        fresh: Sequence[SourceImage],
+        again: Sequence[SourceImage],
         keep_images: bool,
         value_range: ValueRange | None,
         on_error: Literal["raise", "skip"],
         batch_size: int,
     ) -> Iterator[tuple[Remarks, Sequence[ValueRange | None]]]:
-        """Add pictures in groups of one value range, with or without a small copy; yields remarks and ranges."""
-        groups = defaultdict[tuple[bool, ValueRange | None], list[Picture]](list)
-        for picture in (*fresh, *again):
-            keep = keep_images or (bool(again) and self.gallery.picture(picture.id) is not None)
-            groups[keep, picture.value_range or value_range].append(picture)
+        """Add images in groups of one value range, with or without thumbnails; yields remarks and ranges."""
+        groups = defaultdict[tuple[bool, ValueRange | None], list[SourceImage]](list)
+        for image in (*fresh, *again):
+            keep = keep_images or (bool(again) and self.gallery.thumbnail(image.id) is not None)
+            groups[keep, image.value_range or value_range].append(image)
         for (keep, group_range), group in groups.items():
             remarks = Remarks()
             added = searcher.add(
-                [picture.path for picture in group],
-                [picture.modality for picture in group],
-                ids=[picture.id for picture in group],
-                source=[picture.source or picture.path for picture in group],
-                **{name: [getattr(picture, name) for picture in group] for name in METADATA},
+                [image.path for image in group],
+                [image.modality for image in group],
+                ids=[image.id for image in group],
+                source=[image.source or image.path for image in group],
+                **{name: [getattr(image, name) for image in group] for name in METADATA},
                 on_error=on_error,
                 on_duplicate="replace" if again else "skip",
                 keep_images=keep,
@@ -338,7 +338,7 @@ class _Portion:
 
 
 def leave_out_expired(sources: Sources, until: datetime, option: str) -> Sources:
-    """The sources without pictures that `gallery expire` would remove.
+    """The sources without images that `gallery expire` would remove.
 
     Args:
         sources: what was listed.
@@ -346,19 +346,15 @@ def leave_out_expired(sources: Sources, until: datetime, option: str) -> Sources
         option: the name under which `Sources.not_chosen` counts them.
 
     Returns:
-        The other pictures, with a note on those without a time.
+        The other images, with a note on those without a time.
     """
-    kept = tuple(
-        picture for picture in sources.pictures if picture.time is None or not EPOCH <= picture.time < until
-    )
+    kept = tuple(image for image in sources.images if image.time is None or not EPOCH <= image.time < until)
     not_chosen, notes = dict(sources.not_chosen), list(sources.notes)
-    if left_out := len(sources.pictures) - len(kept):
+    if left_out := len(sources.images) - len(kept):
         not_chosen[option] = left_out
-    if timeless := sum(picture.time is None for picture in kept):
-        notes.append(
-            f"{option}: {timeless} of {len(kept)} pictures have no time, are indexed and never expire"
-        )
-    return dataclasses.replace(sources, pictures=kept, not_chosen=not_chosen, notes=tuple(notes))
+    if timeless := sum(image.time is None for image in kept):
+        notes.append(f"{option}: {timeless} of {len(kept)} images have no time, are indexed and never expire")
+    return dataclasses.replace(sources, images=kept, not_chosen=not_chosen, notes=tuple(notes))
 
 
 def check_faults(sources: Sources, *, missing_ok: bool = False) -> None:
@@ -373,18 +369,16 @@ def check_faults(sources: Sources, *, missing_ok: bool = False) -> None:
     """
     faults = [fault for fault in sources.faults if not (missing_ok and fault.reason.startswith(MISSING))]
     if faults:
-        total = len(sources.pictures) + len(sources.faults)
+        total = len(sources.images) + len(sources.faults)
         listing = list_faults(faults, total).replace("cannot be read", "cannot be indexed", 1)
         raise DataError(f"nothing was added: {listing}\n--on-error skip leaves them out")
 
 
-def _with_stored_values(picture: Picture, entry: Entry) -> Picture:
-    """The picture, with the stored values where none are given, nor written as unknown."""
-    picture = picture._replace(pid=as_pid(picture.pid))
-    absent = [
-        name for name in METADATA if getattr(picture, name) in (None, ()) and name not in picture.unknown
-    ]
-    return picture._replace(**{name: getattr(entry, name) for name in absent})
+def _with_stored_values(image: SourceImage, entry: Entry) -> SourceImage:
+    """The image, with the stored values where none are given, nor written as unknown."""
+    image = image._replace(pid=as_pid(image.pid))
+    absent = [name for name in METADATA if getattr(image, name) in (None, ()) and name not in image.unknown]
+    return image._replace(**{name: getattr(entry, name) for name in absent})
 
 
 def _update(gallery: Gallery, differing: Mapping[str, Sequence[Difference]]) -> int:

@@ -43,8 +43,8 @@ LONGEST = {
 """Most bytes (UTF-8) of a text."""
 MOST_TAGS = 64
 """Most tags of one entry."""
-LARGEST_PICTURE = 2**20
-"""Most bytes of a picture that is kept with an entry."""
+LARGEST_THUMBNAIL = 2**20
+"""Most bytes of a thumbnail that is kept with an entry."""
 SMALLEST = 1e-12
 """A vector whose values are all smaller is a zero vector."""
 
@@ -114,7 +114,7 @@ def make_batch(
     embeddings: ArrayLike,
     *,
     ids: Sequence[str] | None,
-    pictures: Any = None,
+    thumbnails: Any = None,
     ranges: Sequence[ValueRange | None] = (),
     **metadata: Any,
 ) -> EntryBatch:
@@ -123,7 +123,7 @@ def make_batch(
     Args:
         embeddings: (N, D).
         ids: N texts; made up where None.
-        pictures: as `as_pictures`.
+        thumbnails: as `as_thumbnails`.
         ranges: of `EntryBatch`.
         metadata: a value for each of `CHECKS`: one for all, or N of them.
 
@@ -142,21 +142,21 @@ def make_batch(
         values = tag_column(value, n) if name == "tags" else column(value, n, name)
         columns[name] = [CHECKS[name](item) for item in values]
     entries = (Entry(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True))
-    return EntryBatch(tuple(entries), vectors, as_pictures(pictures, n), tuple(dict.fromkeys(ranges)))
+    return EntryBatch(tuple(entries), vectors, as_thumbnails(thumbnails, n), tuple(dict.fromkeys(ranges)))
 
 
-def as_pictures(value: Any, n: int) -> tuple[bytes | None, ...]:
+def as_thumbnails(value: Any, n: int) -> tuple[bytes | None, ...]:
     """N encoded images or None, or nothing at all."""
     if value is None:
         return ()
     if not isinstance(value, (list, tuple)) or len(value) != n:
         raise GalleryError(
-            f"pictures must be a list of {n}, the bytes of an image file or None for each embedding"
+            f"thumbnails must be a list of {n}, the bytes of an image file or None for each embedding"
         )
-    for row, picture in enumerate(value):
-        if picture is not None and not (isinstance(picture, bytes) and 0 < len(picture) <= LARGEST_PICTURE):
+    for row, data in enumerate(value):
+        if data is not None and not (isinstance(data, bytes) and 0 < len(data) <= LARGEST_THUMBNAIL):
             raise GalleryError(
-                f"picture {row} must be bytes, 1 to {LARGEST_PICTURE:,} of them: keep a small JPEG"
+                f"thumbnail {row} must be bytes, 1 to {LARGEST_THUMBNAIL:,} of them: keep a small JPEG"
             )
     return tuple(value)
 

@@ -177,10 +177,10 @@ class MilvusStore(milvus.Collection):
                 rows += self._query(f"id in {milvus.texts(part)}", [*milvus.METADATA, "embedding"])
         return rows
 
-    has_pictures = False
+    has_thumbnails = False
 
-    def picture(self, entry_id: str) -> bytes | None:
-        """None: a cluster keeps no pictures."""
+    def thumbnail(self, entry_id: str) -> bytes | None:
+        """None: a cluster keeps no thumbnails."""
         return None
 
     def count(self, where: Where | None, by_track: bool = False) -> int:
@@ -259,8 +259,8 @@ class MilvusStore(milvus.Collection):
 
     def add(self, batch: EntryBatch, model: str, on_duplicate: OnDuplicate) -> Added:
         """All of the batch or nothing."""
-        if any(batch.pictures):
-            raise GalleryError(f"{self.location}: a cluster keeps no pictures; add without")
+        if any(batch.thumbnails):
+            raise GalleryError(f"{self.location}: a cluster keeps no thumbnails; add without")
         with self.client(write=True):
             settings = GallerySettings(batch.vectors.shape[1], model, "float32")
             if self.settings is None:

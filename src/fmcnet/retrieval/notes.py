@@ -23,7 +23,7 @@ from fmcnet.times import doubtful_times
 from fmcnet.types import Modality
 
 if TYPE_CHECKING:
-    from fmcnet.retrieval.sources import Picture
+    from fmcnet.retrieval.sources import SourceImage
 
 MOST_VALUES = 20
 """A filter of at most so many values gets a note on each; a longer one gets none."""
@@ -127,23 +127,23 @@ def index_notes(
     gallery: Gallery,
     identities: Collection[str],
     tracks: Collection[str],
-    added: Sequence[Picture],
+    added: Sequence[SourceImage],
     folder: Path,
 ) -> list[str]:
     """Notes on the gallery's cameras, and on identities and tracks that entries from outside `folder` have, too.
 
-    And on tracks of added pictures that are of several cameras or identities, one note for a track.
+    And on tracks of added images that are of several cameras or identities, one note for a track.
 
     Args:
         gallery: as it is now.
         identities: of its entries before, as `stored_values`.
         tracks: of its entries before, as `stored_values`.
-        added: the new pictures.
-        folder: that of all pictures that were to be indexed, added or not.
+        added: the new images.
+        folder: that of all images that were to be indexed, added or not.
     """
-    pids = {picture.pid for picture in added if picture.pid is not None}
+    pids = {image.pid for image in added if image.pid is not None}
     numbers = sorted((pid for pid in pids & {*identities} if is_number(pid)), key=int)
-    shared = sorted({picture.track for picture in added if picture.track is not None} & {*tracks})
+    shared = sorted({image.track for image in added if image.track is not None} & {*tracks})
     stored = _early_entries(gallery, "tracks", shared)
     mixed = mixed_tracks((*added, *stored))
     notes = [*near_cameras(gallery.cameras()), *_near_identities(identities, pids)]
@@ -201,11 +201,13 @@ def add_notes(gallery: Gallery, added: Added, given: Mapping[str, Any]) -> list[
     return notes
 
 
-def stored_values(gallery: Gallery, name: Literal["pid", "track"], pictures: Sequence[Picture]) -> list[str]:
-    """The identities or tracks that entries have; of a cluster, which lists none, the first few of these pictures."""
+def stored_values(
+    gallery: Gallery, name: Literal["pid", "track"], images: Sequence[SourceImage]
+) -> list[str]:
+    """The identities or tracks that entries have; of a cluster, which lists none, the first few of these images."""
     if listed := gallery.identities() if name == "pid" else gallery.tracks():
         return listed
-    values = sorted({getattr(picture, name) for picture in pictures} - {None})
+    values = sorted({getattr(image, name) for image in images} - {None})
     return sorted({getattr(entry, name) for entry in _early_entries(gallery, f"{name}s", values)})
 
 
@@ -223,7 +225,7 @@ def _one_of(condition: str, values: Any) -> Where:
 
 
 def _source_outside(entries: Iterable[Entry], folder: Path) -> str | None:
-    """A picture of the entries that lies outside the folder; None if none does."""
+    """An image of the entries that lies outside the folder; None if none does."""
     paths = (Path(entry.source or "") for entry in entries)
     return next((str(path) for path in paths if path.is_absolute() and folder not in path.parents), None)
 
@@ -233,7 +235,7 @@ def _near_identities(stored: Collection[str], given: set[str]) -> list[str]:
     return near_identities([name for name in {*stored, *given} if near_spelling(name) in keys])
 
 
-def mixed_tracks(items: Iterable[Entry | Hit | Picture]) -> dict[str, str]:
+def mixed_tracks(items: Iterable[Entry | Hit | SourceImage]) -> dict[str, str]:
     """What each track holds that may be several, as "cameras door, gate; identities anna, ben".
 
     A track is looked at in each modality alone, as it is pooled. One known identity in several cameras is one track.

@@ -102,7 +102,7 @@ class HitGroup:
 
     @property
     def size(self) -> int:
-        """How many pictures the group stands for."""
+        """How many images the group stands for."""
         return self.pooled or len(self.hits)
 
     def to_dict(self) -> dict[str, Any]:
@@ -233,13 +233,13 @@ class EntryBatch:
     Attributes:
         entries: N of them.
         vectors: (N, D) float32, unit length, in the same order.
-        pictures: N encoded images or None; or nothing at all.
+        thumbnails: N encoded images or None; or nothing at all.
         ranges: with which deep images of these were encoded; None of images that were stretched.
     """
 
     entries: tuple[Entry, ...]
     vectors: FloatArray
-    pictures: tuple[bytes | None, ...] = ()
+    thumbnails: tuple[bytes | None, ...] = ()
     ranges: tuple[ValueRange | None, ...] = ()
 
 
@@ -275,7 +275,7 @@ class GalleryInfo:
             are not in the index's files yet.
         removed: rows whose space `compact` would give back.
         bytes: on disk; 0 where the backend does not tell.
-        pictures: how many entries have a picture with them.
+        thumbnails: how many entries have one with them.
     """
 
     location: str
@@ -285,11 +285,11 @@ class GalleryInfo:
     unindexed: int
     removed: int
     bytes: int
-    pictures: int = 0
+    thumbnails: int = 0
 
 
 MADE_WITH = "made-with.json"
-"""In a gallery's folder: where its model is, and earlier the ranges; no embedding and nothing of a picture."""
+"""In a gallery's folder: where its model is, and earlier the ranges; no embedding and nothing of an image."""
 
 SPARE = 16
 """Candidates asked for beyond `top`, to see ties at the end of the list: an index compares in float32, where equal

@@ -18,7 +18,7 @@ from fmcnet.data.pixels import RANGE, RANGE_UNUSED, Remarks, ValueRange
 from fmcnet.errors import DataError, FmcnetError, GalleryError
 from fmcnet.files import private_mode, write_atomically
 from fmcnet.inference.encoder import Encoder
-from fmcnet.inference.image_input import Fault, ImageLike, ModalityLike, expand, thumbnail
+from fmcnet.inference.image_input import Fault, ImageLike, ModalityLike, expand, make_thumbnail
 from fmcnet.inference.projection import l2_normalize
 from fmcnet.models.shipped import shipped_models
 from fmcnet.parsing import read_json
@@ -105,8 +105,8 @@ class Searcher:
             tags: texts for all, or N lists of texts.
             on_error: "raise": one image that cannot be read refuses all; "skip": it is left out, see `Added.faults`.
             on_duplicate: what to do with an id that is there, as `Gallery.add`.
-            keep_images: keep a small JPEG of each image in the gallery, which goes when the entry goes; otherwise no
-                image is kept.
+            keep_images: keep a thumbnail of each image in the gallery, a JPEG, which goes when the entry goes;
+                otherwise no image is kept.
             batch_size: images encoded at once.
             progress: show a bar; None: on a terminal only.
             value_range: of images deeper than 8 bits, as `Encoder.encode`; "gallery": as `resolve_range`. The gallery
@@ -154,7 +154,7 @@ class Searcher:
         readable = sorted(set(range(len(items))) - {fault.position for fault in faults})
         columns = {name: [values[index] for index in readable] for name, values in columns.items()}
         if keep_images:
-            columns["pictures"] = [thumbnail(sources[index], resolved) for index in readable]
+            columns["thumbnails"] = [make_thumbnail(sources[index], resolved) for index in readable]
         used = noted.ranges(resolved)
         if value_range == "gallery":
             self.check_ranges(used)
@@ -173,7 +173,7 @@ class Searcher:
         Args:
             embeddings: N of them, with their modalities.
             on_duplicate: what to do with an id that is there, as `Gallery.add`.
-            columns: metadata, pictures and ranges, by the keywords of `Gallery.add`.
+            columns: metadata, thumbnails and ranges, by the keywords of `Gallery.add`.
 
         Returns:
             The ids and the counts.

@@ -1,4 +1,4 @@
-"""What to index, as a list of pictures with their metadata: from folders, files, or a dataset's table."""
+"""What to index, as a list of images with their metadata: from folders, files, or a dataset's table."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from fmcnet.times import Doubtful, TimePattern, doubtful_times, parse_capture_ti
 from fmcnet.types import NO_CAMERA, Modality
 
 METADATA = ("camera", "time", "track", "pid", "tags")
-"""Values of a picture that may be absent."""
+"""Values of an image that may be absent."""
 
 
 class NamePattern:
@@ -63,14 +63,14 @@ class NamePattern:
         return parse_identity(self.find(name))
 
 
-class Picture(NamedTuple):
-    """One picture to index; see `Entry` for the meaning of each value.
+class SourceImage(NamedTuple):
+    """One image to index; see `Entry` for the meaning of each value.
 
     Attributes:
         path: absolute.
         source: where it came from, as a table states it; None: its path.
         root: the folder that is indexed; None: the one that holds it.
-        value_range: as `fmcnet.data.images.load_image`; None: that of all pictures.
+        value_range: as `fmcnet.data.images.load_image`; None: that of all images.
         written: `path` as a table writes it, with `..`; None: without. An entry whose id is made of it keeps it.
         unknown: names of the values that a table writes as unknown.
         empty: names of those that it has a column of, and leaves empty here.
@@ -92,28 +92,28 @@ class Picture(NamedTuple):
 
     @property
     def id(self) -> str:
-        """As `path_id`: the same picture has the same id whenever it is indexed."""
+        """As `path_id`: the same image has the same id whenever it is indexed."""
         return path_id(self.path)
 
 
 def path_id(path: Path) -> str:
-    """32 hexadecimal digits of an absolute path: the id of its picture."""
+    """32 hexadecimal digits of an absolute path: the id of its image."""
     return hashlib.sha256(path.as_posix().encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
 @dataclass(frozen=True)
 class Rules:
-    """Metadata of all pictures, and patterns that find it in their names.
+    """Metadata of all images, and patterns that find it in their names.
 
     Attributes:
-        modality: of pictures without a table; of a table, only the rows of this modality are taken.
-        camera: of all pictures.
+        modality: of images without a table; of a table, only the rows of this modality are taken.
+        camera: of all images.
         cameras: pattern for the name, which is the path below the folder given.
         times: pattern for the name.
         tracks: pattern for the name.
         pids: pattern for the name.
         pid_prefix: put before every identity, so that equal numbers of two datasets stay apart.
-        layout: "auto", "images" (every image as a plain picture), "sysu", "regdb", "llcm" or "csv".
+        layout: "auto", "images" (every image as a plain one), "sysu", "regdb", "llcm" or "csv".
         split: of a dataset: "train", "val", "test", or "all".
         zone: of times without one.
         doubtful: what to do with local times that come twice, or never.
@@ -134,18 +134,18 @@ class Rules:
 
 @dataclass(frozen=True)
 class Sources:
-    """Pictures to index, and what was left out.
+    """Images to index, and what was left out.
 
     Attributes:
         faults: those that cannot be indexed, with the reason.
         same: files named before, by another path or a link.
         not_chosen: how many rows of a table an option left out, by the option.
-        not_listed: pictures in a folder, given for the one CSV in it, that has no row of them.
-        ignored: files of the folders that are no pictures.
+        not_listed: images in a folder, given for the one CSV in it, that has no row of them.
+        ignored: files of the folders that are no images.
         notes: on the table, doubtful times and the options; a sentence each.
     """
 
-    pictures: tuple[Picture, ...] = ()
+    images: tuple[SourceImage, ...] = ()
     faults: tuple[Fault, ...] = ()
     same: tuple[Fault, ...] = ()
     not_chosen: Mapping[str, int] = field(default_factory=dict)
@@ -158,8 +158,8 @@ def read_sources(sources: Sequence[str | Path], rules: Rules) -> Sources:
     """List what to index, each file once.
 
     One CSV file, or one folder with the layout of a dataset, is a table, which gives modality, camera, identity,
-    time, track and tags. Every row is taken, also those that training leaves out. All other sources are pictures and
-    folders of pictures.
+    time, track and tags. Every row is taken, also those that training leaves out. All other sources are images and
+    folders of images.
 
     Args:
         sources: files and folders.
@@ -167,7 +167,7 @@ def read_sources(sources: Sequence[str | Path], rules: Rules) -> Sources:
 
     Raises:
         DataError: for a missing source, or a table with faults.
-        FmcnetError: for pictures without a modality, or several sources of which one is a table.
+        FmcnetError: for images without a modality, or several sources of which one is a table.
     """
     if rules.camera is not None and rules.cameras is not None:
         raise FmcnetError("give --camera or --camera-from-name, not both")
@@ -177,21 +177,21 @@ def read_sources(sources: Sequence[str | Path], rules: Rules) -> Sources:
         raise FmcnetError("--camera is empty: name the camera, or leave the option out")
     paths = [Path(os.path.abspath(Path(source).expanduser())) for source in sources]  # noqa: PTH100 (.. goes, links stay)
     layout = _find_layout(paths, rules.layout, rules.modality)
-    rows, rest = _list_pictures(paths, rules) if layout == "images" else _read_table(paths[0], layout, rules)
+    rows, rest = _list_rows(paths, rules) if layout == "images" else _read_table(paths[0], layout, rules)
 
-    pictures: dict[Hashable, Picture] = {}
+    images: dict[Hashable, SourceImage] = {}
     faults: list[Fault] = []
     same: list[Fault] = []
-    replaced: dict[str, list[Picture]] = {}
+    replaced: dict[str, list[SourceImage]] = {}
     for index, (name, stated, time) in enumerate(rows):
         try:
             str(stated.path).encode()
             key = _file_key(stated.path)
-            picture = _name_applied(stated, name, time, rules)
+            image = _name_applied(stated, name, time, rules)
             for column in ("camera", "track") if rules.pid_prefix else ("camera", "track", "pid"):
-                if getattr(stated, column) not in (None, getattr(picture, column)):
+                if getattr(stated, column) not in (None, getattr(image, column)):
                     replaced.setdefault(column, []).append(stated)
-            picture = _check_texts(picture)
+            image = _check_texts(image)
         except UnicodeEncodeError:
             faults.append(Fault(index, ascii(str(stated.path)), "its name is not valid Unicode"))
             continue
@@ -201,43 +201,41 @@ def read_sources(sources: Sequence[str | Path], rules: Rules) -> Sources:
                 reason += near_file(name, stated.root) if stated.root else near_file(stated.path)
             faults.append(Fault(index, str(stated.path), reason))
             continue
-        first = pictures.setdefault(key, picture)
-        if first.path != picture.path:
-            same.append(Fault(index, str(picture.path), f"is the same file as {first.path}"))
+        first = images.setdefault(key, image)
+        if first.path != image.path:
+            same.append(Fault(index, str(image.path), f"is the same file as {first.path}"))
 
-    accepted = tuple(pictures.values())
-    time_notes = doubtful_times((str(picture.path), picture.time) for picture in accepted)
+    accepted = tuple(images.values())
+    time_notes = doubtful_times((str(image.path), image.time) for image in accepted)
     notes = (*rest.notes, *time_notes, *_replaced_notes(replaced), *_no_effect_notes(accepted, rules))
-    return replace(rest, pictures=accepted, faults=tuple(faults), same=tuple(same), notes=notes)
+    return replace(rest, images=accepted, faults=tuple(faults), same=tuple(same), notes=notes)
 
 
-def _replaced_notes(pictures: Mapping[str, Sequence[Picture]]) -> list[str]:
+def _replaced_notes(images: Mapping[str, Sequence[SourceImage]]) -> list[str]:
     """A note for each value of a table that an option replaced by another."""
     return [
-        f"an option gives {len(changed)} picture{'s' * (len(changed) > 1)} another {column} than the table, the "
+        f"an option gives {len(changed)} image{'s' * (len(changed) > 1)} another {column} than the table, the "
         f"first {changed[0].path} ({getattr(changed[0], column)} in the table)"
-        for column, changed in pictures.items()
+        for column, changed in images.items()
     ]
 
 
-def _no_effect_notes(pictures: Sequence[Picture], rules: Rules) -> list[str]:
-    """A note for each option about a value that no picture has."""
+def _no_effect_notes(images: Sequence[SourceImage], rules: Rules) -> list[str]:
+    """A note for each option about a value that no image has."""
     notes = []
-    if rules.pid_prefix and not any(picture.pid for picture in pictures):
+    if rules.pid_prefix and not any(image.pid for image in images):
         notes.append(
-            "no picture has an identity, so --pid-prefix has no effect: --pid-from-name finds identities"
+            "no image has an identity, so --pid-prefix has no effect: --pid-from-name finds identities"
         )
-    if (rules.zone, rules.doubtful) != (timezone.utc, "refuse") and not any(
-        picture.time for picture in pictures
-    ):
+    if (rules.zone, rules.doubtful) != (timezone.utc, "refuse") and not any(image.time for image in images):
         notes.append(
-            "no picture has a time, so --timezone and --doubtful-times have no effect: --time-from-name finds times"
+            "no image has a time, so --timezone and --doubtful-times have no effect: --time-from-name finds times"
         )
     return notes
 
 
 def _not_listed(source: Path, table: Table) -> tuple[str, ...]:
-    """Pictures in the folder of a CSV of which it has no row."""
+    """Images in the folder of a CSV of which it has no row."""
     listed = set()
     for path in table.full_paths():
         with contextlib.suppress(DataError):
@@ -245,7 +243,7 @@ def _not_listed(source: Path, table: Table) -> tuple[str, ...]:
     try:
         return tuple(str(path) for path in list_images([source]) if _file_key(path) not in listed)
     except DataError:
-        return ()  # all its pictures lie elsewhere
+        return ()  # all its images lie elsewhere
 
 
 def _file_key(path: Path) -> Hashable:
@@ -258,7 +256,7 @@ def _file_key(path: Path) -> Hashable:
             raise DataError(MISSING) from error
         raise DataError(f"it cannot be read: {error.strerror}") from error
     if stat.S_ISDIR(status.st_mode):
-        raise DataError("it is a folder: give each of its pictures a row")
+        raise DataError("it is a folder: give each of its images a row")
     return status.st_dev, status.st_ino
 
 
@@ -273,7 +271,7 @@ def _find_layout(paths: Sequence[Path], requested: str, modality: Modality | Non
             if layout == "csv" or benchmark_layout(path):
                 raise FmcnetError(
                     f"{path} is a {layout} dataset, which states the modality of its images: index it in a call of "
-                    "its own, or say --layout images to take all as plain pictures"
+                    "its own, or say --layout images to take all as plain images"
                 )
     elif _dataset_layout(paths[0]) is not None:
         return detect_layout(paths[0])
@@ -283,7 +281,7 @@ def _find_layout(paths: Sequence[Path], requested: str, modality: Modality | Non
 
 
 def _dataset_layout(path: Path) -> str | None:
-    """The layout of a dataset or CSV; None for pictures, folders of no known layout, or nothing."""
+    """The layout of a dataset or CSV; None for images, folders of no known layout, or nothing."""
     if path.is_file() and path.suffix.lower() not in (".csv", ".tsv"):
         return None
     try:
@@ -299,7 +297,7 @@ def _check_not_dataset(path: Path, modality: Modality | None) -> None:
         names = ", ".join(str(child) for child in datasets)
         raise FmcnetError(
             f"{path} holds datasets, which state the modality of their images: {names}. Index each in a call of its "
-            "own, or say --layout images to take all as plain pictures"
+            "own, or say --layout images to take all as plain images"
         )
     for folder in list(path.parents)[:3]:
         layout = benchmark_layout(folder)
@@ -307,49 +305,49 @@ def _check_not_dataset(path: Path, modality: Modality | None) -> None:
         if modality is not None and stated is not None and stated is not modality:
             raise FmcnetError(
                 f"{path} is {stated} in the {layout} dataset {folder}, but --modality says {modality}: mend it, or "
-                "say --layout images to take it as plain pictures"
+                "say --layout images to take it as plain images"
             )
 
 
-_Row = tuple[str, Picture, str]
-"""A picture's name, the picture, and its time as a table writes it."""
+_Row = tuple[str, SourceImage, str]
+"""An image's name, the image, and its time as a table writes it."""
 
 
-def _list_pictures(paths: Sequence[Path], rules: Rules) -> tuple[list[_Row], Sources]:
-    """The rows, and what `Sources` holds beside pictures and faults."""
+def _list_rows(paths: Sequence[Path], rules: Rules) -> tuple[list[_Row], Sources]:
+    """The rows, and what `Sources` holds beside images and faults."""
     ignored: list[Ignored] = []
     listed = [(source, path) for source in paths for path in list_images([source], ignored)]
     if rules.modality is None:
-        raise FmcnetError("say what these pictures are: --modality visible or --modality infrared")
+        raise FmcnetError("say what these images are: --modality visible or --modality infrared")
     if rules.split != "all":
         raise FmcnetError(
-            f"--split {rules.split} is of a dataset or CSV, and these are plain pictures: leave it out"
+            f"--split {rules.split} is of a dataset or CSV, and these are plain images: leave it out"
         )
     rows: list[_Row] = []
     for source, path in listed:
         name = path.relative_to(source).as_posix() if path != source else path.name
         root = source if path != source else None
-        rows.append((name, Picture(path, rules.modality, root=root), ""))
+        rows.append((name, SourceImage(path, rules.modality, root=root), ""))
     if not rows:
         raise DataError(f"{ignored[0].path} is {ignored[0].reason}, not an image: give images or folders")
     return rows, Sources(ignored=tuple(ignored))
 
 
 def _read_table(source: Path, layout: str, rules: Rules) -> tuple[list[_Row], Sources]:
-    """As `_list_pictures`."""
+    """As `_list_rows`."""
     try:
         table = read_dataset(source, layout=layout, training=False, modality=rules.modality)
     except DataError as error:
         if rules.layout == "auto" and source.is_dir():
             raise DataError(
-                f"{error}\n{source} looks like a {layout} dataset. For a folder of pictures, give --layout images"
+                f"{error}\n{source} looks like a {layout} dataset. For a folder of images, give --layout images"
             ) from error
         raise
     of_split = table.select(split=None if rules.split == "all" else rules.split)
     chosen = of_split.select(modality=rules.modality)
     if not len(chosen):
         modality = "" if rules.modality is None else f" {rules.modality}"
-        raise DataError(f"{source} has no{modality} picture of split '{rules.split}'")
+        raise DataError(f"{source} has no{modality} image of split '{rules.split}'")
     left_out = {
         f"--split {rules.split}": len(table) - len(of_split),
         f"--modality {rules.modality}": len(of_split) - len(chosen),
@@ -359,18 +357,18 @@ def _read_table(source: Path, layout: str, rules: Rules) -> tuple[list[_Row], So
     for record, path, pid in zip(chosen.records(), chosen.full_paths(), chosen.identities(), strict=True):
         tags = tuple(tag.strip() for tag in record.tags.split(";") if tag.strip())
         camera = record.camera or (None if record.camid == NO_CAMERA else str(record.camid))
-        picture = Picture(
+        image = SourceImage(
             path, record.modality, pid, camera, None, record.track or None, tags, record.source or None
         )
         unknown = tuple(name for name in METADATA if (record.path, name) in table.unknown)
-        picture = picture._replace(
+        image = image._replace(
             value_range=parse_range(record.range) if record.range else None, unknown=unknown, empty=header
         )
         if ".." in path.parts and (plain := _without_dots(path)) is not None:
-            path, picture = plain, picture._replace(path=plain, written=path)
+            path, image = plain, image._replace(path=plain, written=path)
         if path.is_relative_to(table.root):
-            picture = picture._replace(root=table.root)
-        rows.append((record.path, picture, record.time))
+            image = image._replace(root=table.root)
+        rows.append((record.path, image, record.time))
     notes = [note for note in table.notes if rules.split != "all" or not note.startswith(HELD_OUT)]
     not_listed = _not_listed(source, table) if layout == "csv" and source.is_dir() else ()
     not_chosen = {option: count for option, count in left_out.items() if count}
@@ -386,13 +384,13 @@ def _without_dots(path: Path) -> Path | None:
     return None
 
 
-def _name_applied(picture: Picture, name: str, time: str, rules: Rules) -> Picture:
+def _name_applied(image: SourceImage, name: str, time: str, rules: Rules) -> SourceImage:
     """As `_apply_name`; the error says where the whole path fits the patterns and the name does not."""
     try:
-        return _apply_name(picture, name, time, rules)
+        return _apply_name(image, name, time, rules)
     except DataError as error:
         try:
-            _apply_name(picture, picture.path.as_posix(), time, rules)
+            _apply_name(image, image.path.as_posix(), time, rules)
         except DataError:
             raise error from None
         raise DataError(
@@ -400,26 +398,26 @@ def _name_applied(picture: Picture, name: str, time: str, rules: Rules) -> Pictu
         ) from None
 
 
-def _apply_name(picture: Picture, name: str, time: str, rules: Rules) -> Picture:
-    """The picture with its time, and with the metadata that its name holds, which overrides a table's."""
+def _apply_name(image: SourceImage, name: str, time: str, rules: Rules) -> SourceImage:
+    """The image with its time, and with the metadata that its name holds, which overrides a table's."""
     seen = parse_capture_time(time, rules.zone, rules.doubtful) if time and not rules.times else None
-    pid = rules.pids.identity(name) if rules.pids else picture.pid
-    return picture._replace(
-        camera=rules.cameras.find(name) if rules.cameras else rules.camera or picture.camera,
+    pid = rules.pids.identity(name) if rules.pids else image.pid
+    return image._replace(
+        camera=rules.cameras.find(name) if rules.cameras else rules.camera or image.camera,
         time=rules.times.find(name) if rules.times else seen,
-        track=rules.tracks.find(name) if rules.tracks else picture.track,
+        track=rules.tracks.find(name) if rules.tracks else image.track,
         pid=parse_identity(rules.pid_prefix + pid) if rules.pid_prefix and pid is not None else pid,
     )
 
 
-def _check_texts(picture: Picture) -> Picture:
-    """The picture as the gallery stores it; what the gallery would refuse is refused here, with the file's name."""
-    text(picture.source or str(picture.path), "source")
-    as_tags(picture.tags)
-    picture = picture._replace(
-        camera=optional_text(picture.camera, "camera"), track=optional_text(picture.track, "track")
+def _check_texts(image: SourceImage) -> SourceImage:
+    """The image as the gallery stores it; what the gallery would refuse is refused here, with the file's name."""
+    text(image.source or str(image.path), "source")
+    as_tags(image.tags)
+    image = image._replace(
+        camera=optional_text(image.camera, "camera"), track=optional_text(image.track, "track")
     )
-    absent = [name for name in METADATA if getattr(picture, name) in (None, ())]
-    unknown = tuple(name for name in absent if name in picture.unknown)
-    empty = tuple(name for name in absent if name in picture.empty and name not in unknown)
-    return picture._replace(unknown=unknown, empty=empty)
+    absent = [name for name in METADATA if getattr(image, name) in (None, ())]
+    unknown = tuple(name for name in absent if name in image.unknown)
+    empty = tuple(name for name in absent if name in image.empty and name not in unknown)
+    return image._replace(unknown=unknown, empty=empty)

@@ -1,8 +1,8 @@
-"""SQLite, the record of truth: its tables of entries, embeddings and pictures, and a checksum on every row.
+"""SQLite, the record of truth: its tables of entries, embeddings and thumbnails, and a checksum on every row.
 
-`vectors` and `pictures` only ever grow at their end, and what is removed is overwritten by zeros in its place: SQLite
-then never moves it between pages, so no stale copy can be left in a page's slack. `secure_delete` zeroes what
-is deleted from the other tables. `compact` drops the zeroed rows and rewrites the file.
+`vectors` and `pictures`, the thumbnails, only ever grow at their end, and what is removed is overwritten by zeros in
+its place: SQLite then never moves it between pages, so no stale copy can be left in a page's slack. `secure_delete`
+zeroes what is deleted from the other tables. `compact` drops the zeroed rows and rewrites the file.
 """
 
 from __future__ import annotations
@@ -79,30 +79,30 @@ class Database(Connection):
     """
 
     _new_entries: int
-    _new_pictures: int
+    _new_thumbnails: int
     """Added minus deleted, since the transaction began."""
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
         """One transaction, which also stores the counts, and notes the generation beside the database."""
         with super().writing():
-            self._new_entries = self._new_pictures = 0
+            self._new_entries = self._new_thumbnails = 0
             known = self.counts()
             yield
             if generation := self.number("generation"):
                 if known is None:
-                    entries, pictures = self.run("SELECT count(*) FROM rows")[0][0], self.pictures()
+                    entries, thumbnails = self.run("SELECT count(*) FROM rows")[0][0], self.thumbnails()
                 else:
-                    entries, pictures = known[0] + self._new_entries, known[1] + self._new_pictures
-                self.put("counts", json.dumps([generation, entries, pictures]))
+                    entries, thumbnails = known[0] + self._new_entries, known[1] + self._new_thumbnails
+                self.put("counts", json.dumps([generation, entries, thumbnails]))
         with contextlib.suppress(GalleryError), self.translated():
             write_last_generation(self.path, LastGeneration(self.name(), self.number("generation")))
 
     def counts(self) -> tuple[int, int] | None:
-        """The stored numbers of entries and pictures; None where a version without them wrote last."""
+        """The stored numbers of entries and thumbnails; None where a version without them wrote last."""
         noted = self.get("counts")
-        generation, entries, pictures = json.loads(noted) if isinstance(noted, str) else (-1, 0, 0)
-        return (entries, pictures) if generation == self.number("generation") else None
+        generation, entries, thumbnails = json.loads(noted) if isinstance(noted, str) else (-1, 0, 0)
+        return (entries, thumbnails) if generation == self.number("generation") else None
 
     def _note_text_pids(self, stored: Sequence[Values]) -> None:
         """Mark the gallery as one of `TEXT_PID_FORMAT`, where these hold the first such identity."""
@@ -160,9 +160,9 @@ class Database(Connection):
         self,
         entries: Sequence[Entry],
         vectors: NDArray[np.float32 | np.float16],
-        pictures: Sequence[bytes | None] = (),
+        thumbnails: Sequence[bytes | None] = (),
     ) -> None:
-        """Append rows; their numbers rise and never recur. `pictures`: one a row, or none at all."""
+        """Append rows; their numbers rise and never recur. `thumbnails`: one a row, or none at all."""
         last = self.run("SELECT seq FROM sqlite_sequence WHERE name = 'rows'")
         first = last[0][0] + 1 if last else 1
         stored = [to_values(first + i, entry) for i, entry in enumerate(entries)]
@@ -175,23 +175,21 @@ class Database(Connection):
             "INSERT INTO vectors VALUES (?, ?)",
             ((first + i, with_checksum(first + i, vector.tobytes())) for i, vector in enumerate(vectors)),
         )
-        kept = [
-            (first + i, with_checksum(first + i, picture)) for i, picture in enumerate(pictures) if picture
-        ]
+        kept = [(first + i, with_checksum(first + i, data)) for i, data in enumerate(thumbnails) if data]
         self.connection.executemany("INSERT INTO pictures VALUES (?, ?)", kept)
         self._new_entries += len(stored)
-        self._new_pictures += len(kept)
+        self._new_thumbnails += len(kept)
 
-    def picture(self, seq: int) -> bytes | None:
-        """The picture of a row, where one is kept."""
+    def thumbnail(self, seq: int) -> bytes | None:
+        """The thumbnail of a row, where one is kept."""
         if "pictures" not in self.tables():
             return None
         rows = self.run("SELECT picture FROM pictures WHERE seq = ?", (seq,))
         if rows:
-            return self._checked(seq, rows[0][0], f"checksum of row {seq}, picture")
+            return self._checked(seq, rows[0][0], f"checksum of row {seq}, thumbnail")
         counts = self.counts()
         if counts is not None and counts[0] == counts[1]:  # every entry has one
-            raise self.damaged(f"the picture of row {seq} is missing")
+            raise self.damaged(f"the thumbnail of row {seq} is missing")
         return None
 
     def _checked(self, seq: int, stored: object, what: str) -> bytes:
@@ -199,8 +197,8 @@ class Database(Connection):
             raise self.damaged(what)
         return stored[:-4]
 
-    def pictures(self) -> int:
-        """How many entries have a picture."""
+    def thumbnails(self) -> int:
+        """How many entries have a thumbnail."""
         if (counts := self.counts()) is not None:
             return counts[1]
         if "pictures" not in self.tables():
@@ -218,18 +216,18 @@ class Database(Connection):
         )
 
     def delete(self, seqs: Iterable[int]) -> None:
-        """Delete rows and overwrite their embeddings and pictures by zeros."""
+        """Delete rows and overwrite their embeddings and thumbnails by zeros."""
         for seq in seqs:
             rows = self._change("DELETE FROM rows WHERE seq = ?", seq)
             self._change(f"DELETE FROM {FILES} WHERE seq = ?", seq)
             vectors = self._change("UPDATE vectors SET vector = zeroblob(length(vector)) WHERE seq = ?", seq)
-            pictures = self._change(
+            thumbnails = self._change(
                 "UPDATE pictures SET picture = zeroblob(length(picture)) WHERE seq = ?", seq
             )
             if not rows or not vectors:
                 raise self.damaged(f"row {seq} is missing")
             self._new_entries -= 1
-            self._new_pictures -= pictures
+            self._new_thumbnails -= thumbnails
 
     def _change(self, statement: str, seq: int) -> int:
         """How many rows the statement changed."""
@@ -330,12 +328,12 @@ class Database(Connection):
             list(self.noted(-1))
             if self.settings() is None:
                 return
-            seq = entries = pictures = 0
+            seq = entries = thumbnails = 0
             while rows := self.after(seq, CHUNK):
                 seq, entries = max(rows), entries + len(rows)
-                pictures += sum(self.picture(row_seq) is not None for row_seq in rows)
-            if (counts := self.counts()) not in (None, (entries, pictures)):
-                raise self.damaged(f"{entries} entries and {pictures} pictures instead of {counts}")
+                thumbnails += sum(self.thumbnail(row_seq) is not None for row_seq in rows)
+            if (counts := self.counts()) not in (None, (entries, thumbnails)):
+                raise self.damaged(f"{entries} entries and {thumbnails} thumbnails instead of {counts}")
 
 
 def to_values(seq: int, entry: Entry) -> Values:
@@ -370,5 +368,5 @@ def to_entry(values: Sequence[Any]) -> Entry:
 
 
 def with_checksum(seq: int, data: bytes) -> bytes:
-    """The bytes of an embedding or picture and their checksum, bound to the row's number."""
+    """The bytes of an embedding or thumbnail and their checksum, bound to the row's number."""
     return data + zlib.crc32(data, seq & 0xFFFFFFFF).to_bytes(4, "little")

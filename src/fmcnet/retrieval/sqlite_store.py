@@ -275,8 +275,10 @@ class SqliteStore:
             unsaved = int(np.count_nonzero(state.columns.alive[self.index.saved :]))
             behind = state.live - indexed if indexed else unsaved
             removed = self.database.run("SELECT count(*) FROM vectors")[0][0] - state.live
-            kind, pictures = "hnsw" if indexed else "exact", self.database.pictures()
-            return GalleryInfo(str(self.folder), state.live, settings, kind, behind, removed, size, pictures)
+            kind, thumbnails = "hnsw" if indexed else "exact", self.database.thumbnails()
+            return GalleryInfo(
+                str(self.folder), state.live, settings, kind, behind, removed, size, thumbnails
+            )
 
     def search(self, queries: FloatArray, top: int, where: Where | None, exact: bool) -> list[list[Hit]]:
         """For each of (Q, D) queries its best entries; similarities are computed anew from the database."""
@@ -300,17 +302,17 @@ class SqliteStore:
             stored = self.database.stored(list(seqs.values()))
             return {name: stored[seq] for name, seq in seqs.items()}
 
-    def picture(self, entry_id: str) -> bytes | None:
-        """The picture kept with an entry."""
+    def thumbnail(self, entry_id: str) -> bytes | None:
+        """The thumbnail kept with an entry."""
         with self._reading():
             seqs = self.database.seqs([entry_id])
-            return self.database.picture(seqs[entry_id]) if seqs else None
+            return self.database.thumbnail(seqs[entry_id]) if seqs else None
 
     @property
-    def has_pictures(self) -> bool:
+    def has_thumbnails(self) -> bool:
         """An entry has one."""
         with self._reading():
-            return self.database.pictures() > 0
+            return self.database.thumbnails() > 0
 
     def count(self, where: Where | None, by_track: bool = False) -> int:
         """How many match, or how many tracks of one modality do."""
@@ -374,11 +376,11 @@ class SqliteStore:
                 rows = [row for row, name in enumerate(ids) if not (skip and name in existing)]
                 entries = [batch.entries[row] for row in rows]
                 vectors = batch.vectors[rows].astype(settings.dtype)
-                pictures = [batch.pictures[row] for row in rows] if batch.pictures else []
+                thumbnails = [batch.thumbnails[row] for row in rows] if batch.thumbnails else []
                 old = [] if skip else sorted(existing.values())
                 self.database.delete(old)
                 self.database.note(old, gone=True)
-                self.database.insert(entries, vectors, pictures)
+                self.database.insert(entries, vectors, thumbnails)
                 self.files.forget_removed(entry.id for entry in entries)
                 if entries:
                     self._put_ranges((*self.value_ranges(), *batch.ranges))

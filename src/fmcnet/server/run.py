@@ -33,9 +33,9 @@ from fmcnet.server.app import Network, check_root_path, create_app
 from fmcnet.server.audit import AuditLog
 from fmcnet.server.keys import VARIABLE, Keys, read_keys
 from fmcnet.server.limits import Limits
-from fmcnet.server.pictures import KeptImages, SourceImages
 from fmcnet.server.security import is_loopback
 from fmcnet.server.service import Service
+from fmcnet.server.thumbnails import KeptThumbnails, SourceFolder
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class ServeOptions:
         port: 0 to 65535; 0: any free one.
         keys: a file of API keys.
         audit: the log's file; None: beside the gallery.
-        keep_images: a folder for the crops of entries that are added; None: they are not kept.
+        keep_images: a folder for the thumbnails of entries that are added; None: they are not kept.
         show_sources: a folder; sources of entries below it may be shown. None: no source is.
         certificate: a PEM file, for HTTPS.
         certificate_key: its key, a PEM file.
@@ -154,7 +154,7 @@ def serve(settings: ServeOptions) -> None:
         read_only = settings.read_only or not _can_write(settings.gallery)
         if read_only:
             if settings.keep_images is not None:
-                message = "--keep-images keeps crops that are added, but the gallery is served read-only"
+                message = "--keep-images keeps thumbnails of added crops, but the gallery is served read-only"
                 raise FmcnetError(f"{message}: leave it out")
             message = "is served read-only: it can be searched, and nothing added or removed"
             logger.warning("%s %s", settings.gallery, message)
@@ -169,8 +169,8 @@ def serve(settings: ServeOptions) -> None:
             location = gallery.location  # of a cluster: without its password
             location = location if "://" in location else str(Path(location).absolute())
             folder, root = settings.keep_images, settings.show_sources
-            kept = None if folder is None else KeptImages(folder, location)
-            sources = None if root is None else SourceImages(root)
+            kept = None if folder is None else KeptThumbnails(folder, location)
+            sources = None if root is None else SourceFolder(root)
             audit = AuditLog(settings.audit or audit_path(settings.gallery))
             service = Service(searcher, audit, settings.limits, kept, sources, read_only)
             service.warm()

@@ -137,8 +137,8 @@ class GalleryBody(BaseModel):
     model: str
     dimension: int
     calibrated: bool
-    pictures: bool = Field(description="Whether /v1/images has pictures at all.")
-    keeps_images: bool = Field(description="Whether crops that are added are kept.")
+    pictures: bool = Field(description="Whether /v1/images has any thumbnails.")
+    keeps_images: bool = Field(description="Whether thumbnails of crops that are added are kept.")
     cameras: list[str] = Field(description="Names seen so far, perhaps not all.")
     may: list[str] = Field(description="Scopes of the caller.")
     key: str | None = Field(description="Name of the caller's API key.")

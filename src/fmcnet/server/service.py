@@ -1,4 +1,4 @@
-"""The running service, and the work that its routes share: uploads to embeddings, pictures, start and stop."""
+"""The running service, and the work that its routes share: uploads to embeddings, thumbnails, start and stop."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from fmcnet.server.batching import Batcher
 from fmcnet.server.decoding import DecoderPool
 from fmcnet.server.errors import ApiError, refused_at
 from fmcnet.server.limits import Limits
-from fmcnet.server.pictures import KeptImages, SourceImages
+from fmcnet.server.thumbnails import KeptThumbnails, SourceFolder
 from fmcnet.server.uploads import DecodeRules, Upload
 from fmcnet.types import Embeddings, Modality, parse_modality
 
@@ -49,13 +49,13 @@ class Embedded(NamedTuple):
 
     Attributes:
         embeddings: (N, E), unit length.
-        pictures: N JPEGs, None where none is kept.
+        thumbnails: N JPEGs, None where none is kept.
         notes: for the caller, a sentence each.
         ranges: with which deep images were decoded; None where one was stretched.
     """
 
     embeddings: Embeddings
-    pictures: list[bytes | None]
+    thumbnails: list[bytes | None]
     notes: list[str]
     ranges: list[ValueRange | None]
 
@@ -100,13 +100,13 @@ class Service:
         searcher: its encoder and gallery are used; the gallery is closed when the service stops.
         audit: the audit log, closed when the service stops.
         limits: its bounds.
-        kept: crops of entries that this service added; None: they are not kept.
+        kept: thumbnails of entries that this service added; None: they are not kept.
         sources: the files that entries came from, as far as the page may show them; None: none.
         read_only: the gallery was opened read-only.
 
     Attributes:
         ready: the network has run once, and the service is not stopping.
-        changing: a lock, held while entries and their kept crops are added or removed.
+        changing: a lock, held while entries and their kept thumbnails are added or removed.
     """
 
     def __init__(
@@ -114,8 +114,8 @@ class Service:
         searcher: Searcher,
         audit: AuditLog,
         limits: Limits | None = None,
-        kept: KeptImages | None = None,
-        sources: SourceImages | None = None,
+        kept: KeptThumbnails | None = None,
+        sources: SourceFolder | None = None,
         read_only: bool = False,
     ) -> None:
         self.audit, self.read_only = audit, read_only
@@ -208,15 +208,15 @@ class Service:
         self.gallery.close()
 
     async def _do_chores(self) -> None:
-        """Every hour remove kept crops whose entries another program removed."""
+        """Every hour remove kept thumbnails whose entries another program removed."""
         kept = self.kept
         while kept is not None:
             try:
                 gone = await self.work(lambda: kept.sweep(entry.id for entry, _ in self.gallery.scan()))
                 if gone:
-                    logger.info("removed %d kept crops whose entries are gone", gone)
+                    logger.info("removed %d kept thumbnails whose entries are gone", gone)
             except (FmcnetError, OSError) as error:
-                logger.warning("kept crops were not checked: %s", error)
+                logger.warning("kept thumbnails were not checked: %s", error)
             await asyncio.sleep(SWEEP_SECONDS)
 
     def _entries(self) -> float:
@@ -244,17 +244,17 @@ class Service:
 
     # ---- work ----
 
-    async def picture(self, entry: Entry, caller: Caller) -> bytes | None:
-        """What the page may show of an entry: the kept crop, the gallery's own, or a JPEG made of its source.
+    async def thumbnail(self, entry: Entry, caller: Caller) -> bytes | None:
+        """What the page may show of an entry: the kept thumbnail, the gallery's own, or one made of its source.
 
         Raises:
             ApiError: 503, when sources cannot be decoded now.
         """
         kept, sources, path = self.kept, self.sources, entry.source
-        if kept is not None and (picture := await self.work(lambda: kept.read(entry.id))) is not None:
-            return picture
-        if (picture := await self.work(lambda: self.gallery.picture(entry.id))) is not None:
-            return picture
+        if kept is not None and (thumbnail := await self.work(lambda: kept.read(entry.id))) is not None:
+            return thumbnail
+        if (thumbnail := await self.work(lambda: self.gallery.thumbnail(entry.id))) is not None:
+            return thumbnail
         if sources is None or path is None or (source := await self.work(lambda: sources.read(path))) is None:
             return None
         try:
@@ -265,7 +265,7 @@ class Service:
             if error.status == 503:
                 raise
             return None  # no image, or one that may not be uploaded either
-        return decoded[0].picture
+        return decoded[0].thumbnail
 
     async def work(self, do: Callable[[], _Result]) -> _Result:
         """Run what blocks (gallery, disk) in a thread; again where the gallery was replaced."""
@@ -279,7 +279,7 @@ class Service:
     async def embed(
         self, uploads: Sequence[Upload], modality: Sequence[str], caller: Caller, *, keep: bool = False
     ) -> Embedded:
-        """Embed N uploads; deep ones with their own value range or the gallery's. With `keep` make pictures of them.
+        """Embed N uploads; deep ones with their own value range or the gallery's. `keep`: make thumbnails of them.
 
         The pixels are processed as by `Encoder.encode`; only the batches are shared with other requests.
 
@@ -314,7 +314,7 @@ class Service:
         notes = remarks.lines(RANGE_FIELD)
         if any(upload.value_range for upload in uploads) and not remarks.ranged():
             notes.append(RANGE_UNUSED)
-        return Embedded(embeddings, [image.picture for image in decoded], notes, ranges)
+        return Embedded(embeddings, [image.thumbnail for image in decoded], notes, ranges)
 
 
 async def _unless_gone(work: Coroutine[Any, Any, _Result], caller: Caller) -> _Result:

@@ -16,7 +16,7 @@ from fmcnet.data.images import FAILURES, REMARKS, register_heic, to_rgb
 from fmcnet.data.listing import AVIF_BRANDS
 from fmcnet.data.pixels import OR_RANGE, RANGE_FIELD, Remarks, ValueRange
 from fmcnet.errors import DataError
-from fmcnet.inference.image_input import read_pixels, thumbnail
+from fmcnet.inference.image_input import make_thumbnail, read_pixels
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 """What is taken, beside HEIC and AVIF where they can be read; others of Pillow's decoders are never started."""
@@ -27,13 +27,13 @@ MOST_SCANS = 30
 BYTE = 8
 """Pixels that cost as much as a byte of JPEG may: thousands of empty segments take Pillow long."""
 THUMBNAIL_SIZE = (512, 512)
-"""Longest side of a kept picture, pixels."""
+"""Most width and height of a thumbnail, pixels."""
 _FRAME = re.compile(rb"\xff[\xc0-\xc3\xc5-\xc7\xc9-\xcb\xcd-\xcf]..[\x08\x0c](....)", re.DOTALL)
 """Begins the frame of a JPEG: its height and width."""
 
 
 class Upload(NamedTuple):
-    """An image file, the values that become 0 and 255, and whether to keep a picture of it."""
+    """An image file, the values that become 0 and 255, and whether to keep a thumbnail of it."""
 
     name: str
     data: bytes
@@ -54,13 +54,13 @@ class DecodedUpload(NamedTuple):
 
     Attributes:
         pixels: (H, W, 3) uint8 of the model's input size.
-        picture: a JPEG to keep.
+        thumbnail: a JPEG to keep.
         source_pixels: how many pixels the upload had.
         remarks: kinds of `fmcnet.data.pixels` that a person should see.
     """
 
     pixels: NDArray[np.uint8]
-    picture: bytes | None
+    thumbnail: bytes | None
     source_pixels: int
     remarks: tuple[str, ...] = ()
 
@@ -107,7 +107,7 @@ def decode_upload(upload: Upload, rules: DecodeRules) -> DecodedUpload:
     pixels = read_pixels(image, rules.height, rules.width, remarks=remarks, name=upload.name)
     return DecodedUpload(
         pixels,
-        thumbnail(image, size=THUMBNAIL_SIZE) if upload.keep else None,
+        make_thumbnail(image, size=THUMBNAIL_SIZE) if upload.keep else None,
         image.width * image.height,
         tuple(dict.fromkeys((*image.info[REMARKS], *remarks.kinds()))),
     )

@@ -451,7 +451,7 @@ def _warn_of_seen_identities(card: ModelCard, table: Table) -> None:
     evaluation_rows = table.take(~np.isin(table.split, card.config.data.train_splits))
     if card.start_samples and len(seen := seen_identities(card.start_samples, evaluation_rows)):
         logger.warning(
-            "%d of %d identities that are not trained on here have pictures that %s was trained on, the first is %s: "
+            "%d of %d identities that are not trained on here have images that %s was trained on, the first is %s: "
             "evaluate and calibrate on others, or move them to the split train",
             len(seen),
             len(np.unique(evaluation_rows.pid)),

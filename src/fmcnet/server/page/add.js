@@ -6,7 +6,7 @@ import { $, call, count, make, say, toAnswer } from "./service.js";
 
 const PATIENCE = 5;
 
-/** {file, id, said, shown, state}; shown is the address of its picture, state is "waiting", "added", "there" or "refused". */
+/** {file, id, said, shown, state}; shown is the address of its image, state is "waiting", "added", "there" or "refused". */
 let queue = [];
 let working = false;
 const waiting = () => queue.filter((one) => one.state === "waiting" || one.state === "refused");
@@ -32,7 +32,7 @@ function draw() {
   $("add-go").disabled = working || !due;
   $("add-go").textContent = working ? `Adding, ${due} to go…` : due ? `Add ${count(due, "crop")}` : "Add crops";
   $("add-clear").hidden = working || !queue.length;
-  for (const one of queue.filter(({ item }) => !item)) { // each picture is made once
+  for (const one of queue.filter(({ item }) => !item)) { // each item is made once
     one.shown = URL.createObjectURL(one.file);
     one.item = make("li", {}, make("img", { src: one.shown, alt: "", loading: "lazy", decoding: "async" }),
       make("span", { className: "name", textContent: nameOf(one.file) }), make("span"));

@@ -1,4 +1,4 @@
-// Cards of crops: picture, how sure, file name, time, camera, track; the rest behind "Details".
+// Cards of crops: thumbnail, how sure, file name, time, camera, track; the rest behind "Details".
 
 import { $, call, state } from "./service.js";
 
@@ -78,7 +78,7 @@ function drawCertainty(entry, part) {
   part("bar").firstElementChild.style.width = `${100 * Math.max(0, known ? entry.probability : entry.similarity)}%`;
 }
 
-/** Load the picture of an entry into an image, where there is one. */
+/** Load the thumbnail of an entry into an <img>, where there is one. */
 export async function show(entry, image, name, trials = 5) {
   try {
     const reply = await call(`v1/images/${encodeURIComponent(entry.id)}`);
@@ -86,14 +86,14 @@ export async function show(entry, image, name, trials = 5) {
     image.alt = `${name}: ${entry.modality}, camera ${entry.camera ?? "unknown"}, ${when(entry.time)}`;
     image.hidden = false;
     image.nextElementSibling.hidden = true;
-  } catch (error) { // 503: busy, it asks to come back; else there is no picture of this one
+  } catch (error) { // 503: busy, it asks to come back; else there is none of this entry
     if (error.status !== 503 || trials === 1) return;
     await new Promise((resolve) => setTimeout(resolve, 500));
     await show(entry, image, name, trials - 1);
   }
 }
 
-/** Put cards into a list, and let go of the pictures that were there. */
+/** Put cards into a list, and let go of the thumbnails that were there. */
 export function fill(list, cards) {
   list.querySelectorAll("img").forEach((image) => image.src && URL.revokeObjectURL(image.src));
   list.replaceChildren(...cards);

@@ -23,15 +23,15 @@ export function imagesOf(files, most = Infinity) {
  */
 async function measure(file) {
   const width = 32, height = 64;
-  let picture;
+  let bitmap;
   try {
-    picture = await createImageBitmap(file, { resizeWidth: width, resizeHeight: height });
+    bitmap = await createImageBitmap(file, { resizeWidth: width, resizeHeight: height });
   } catch {
     return NaN;
   }
   const canvas = Object.assign(document.createElement("canvas"), { width, height });
   const context = canvas.getContext("2d", { willReadFrequently: true });
-  context.drawImage(picture, 0, 0);
+  context.drawImage(bitmap, 0, 0);
   const { data } = context.getImageData(0, 0, width, height);
   const light = [], red = [], blue = [];
   for (let at = 0; at < data.length; at += 4) {

@@ -4,7 +4,7 @@ import { nameOf, show, when } from "./cards.js";
 import { $, call, count, make, state } from "./service.js";
 
 const LONGEST = 12_000;
-const PICTURES = 8;
+const SHOWN = 8;
 
 /** What removes these entries. */
 export function ofEntries(entries) {
@@ -70,16 +70,16 @@ export async function askRemoval({ queries, entries, gone, note }, done) {
 
 function confirmed(total, entries, note) {
   const box = $("remove-box");
-  const pictures = entries.slice(0, PICTURES).map((entry) => {
+  const items = entries.slice(0, SHOWN).map((entry) => {
     const image = make("img", { alt: "", hidden: true });
-    const frame = make("div", { className: "frame" }, image, make("span", { className: "none", textContent: "no picture" }));
+    const frame = make("div", { className: "frame" }, image, make("span", { className: "none", textContent: "no image" }));
     if (state.gallery?.pictures) show(entry, image, nameOf(entry));
     const facts = `${nameOf(entry)}, camera ${entry.camera ?? "unknown"}, ${when(entry.time)}`;
     return make("li", { title: entry.id }, frame, make("span", { textContent: facts }));
   });
-  const more = total - pictures.length;
+  const more = total - items.length;
   $("remove-title").textContent = total === 1 ? "Remove this crop?" : `Remove ${total.toLocaleString()} crops?`;
-  $("remove-what").replaceChildren(...pictures);
+  $("remove-what").replaceChildren(...items);
   $("remove-note").textContent = [
     more > 0 ? `And ${more.toLocaleString()} more.` : "",
     note,

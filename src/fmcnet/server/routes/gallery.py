@@ -154,7 +154,7 @@ async def add(
         crops = await service.embed(uploads, modality, sender, keep=service.kept is not None)
         with refused_at("range", RANGE_FIELD):
             await service.work(lambda: service.searcher.check_ranges(crops.ranges, RANGE_FIELD))
-        async with service.changing:  # nobody adds or removes one of these before their crops are kept
+        async with service.changing:  # nobody adds or removes one of these before their thumbnails are kept
             existing: set[str] = set()
             if on_duplicate == "skip" and service.kept is not None:
                 existing = await service.work(lambda: {given for given in id if given in service.gallery})
@@ -168,8 +168,8 @@ async def add(
             added = await service.work(lambda: service.searcher.add_embeddings(crops.embeddings, **rest))
             counts = {"added": added.added, "replaced": added.replaced, "skipped": added.skipped}
             log.update(ids=list(added.ids), **counts, camera=sorted(set(camera)))
-            kept = [pair for pair in zip(added.ids, crops.pictures, strict=True) if pair[0] not in existing]
-            notes = [*crops.notes, *await service.work(lambda: _store_pictures(service, kept))]
+            kept = [pair for pair in zip(added.ids, crops.thumbnails, strict=True) if pair[0] not in existing]
+            notes = [*crops.notes, *await service.work(lambda: _store_thumbnails(service, kept))]
             columns["modality"] = modality * (n // len(modality))
             notes += await service.work(lambda: add_notes(service.gallery, added, columns))
             notes += await service.work(lambda: list(added_range_notes(service.gallery, crops.ranges)))
@@ -220,15 +220,15 @@ async def entry(service: validation.Running, entry_id: str) -> Entry:
     "/images/{entry_id:path}",
     response_class=Response,
     responses={200: {"content": {"image/jpeg": {}}, "description": "A JPEG of at most 512 pixels a side"}},
-    summary="The picture of an entry",
+    summary="The thumbnail of an entry",
 )
 async def image(service: validation.Running, sender: validation.Sender, entry_id: str) -> Response:
-    """Only of crops that were kept (--keep-images), or of sources that may be shown (--show-sources)."""
+    """Only where one was kept (--keep-images), or where the entry's source may be shown (--show-sources)."""
     found = await _get_entry(service, entry_id)
-    data = await service.picture(found, sender)
+    data = await service.thumbnail(found, sender)
     if data is None:
         do = "see --keep-images, --show-sources"
-        raise ApiError(404, "there is no picture of this entry", "entry_id", do)
+        raise ApiError(404, "there is no thumbnail of this entry", "entry_id", do)
     return Response(data, media_type="image/jpeg")
 
 
@@ -260,18 +260,18 @@ def _metadata_column(values: Sequence[Any], images: int, name: str) -> Any:
     return None if not values else values[0] if len(values) == 1 else values
 
 
-def _store_pictures(service: Service, pictures: list[tuple[str, bytes | None]]) -> list[str]:
-    """Store the pictures of new entries; failures are notes, for the entries are stored."""
+def _store_thumbnails(service: Service, thumbnails: list[tuple[str, bytes | None]]) -> list[str]:
+    """Store the thumbnails of new entries; failures are notes, for the entries are stored."""
     kept = service.kept
     if kept is None:
         return []
     try:
-        for entry_id, data in pictures:
+        for entry_id, data in thumbnails:
             if data is not None:
                 kept.keep(entry_id, data)
     except OSError as error:
-        logger.error("pictures cannot be kept in %s: %s", kept.folder, error)
-        return ["the entries are added, but not all of their pictures could be kept"]
+        logger.error("thumbnails cannot be kept in %s: %s", kept.folder, error)
+        return ["the entries are added, but not all of their thumbnails could be kept"]
     return []
 
 
@@ -319,14 +319,14 @@ def _remove_entries(service: Service, where: Where, expect: int | None, log: dic
         except GalleryError:
             # another writer: none is gone; a reader or a full disk: all are, but the log holds them
             removed = [entry_id for entry_id in ids if entry_id not in service.gallery]
-            _forget_pictures(service, removed)
+            _forget_thumbnails(service, removed)
             log.update(ids=removed, removed=len(removed))
             raise
-        _forget_pictures(service, ids)
+        _forget_thumbnails(service, ids)
     return ids
 
 
-def _forget_pictures(service: Service, ids: Sequence[str]) -> None:
+def _forget_thumbnails(service: Service, ids: Sequence[str]) -> None:
     if service.kept is not None:
         service.kept.remove(ids)
 
@@ -335,7 +335,7 @@ def _forget_pictures(service: Service, ids: Sequence[str]) -> None:
 async def remove(
     service: validation.Running, sender: validation.Sender, entry_id: str
 ) -> schemas.RemovedBody:
-    """When it answers, no file of the gallery holds the embedding, and the kept crop is gone."""
+    """When it answers, no file of the gallery holds the embedding, and the kept thumbnail is gone."""
     with service.audit.watch("remove", **sender.facts, ids=[entry_id[:256]]) as log:
         _check_id(entry_id)
         async with service.changing:

@@ -41,7 +41,7 @@ SWAGGER_FILES = ("swagger-ui-bundle.js", "swagger-ui.css")
 SWAGGER_POLICY = POLICY.replace("style-src 'self'", "style-src 'self' 'unsafe-inline'").replace(
     "blob:", "data:"
 )
-"""Swagger UI has inline styles and pictures."""
+"""Swagger UI has inline styles and images."""
 
 
 @cache
@@ -135,7 +135,7 @@ async def gallery(service: Running, request: Request) -> GalleryBody:
         calibrated=service.encoder.calibrated,
         pictures=service.kept is not None
         or service.sources is not None
-        or await service.work(lambda: service.gallery.has_pictures),
+        or await service.work(lambda: service.gallery.has_thumbnails),
         keeps_images=service.kept is not None,
         cameras=await service.work(lambda: service.gallery.cameras()),
         may=state["scopes"],

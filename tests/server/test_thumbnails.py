@@ -1,4 +1,4 @@
-"""Which pictures the page gets, and that none comes from elsewhere."""
+"""Which thumbnails the page gets, and that none comes from elsewhere."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ import pytest
 from PIL import Image, features
 
 from fmcnet.errors import FmcnetError
-from fmcnet.inference.image_input import thumbnail
+from fmcnet.inference.image_input import make_thumbnail
 from fmcnet.retrieval import Gallery, Where
 from fmcnet.server.limits import Limits
-from fmcnet.server.pictures import KeptImages, SourceImages
+from fmcnet.server.thumbnails import KeptThumbnails, SourceFolder
 from fmcnet.server.uploads import UploadError, decode
-from tests.server.service import DIGEST, encoded, picture, png, running
+from tests.server.service import DIGEST, bands, encoded, png, running
 from tests.server.test_starving import many_segments
 
 
 @pytest.fixture
 def tree(tmp_path):
-    """root/ with a picture, a text, links inside and out; secret.png beside it."""
+    """root/ with an image, a text, links inside and out; secret.png beside it."""
     root = tmp_path / "root"
     (root / "cam1").mkdir(parents=True)
     (root / "cam1" / "a.png").write_bytes(png(1))
@@ -39,7 +39,7 @@ def tree(tmp_path):
 
 
 def test_sources_below_the_root_and_no_others(tree):
-    sources = SourceImages(tree)
+    sources = SourceFolder(tree)
     for inside in ("cam1/a.png", str(tree / "cam1" / "a.png"), "cam1/../cam1/a.png", "inside.png"):
         assert sources.read(inside) == png(1)
     outside = tree.parent
@@ -53,9 +53,9 @@ def test_sources_below_the_root_and_no_others(tree):
 def test_a_link_root_is_followed_once(tree):
     link = tree.parent / "link"
     link.symlink_to(tree)
-    assert SourceImages(link).read("cam1/a.png") is not None
+    assert SourceFolder(link).read("cam1/a.png") is not None
     with pytest.raises(FmcnetError, match="no folder"):
-        SourceImages(tree / "notes.txt")
+        SourceFolder(tree / "notes.txt")
 
 
 def test_the_route_shows_sources(tree, tmp_path):
@@ -84,8 +84,8 @@ def test_a_source_that_is_slow_to_decode_holds_nobody(tree, tmp_path):
 
 
 def test_kept_images_are_named_by_hashes(tmp_path):
-    kept = KeptImages(tmp_path / "kept", "people.gallery")
-    data = thumbnail(picture(1))
+    kept = KeptThumbnails(tmp_path / "kept", "people.gallery")
+    data = make_thumbnail(bands(1))
     ids = ["../../evil", "/etc/passwd", "a", "x" * 256, "\udcff"]
     for entry_id in ids:
         kept.keep(entry_id, data)
@@ -100,14 +100,14 @@ def test_kept_images_are_named_by_hashes(tmp_path):
 
 
 def test_a_folder_is_of_one_gallery(tmp_path):
-    KeptImages(tmp_path / "kept", "one")
-    KeptImages(tmp_path / "kept", "one")
+    KeptThumbnails(tmp_path / "kept", "one")
+    KeptThumbnails(tmp_path / "kept", "one")
     with pytest.raises(FmcnetError, match="of one, not of two"):
-        KeptImages(tmp_path / "kept", "two")
+        KeptThumbnails(tmp_path / "kept", "two")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("mine")
     with pytest.raises(FmcnetError, match="other files"):
-        KeptImages(tmp_path / "other", "one")
+        KeptThumbnails(tmp_path / "other", "one")
 
 
 def test_crops_of_entries_removed_elsewhere_are_forgotten_at_the_start(tmp_path):
@@ -127,20 +127,20 @@ def test_nothing_of_a_files_metadata_is_kept():
     exif = Image.Exif()
     exif[0x010E] = "taken at home"
     exif[0x0112] = 6  # to be turned by 90 degrees
-    image = decode(encoded(picture(1), "JPEG", exif=exif), "a", 10_000)
+    image = decode(encoded(bands(1), "JPEG", exif=exif), "a", 10_000)
     assert image.size == (48, 24)
-    assert b"home" not in thumbnail(image)
+    assert b"home" not in make_thumbnail(image)
     assert not image.getexif()
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"])
 def test_formats_taken(kind):
-    assert decode(encoded(picture(1), kind), "a", 10_000).mode == "RGB"
+    assert decode(encoded(bands(1), kind), "a", 10_000).mode == "RGB"
 
 
 def test_heic_and_avif_are_taken():
     heif = pytest.importorskip("pillow_heif")
-    small = picture(1, (64, 128))
+    small = bands(1, (64, 128))
     expected = np.asarray(small).astype(int)
     for data in (heif.from_pillow(small), None):
         stored = io.BytesIO()
@@ -163,7 +163,7 @@ def test_heic_without_its_package_says_how_to_get_it(monkeypatch):
 def test_a_damaged_avif_is_refused_wherever_the_damage_is():
     if not features.check("avif"):
         pytest.skip("this Pillow reads no AVIF")
-    whole, refused = encoded(picture(1), "AVIF"), 0
+    whole, refused = encoded(bands(1), "AVIF"), 0
     for at in range(12, len(whole), 5):
         try:
             decode(whole[:at] + bytes([whole[at] ^ 0x55]) + whole[at + 1 :], "a", 10_000)
@@ -175,19 +175,19 @@ def test_a_damaged_avif_is_refused_wherever_the_damage_is():
 def test_other_formats_are_not_even_tried():
     for kind in ("PPM", "ICO", "TGA", "JPEG2000"):
         with pytest.raises(UploadError, match="is no image"):
-            decode(encoded(picture(1), kind), "a", 10_000)
+            decode(encoded(bands(1), kind), "a", 10_000)
 
 
-def test_pictures_that_the_gallery_holds_are_shown_before_sources(tree, tmp_path):
+def test_thumbnails_that_the_gallery_holds_are_shown_before_sources(tree, tmp_path):
     with running(tmp_path, sources=tree, keep=True) as one:
         with Gallery(one.service.gallery.location) as gallery:
             gallery.add(
                 np.ones((2, 12)), modality="visible", ids=["a", "b"], source="cam1/a.png",
-                pictures=[png(7), None], model=DIGEST,
+                thumbnails=[png(7), None], model=DIGEST,
             )  # fmt: skip
         shown = [one.client.get(f"/v1/images/{name}") for name in ("a", "b")]
         assert shown[0].content == png(7)
-        assert shown[1].content == thumbnail(picture(1))
+        assert shown[1].content == make_thumbnail(bands(1))
         one.service.kept.keep("a", png(8))
         assert one.client.get("/v1/images/a").content == png(8)
         assert one.client.delete("/v1/entries/a").status_code == 200
@@ -195,13 +195,13 @@ def test_pictures_that_the_gallery_holds_are_shown_before_sources(tree, tmp_path
         assert one.service.kept.read("a") is None
 
 
-def test_only_crops_that_are_added_become_pictures(tmp_path, monkeypatch):
+def test_only_crops_that_are_added_become_thumbnails(tmp_path, monkeypatch):
     with running(tmp_path, keep=True) as one:
         kept, decode_images = [], one.service._decoders.decode
 
         async def decoded(uploads, caller):
             images = await decode_images(uploads, caller)
-            kept.append([image.picture is not None for image in images])
+            kept.append([image.thumbnail is not None for image in images])
             return images
 
         monkeypatch.setattr(one.service._decoders, "decode", decoded)
@@ -210,11 +210,11 @@ def test_only_crops_that_are_added_become_pictures(tmp_path, monkeypatch):
     assert kept == [[True, True], [False]]
 
 
-def test_pictures_that_another_process_indexes_meanwhile_are_shown(tmp_path):
+def test_thumbnails_that_another_process_indexes_meanwhile_are_shown(tmp_path):
     with running(tmp_path) as one:
         one.add(1)
         assert not one.client.get("/v1/gallery").json()["pictures"]
         with Gallery(one.service.gallery.location) as gallery:
-            gallery.add(np.ones((1, 12)), modality="visible", ids=["new"], pictures=[png(7)], model=DIGEST)
+            gallery.add(np.ones((1, 12)), modality="visible", ids=["new"], thumbnails=[png(7)], model=DIGEST)
         assert one.client.get("/v1/gallery").json()["pictures"]
         assert one.client.get("/v1/images/new").content == png(7)

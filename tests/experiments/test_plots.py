@@ -1,4 +1,4 @@
-"""Figures: names as people write them, captions."""
+"""Plots: names as people write them, captions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from fmcnet.config import Config
 from fmcnet.data.readers.csv import read_csv
-from fmcnet.experiments import figures, maps
+from fmcnet.experiments import maps, plots
 from fmcnet.experiments.features import Features
 from fmcnet.experiments.rows import STUDIES
 from fmcnet.experiments.runs import StudyRun
@@ -35,8 +35,8 @@ def test_a_map_is_said_to_be_of_the_seed_that_it_shows(tmp_path, monkeypatch):
 def test_a_name_without_glyphs_or_with_dollars_is_drawn(tmp_path, name):
     pytest.importorskip("matplotlib")
     table = read_csv(trees.csv_folder(tmp_path))
-    figure, axes = figures.new_axes(1, 1, (2, 2))
-    figures._show_image(axes[0][0], (0, 0), table, 0, f"pid {name}", figures.INK)
+    figure, axes = plots.new_axes(1, 1, (2, 2))
+    plots._show_image(axes[0][0], (0, 0), table, 0, f"pid {name}", plots.INK)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert figures.write_png(figure, tmp_path / "a.png").is_file()
+        assert plots.write_png(figure, tmp_path / "a.png").is_file()

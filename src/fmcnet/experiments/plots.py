@@ -1,4 +1,4 @@
-"""Figures: training curves, CMC curves, ranked lists, similarities, a study's rows and pairs. PNG, by matplotlib."""
+"""Plots: training curves, CMC curves, ranked lists, similarities, a study's rows and pairs. PNG, by matplotlib."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from fmcnet.training.loggers import read_log
 from fmcnet.training.train_step import NO_TERMS
 
 RIGHT, WRONG, INK = "#1a7f37", "#cf222e", "#24292f"
-Pictures = list[tuple[str, Path]]
+Plots = list[tuple[str, Path]]
 """Title and file of each."""
 
 
@@ -216,7 +216,7 @@ def similarity_histogram(result: Verification, path: Path) -> Path:
     return write_png(figure, path)
 
 
-def rows_picture(study: dict[str, Any], path: Path) -> Path:
+def rows_plot(study: dict[str, Any], path: Path) -> Path:
     """mAP and Rank-1 of each row: mean, spread and each seed; both directions."""
     rows = [row for row in study["rows"] if row["figures"]]
     figure, axes = new_axes(1, 2, (10.4, 0.42 * len(rows) + 1.6), sharey=True)
@@ -238,7 +238,7 @@ def rows_picture(study: dict[str, Any], path: Path) -> Path:
     return write_png(figure, path)
 
 
-def pairs_picture(study: dict[str, Any], path: Path) -> Path:
+def pairs_plot(study: dict[str, Any], path: Path) -> Path:
     """Paired differences of mAP with their intervals; green: clear of zero up, red: down (of enough seeds)."""
     pairs = study["pairs"]
     figure, [[ax]] = new_axes(1, 1, (8.4, 0.36 * len(pairs) + 1.2))
@@ -259,7 +259,7 @@ def pairs_picture(study: dict[str, Any], path: Path) -> Path:
     return write_png(figure, path)
 
 
-def fusion_picture(records: dict[str, list[dict[str, Any]]], path: Path) -> Path | None:
+def fusion_plot(records: dict[str, list[dict[str, Any]]], path: Path) -> Path | None:
     """w1 and w2 over training, one line per run; None if the logs lack them."""
     logged = {name: [r for r in rows if "w1" in r and "w2" in r] for name, rows in records.items()}
     if not any(logged.values()):

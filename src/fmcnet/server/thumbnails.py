@@ -1,4 +1,4 @@
-"""Pictures of entries for the page: crops kept on request, or source files below one allowed folder."""
+"""Thumbnails of entries for the page: of crops, kept on request, or made of source files below one allowed folder."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ LARGEST_SOURCE = 64 * 2**20
 """Bytes of a source file that is shown."""
 
 
-class KeptImages:
-    """Crops of one gallery by entry id, one file each, named by the id's hash: no id can name another file.
+class KeptThumbnails:
+    """Thumbnails of one gallery by entry id, one file each, named by the id's hash: no id can name another file.
 
     Raises:
-        FmcnetError: when the folder cannot be used, or keeps another gallery's crops.
+        FmcnetError: when the folder cannot be used, or keeps another gallery's thumbnails.
     """
 
     def __init__(self, folder: Path, gallery: str) -> None:
@@ -42,19 +42,19 @@ class KeptImages:
             raise FmcnetError(f"--keep-images {folder} cannot be used: {error.strerror}") from error
         except ValueError as error:
             what = f"{owner} is damaged: {error}"
-            raise FmcnetError(f"{what}; it names the gallery whose crops are here: {gallery}") from error
+            raise FmcnetError(f"{what}; it names the gallery whose thumbnails are here: {gallery}") from error
         if recorded != gallery:
             raise FmcnetError(
-                f"--keep-images {folder} keeps the crops of {recorded:.300}, not of {gallery}; if the gallery was "
-                f"moved, write its new place into {owner}"
+                f"--keep-images {folder} keeps the thumbnails of {recorded:.300}, not of {gallery}; if the gallery "
+                f"was moved, write its new place into {owner}"
             )
 
     def path(self, entry_id: str) -> Path:
-        """Where an entry's crop is, if it is kept."""
+        """Where an entry's thumbnail is, if it is kept."""
         return self.folder / f"{hashlib.sha256(entry_id.encode('utf-8', 'surrogateescape')).hexdigest()}.jpg"
 
     def keep(self, entry_id: str, data: bytes) -> None:
-        """Store a crop, as `thumbnail` made it, over an earlier one.
+        """Store a thumbnail, as `make_thumbnail` made it, over an earlier one.
 
         Raises:
             OSError: when the disk does not take it.
@@ -70,12 +70,12 @@ class KeptImages:
             return None
 
     def remove(self, ids: Iterable[str]) -> None:
-        """Remove the crops of these entries that are kept."""
+        """Remove the thumbnails of these entries that are kept."""
         for entry_id in ids:
             self.path(entry_id).unlink(missing_ok=True)
 
     def sweep(self, ids: Iterable[str]) -> int:
-        """Remove the crops of all entries but `ids`, such as those that another program removed; how many."""
+        """Remove the thumbnails of all entries but `ids`, such as those that another program removed; how many."""
         names = {path.name for path in self.folder.iterdir() if re.fullmatch(r"[0-9a-f]{64}\.jpg", path.name)}
         if names:
             names -= {self.path(entry_id).name for entry_id in ids}
@@ -84,7 +84,7 @@ class KeptImages:
         return len(names)
 
 
-class SourceImages:
+class SourceFolder:
     """The files that entries came from, as far as they lie below one folder.
 
     Args:
