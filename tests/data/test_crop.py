@@ -700,7 +700,7 @@ def test_frames_of_a_damaged_part_of_a_video_are_told(tmp_path, monkeypatch):
         stream = out.add_stream("mpeg4", rate=10)
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         for number in range(1, 25):  # which differ little, so that few are key frames
-            frame = av.VideoFrame.from_ndarray(picture(1) // 4 + np.uint8(4 * number), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(image(1) // 4 + np.uint8(4 * number), format="rgb24")
             out.mux(stream.encode(frame))
         out.mux(stream.encode())
     found = crop(
