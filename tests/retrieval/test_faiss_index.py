@@ -217,7 +217,7 @@ def test_building_and_loading_graphs_leaves_no_copy_of_the_embeddings_in_memory(
 
 def test_a_modality_without_rows_has_no_graph():
     part = ModalityIndex(8, np.dtype(np.float32))
-    part.grow()
+    part.grow(np.empty(0, bool))
     assert part.graph is None
     assert part.search(crops(2, 8), 3, np.empty(0, bool), 0) == []
 
@@ -237,3 +237,59 @@ def test_an_entry_whose_modality_is_set_anew_is_found_under_the_new_one(tmp_path
                     for asked in ("visible", "infrared"):
                         for one in (gallery, reader):
                             answers(one, plain, query, 12, Where(modality=asked))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_what_is_left_of_a_person_is_found_after_removals_and_reopening(tmp_path, monkeypatch, dtype):
+    """A graph leads to a crop past the person's others; removed ones must not end the way, nor stay in the file."""
+    monkeypatch.setattr(faiss_index, "FEW", 100)
+    monkeypatch.setattr(faiss_index, "LOOKED_AT", 1)
+    monkeypatch.setattr(faiss_index, "EF_SEARCH", 64)
+    rng = np.random.default_rng(0)
+    person = np.repeat(np.arange(100), 60)
+    codes = rng.normal(size=(100, 16))[person] + 0.1 * rng.normal(size=(len(person), 16))
+    ids = np.array([f"{row:05d}" for row in range(len(person))])
+    left, removed = {*range(len(person))}, set[int]()
+
+    def lost():
+        with Gallery(tmp_path / "g", model="m") as gallery:
+            thin = [row for row in sorted(left) if person[row] % 5 == 0]
+            found = [gallery.search(codes[row], top=1)[0].id == ids[row] for row in thin]
+            assert gallery.info().unindexed < 100
+            assert gallery.check() == []
+            return found.count(False)
+
+    def stored():
+        code = np.dtype(dtype).itemsize * 16
+        data = next((tmp_path / "g").glob("vectors-*")).read_bytes()
+        return {data[start : start + code] for start in range(0, len(data), code)}
+
+    with Gallery(tmp_path / "g", model="m", dtype=dtype, index="hnsw") as gallery:
+        gallery.add(codes, modality="visible", ids=ids)
+        gallery.compact()
+        kept = {ids[row]: gallery.embedding(ids[row]).astype(dtype).tobytes() for row in sorted(left)}
+    for keep_from in (57, 58, 59):  # three, two and one of sixty stay of a fifth of the people
+        gone = {row for row in left if person[row] % 5 == 0 and row % 60 < keep_from}
+        with Gallery(tmp_path / "g", model="m") as gallery:
+            gallery.remove(Where(ids=ids[sorted(gone)].tolist()))
+        left, removed = left - gone, removed | gone
+        assert lost() == 0, keep_from
+        assert not stored() & {kept[ids[row]] for row in removed}
+        assert {kept[ids[row]] for row in left} <= stored()
+
+
+def test_a_graph_over_removed_rows_of_zeros_is_not_used(tmp_path):
+    """0.1.0 wrote zeros; a stand-in is of the row's own graph."""
+    codes, people = crops(200, 8), entries(200)
+    index = indexed(codes, people)
+    index.forget([3, 4])
+    stand_ins = index.stand_ins(np.array([2, 3]))
+    for position, code in zip((2, 3), stand_ins, strict=True):
+        [row] = np.flatnonzero((codes == code).all(axis=1))
+        assert index.columns.alive[row]
+        assert people[row].modality is people[position].modality
+    part = [people[2].modality.code, people[3].modality.code]
+    codes[[2, 3]] = stand_ins
+    assert all(reloaded(index, codes, tmp_path).parts[code].graph_rows for code in part)
+    codes[[2, 3]] = 0
+    assert not any(reloaded(index, codes, tmp_path).parts[code].graph_rows for code in part)

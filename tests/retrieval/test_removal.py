@@ -192,7 +192,7 @@ def test_an_interrupted_erasing_is_done_by_the_next(tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
         with monkeypatch.context() as once:
-            once.setattr(IndexManifest, "erase", interrupted)
+            once.setattr(IndexManifest, "overwrite", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 gallery.remove(Where(ids=["crop-00004"]))
         gallery.remove(Where(ids=["crop-00005"]))

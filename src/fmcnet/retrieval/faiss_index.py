@@ -121,15 +121,20 @@ class ModalityIndex:
         parts.append(self.rest.reconstruct_n(first - self.graph_rows, len(self.positions) - first))
         return np.concatenate(parts)
 
-    def grow(self) -> None:
-        """Take all rows into the graph."""
+    def grow(self, alive: BoolArray) -> None:
+        """Take all rows into the graph; those (M,) not `alive` as copies of the one before that is, else as zeros."""
         if not self.rest.ntotal:
             return
+        alive = alive[self.graph_rows :]
+        codes = self.rest.reconstruct_n(0, self.rest.ntotal)
+        living = np.flatnonzero(alive)
+        before = np.maximum(np.searchsorted(living, np.flatnonzero(~alive)) - 1, 0)
+        codes[~alive] = codes[living[before]] if len(living) else 0
         if self.graph is None:
             description = f"HNSW{LINKS},{STORAGE[self.dtype.name]}"
             self.graph = faiss().index_factory(self.dimension, description, faiss().METRIC_INNER_PRODUCT)
             self.graph.hnsw.efConstruction = EF_BUILD
-        self.graph.add(self.rest.reconstruct_n(0, self.rest.ntotal))
+        self.graph.add(codes)
         self.rest = empty_flat(self.dimension, self.dtype)
         self.reached = np.empty(self.graph.ntotal, np.bool_)
         params = faiss().SearchParametersHNSW(efSearch=SELF_SEARCH["ef"])
@@ -259,6 +264,10 @@ class FaissIndex:
         parts[: len(saved)] = saved  # since then, entries may have changed their modality
         self._add_to_parts(parts, 0, codes)
         for code, part in enumerate(self.parts):
+            covered = part.positions[: len(stored.get(f"reached_{code}", ()))]
+            removed = covered[~self.columns.alive[covered]]
+            if not codes[removed].any(axis=1).all():
+                continue  # of 0.1.0: no search passes zeros, so what lies behind them would not be found
             if f"graph_{code}" in stored:
                 graph = faiss().deserialize_index(stored.pop(f"graph_{code}"))
                 part.attach(graph, stored[f"reached_{code}"])
@@ -286,7 +295,28 @@ class FaissIndex:
     def grow_graphs(self) -> None:
         """Take all rows into the graphs."""
         for part in self.parts:
-            part.grow()
+            part.grow(self.columns.alive[part.positions])
+
+    def stand_ins(self, positions: IntArray) -> Codes:
+        """(N, D) what takes the place of removed rows in the embeddings' file.
+
+        In a graph it is the embedding of the nearest row that is left, for a search finds what lies behind a row by
+        passing it. Elsewhere, and where none is left, it is zeros.
+        """
+        codes: Codes = np.zeros((len(positions), self.dimension), self.dtype)
+        for part in self.parts:
+            of_part = np.flatnonzero(np.isin(positions, part.positions[: part.graph_rows]))
+            alive = self.columns.alive[part.positions]
+            alive[part.graph_rows :] = False
+            if not len(of_part) or not alive.any():
+                continue
+            storage = part.graph.storage
+            own = storage.reconstruct_batch(np.searchsorted(part.positions, positions[of_part]))
+            own, index = np.unique(own, axis=0, return_inverse=True)  # many may be copies of one
+            _, nearest = merged(part.search(own, 1, alive, SELF_SEARCH["ef"]), 1)
+            left = storage.reconstruct_batch(np.searchsorted(part.positions, nearest[:, 0]))
+            codes[of_part] = left[index.ravel()]
+        return codes
 
     def save_graphs(self, path: Path) -> None:
         """Write the graphs' links, without the embeddings, and the modality under which each row is."""

@@ -4,7 +4,7 @@ Files that do not fit the database are not used. The log names what is missing, 
 is made again from the database: in memory by a reader, on disk by the next writer.
 
 Every change of the files ends by replacing the manifest `index.json`. It holds a checksum of every other file, the
-gallery's name and the database's generation. The embeddings' file only grows, and zeros overwrite removed rows in
+gallery's name and the database's generation. The embeddings' file only grows, and removed rows are overwritten in
 place. Other files get a new name each time, so readers of the old ones are not disturbed.
 """
 
@@ -191,13 +191,24 @@ class GalleryIndex:
             self._discard_files()
             return
         try:
-            self.manifest.erase(self.folder, np.array(self._unerased, np.int64))
+            rows = self._with_copies(self.manifest, self.state)
+            self.manifest.overwrite(self.folder, rows, self.state.stand_ins(rows))
             self.manifest.commit(self.folder, self.state, self.generation)
             self._unerased = []  # not before: what an interrupt left is erased next time
         except (OSError, InvalidIndexError) as error:
             logger.warning("%s: the index cannot be rewritten (%s); it is removed", self.folder, error)
             self._discard_files()
             self.state = None
+
+    def _with_copies(self, manifest: IndexManifest, state: FaissIndex) -> IntArray:
+        """Positions to erase, and of earlier removed rows that hold copies of these embeddings (`stand_ins`)."""
+        stored = manifest.map(self.folder)
+        embeddings = {stored[position].tobytes() for position in self._unerased}
+        removed = np.flatnonzero(~state.columns.alive[: self.saved])
+        copies = [
+            row for row in removed.tolist() if stored[row].tobytes() in embeddings and stored[row].any()
+        ]
+        return np.union1d(np.array(self._unerased, np.int64), np.array(copies, np.int64))
 
     def _discard_files(self) -> None:
         """Remove the files, which can be made again from the database."""
@@ -229,6 +240,9 @@ class GalleryIndex:
             if wanted and missing and (complete or not state.graph_rows or missing >= BEHIND):
                 state.grow_graphs()
                 manifest.graph = None
+                removed = np.flatnonzero(~state.columns.alive)
+                zeros = removed[~manifest.map(self.folder)[removed].any(axis=1)]
+                manifest.overwrite(self.folder, zeros, state.stand_ins(zeros))
             if not state.graph_rows:
                 manifest.graph = None
             elif manifest.graph is None:
@@ -385,14 +399,14 @@ class IndexManifest:
         del self.blocks[first:]
         self.blocks += [block_crc(mapped, block) for block in range(first, -(-self.rows // BLOCK))]
 
-    def erase(self, folder: Path, positions: IntArray) -> None:
-        """Overwrite rows of the embeddings' file by zeros."""
+    def overwrite(self, folder: Path, positions: IntArray, codes: Codes) -> None:
+        """Overwrite rows of the embeddings' file."""
         if not len(positions):
             return
         with (folder / self.vectors).open("r+b") as stream:
-            for position in positions.tolist():
+            for position, code in zip(positions.tolist(), codes, strict=True):
                 stream.seek(position * self.row_bytes)
-                stream.write(bytes(self.row_bytes))
+                stream.write(code.tobytes())
             stream.flush()
             os.fsync(stream.fileno())
         mapped = self.map(folder)
