@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta, timezone
 
 import numpy as np
@@ -105,6 +106,28 @@ def test_duplicate_ids_are_refused_replaced_or_skipped(filled):
     agree(gallery, plain, queries=1)
     with pytest.raises(DuplicateIdError, match="'twin' comes twice"):
         gallery.add(vectors[:2], ids=["twin", "twin"], modality="visible", model=MODEL)
+
+
+def test_an_update_keeps_what_is_not_given_and_adds_nobody(filled):
+    gallery, plain = filled
+    vectors, rows = crops(3, seed=6), entries(3, seed=6, first=198)  # two are there, one is not
+    given = [
+        replace(rows[0], track=None, tags=()),
+        replace(rows[1], pid=None, camera=None, time=None),
+        rows[2],
+    ]
+    done = add(gallery, vectors, given, on_duplicate="update")
+    assert (done.added, done.replaced, done.skipped) == (0, 2, 1)
+    kept = []
+    for entry in given[:2]:
+        old, _ = plain.rows[entry.id]
+        for name in ("pid", "camera", "time", "source", "track", "tags"):
+            if getattr(entry, name) in (None, ()):
+                entry = replace(entry, **{name: getattr(old, name)})
+        kept.append(entry)
+    assert kept != given[:2]
+    plain.add(vectors[:2], kept)
+    agree(gallery, plain, queries=1)
 
 
 def test_ids_are_made_up_in_order(location, opened):

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from fmcnet.errors import GalleryError
-from fmcnet.retrieval import Gallery, indexing
+from fmcnet.inference.encoder import Encoder
+from fmcnet.retrieval import Gallery, Where, indexing
 from fmcnet.retrieval import sources as sources_module
 from fmcnet.retrieval.freshness import relocate
 from fmcnet.retrieval.sources import path_id
@@ -52,6 +53,31 @@ def test_pixels_replaced_with_equal_size_and_time_are_noticed(tmp_path):
     os.utime(path, (1.7e9, 1.7e9))  # touched only
     quiet = as_json("index", "g", folder, *RULES)
     assert (quiet["changed"], quiet["differences"], quiet["notes"]) == ([], [], [])
+
+
+@pytest.mark.parametrize("existing", ["update", "replace"])
+def test_what_changes_while_images_are_encoded_again_stays_changed(crops, monkeypatch, existing):
+    """A removal and new metadata of another process, at the longest step."""
+    paths = sorted(crops.rglob("*.png"))
+    run("index", "g", crops, *RULES)
+    for path in paths:
+        Image.open(path).transpose(Image.Transpose.ROTATE_180).save(path)
+    gone, kept = path_id(paths[0]), path_id(paths[1])
+    encode = Encoder.encode
+
+    def slow(*arguments, **options):
+        with Gallery("g") as gallery:
+            gallery.remove(Where(ids=[gone]))
+            gallery.update([kept], tags=["wanted"], track="t1")
+        return encode(*arguments, **options)
+
+    monkeypatch.setattr(Encoder, "encode", slow)
+    made = as_json("index", "g", crops, *RULES, "--existing", existing)
+    assert (made["added"], made["replaced"], made["already"]) == (0, len(paths) - 1, len(paths) - 1)
+    assert made["removed_before"] == [str(paths[0])]
+    found = {name: entry for name, (entry, _) in entries().items()}
+    assert gone not in found
+    assert (found[kept].tags, found[kept].track) == (("wanted",), "t1")
 
 
 def test_a_cluster_tells_that_it_notices_no_changed_files(crops, monkeypatch):

@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta, timezone, tzinfo
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from numpy.typing import ArrayLike
 
@@ -399,7 +399,8 @@ class Gallery:
                 stretched. See `value_ranges`.
             model: digest of the model that made the embeddings; needed unless the gallery was opened with it.
             on_duplicate: what to do with an id that is there: "refuse" the batch, "replace" the old entry (which is
-                removed as by `remove`), or "skip" the new one.
+                removed as by `remove`), "skip" the new one, or "update" the old one, which keeps the metadata that
+                is not given. "update" skips ids that are not there.
 
         Returns:
             The ids, and how many entries were added, replaced and skipped.
@@ -410,8 +411,10 @@ class Gallery:
             DuplicateIdError: for an id that is there, or comes twice.
             GalleryBusyError: when another process writes for longer than `timeout`.
         """
-        if on_duplicate not in ("refuse", "replace", "skip"):
-            raise GalleryError(f"on_duplicate is 'refuse', 'replace' or 'skip', not {on_duplicate!r}")
+        if on_duplicate not in get_args(OnDuplicate):
+            raise GalleryError(
+                f"on_duplicate is 'refuse', 'replace', 'skip' or 'update', not {on_duplicate!r}"
+            )
         digest = self._model if model is None else inputs.text(model, "model")
         if digest is None:
             raise GalleryError(

@@ -265,7 +265,7 @@ class _Portion:
 
     def to_encode_again(self, existing: Existing, keep_images: bool) -> list[SourceImage]:
         """Report or store differences of known images; returns those that must be read again for it."""
-        again, updates = [], {}
+        again, updates, cleared = [], {}, {}
         for image in (known for known in self.images if known.id in self.stored):
             entry = self.stored[image.id]
             self.report.left_empty += [
@@ -277,10 +277,14 @@ class _Portion:
             if existing == "keep":
                 self.report.differences += differences
             elif existing == "replace" or any(difference.name in ENCODED for difference in differences):
-                again.append(_with_stored_values(image, entry))
+                again.append(image)
+                cleared[image.id] = [
+                    difference for difference in differences if difference.name in image.unknown
+                ]
             else:
                 updates[image.id] = differences
         self.report.updated += _update(self.gallery, updates)
+        _update(self.gallery, cleared)
         return again
 
     def _differences(self, image: SourceImage, entry: Entry, keep_images: bool) -> Iterator[Difference]:
@@ -307,11 +311,12 @@ class _Portion:
         batch_size: int,
     ) -> Iterator[tuple[Remarks, Sequence[ValueRange | None]]]:
         """Add images in groups of one value range, with or without thumbnails; yields remarks and ranges."""
-        groups = defaultdict[tuple[bool, ValueRange | None], list[SourceImage]](list)
+        groups = defaultdict[tuple[bool, bool, ValueRange | None], list[SourceImage]](list)
         for image in (*fresh, *again):
-            keep = keep_images or (bool(again) and self.gallery.thumbnail(image.id) is not None)
-            groups[keep, image.value_range or value_range].append(image)
-        for (keep, group_range), group in groups.items():
+            known = image.id in self.stored
+            keep = keep_images or (known and self.gallery.thumbnail(image.id) is not None)
+            groups[known, keep, image.value_range or value_range].append(image)
+        for (known, keep, group_range), group in groups.items():
             remarks = Remarks()
             added = searcher.add(
                 [image.path for image in group],
@@ -320,7 +325,7 @@ class _Portion:
                 source=[image.source or image.path for image in group],
                 **{name: [getattr(image, name) for image in group] for name in METADATA},
                 on_error=on_error,
-                on_duplicate="replace" if again else "skip",
+                on_duplicate="update" if known else "skip",  # what was removed meanwhile stays removed
                 keep_images=keep,
                 batch_size=batch_size,
                 progress=False,
@@ -329,10 +334,17 @@ class _Portion:
             )
             self.report.added += added.added
             self.report.replaced += added.replaced
-            self.report.already += added.skipped
             self.report.faults += added.faults
+            ids = {*added.ids}
+            if known and added.skipped:
+                there = {entry.id for entry, _ in self.gallery.scan(Where(ids=added.ids))}
+                self.report.removed_before += [str(p.path) for p in group if p.id in ids - there]
+                self.report.already -= added.skipped
+                ids &= there
+            else:
+                self.report.already += added.skipped
             if self.gallery.files is not None:
-                records = {name: self.records[name] for name in added.ids if name in self.records}
+                records = {name: self.records[name] for name in ids if name in self.records}
                 self.gallery.files.put(records, added=True)
             yield remarks, remarks.ranges(group_range)
 
@@ -372,13 +384,6 @@ def check_faults(sources: Sources, *, missing_ok: bool = False) -> None:
         total = len(sources.images) + len(sources.faults)
         listing = list_faults(faults, total).replace("cannot be read", "cannot be indexed", 1)
         raise DataError(f"nothing was added: {listing}\n--on-error skip leaves them out")
-
-
-def _with_stored_values(image: SourceImage, entry: Entry) -> SourceImage:
-    """The image, with the stored values where none are given, nor written as unknown."""
-    image = image._replace(pid=as_pid(image.pid))
-    absent = [name for name in METADATA if getattr(image, name) in (None, ()) and name not in image.unknown]
-    return image._replace(**{name: getattr(entry, name) for name in absent})
 
 
 def _update(gallery: Gallery, differing: Mapping[str, Sequence[Difference]]) -> int:

@@ -272,11 +272,13 @@ class MilvusStore(milvus.Collection):
             check_new(existing, ids, self.location)
         replaced = 0 if on_duplicate == "skip" else len(existing)
         now = clock.time_ns()
-        rows = [
-            milvus.to_row(entry, vector, now + i, numbers=self.numbers)
-            for i, (entry, vector) in enumerate(zip(batch.entries, batch.vectors, strict=True))
-            if not (on_duplicate == "skip" and entry.id in existing)
-        ]
+        rows = []
+        for i, (entry, vector) in enumerate(zip(batch.entries, batch.vectors, strict=True)):
+            if on_duplicate == ("skip" if entry.id in existing else "update"):
+                continue
+            if on_duplicate == "update":
+                entry = entry.with_stored(milvus.to_stored(existing[entry.id])[0])
+            rows.append(milvus.to_row(entry, vector, now + i, numbers=self.numbers))
         self._write(rows, existing)
         return Added(tuple(ids), len(rows) - replaced, replaced, len(ids) - len(rows))
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fmcnet.data.pixels import ValueRange
     from fmcnet.inference.image_input import Fault
 
-OnDuplicate = Literal["refuse", "replace", "skip"]
+OnDuplicate = Literal["refuse", "replace", "skip", "update"]
 IndexChoice = Literal["auto", "exact", "hnsw"]
 Dtype = Literal["float32", "float16"]
 
@@ -49,6 +49,11 @@ class Entry:
     source: str | None = None
     track: str | None = None
     tags: tuple[str, ...] = ()
+
+    def with_stored(self, stored: Entry) -> Entry:
+        """The entry, with the metadata of `stored` where it has none."""
+        names = ("pid", "camera", "time", "source", "track", "tags")
+        return replace(self, **{name: getattr(self, name) or getattr(stored, name) for name in names})
 
 
 @dataclass(frozen=True)
@@ -251,7 +256,7 @@ class Added:
         ids: of all N entries given, in order, those that were made up included.
         added: how many are new. With `replaced` and `skipped`, it sums to N.
         replaced: how many took the place of an entry with their id.
-        skipped: how many were left out, for an entry has their id.
+        skipped: how many were left out, for an entry has their id; with "update", for none has.
         faults: images that could not be read and were left out, by `Searcher.add`; they are not among the N.
     """
 

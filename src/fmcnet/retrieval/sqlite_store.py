@@ -372,9 +372,12 @@ class SqliteStore:
                 existing = self.database.seqs(ids)
                 if on_duplicate == "refuse":
                     check_new(existing, ids, self.location)
-                skip = on_duplicate == "skip"
-                rows = [row for row, name in enumerate(ids) if not (skip and name in existing)]
+                skip, update = on_duplicate == "skip", on_duplicate == "update"
+                rows = [row for row, name in enumerate(ids) if not (skip if name in existing else update)]
                 entries = [batch.entries[row] for row in rows]
+                if update:
+                    stored = self.database.stored([existing[entry.id] for entry in entries])
+                    entries = [entry.with_stored(stored[existing[entry.id]][0]) for entry in entries]
                 vectors = batch.vectors[rows].astype(settings.dtype)
                 thumbnails = [batch.thumbnails[row] for row in rows] if batch.thumbnails else []
                 old = [] if skip else sorted(existing.values())
