@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fmcnet.cli import console
 from fmcnet.errors import GalleryError
 from fmcnet.inference.encoder import Encoder
 from fmcnet.retrieval import Gallery, Searcher, indexing, searcher
@@ -382,6 +383,26 @@ def test_removal_asks(crops):
     assert as_json("gallery", "info", "g")["entries"] == 2
 
 
+@pytest.mark.parametrize("asked", [("remove", "g", "--camera", "1"), ("expire", "g", "--keep", "30d")])
+def test_what_comes_to_match_while_it_asks_stays(crops, monkeypatch, asked):
+    dated(crops)
+    confirm = console.confirm
+
+    def slowly(verb, count, entries):
+        confirm(verb, count, entries)
+        with Gallery("g") as other:
+            found = [entry for entry, _ in other.scan()]
+            vector, time = other.embedding(found[0].id), datetime(2020, 1, 1, tzinfo=timezone.utc)
+            other.add(
+                vector, modality="visible", ids=["late"], camera="1", time=time, model=other.settings.model
+            )
+
+    monkeypatch.setattr(console, "confirm", slowly)
+    assert "Remove 2 of 4" in run("gallery", *asked, input="y\n").output
+    with Gallery("g") as gallery:
+        assert ("late" in gallery, len(gallery)) == (True, 3)
+
+
 def test_removal_of_all_needs_a_word_more_than_yes(crops):
     run("index", "g", crops, *RULES)
     remove = ("gallery", "remove", "g", "--modality", "visible")
@@ -614,6 +635,9 @@ def test_a_table_gives_each_camera_its_range(tmp_path):
         "have, or had, several value ranges (15:40 and 28815:31315), so an image like these needs one" in said
     )
     assert "give --range LOW:HIGH" in said
+    assert "leaves one range, but for rows of a CSV that have a range" in said
+    as_json("index", "g", tmp_path / "people.csv", "--existing", "replace", "--range", "15:40")
+    assert len(ranges_of("g")) == 2  # those of the table
     (tmp_path / "people.csv").write_text("path,modality,range\na.tif,infrared,warm\n")
     assert "line 2: range warm: give two numbers as LOW:HIGH" in wrong(
         "index", "n", tmp_path / "people.csv", "--model", "run"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import shutil
+import sqlite3
 from pathlib import Path
 
 import numpy as np
@@ -182,6 +184,31 @@ def test_a_damaged_row_is_named_by_check_and_by_a_search(copy, whole):
             gallery.check()
         with pytest.raises(GalleryDamagedError, match="crop-00042"):
             gallery.embedding("crop-00042")
+
+
+def test_a_damaged_digest_of_a_removed_entry_is_named_by_check(copy):
+    with contextlib.closing(sqlite3.connect(copy / "gallery.sqlite")) as database:
+        [(digest,)] = database.execute("SELECT digest FROM removed").fetchall()
+        for flipped in (0, len(digest) - 1):
+            changed = bytearray(digest)
+            changed[flipped] ^= 4
+            database.execute("UPDATE removed SET digest = ?", (bytes(changed),))
+            database.commit()
+            with (
+                Gallery(copy) as gallery,
+                pytest.raises(GalleryDamagedError, match="checksum of a removed id"),
+            ):
+                gallery.check()
+        database.execute("UPDATE removed SET digest = ?", (digest[:16],))  # as the first versions wrote it
+        database.commit()
+    with Gallery(copy) as gallery:
+        assert gallery.check() == []
+        assert gallery.removed(["crop-00600", "crop-00601"]) == {"crop-00600"}
+        add(gallery, crops(1, seed=4), entries(1, first=600))
+        assert gallery.removed(["crop-00600"]) == set()
+        gallery.remove(Where(ids=["crop-00600"]))
+        assert gallery.removed(["crop-00600"]) == {"crop-00600"}
+        assert gallery.check() == []
 
 
 @pytest.mark.parametrize("kind", ["emptied", "foreign", "cut"])

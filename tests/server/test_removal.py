@@ -10,6 +10,7 @@ import pytest
 
 from fmcnet.errors import GalleryError
 from fmcnet.retrieval import Where
+from fmcnet.server.thumbnails import thumbnail_name
 from tests.server.process import started, until_it_answers
 from tests.server.service import KEYS, bearer, files, running
 
@@ -67,8 +68,9 @@ def test_what_matches_all_conditions_goes_and_nothing_else(serving, asked, seeds
     }
     left = sorted(f"crop-{seed}" for seed in set(range(8)) - seeds)
     assert here(serving) == left
-    kept = serving.service.kept
-    assert {path.name for path in kept.folder.glob("*.jpg")} == {kept.path(one).name for one in left}
+    gallery, kept = serving.service.gallery, serving.service.kept
+    names = {thumbnail_name(one, gallery.embedding(one)) for one in left}
+    assert {path.name for path in kept.folder.glob("*.jpg")} == names
     dry, wet = serving.log()[-2:]
     assert (dry["action"], dry["outcome"], dry["dry_run"], dry["removed"]) == ("remove", "done", True, 0)
     assert (wet["dry_run"], wet["removed"], wet["key"]) == (False, len(seeds), "admin")

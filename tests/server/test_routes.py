@@ -13,7 +13,7 @@ from PIL import Image
 from fmcnet.errors import CheckpointError
 from fmcnet.retrieval import Gallery, Where
 from fmcnet.server.limits import Limits
-from tests.server.service import DAY, NIGHT, bands, calibration, encoded, files, png, running
+from tests.server.service import DAY, KEYS, NIGHT, bands, bearer, calibration, encoded, files, png, running
 
 MARCH = "2026-03-01T12:00:00+00:00"
 
@@ -172,6 +172,28 @@ def test_values_of_a_skipped_entry_that_are_not_stored_are_told(tmp_path):
             "stores the new ones"
         )
         assert one.service.gallery.get("crop-1").camera == "gate"
+
+
+def test_a_key_that_may_only_add_reads_nothing_in_the_notes(tmp_path):
+    heat = np.linspace(16, 30, 48 * 24, dtype=np.float32).reshape(48, 24)
+    deep = [("images", ("x.tif", encoded(Image.fromarray(heat), "TIFF"), "image/tiff"))]
+    with running(tmp_path, keys=KEYS) as one:
+        one.client.headers.update(bearer("admin"))
+        stored = {"camera": "bank", "pid": "Anna Schmidt", "track": "t9", "time": "2026-03-01T08:00:00Z"}
+        assert one.add(1, **stored).status_code == 201
+        one.service.gallery.replace_ranges([(15, 40), (7, 77)], 1)
+        given = {"camera": "Bank", "pid": "anna schmidt", "track": "t9", "time": "2025-03-01T08:00:00Z"}
+        for scope in ("write", "admin"):
+            one.client.headers.update(bearer(scope))
+            answers = [one.add(seed, 2 + seed, on_duplicate="skip", **given).json() for seed in (1, 4)]
+            data = {"modality": "visible", "range": "0:99"}
+            answers.append(one.client.post("/v1/entries", files=deep, data=data).json())
+            said = str([answer["notes"] for answer in answers])
+            secrets = [text for text in ("bank", "Anna Schmidt", "2026", "77") if text in said]
+            assert secrets == ([] if scope == "write" else ["bank", "Anna Schmidt", "2026", "77"])
+        one.client.headers.update(bearer("write"))
+        [note] = one.add(7, 8, camera=["door", "Door"]).json()["notes"]
+        assert "the cameras 'Door', 'door' may be one" in note
 
 
 def test_removal_is_of_the_gallery_itself(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ from fmcnet.errors import FmcnetError
 from fmcnet.inference.image_input import make_thumbnail
 from fmcnet.retrieval import Gallery, Where
 from fmcnet.server.limits import Limits
-from fmcnet.server.thumbnails import KeptThumbnails, SourceFolder
+from fmcnet.server.thumbnails import KeptThumbnails, SourceFolder, thumbnail_name
 from fmcnet.server.uploads import UploadError, decode
 from tests.server.service import DIGEST, bands, encoded, png, running
 from tests.server.test_starving import many_segments
@@ -36,6 +37,18 @@ def tree(tmp_path):
     (tmp_path / "root-beside" / "b.png").write_bytes(png(3))
     os.mkfifo(root / "pipe.png")
     return root
+
+
+def kept_in(folder):
+    return list((folder / "kept").glob("*.jpg"))
+
+
+def wait_for(condition):
+    for _ in range(600):
+        if condition():
+            return
+        time.sleep(0.05)
+    pytest.fail("it never came")
 
 
 def test_sources_below_the_root_and_no_others(tree):
@@ -83,20 +96,74 @@ def test_a_source_that_is_slow_to_decode_holds_nobody(tree, tmp_path):
             assert {reply.result().status_code for reply in shown} == {404}
 
 
-def test_kept_images_are_named_by_hashes(tmp_path):
+def test_kept_thumbnails_are_named_by_hashes_of_id_and_embedding(tmp_path):
     kept = KeptThumbnails(tmp_path / "kept", "people.gallery")
-    data = make_thumbnail(bands(1))
+    data, (one, other) = make_thumbnail(bands(1)), np.eye(2, dtype=np.float32)
     ids = ["../../evil", "/etc/passwd", "a", "x" * 256, "\udcff"]
-    for entry_id in ids:
-        kept.keep(entry_id, data)
-        assert kept.read(entry_id) == data
-        assert kept.path(entry_id).parent == tmp_path / "kept"
-    assert kept.read("other") is None
-    assert kept.sweep(["a"]) == len(ids) - 1
-    assert kept.read("a") == data
-    kept.remove("a")
-    kept.remove("a")
-    assert kept.read("a") is None
+    names = [thumbnail_name(entry_id, one) for entry_id in ids]
+    for name in names:
+        assert re.fullmatch(r"[0-9a-f]{64}\.jpg", name)
+        kept.keep(name, data)
+        assert kept.read(name) == data
+    assert kept.read(thumbnail_name("other", one)) is None
+    assert kept.read(thumbnail_name("a", other)) is None
+    assert kept.sweep([names[2]]) == len(ids) - 1
+    assert kept.read(names[2]) == data
+    kept.remove([names[2]])
+    kept.remove([names[2]])
+    assert kept.read(names[2]) is None
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_thumbnail_is_of_the_very_entry(tmp_path, dtype):
+    """Whoever replaces the entry, or the gallery; before, the thumbnail of the id was shown."""
+    Gallery(tmp_path / "people.gallery", dtype=dtype).close()
+    with running(tmp_path, keep=True) as one:
+        shown = lambda: one.client.get("/v1/images/crop-3")  # noqa: E731
+        one.add(3)
+        assert shown().content == make_thumbnail(bands(3))
+        one.service.searcher.add(
+            bands(15), "visible", ids=["crop-3"], on_duplicate="replace", keep_images=True, progress=False
+        )
+        assert shown().content == one.service.gallery.thumbnail("crop-3") != make_thumbnail(bands(3))
+    with running(tmp_path, keep=True) as one:
+        shown = lambda: one.client.get("/v1/images/crop-3")  # noqa: E731
+        assert shown().content == one.service.gallery.thumbnail("crop-3")
+        wait_for(lambda: not kept_in(tmp_path))
+        assert one.add(3, on_duplicate="replace").json()["replaced"] == 1
+        assert shown().content == make_thumbnail(bands(3))
+        one.add(4, id="crop-3", on_duplicate="skip")
+        assert shown().content == make_thumbnail(bands(3))
+        one.add(4, id="crop-3", on_duplicate="replace")
+        assert shown().content == make_thumbnail(bands(4))
+        assert len(kept_in(tmp_path)) == 1
+        place = tmp_path / "people.gallery"
+        place.rename(tmp_path / "away")
+        with Gallery(place) as gallery:
+            gallery.add(np.ones((1, 12)), modality="visible", ids=["crop-3"], model=DIGEST)
+        assert shown().status_code == 404
+
+
+def test_a_replaced_crop_goes_though_the_new_one_cannot_be_kept(tmp_path, monkeypatch):
+    with running(tmp_path, keep=True) as one:
+        one.add(3)
+
+        def keep(name, data):
+            raise OSError("full")
+
+        monkeypatch.setattr(one.service.kept, "keep", keep)
+        [note] = one.add(4, id="crop-3", on_duplicate="replace").json()["notes"]
+        assert "not all of their thumbnails could be kept" in note
+        assert one.client.get("/v1/images/crop-3").status_code == 404
+        assert not kept_in(tmp_path)
+
+
+def test_what_a_killed_service_left_half_written_goes(tmp_path):
+    KeptThumbnails(tmp_path / "kept", "one")
+    left = tmp_path / "kept" / f".{thumbnail_name('a', np.ones(2, np.float32))}.17.tmp"
+    left.write_bytes(b"half")
+    KeptThumbnails(tmp_path / "kept", "one")
+    assert not left.exists()
 
 
 def test_a_folder_is_of_one_gallery(tmp_path):
@@ -114,13 +181,11 @@ def test_crops_of_entries_removed_elsewhere_are_forgotten_at_the_start(tmp_path)
     with running(tmp_path, keep=True) as one:
         one.add(1, 2)
         one.service.gallery.remove(Where(ids=["crop-1"]))
-    assert len(list((tmp_path / "kept").glob("*.jpg"))) == 2
+    assert len(kept_in(tmp_path)) == 2
     with running(tmp_path, keep=True) as one:
-        for _ in range(600):
-            if len(list((tmp_path / "kept").glob("*.jpg"))) == 1:
-                break
-            time.sleep(0.05)
-        assert [at.name for at in (tmp_path / "kept").glob("*.jpg")] == [one.service.kept.path("crop-2").name]
+        wait_for(lambda: len(kept_in(tmp_path)) == 1)
+        embedding = one.service.gallery.embedding("crop-2")
+        assert [at.name for at in kept_in(tmp_path)] == [thumbnail_name("crop-2", embedding)]
 
 
 def test_nothing_of_a_files_metadata_is_kept():
@@ -188,11 +253,12 @@ def test_thumbnails_that_the_gallery_holds_are_shown_before_sources(tree, tmp_pa
         shown = [one.client.get(f"/v1/images/{name}") for name in ("a", "b")]
         assert shown[0].content == png(7)
         assert shown[1].content == make_thumbnail(bands(1))
-        one.service.kept.keep("a", png(8))
+        name = thumbnail_name("a", one.service.gallery.embedding("a"))
+        one.service.kept.keep(name, png(8))
         assert one.client.get("/v1/images/a").content == png(8)
         assert one.client.delete("/v1/entries/a").status_code == 200
         assert one.client.get("/v1/images/a").status_code == 404
-        assert one.service.kept.read("a") is None
+        assert one.service.kept.read(name) is None
 
 
 def test_only_crops_that_are_added_become_thumbnails(tmp_path, monkeypatch):

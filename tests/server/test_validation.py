@@ -198,3 +198,63 @@ def test_a_form_without_its_end_is_refused(serving, cut):
     assert {hit["camera"] for hit in reply.json()["hits"]} == {"gate"}
     error = told(serving.client.post("/v1/search", content=whole[:-cut], headers=headers), 400)
     assert "does not end" in error["what"]
+
+
+def form(camera, headers=b"", images=b""):
+    """A form with an image and a camera, whose parts have these headers, too."""
+    part = b'--B\r\nContent-Disposition: form-data; name="%s"%s\r\n\r\n%s\r\n'
+    parts = (b"images", b'; filename="\xe9.png"' + images, png(3)), (b"modality", b"", b"visible")
+    return b"".join(part % sent for sent in (*parts, (b"camera", headers, camera))) + b"--B--\r\n"
+
+
+RUSSIAN = "вход"
+TYPE = b"\r\nContent-Type: text/plain"
+
+
+@pytest.mark.parametrize(
+    ("camera", "headers", "kind", "fault"),
+    [
+        (RUSSIAN.encode("cp1251"), TYPE + b"; charset=windows-1251", b"", "windows-1251, not UTF-8"),
+        (RUSSIAN.encode("cp1251"), b"", b"", "not UTF-8"),
+        (RUSSIAN.encode("cp1251"), b"", b"; charset=windows-1251", "windows-1251, not UTF-8"),
+        (RUSSIAN.encode(), b"", b"; charset=iso-8859-1", "iso-8859-1"),
+        (RUSSIAN.encode(), b"", b"; charset=us-ascii", "us-ascii"),
+        (RUSSIAN.encode(), b"", b"; charset=none-such", "none-such"),
+        (RUSSIAN.encode(), TYPE + b'; charset="KOI8-R"', b"", "koi8-r"),
+        ("gate".encode("utf-16-le"), TYPE + b"; charset=utf-16le", b"", "utf-16le"),
+        (b"0LLRhdC+0LQ=", b"\r\nContent-Transfer-Encoding: Base64", b"", "base64"),
+        (b"=D0=B2", b"\r\nContent-Transfer-Encoding: quoted-printable", b"", "quoted-printable"),
+        (b"\xed\xa0\x80", b"", b"", "not UTF-8"),
+    ],
+)  # fmt: skip
+def test_texts_that_are_not_utf_8_are_refused(serving, camera, headers, kind, fault):
+    """They were taken as Latin-1, or stored encoded, without a word."""
+    sent = {"Content-Type": "multipart/form-data; boundary=B" + kind.decode()}
+    error = told(serving.client.post("/v1/entries", content=form(camera, headers), headers=sent))
+    field = "modality" if fault == "none-such" else "camera"  # it may be any
+    assert (error["what"], error["where"]) == (f"the form field '{field}' is {fault}", "body")
+    assert error["do"].startswith("send UTF-8 as it is")
+    assert len(serving.service.gallery) == 2
+
+
+@pytest.mark.parametrize(
+    ("camera", "headers", "kind", "images"),
+    [
+        (RUSSIAN, b"", b"", b""),
+        (RUSSIAN, TYPE + b"; charset=UTF-8\r\nContent-Transfer-Encoding: 8bit", b"; charset=utf-8", b""),
+        (RUSSIAN, TYPE + b'; charset="utf8"\r\nContent-Transfer-Encoding: Binary', b"", b""),
+        ("é", TYPE, b"", b"\r\nContent-Type: image/png\r\nContent-Transfer-Encoding: binary"),
+        ("gate", TYPE + b"; charset=us-ascii\r\nContent-Transfer-Encoding: 7bit", b"", b""),
+        ("gate", TYPE + b"; charset=ISO-8859-1", b"; charset=windows-1252", b""),  # as Java clients do
+        ("gate", b"", b"", b"\r\nContent-Type: application/octet-stream; charset=windows-1251"),
+    ],
+)  # fmt: skip
+def test_utf_8_is_taken_however_it_is_named(serving, camera, headers, kind, images):
+    sent = {"Content-Type": "multipart/form-data; boundary=B" + kind.decode()}
+    body = form(camera.encode(), headers, images)
+    reply = serving.client.post("/v1/search", content=body, headers=sent)
+    assert reply.status_code == 200, reply.text
+    hits = reply.json()["hits"]
+    assert {hit["camera"] for hit in hits} == ({"gate"} if camera == "gate" else set())
+    base64 = form(b"gate", images=b"\r\nContent-Transfer-Encoding: base64")
+    assert told(serving.client.post("/v1/search", content=base64, headers=sent))["what"].endswith("is base64")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import tzinfo
 from itertools import islice
 from pathlib import Path
@@ -171,7 +171,7 @@ def remove(
         notes = _print_notes(opened, where)
         count = opened.count(where)
         if not dry_run:
-            _confirm_removal(opened, count, "match", yes, all_)
+            where = _confirm_removal(opened, where, "match", yes, all_)
         for entry_id in id_ or ():
             if entry_id not in opened:
                 console.echo(f"there is no entry '{entry_id}'", err=True)
@@ -188,18 +188,25 @@ def _check_answers(json_: bool, yes: bool, all_: bool, dry_run: bool) -> None:
     console.check_can_ask(json_, yes or dry_run)
 
 
-def _confirm_removal(opened: retrieval.Gallery, count: int, reason: str, yes: bool, all_: bool) -> None:
-    """Ask before `count` entries are removed; with --yes, refuse to remove all entries without --all."""
+def _confirm_removal(
+    opened: retrieval.Gallery, where: retrieval.Where, reason: str, yes: bool, all_: bool
+) -> retrieval.Where:
+    """Ask before entries are removed; with --yes, refuse to remove all entries without --all.
+
+    Returns:
+        The filter; after a question, of the counted entries alone, for others may have come to match.
+    """
     entries = len(opened)
-    if not count:
-        return
     if not yes:
-        console.confirm("Remove", count, entries)
-    elif count == entries and not all_:
+        where = replace(where, ids=[entry.id for entry, _ in opened.scan(where)])
+        if where.ids:
+            console.confirm("Remove", len(where.ids), entries)
+    elif entries and not all_ and opened.count(where) == entries:
         raise FmcnetError(
             f"all {entries:,} entries of {opened.location} {reason}, and nothing was removed: "
             "--yes --all removes them"
         )
+    return where
 
 
 @app.command()
@@ -225,9 +232,9 @@ def expire(
     _check_answers(json_, yes, all_, dry_run)
     with retrieval.Gallery(gallery, create=False, read_only=dry_run) as opened:
         count = opened.count(expired)
-        if not dry_run:
-            _confirm_removal(opened, count, f"were seen longer ago than {keep}", yes, all_)
-            count = opened.remove(expired) if count else 0
+        if count and not dry_run:
+            reason = f"were seen longer ago than {keep}"
+            count = opened.remove(_confirm_removal(opened, expired, reason, yes, all_))
         entries = len(opened)
         timeless = entries - opened.count(retrieval.Where(since=EARLIEST))
         early = opened.count(retrieval.Where(until=EPOCH))

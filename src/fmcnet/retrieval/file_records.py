@@ -11,10 +11,21 @@ from typing import Any, NamedTuple
 
 from fmcnet.retrieval.records import Entry
 from fmcnet.retrieval.sqlite_connection import checksum
-from fmcnet.retrieval.sqlite_database import CHUNK, FILES, LISTED, REMOVED, Database, listed
+from fmcnet.retrieval.sqlite_database import (
+    CHUNK,
+    DIGEST_BYTES,
+    FILES,
+    LISTED,
+    REMOVED,
+    Database,
+    listed,
+    with_checksum,
+)
 
 NO_FILES = f"(SELECT NULL seq, NULL path, NULL root, NULL state, NULL digest, NULL crc LIMIT 0) AS {FILES}"
 """Stands for the table in a gallery of 0.1.0."""
+IS_DIGEST = f"digest IN (?1, substr(?1, 1, {DIGEST_BYTES}))"
+"""Finds a row of `REMOVED`, also without its checksum."""
 
 
 class FileRecord(NamedTuple):
@@ -110,7 +121,7 @@ class FileRecords:
         with self.reading():
             if REMOVED not in self.database.tables():
                 return set()
-            query = f"SELECT 1 FROM {REMOVED} WHERE digest = ?"
+            query = f"SELECT 1 FROM {REMOVED} WHERE {IS_DIGEST}"
             return {name for name in ids if self.database.run(query, (_removal_digest(name),))}
 
     def any_removed(self) -> bool:
@@ -134,18 +145,17 @@ class FileRecords:
     def forget_removed(self, ids: Iterable[str]) -> None:
         """Forget the removal of these ids, or digests of files."""
         self.database.connection.executemany(
-            f"DELETE FROM {REMOVED} WHERE digest = ?", ((_removal_digest(name),) for name in ids)
+            f"DELETE FROM {REMOVED} WHERE {IS_DIGEST}", ((_removal_digest(name),) for name in ids)
         )
 
     def take(self, other: FileRecords) -> None:
         """Copy what another gallery of the same entries knows of files, and of what was removed."""
         self.put({origin.id: origin.record for origin in other.origins() if origin.record is not None})
         with other.reading():
-            has_table = REMOVED in other.database.tables()
-            digests = other.database.run(f"SELECT digest FROM {REMOVED}") if has_table else []
+            digests = other.database.removed_digests()
         if digests:
             with self.writing(), self.database.writing():
-                self._remember(row[0] for row in digests)
+                self._remember(digests)
 
     def _remember(self, digests: Iterable[bytes]) -> None:
         self.database.connection.executemany(
@@ -175,5 +185,6 @@ class FileRecords:
 
 
 def _removal_digest(name: str) -> bytes:
-    """Identifies a removed entry without its id, which may be a file's name."""
-    return hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:16]
+    """Identifies a removed entry without its id, which may be a file's name; with a checksum."""
+    digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:DIGEST_BYTES]
+    return with_checksum(0, digest)

@@ -34,6 +34,7 @@ LOOKED_UP = 20
 OWN_TRACKS = (
     "a search by track answers each as one: unless that is meant, give tracks names of their own, as gate/1"
 )
+OWN_RANGES = ", but for rows of a CSV that have a range"
 
 
 # ---- of a filter ----
@@ -164,7 +165,7 @@ def index_notes(
     return notes
 
 
-def add_notes(gallery: Gallery, added: Added, given: Mapping[str, Any]) -> list[str]:
+def add_notes(gallery: Gallery, added: Added, given: Mapping[str, Any], *, stored: bool = True) -> list[str]:
     """Notes on values that were given for entries, as over HTTP.
 
     Near spellings of these cameras and identities, times of wrong clocks, tracks of several cameras or identities,
@@ -174,16 +175,18 @@ def add_notes(gallery: Gallery, added: Added, given: Mapping[str, Any]) -> list[
         gallery: as it is now.
         added: what was done with N entries.
         given: by the name of a metadata column, one value for all or N of them; "tags": N lists.
+        stored: compare with entries that are there; False, for who may not read those: the given values alone.
     """
     n = len(added.ids)
     columns = {name: [CHECKS[name](one) for one in column(value, n, name)] for name, value in given.items()}
     cameras, pids, tracks = ({*columns[name]} - {None} for name in ("camera", "pid", "track"))
     keys = {spelling(camera) for camera in cameras}
-    notes = near_cameras(name for name in gallery.cameras() if spelling(name) in keys) if keys else []
-    identities = gallery.identities() if pids else []
+    known = gallery.cameras() if stored and keys else cameras
+    notes = near_cameras(name for name in known if spelling(name) in keys)
+    identities = gallery.identities() if stored and pids else []
     notes += _near_identities(identities if len(identities) <= MOST_COMPARED else [], pids)
     notes += doubtful_times((f"image {index}", time) for index, time in enumerate(columns["time"], 1))
-    scanned = gallery.scan(Where(ids=added.ids)) if added.skipped or tracks else ()
+    scanned = gallery.scan(Where(ids=added.ids)) if stored and (added.skipped or tracks) else ()
     entries = {entry.id: entry for entry, _ in scanned}
     differing: list[str] = []
     for entry_id, *row in zip(added.ids, *columns.values(), strict=True):
@@ -287,14 +290,14 @@ def index_range_notes(
     if kept and value_range is not None and before and value_range not in before:
         yield (
             f"{kept} images were indexed before, deep ones with the value range {ranges_text(before)}, and keep "
-            f"their embeddings: --existing replace encodes them anew with {range_text(value_range)}"
+            f"their embeddings: --existing replace encodes them anew with {range_text(value_range)}{OWN_RANGES}"
         )
     after = gallery.value_ranges
     if len(after) > 1 and (value_range is not None or None in after):  # a table's ranges are one a camera
         yield (
             f"deep images of this gallery were encoded with several value ranges ({ranges_text(after)}): unless "
             "each is right for its images' unit, the same person is not equally bright in all; --existing replace "
-            "--range LOW:HIGH encodes them anew"
+            f"--range LOW:HIGH encodes them anew{OWN_RANGES}"
         )
 
 

@@ -25,7 +25,7 @@ from fmcnet.parsing import read_json
 from fmcnet.retrieval.answer import Answer, CalibratedScores, answer_notes, query_range_notes
 from fmcnet.retrieval.gallery import Gallery
 from fmcnet.retrieval.inputs import column, tag_column
-from fmcnet.retrieval.notes import filter_notes, ranges_text
+from fmcnet.retrieval.notes import OWN_RANGES, filter_notes, ranges_text
 from fmcnet.retrieval.records import MADE_WITH, Added, HitGroup, OnDuplicate, Where
 from fmcnet.retrieval.records import group as group_hits
 from fmcnet.types import Embeddings, FloatArray, Modality
@@ -217,7 +217,8 @@ class Searcher:
         if None in used and len(ranges) > 1:
             raise GalleryError(
                 f"the gallery's deep images have, or had, several value ranges ({ranges_text(ranges)}), so an image "
-                f"like these needs one: {advice}. fmcnet index --existing replace of all images leaves one range"
+                f"like these needs one: {advice}. fmcnet index --existing replace --range LOW:HIGH of all images "
+                f"leaves one range{OWN_RANGES}"
             )
         return ranges
 

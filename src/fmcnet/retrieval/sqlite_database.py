@@ -35,7 +35,9 @@ from fmcnet.types import Modality
 FILES = "files"
 """The table of `FileRecords`."""
 REMOVED = "removed"
-"""The table of digests of removed ids."""
+"""The table of digests of removed ids, each with its checksum."""
+DIGEST_BYTES = 16
+"""Of a digest; the first versions of the table have it alone."""
 COMPACTED = "floor"
 """The key of the generation of the last compaction, which emptied the log of changes."""
 SCHEMA = """
@@ -304,6 +306,14 @@ class Database(Connection):
             rows[seq] = to_entry(row), vector.astype(np.float32)
         return rows
 
+    def removed_digests(self) -> list[bytes]:
+        """The table of digests of removed ids; early ones have no checksum."""
+        rows = self.run(f"SELECT digest FROM {REMOVED}") if REMOVED in self.tables() else []
+        for (digest,) in rows:
+            if len(digest) != DIGEST_BYTES:
+                self._checked(0, digest, "checksum of a removed id")
+        return [digest for (digest,) in rows]
+
     # ---- upkeep ----
 
     def compact(self) -> int:
@@ -326,6 +336,7 @@ class Database(Connection):
             if fault != "ok":
                 raise self.damaged(str(fault).replace("\n", "; "))
             list(self.noted(-1))
+            self.removed_digests()
             if self.settings() is None:
                 return
             seq = entries = thumbnails = 0
@@ -368,5 +379,5 @@ def to_entry(values: Sequence[Any]) -> Entry:
 
 
 def with_checksum(seq: int, data: bytes) -> bytes:
-    """The bytes of an embedding or thumbnail and their checksum, bound to the row's number."""
+    """The bytes of an embedding, thumbnail or digest and their checksum, bound to the row's number."""
     return data + zlib.crc32(data, seq & 0xFFFFFFFF).to_bytes(4, "little")

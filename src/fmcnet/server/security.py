@@ -43,9 +43,6 @@ HEADERS = {
 AUDITED = (401, 403, 408, 413, 503)
 """Refusals before a route that are logged."""
 
-ENDING = 4096
-"""Last bytes of a body that the routes see."""
-
 FEWER = "send fewer or smaller images at once"
 
 CHANGES_NOTHING = {"x-scope": "read"}
@@ -150,7 +147,7 @@ class SecurityMiddleware:
         state["caller"] = f"key {key.name}" if key is not None else _client(scope)
         with self._at_work(state["caller"]):
             body = await self._read_body(scope, receive)
-            state["ending"] = body[-ENDING:]
+            state["body"] = body
             state["routed"] = True  # what happens from here on, the routes log
             await self.app(scope, _replay(body, receive), answer)
 

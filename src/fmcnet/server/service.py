@@ -20,13 +20,14 @@ from fmcnet.data.pixels import RANGE_FIELD, RANGE_UNUSED, Remarks, ValueRange, n
 from fmcnet.errors import FmcnetError, GalleryReplacedError
 from fmcnet.inference.projection import l2_normalize
 from fmcnet.names import printable
-from fmcnet.retrieval import Entry, Gallery, Searcher
+from fmcnet.retrieval import Gallery, Searcher
+from fmcnet.retrieval.records import Stored
 from fmcnet.server.audit import AuditLog
 from fmcnet.server.batching import Batcher
 from fmcnet.server.decoding import DecoderPool
 from fmcnet.server.errors import ApiError, refused_at
 from fmcnet.server.limits import Limits
-from fmcnet.server.thumbnails import KeptThumbnails, SourceFolder
+from fmcnet.server.thumbnails import KeptThumbnails, SourceFolder, thumbnail_name
 from fmcnet.server.uploads import DecodeRules, Upload
 from fmcnet.types import Embeddings, Modality, parse_modality
 
@@ -208,13 +209,15 @@ class Service:
         self.gallery.close()
 
     async def _do_chores(self) -> None:
-        """Every hour remove kept thumbnails whose entries another program removed."""
+        """Every hour remove kept thumbnails whose entries another program removed or replaced."""
         kept = self.kept
         while kept is not None:
             try:
-                gone = await self.work(lambda: kept.sweep(entry.id for entry, _ in self.gallery.scan()))
+                gone = await self.work(
+                    lambda: kept.sweep(thumbnail_name(entry.id, at) for entry, at in self.gallery.scan())
+                )
                 if gone:
-                    logger.info("removed %d kept thumbnails whose entries are gone", gone)
+                    logger.info("removed %d kept thumbnails that are of no entry", gone)
             except (FmcnetError, OSError) as error:
                 logger.warning("kept thumbnails were not checked: %s", error)
             await asyncio.sleep(SWEEP_SECONDS)
@@ -244,14 +247,16 @@ class Service:
 
     # ---- work ----
 
-    async def thumbnail(self, entry: Entry, caller: Caller) -> bytes | None:
+    async def thumbnail(self, stored: Stored, caller: Caller) -> bytes | None:
         """What the page may show of an entry: the kept thumbnail, the gallery's own, or one made of its source.
 
         Raises:
             ApiError: 503, when sources cannot be decoded now.
         """
+        entry, embedding = stored
         kept, sources, path = self.kept, self.sources, entry.source
-        if kept is not None and (thumbnail := await self.work(lambda: kept.read(entry.id))) is not None:
+        name = thumbnail_name(entry.id, embedding)
+        if kept is not None and (thumbnail := await self.work(lambda: kept.read(name))) is not None:
             return thumbnail
         if (thumbnail := await self.work(lambda: self.gallery.thumbnail(entry.id))) is not None:
             return thumbnail

@@ -9,9 +9,12 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
+
 from fmcnet.errors import FmcnetError
-from fmcnet.files import private_mode, write_atomically
+from fmcnet.files import private_mode, remove_left, write_atomically
 from fmcnet.parsing import read_text
+from fmcnet.types import FloatArray
 
 OWNER = "gallery.txt"
 READING = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
@@ -20,8 +23,17 @@ LARGEST_SOURCE = 64 * 2**20
 """Bytes of a source file that is shown."""
 
 
+def thumbnail_name(entry_id: str, embedding: FloatArray) -> str:
+    """The name of an entry's thumbnail, made of id and (D,) embedding: another entry of the same id has another.
+
+    In half precision a new embedding is equal to the stored one, whatever the gallery's dtype.
+    """
+    data = entry_id.encode("utf-8", "surrogateescape") + embedding.astype(np.float16).tobytes()
+    return f"{hashlib.sha256(data).hexdigest()}.jpg"
+
+
 class KeptThumbnails:
-    """Thumbnails of one gallery by entry id, one file each, named by the id's hash: no id can name another file.
+    """Thumbnails of one gallery's entries, one file each, by `thumbnail_name`.
 
     Raises:
         FmcnetError: when the folder cannot be used, or keeps another gallery's thumbnails.
@@ -48,40 +60,36 @@ class KeptThumbnails:
                 f"--keep-images {folder} keeps the thumbnails of {recorded:.300}, not of {gallery}; if the gallery "
                 f"was moved, write its new place into {owner}"
             )
+        remove_left(folder)
 
-    def path(self, entry_id: str) -> Path:
-        """Where an entry's thumbnail is, if it is kept."""
-        return self.folder / f"{hashlib.sha256(entry_id.encode('utf-8', 'surrogateescape')).hexdigest()}.jpg"
-
-    def keep(self, entry_id: str, data: bytes) -> None:
-        """Store a thumbnail, as `make_thumbnail` made it, over an earlier one.
+    def keep(self, name: str, data: bytes) -> None:
+        """Store a thumbnail, as `make_thumbnail` made it.
 
         Raises:
             OSError: when the disk does not take it.
         """
         mode = private_mode(self.folder)
-        write_atomically(self.path(entry_id), lambda target: target.write_bytes(data), mode)
+        write_atomically(self.folder / name, lambda target: target.write_bytes(data), mode)
 
-    def read(self, entry_id: str) -> bytes | None:
+    def read(self, name: str) -> bytes | None:
         """A JPEG, or None."""
         try:
-            return self.path(entry_id).read_bytes()
+            return (self.folder / name).read_bytes()
         except FileNotFoundError:
             return None
 
-    def remove(self, ids: Iterable[str]) -> None:
-        """Remove the thumbnails of these entries that are kept."""
-        for entry_id in ids:
-            self.path(entry_id).unlink(missing_ok=True)
-
-    def sweep(self, ids: Iterable[str]) -> int:
-        """Remove the thumbnails of all entries but `ids`, such as those that another program removed; how many."""
-        names = {path.name for path in self.folder.iterdir() if re.fullmatch(r"[0-9a-f]{64}\.jpg", path.name)}
-        if names:
-            names -= {self.path(entry_id).name for entry_id in ids}
+    def remove(self, names: Iterable[str]) -> None:
+        """Remove those of these thumbnails that are kept."""
         for name in names:
             (self.folder / name).unlink(missing_ok=True)
-        return len(names)
+
+    def sweep(self, names: Iterable[str]) -> int:
+        """Remove all thumbnails but these, such as those of entries that another program removed; how many."""
+        gone = {path.name for path in self.folder.iterdir() if re.fullmatch(r"[0-9a-f]{64}\.jpg", path.name)}
+        if gone:
+            gone -= {*names}
+        self.remove(gone)
+        return len(gone)
 
 
 class SourceFolder:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, File, Form, Query, Request, UploadFile
 from pydantic import AfterValidator, AwareDatetime, Field, WrapValidator
 from python_multipart.multipart import parse_options_header
+from starlette.datastructures import Headers
+from starlette.formparsers import MultiPartParser
 
 from fmcnet.data.pixels import parse_range
 from fmcnet.errors import GalleryError
@@ -26,6 +28,8 @@ _Read = TypeVar("_Read")
 
 FORM = "multipart/form-data"
 """Of a body with files; frameworks bound no other form's fields as early."""
+ASCII_IN = ("us-ascii", "iso-8859-", "windows-125")
+"""How charsets begin in which ASCII is as in UTF-8."""
 IMAGES = "images"
 """The one form field of files."""
 
@@ -40,8 +44,8 @@ async def only_known(request: Request) -> None:
     default for an empty one.
 
     Raises:
-        ApiError: 422 for the fields, as `_check_fields`, and for a body where none is read. 415 for a body that is
-            not a form with files. 400 for a form without its end.
+        ApiError: 422 for the fields, as `_check_fields`, for texts that are not UTF-8, and for a body where none is
+            read. 415 for a body that is not a form with files. 400 for a form without its end.
     """
     document = request.app.openapi()
     operation = document["paths"][request.scope["route"].path_format][request.method.lower()]
@@ -52,14 +56,56 @@ async def only_known(request: Request) -> None:
         if content_type != FORM:
             shown = content_type[:100] or "of no type"
             raise ApiError(415, f"the body is {shown}", "header Content-Type", f"send a form: {FORM}")
-        boundary = parse_options_header(request.headers["content-type"])[1].get(b"boundary", b"")
-        if b"--" + boundary + b"--" not in request.scope["state"]["ending"]:  # its last field would be lost
+        form = _FormCheck(request.headers, _stream(request.scope["state"]["body"]))
+        await form.parse()
+        if not form.ended:  # its last field would be lost
             raise ApiError(400, "the form does not end with its boundary", "body", "send the whole form")
         content = next(iter(operation["requestBody"]["content"].values()))
         body = document["components"]["schemas"][content["schema"]["$ref"].rpartition("/")[2]]
         _check_fields("body", (await request.form()).multi_items(), body["properties"])
     elif await request.body():
         raise ApiError(422, "this route reads no body", "body", "say it in the address, as ?camera=gate")
+
+
+async def _stream(body: bytes) -> AsyncGenerator[bytes, None]:
+    yield body
+
+
+class _FormCheck(MultiPartParser):
+    """Reads a form again, without its files: Starlette takes what is not UTF-8 as Latin-1, and decodes nothing.
+
+    Some clients name another charset whatever the text; for one that has ASCII in it, an ASCII text is the same.
+    """
+
+    ended = False
+
+    def on_part_data(self, data: bytes, start: int, end: int) -> None:
+        """Part of a text."""
+        if self._current_part.file is None:
+            super().on_part_data(data, start, end)
+
+    def on_part_end(self) -> None:
+        """Refuse a part that would be taken as what it is not."""
+        part = self._current_part
+        headers, text = Headers(raw=part.item_headers), bytes(part.data)
+        encoding = headers.get("content-transfer-encoding", "binary").strip().lower()
+        faults = [] if encoding in ("7bit", "8bit", "binary") else [encoding]
+        is_text = part.file is None and part.field_name != IMAGES  # images as texts are refused as such
+        for content_type in (self.headers["content-type"], headers.get("content-type")) if is_text else ():
+            options = parse_options_header(content_type)[1]
+            charset = options.get(b"charset", b"utf-8").decode("latin-1").lower()
+            if charset not in ("utf-8", "utf8") and not (text.isascii() and charset.startswith(ASCII_IN)):
+                faults.append(charset)
+        if is_text and text.decode("utf-8", "ignore").encode() != text:
+            faults.append("not UTF-8")
+        if faults:
+            what = f"the form field '{part.field_name[:100]}' is {', '.join(faults)[:100]}"
+            do = 'send UTF-8 as it is; curl of Windows does with -F "camera=<FILE", of a file in UTF-8'
+            raise ApiError(422, what, "body", do)
+
+    def on_end(self) -> None:
+        """The form's last boundary."""
+        self.ended = True
 
 
 def _check_fields(location: str, fields: Sequence[tuple[str, object]], known: Mapping[str, Any]) -> None:

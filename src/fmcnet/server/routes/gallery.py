@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Form, Query, Request
@@ -14,12 +14,14 @@ from fmcnet.data.pixels import RANGE_FIELD
 from fmcnet.errors import GalleryError
 from fmcnet.retrieval import Entry, Where
 from fmcnet.retrieval.answer import query_range_notes
-from fmcnet.retrieval.inputs import as_id
+from fmcnet.retrieval.inputs import as_id, unit_vectors
 from fmcnet.retrieval.notes import add_notes, added_range_notes, filter_notes
+from fmcnet.retrieval.records import Stored
 from fmcnet.server import schemas, validation
 from fmcnet.server.errors import ApiError, error_schema, refused_at
 from fmcnet.server.security import CHANGES_NOTHING
-from fmcnet.server.service import Service
+from fmcnet.server.service import Embedded, Service
+from fmcnet.server.thumbnails import thumbnail_name
 from fmcnet.times import check_clock, parse_timezone
 from fmcnet.types import Modality
 
@@ -155,9 +157,9 @@ async def add(
         with refused_at("range", RANGE_FIELD):
             await service.work(lambda: service.searcher.check_ranges(crops.ranges, RANGE_FIELD))
         async with service.changing:  # nobody adds or removes one of these before their thumbnails are kept
-            existing: set[str] = set()
-            if on_duplicate == "skip" and service.kept is not None:
-                existing = await service.work(lambda: {given for given in id if given in service.gallery})
+            before: dict[str, str] = {}
+            if service.kept is not None:
+                before = await service.work(lambda: _thumbnail_names(service, Where(ids=id)))
             columns["tags"] = [tag] * n
             rest: dict[str, Any] = {
                 "ids": id or None,
@@ -168,11 +170,14 @@ async def add(
             added = await service.work(lambda: service.searcher.add_embeddings(crops.embeddings, **rest))
             counts = {"added": added.added, "replaced": added.replaced, "skipped": added.skipped}
             log.update(ids=list(added.ids), **counts, camera=sorted(set(camera)))
-            kept = [pair for pair in zip(added.ids, crops.thumbnails, strict=True) if pair[0] not in existing]
-            notes = [*crops.notes, *await service.work(lambda: _store_thumbnails(service, kept))]
+            skip = on_duplicate == "skip"
+            stored = await service.work(lambda: _store_thumbnails(service, added.ids, crops, before, skip))
+            notes = [*crops.notes, *stored]
             columns["modality"] = modality * (n // len(modality))
-            notes += await service.work(lambda: add_notes(service.gallery, added, columns))
-            notes += await service.work(lambda: list(added_range_notes(service.gallery, crops.ranges)))
+            reads = "read" in request.scope["state"]["scopes"]
+            notes += await service.work(lambda: add_notes(service.gallery, added, columns, stored=reads))
+            if reads:
+                notes += await service.work(lambda: list(added_range_notes(service.gallery, crops.ranges)))
     return {"ids": list(added.ids), **counts, "notes": notes}
 
 
@@ -213,7 +218,7 @@ async def days(
 @router.get("/entries/{entry_id:path}", response_model=schemas.EntryBody, summary="One entry")
 async def entry(service: validation.Running, entry_id: str) -> Entry:
     """Without its embedding."""
-    return await _get_entry(service, entry_id)
+    return (await _get_stored(service, entry_id))[0]
 
 
 @router.get(
@@ -224,21 +229,19 @@ async def entry(service: validation.Running, entry_id: str) -> Entry:
 )
 async def image(service: validation.Running, sender: validation.Sender, entry_id: str) -> Response:
     """Only where one was kept (--keep-images), or where the entry's source may be shown (--show-sources)."""
-    found = await _get_entry(service, entry_id)
-    data = await service.thumbnail(found, sender)
+    data = await service.thumbnail(await _get_stored(service, entry_id), sender)
     if data is None:
         do = "see --keep-images, --show-sources"
         raise ApiError(404, "there is no thumbnail of this entry", "entry_id", do)
     return Response(data, media_type="image/jpeg")
 
 
-async def _get_entry(service: Service, entry_id: str) -> Entry:
+async def _get_stored(service: Service, entry_id: str) -> Stored:
     _check_id(entry_id)
-    where = Where(ids=[entry_id])
-    entries = await service.work(lambda: [entry for entry, _ in service.gallery.scan(where, chunk=1)])
-    if not entries:
+    found = await service.work(lambda: list(service.gallery.scan(Where(ids=[entry_id]), chunk=1)))
+    if not found:
         raise _not_found(entry_id)
-    return entries[0]
+    return found[0]
 
 
 def _check_id(entry_id: str) -> None:
@@ -260,15 +263,28 @@ def _metadata_column(values: Sequence[Any], images: int, name: str) -> Any:
     return None if not values else values[0] if len(values) == 1 else values
 
 
-def _store_thumbnails(service: Service, thumbnails: list[tuple[str, bytes | None]]) -> list[str]:
-    """Store the thumbnails of new entries; failures are notes, for the entries are stored."""
+def _thumbnail_names(service: Service, where: Where) -> dict[str, str]:
+    """By the ids of the entries that match."""
+    return {entry.id: thumbnail_name(entry.id, embedding) for entry, embedding in service.gallery.scan(where)}
+
+
+def _store_thumbnails(
+    service: Service, ids: Sequence[str], crops: Embedded, before: dict[str, str], skip: bool
+) -> list[str]:
+    """Store the thumbnails of new entries; failures are notes, for the entries are stored.
+
+    `before`: `_thumbnail_names` of ids that were there, whose entries were replaced, or kept with `skip`.
+    """
     kept = service.kept
     if kept is None:
         return []
     try:
-        for entry_id, data in thumbnails:
-            if data is not None:
-                kept.keep(entry_id, data)
+        if not skip:
+            kept.remove(before.values())
+        vectors = unit_vectors(crops.embeddings.features)  # as the gallery stores them
+        for entry_id, vector, data in zip(ids, vectors, crops.thumbnails, strict=True):
+            if data is not None and not (skip and entry_id in before):
+                kept.keep(thumbnail_name(entry_id, vector), data)
     except OSError as error:
         logger.error("thumbnails cannot be kept in %s: %s", kept.folder, error)
         return ["the entries are added, but not all of their thumbnails could be kept"]
@@ -309,7 +325,8 @@ async def remove_many(
 
 def _remove_entries(service: Service, where: Where, expect: int | None, log: dict[str, Any]) -> list[str]:
     """The ids of the entries that were removed; `log` gets them even when the removal then fails."""
-    ids = [entry.id for entry, _ in service.gallery.scan(where)]
+    names = _thumbnail_names(service, where)
+    ids = list(names)
     if expect is not None and len(ids) != expect:
         what = f"{len(ids)} entries match, not {expect}; none is removed"
         raise ApiError(409, what, "expect", "look again with dry_run=true")
@@ -319,23 +336,23 @@ def _remove_entries(service: Service, where: Where, expect: int | None, log: dic
         except GalleryError:
             # another writer: none is gone; a reader or a full disk: all are, but the log holds them
             removed = [entry_id for entry_id in ids if entry_id not in service.gallery]
-            _forget_thumbnails(service, removed)
+            _forget_thumbnails(service, [names[entry_id] for entry_id in removed])
             log.update(ids=removed, removed=len(removed))
             raise
-        _forget_thumbnails(service, ids)
+        _forget_thumbnails(service, names.values())
     return ids
 
 
-def _forget_thumbnails(service: Service, ids: Sequence[str]) -> None:
+def _forget_thumbnails(service: Service, names: Iterable[str]) -> None:
     if service.kept is not None:
-        service.kept.remove(ids)
+        service.kept.remove(names)
 
 
 @router.delete("/entries/{entry_id:path}", summary="Remove an entry, provably")
 async def remove(
     service: validation.Running, sender: validation.Sender, entry_id: str
 ) -> schemas.RemovedBody:
-    """When it answers, no file of the gallery holds the embedding, and the kept thumbnail is gone."""
+    """When it answers, no file of the gallery holds the embedding; this service's thumbnail is gone, too."""
     with service.audit.watch("remove", **sender.facts, ids=[entry_id[:256]]) as log:
         _check_id(entry_id)
         async with service.changing:
