@@ -60,7 +60,7 @@ class KeptThumbnails:
             OSError: when the disk does not take it.
         """
         mode = private_mode(self.folder)
-        write_atomically(self.path(entry_id), lambda target: target.write_bytes(data), mode)
+        write_atomically(self.path(entry_id), lambda target: target.write_bytes(data), mode, many=True)
 
     def read(self, entry_id: str) -> bytes | None:
         """A JPEG, or None."""
