@@ -6,6 +6,8 @@ import contextlib
 import errno
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +102,33 @@ def test_a_folder_that_is_not_there_and_one_in_the_files_place(tmp_path):
     with pytest.raises(NotADirectoryError) as found:
         write_atomically(tmp_path / "file" / "x.json", lambda path: path.write_text("x"))
     assert found.value.filename == str(tmp_path / "file" / "x.json")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="only POSIX systems tell whether a process runs")
+def test_what_a_killed_writer_left_goes_at_the_next_write_of_the_name(tmp_path):
+    path = tmp_path / "a[1].json"
+    code = (
+        "import os, pathlib, sys; from fmcnet.files import write_atomically\n"
+        "half = lambda path: (path.write_text('half'), os.kill(os.getpid(), 9))\n"
+        "write_atomically(pathlib.Path(sys.argv[1]), half)"
+    )
+    for name in (path.name, "b.json"):
+        assert subprocess.run([sys.executable, "-c", code, str(tmp_path / name)]).returncode == -9
+    left, other = sorted(left_in(tmp_path))
+    number = left.name.rpartition("-")[2]
+    kept = [
+        other,
+        left.with_name(left.name.replace(number, f"{os.getppid()}.tmp")),
+        left.with_name(left.name.replace(number, f"{10**30}.tmp")),
+        left.with_name(left.name.replace(number, "x.tmp")),
+        left.with_name(f".{path.name}.00000000-{number}"),  # of another machine
+    ]
+    for file in kept:
+        file.touch()
+    write_atomically(path, lambda file: file.write_text("x"), many=True)
+    assert left.exists()
+    write_atomically(path, lambda file: file.write_text("x"))
+    assert sorted(left_in(tmp_path)) == sorted(kept)
 
 
 def test_errors_about_other_files_are_left_alone(tmp_path):

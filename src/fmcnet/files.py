@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import csv
 import errno
+import glob
 import hashlib
 import json
 import logging
 import os
+import platform
 import re
 import stat
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -111,18 +114,32 @@ def check_writable(path: Path, advice: str) -> None:
         raise DataError(f"{path} cannot be written: {fault} {existing}; {advice}")
 
 
-def write_atomically(path: Path, write: Callable[[Path], Any], mode: int | None = None) -> Path:
+def write_atomically(
+    path: Path, write: Callable[[Path], Any], mode: int | None = None, *, many: bool = False
+) -> Path:
     """Let `write` fill a temporary file beside `path`, then rename it to `path`; a kill leaves the old file.
+
+    A temporary file that a killed process of this machine left of `path` is removed first.
 
     Args:
         path: the file.
         write: fills the file that it is given.
         mode: of the file; None: the system's default.
+        many: the folder holds many such files, and is not searched for temporary ones.
 
     Raises:
         OSError: when it cannot be written; it names `path`, not the temporary file.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    machine = zlib.crc32(platform.node().encode())  # a process of another one may be writing
+    begin = f".{path.name}.{machine:08x}-"
+    temporary = path.with_name(f"{begin}{os.getpid()}.tmp")
+    if os.name == "posix" and not many:
+        for left in path.parent.glob(f"{glob.escape(begin)}*.tmp"):
+            with contextlib.suppress(OSError, ValueError, OverflowError):
+                try:
+                    os.kill(int(left.name[len(begin) : -len(".tmp")]), 0)  # sends nothing
+                except ProcessLookupError:
+                    left.unlink()
     try:
         with named(path, temporary):
             if mode is not None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Collection, Iterable
-from datetime import datetime, timedelta, timezone, tzinfo
+from datetime import date, datetime, timedelta, timezone, tzinfo
+from datetime import time as clock
 from typing import Literal
 from zoneinfo import ZoneInfo
 
@@ -89,9 +90,17 @@ def localize(naive: datetime, zone: tzinfo, doubtful: Doubtful = "refuse") -> da
         fault = "comes twice" if first < second else "does not exist"
         raise DataError(
             f"{naive:%Y-%m-%d %H:%M:%S} {fault} in {zone}, where the clocks change: say --doubtful-times earlier or "
-            "later, or write the time with its offset"
+            f"later, or write {' or '.join(candidate.isoformat() for candidate in candidates)}"
         )
     return min(first, second) if doubtful == "earlier" else max(first, second)
+
+
+def start_of_day(day: date, zone: tzinfo) -> datetime:
+    """When a local day starts: midnight, the first of two; where there is none, the moment that clocks go forward.
+
+    A day that starts before the year 1 in UTC starts with that year.
+    """
+    return max(datetime.combine(day, clock(), zone), datetime.min.replace(tzinfo=timezone.utc))
 
 
 def parse_time(text: str, zone: tzinfo = timezone.utc, doubtful: Doubtful = "refuse") -> datetime:
@@ -99,7 +108,7 @@ def parse_time(text: str, zone: tzinfo = timezone.utc, doubtful: Doubtful = "ref
 
     Args:
         text: ISO 8601, as "2026-03-01T22:15:00+01:00", or seconds (10 digits) or milliseconds (13) since 1970. A date
-            alone is its midnight.
+            alone is the start of its day.
         zone: the timezone of a text that names none.
         doubtful: as `localize`.
 
@@ -109,7 +118,15 @@ def parse_time(text: str, zone: tzinfo = timezone.utc, doubtful: Doubtful = "ref
     """
     text = text.strip()
     if number := _EPOCH.fullmatch(text):
-        return _since_1970(**number.groupdict())
+        since_1970 = _since_1970(**number.groupdict())
+        if text >= "2" and number["s"]:  # of the year 2033 or later
+            with contextlib.suppress(ValueError):
+                time = datetime.strptime(number["s"], "%Y%m%d%H" if text < "21" else "%y%m%d%H%M")
+                raise FmcnetError(
+                    f"'{text}' is {time:%Y-%m-%dT%H:%M} or, in seconds since 1970, "
+                    f"{since_1970:%Y-%m-%dT%H:%M:%SZ}: write the one that is meant"
+                )
+        return since_1970
     if _CLOCK.fullmatch(text):
         raise FmcnetError(f"'{text}' lacks the date: give it as 2026-03-01T22:15:00")
     try:
@@ -120,7 +137,9 @@ def parse_time(text: str, zone: tzinfo = timezone.utc, doubtful: Doubtful = "ref
         raise FmcnetError(
             f"'{text}' is no time: give it as 2026-03-01 or 2026-03-01T22:15:00, or as seconds since 1970 (10 digits)"
         ) from error
-    return time if time.utcoffset() is not None else localize(time, zone, doubtful)
+    if time.utcoffset() is not None:
+        return time
+    return localize(time, zone, doubtful) if len(text) > len("2026-03-01") else start_of_day(time, zone)
 
 
 def parse_capture_time(text: str, zone: tzinfo = timezone.utc, doubtful: Doubtful = "refuse") -> datetime:
@@ -191,7 +210,8 @@ class TimePattern:
         if half and "%H" in self._used and 1 <= time.hour <= 12:
             time = time.replace(hour=time.hour % 12 + 12 * ("P" in half[1].upper()))
         if time.utcoffset() is None:
-            time = localize(time, self._zone, self._doubtful)
+            is_date = "%H" not in self._used
+            time = start_of_day(time, self._zone) if is_date else localize(time, self._zone, self._doubtful)
         return check_clock(time, f"its time '{text}'")
 
     def _places(self, regexes: list[re.Pattern[str]], name: str) -> dict[datetime, str]:

@@ -115,9 +115,10 @@ def parse_modality(text: Any) -> Modality:
         return text
     if getattr(text, "ndim", None) == 0:  # a number of NumPy or PyTorch
         text = text.item()
-    if str(text).lower() not in MODALITY_WORDS:
+    word = (text if isinstance(text, str) else str(text)).lower()
+    if word not in MODALITY_WORDS:
         raise FmcnetError(f"unknown modality '{text}': say visible or infrared")
-    return MODALITY_WORDS[str(text).lower()]
+    return MODALITY_WORDS[word]
 
 
 def check_arrays(owner: object, names: Sequence[str]) -> None:

@@ -48,6 +48,13 @@ def test_the_posterior_is_found(curve, prior, worst):
     assert np.abs(curve.probability(grid, prior) - truth(grid, prior)).mean() < 0.01
 
 
+def test_the_smallest_prior_needs_no_warning(curve):
+    with np.errstate(over="raise"):
+        probability = curve.probability([-1.0, 1.0], 1e-320)
+    evidence = np.exp(curve.evidence[[0, -1]])
+    np.testing.assert_allclose(probability, 1e-320 * evidence, rtol=0.01, atol=1e-323)
+
+
 def test_the_prior_is_bayes_rule(curve):
     grid = np.linspace(-1, 1, 41)
     even = curve.probability(grid, 0.5)

@@ -820,8 +820,10 @@ def test_a_filter_at_a_change_of_clocks_asks_for_the_offset(crops):
     asked = ("--since", "2026-10-25T02:30:00", "--timezone", "Europe/Berlin")
     said = wrong("search", "g", next(crops.rglob("*.png")), "--modality", "visible", *asked)
     assert "--since: 2026-10-25 02:30:00 comes twice in Europe/Berlin" in said
-    assert "write it with its offset" in said
-    assert "--doubtful-times" not in said
+    instants = ["2026-10-25T02:30:00+02:00", "2026-10-25T02:30:00+01:00"]
+    assert f"where the clocks change: write {' or '.join(instants)}" in said
+    for instant in instants:
+        as_json("gallery", "list", "g", "--since", instant, "--timezone", "Europe/Berlin")
 
 
 @pytest.mark.parametrize("there", [False, True])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta, timezone
+from enum import Enum
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,11 @@ from hypothesis import strategies as st
 from fmcnet.errors import FmcnetError, GalleryError
 from fmcnet.retrieval import Gallery, Where, group, pool
 from fmcnet.retrieval.inputs import as_duration, make_batch, new_id, unit_vectors
+from fmcnet.retrieval.notes import filter_notes
 from fmcnet.retrieval.records import Entry, Hit, as_pid, from_micros, rank_pooled, to_micros
 from fmcnet.retrieval.sqlite_connection import checksum
 from fmcnet.retrieval.sqlite_database import to_entry, to_values, with_checksum
-from fmcnet.types import Modality
+from fmcnet.types import Modality, parse_modality
 from tests.retrieval.people import crops
 
 NOTHING = {
@@ -44,6 +46,59 @@ def test_one_value_is_for_all_and_n_are_one_each():
     assert [e.tags for e in each.entries] == [("b",), ()]
     assert [e.modality for e in each.entries] == list(Modality)
     assert [e.pid for e in each.entries] == [None, "5"]  # -1 is the tables' word for unknown
+
+
+def test_as_many_tags_for_all_as_rows_are_told(caplog):
+    for tags in (["red"], {"red", "hat", "coat"}, [["red"], ["hat"]]):
+        batch(tags=tags)
+    assert not caplog.messages
+    made = batch(tags=["red", "hat"])
+    assert {e.tags for e in made.entries} == {("hat", "red")}
+    assert caplog.messages == ["tags: each of the 2 entries gets all 2 tags; for one each give 2 lists"]
+
+
+class Cam(str, Enum):
+    GATE = "gate"
+
+
+def test_a_text_of_an_enum_is_its_value(tmp_path):
+    names = {"camera": Cam.GATE, "track": Cam.GATE, "source": Cam.GATE, "pid": Cam.GATE}
+    seen = {"camera": "gate", "track": "gate", "source": "gate", "pid": "gate", "tags": ("gate",)}
+    with Gallery(tmp_path / "g", model="m") as gallery:
+        gallery.add(np.eye(2), modality="visible", ids=[Cam.GATE, "b"], tags=[Cam.GATE], **names)
+        gallery.update(["b"], **dict.fromkeys(names), tags=[])
+        assert gallery.update([Cam.GATE], **names, tags=[Cam.GATE]) == 1
+        entry = gallery.get(Cam.GATE)
+        assert {name: getattr(entry, name) for name in seen} == seen
+        assert Cam.GATE in gallery
+        for name in ("ids", "pids", "cameras", "tracks", "tags"):
+            assert gallery.count(Where(**{name: [Cam.GATE]})) == 1
+            assert filter_notes(gallery, Where(**{name: [Cam.GATE]})) == ()
+    assert parse_modality(Enum("M", {"IR": "infrared"}, type=str).IR) == Modality.INFRARED
+
+
+class NaT(datetime):
+    """As that of pandas."""
+
+    def __ne__(self, other):
+        return True
+
+    def utcoffset(self):
+        raise ValueError("NaTType does not support utcoffset")
+
+
+def test_a_time_that_is_none_of_pandas_is_unknown():
+    assert [e.time for e in batch(time=[NaT(1, 1, 1), None]).entries] == [None, None]
+    with pytest.raises(GalleryError, match=r"Where\(since\) must be a datetime"):
+        Where(since=NaT(1, 1, 1))
+
+
+@pytest.mark.parametrize("chunk", [0, -1])
+def test_a_scan_of_no_entries_at_once_is_refused(tmp_path, chunk):
+    with Gallery(tmp_path / "g", model="m") as gallery:
+        gallery.add(np.eye(2), modality="visible")
+        with pytest.raises(GalleryError, match=f"chunk={chunk} must be a whole number, 1 or more"):
+            list(gallery.scan(chunk=chunk))
 
 
 @pytest.mark.parametrize(
@@ -86,6 +141,9 @@ def test_one_value_is_for_all_and_n_are_one_each():
         ({"ids": ["a", "b/../a"]}, "no address could name it"),
         ({"ids": ["a", "./a"]}, "no address could name it"),
         ({"ids": ["a", "x" * 257]}, "257 bytes"),
+        ({"ids": {"a", "b"}}, "'ids' is a set, which has no order: give a list of 2 values"),
+        ({"camera": frozenset("ab")}, "'camera' is a set"),
+        ({"tags": {("a",), ("b",)}}, "'tags' is a set"),
     ],
 )
 def test_bad_metadata_is_named(fault, words):

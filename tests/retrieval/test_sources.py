@@ -324,11 +324,9 @@ def test_tracks_and_cameras_that_are_written_as_unknown_are_none(tmp_path):
 
 
 def test_times_to_come_are_told(tmp_path):
-    rows = [
-        "a.png,1,visible,2026030122",
-        "b.png,1,visible,2020-01-01",
-    ]  # no seconds since 1970: a day and an hour
-    (note,) = read_sources([write_table(tmp_path, rows, "path,pid,modality,time")], Rules()).notes
-    assert note.startswith(
+    rows = ["a.png,1,visible,2034-03-15", "b.png,1,visible,2020-01-01", "c.png,1,visible,2026030122"]
+    found = read_sources([write_table(tmp_path, rows, "path,pid,modality,time")], Rules())
+    assert found.notes[0].startswith(
         f"1 of 2 images have a time in the future, the first {tmp_path / 'a.png'} 2034-03-15"
     )
+    assert "'2026030122' is 2026-03-01T22:00 or," in found.faults[0].reason

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 
+from fmcnet.cli.console import make_filter
 from fmcnet.errors import DataError, FmcnetError
 from fmcnet.retrieval.indexing import leave_out_expired
 from fmcnet.retrieval.inputs import expires_before
@@ -130,6 +131,43 @@ def test_a_name_with_several_times_is_refused(pattern, name, times):
         f"its name holds several times as --time-from-name '{pattern}' ({times}): write more of the name into the "
         "pattern"
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("2026030122", "is 2026-03-01T22:00 or, in seconds since 1970, 2034-03-15T10:08:42Z"),
+        ("2026030122.0", "is 2026-03-01T22:00 or, in seconds since 1970, 2034-03-15T10:08:42Z"),
+        ("2603012215", "is 2026-03-01T22:15 or, in seconds since 1970, 2052-06-26T10:56:55Z"),
+    ],
+)
+def test_a_number_that_may_be_a_date_is_refused(text, said):
+    for read in (parse_time, parse_capture_time):
+        with pytest.raises(FmcnetError, match=f"'{text}' {said}: write the one that is meant"):
+            read(text)
+
+
+@pytest.mark.parametrize("text", ["1772402400", "1710101010", "2026133022", "2026030122000"])
+def test_a_number_that_is_no_date_or_recent_is_in_seconds_since_1970(text):
+    assert parse_time(text).timestamp() == int(text[:10])
+
+
+@pytest.mark.parametrize(
+    ("text", "zone", "start"),
+    [
+        ("2026-04-24", "Africa/Cairo", "2026-04-23T22:00:00Z"),
+        ("2026-11-01", "America/Havana", "2026-11-01T04:00:00Z"),
+        ("2026-03-29", "Europe/Berlin", "2026-03-28T23:00:00Z"),
+        ("0001-01-01", "Asia/Tokyo", "0001-01-01T00:00:00Z"),
+    ],
+)
+def test_a_date_alone_is_the_start_of_the_local_day(text, zone, start):
+    assert parse_time(text, parse_timezone(zone)).astimezone(UTC) == parse_time(start)
+    where = make_filter(None, text, text, zone)
+    assert where.since == where.until == parse_time(start)
+    if text > "1":
+        name = TimePattern("%Y%m%d", parse_timezone(zone)).find(f"{text.replace('-', '')}.jpg")
+        assert name.astimezone(UTC) == parse_time(start)
 
 
 def test_a_clock_that_was_never_set_is_told():

@@ -87,8 +87,8 @@ def make_filter(
         try:
             return None if text is None else parse_time(text, zone)
         except DataError as error:  # the clocks change: no option settles it here
-            reason = str(error).partition(": say --doubtful")[0]
-            raise FmcnetError(f"{option}: {reason}: write it with its offset, as {text}+00:00") from error
+            reason = str(error).replace("say --doubtful-times earlier or later, or ", "")
+            raise FmcnetError(f"{option}: {reason}") from error
 
     return Where(
         cameras=cameras or None,

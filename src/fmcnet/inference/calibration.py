@@ -79,7 +79,7 @@ class Curve:
         if np.isnan(values).any():
             raise DataError("a similarity is NaN: there is no probability of it")
         log_odds = np.interp(values, self.similarity, self.evidence) + np.log(prior) - np.log1p(-prior)
-        return np.asarray(1.0 / (1.0 + np.exp(-log_odds)))
+        return np.asarray(np.exp(-np.logaddexp(0.0, -log_odds)))
 
     def at(self, fmr: float) -> float:
         """The similarity that pairs of two persons reach at a given rate.

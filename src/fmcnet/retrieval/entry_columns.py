@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, tzinfo
-from datetime import time as clock
+from datetime import date, tzinfo
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from fmcnet.parsing import read_npz
 from fmcnet.retrieval.records import EPOCH, NONE, Entry, Where, to_micros
+from fmcnet.times import start_of_day
 from fmcnet.types import BoolArray, IntArray, Modality
 
 KINDS = {
@@ -128,11 +129,11 @@ class EntryColumns:
         if where.until is not None:
             matches &= (self["time"] < np.int64(to_micros(where.until))) & (self["time"] != NONE)
         if where.tags:
-            tags = set(where.tags)
-            sets = self.numbers["tags"].items()
-            matches &= self._has_any(
-                "tags", [number for text, number in sets if tags <= set(json.loads(text))]
+            tags, parts = set(where.tags), [json.dumps(tag, ensure_ascii=False) for tag in where.tags]
+            likely = (
+                (text, n) for text, n in self.numbers["tags"].items() if all(map(text.__contains__, parts))
             )
+            matches &= self._has_any("tags", [n for text, n in likely if tags <= set(json.loads(text))])
         return matches
 
     def texts(self, name: str) -> set[str]:
@@ -141,7 +142,7 @@ class EntryColumns:
         codes: IntArray = self[name][self.alive].astype(np.int64)
         used = np.bincount(codes + 1, minlength=len(numbers) + 1)[1:].astype(np.bool_).tolist()
         texts = {text for text, number in numbers.items() if used[number]}
-        return {tag for text in texts for tag in json.loads(text)} if name == "tags" else texts
+        return {*chain(*json.loads(f"[{','.join(texts)}]"))} if name == "tags" else texts
 
     def _has_any(self, name: str, numbers: Collection[int]) -> BoolArray:
         """(N,) whose text has one of these numbers; by a table, which takes a fifth of the time of `np.isin`."""
@@ -228,13 +229,5 @@ def _midnights(days: IntArray, zone: tzinfo) -> list[tuple[int, date]]:
     """The starts of all local days that touch these UTC days (days since 1970), rising, and their dates."""
     first = EPOCH.toordinal()
     ordinals = {first + day + offset for day in days.tolist() for offset in (-1, 0, 1)}
-    starts = []
-    for ordinal in sorted(ordinals):
-        if not 1 <= ordinal <= date.max.toordinal():
-            continue
-        day = date.fromordinal(ordinal)
-        try:
-            starts.append((to_micros(datetime.combine(day, clock(), zone)), day))
-        except OverflowError:  # before the year 1 in UTC: at the start of all times
-            starts.append((int(NONE) + 1, day))
-    return starts
+    days_there = [date.fromordinal(n) for n in sorted(ordinals) if 1 <= n <= date.max.toordinal()]
+    return [(to_micros(start_of_day(day, zone)), day) for day in days_there]

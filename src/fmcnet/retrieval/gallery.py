@@ -144,7 +144,7 @@ class Gallery:
         return f"<Gallery {self.location}: {entries:,} entries, {about}>"
 
     def __contains__(self, entry_id: str) -> bool:
-        return entry_id in self._store.fetch([_id(entry_id)])
+        return bool(self._store.fetch([_id(entry_id)]))
 
     def count(self, where: Where | None = None, *, by_track: bool = False) -> int:
         """How many entries match; all without `where`.
@@ -227,7 +227,8 @@ class Gallery:
         return self._store.has_thumbnails
 
     def _fetch_one(self, entry_id: str) -> Stored:
-        found = self._store.fetch([_id(entry_id)])
+        entry_id = _id(entry_id)
+        found = self._store.fetch([entry_id])
         if entry_id not in found:
             raise GalleryError(f"{self.location} has no entry '{entry_id:.100}'")
         return found[entry_id]
@@ -242,6 +243,8 @@ class Gallery:
         Yields:
             An entry and its embedding, (D,) float32.
         """
+        if chunk < 1:
+            raise GalleryError(f"chunk={chunk!r} must be a whole number, 1 or more")
         for part in self._store.scan(check_where(where), chunk):
             yield from part
 
@@ -475,7 +478,7 @@ class Gallery:
         change = inputs.make_change(
             pid=pid, modality=modality, camera=camera, time=time, source=source, track=track, tags=tags
         )
-        return self._store.update(list(dict.fromkeys(ids)), change)
+        return self._store.update(list(dict.fromkeys(map(_id, ids))), change)
 
     def remove(self, where: Where, *, remember: bool = True) -> int:
         """Remove all entries that match, provably.
@@ -576,7 +579,7 @@ class Gallery:
 def _id(value: object) -> str:
     if not isinstance(value, str):
         raise GalleryError(f"an id is a text, not {value!r:.100}")
-    return value
+    return str.__str__(value)  # a text of an enum hashes its name
 
 
 def open_store(location: str | Path, options: OpenOptions) -> Store:

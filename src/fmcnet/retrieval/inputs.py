@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import time as clock
 from collections import Counter
@@ -28,8 +29,11 @@ from fmcnet.retrieval.records import (
     as_modality,
     as_pid,
     as_utc,
+    is_nat,
 )
 from fmcnet.types import FloatArray
+
+logger = logging.getLogger(__name__)
 
 LONGEST = {
     "id": 256,
@@ -165,6 +169,8 @@ def column(value: Any, n: int, name: str) -> list[Any]:
     """N values of one value for all, or of N of them."""
     if value is None or isinstance(value, (str, bytes, int, float, np.generic, datetime, PurePath)):
         return [value] * n
+    if isinstance(value, (set, frozenset)):
+        raise GalleryError(f"'{name}' is a set, which has no order: give a list of {n} values")
     values = _as_list(value, name)
     if len(values) != n:
         raise GalleryError(f"'{name}' has {len(values)} values for {n} embeddings: give one for all, or {n}")
@@ -180,13 +186,14 @@ def _as_list(value: Any, name: str) -> list[Any]:
 
 def tag_column(value: Any, n: int) -> list[Any]:
     """Texts are the tags of all; N collections are one a row."""
-    values = [] if value is None else value
-    if isinstance(values, str):
+    if isinstance(value, str):
         raise GalleryError(f"tags={value!r}: give a list, as tags=[{value!r}]")
-    values = _as_list(values, "tags")
-    if all(isinstance(tag, str) for tag in values):
-        return [values] * n
-    return column(values, n, "tags")
+    values = [] if value is None else _as_list(value, "tags")
+    if not all(isinstance(tag, str) for tag in values):
+        return column(value if isinstance(value, (set, frozenset)) else values, n, "tags")
+    if n == len(values) > 1:
+        logger.warning("tags: each of the %d entries gets all %d tags; for one each give %d lists", n, n, n)
+    return [values] * n
 
 
 def text(value: object, what: str, *, stored: bool = False) -> str:
@@ -199,7 +206,7 @@ def text(value: object, what: str, *, stored: bool = False) -> str:
     """
     if not isinstance(value, str):
         raise GalleryError(f"{what} must be a text, not {value!r}")
-    value = str(value)  # numpy's str_ becomes a plain one
+    value = str.__str__(value)  # numpy's str_ and an enum's text become plain ones
     try:
         size = len(value.encode())
     except UnicodeEncodeError as error:
@@ -316,7 +323,7 @@ CHECKS: dict[str, Callable[[Any], Any]] = {
     "pid": as_pid,
     "modality": as_modality,
     "camera": lambda value: optional_text(value, "camera"),
-    "time": lambda value: None if value is None else as_utc(value, "time"),
+    "time": lambda value: None if value is None or is_nat(value) else as_utc(value, "time"),
     "source": lambda value: optional_text(str(value) if isinstance(value, PurePath) else value, "source"),
     "track": lambda value: optional_text(value, "track"),
     "tags": as_tags,

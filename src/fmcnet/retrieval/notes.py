@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 
 MOST_VALUES = 20
 """A filter of at most so many values gets a note on each; a longer one gets none."""
-MOST_COMPARED = 20_000
-"""Names of a gallery that are compared for near spellings; none of a larger number."""
+MOST_COMPARED = 200_000
+"""Characters of all names of a field that are compared for near spellings; none of more. A guess at what a value
+stands for counts them once for each of its characters."""
 LOOKED_UP = 20
 """Names whose earlier entries are looked at, and entries of each, on average."""
 OWN_TRACKS = (
@@ -94,24 +95,28 @@ def _value_notes(gallery: Gallery, field: _Field, values: Collection[str] | None
     if not values or len(values) > MOST_VALUES:
         return
     stored = [] if field.many else field.stored(gallery)
-    missing = {v for v in values if v not in stored and not gallery.count(_one_of(field.condition, [v]))}
-    if field.many and missing:
-        stored = field.stored(gallery)
-    if field.name == "track" and not 0 < len(stored) <= MOST_COMPARED:
+    missing = set()
+    for value in values:  # counted only as long as no names are listed
+        if value not in stored and (stored or not gallery.count(_one_of(field.condition, [value]))):
+            missing.add(value)
+            stored = stored or field.stored(gallery)
+    compared = _compared(stored)
+    if field.name == "track" and not compared:
         spellings = {f"{_whole_number(value)}{end}" for value in values for end in ("", ".0")}
-        stored = sorted(name for name in spellings if gallery.count(Where(tracks=[name])))
+        compared = sorted(name for name in spellings if gallery.count(Where(tracks=[name])))
     alike = defaultdict[str, list[str]](list)
-    for name in stored if len(stored) <= MOST_COMPARED else ():
+    for name in compared:
         alike[field.key(name)].append(name)
-    searches = MOST_COMPARED // len(stored) if stored else 0  # each compares all names
+    cost = 0
     listed = ""
     if field.name == "camera":
         listed = f"; those that are: {first_of(stored)}" if stored else "; no entry has any"
     for value in sorted(values):
         others = [name for name in alike[field.key(value)] if name not in values]
-        if value in missing and not others and searches:
-            searches -= 1
-            others = [near] if (near := nearest(value, stored)) is not None else []
+        if value in missing and not others:
+            cost += len(value) * sum(map(len, compared))
+            near = nearest(value, compared) if cost <= MOST_COMPARED else None
+            others = [] if near is None else [near]
         names = ", ".join(map(repr, others))
         if value in missing:
             yield f"no entry has the {field.name} '{value}'" + (
@@ -119,6 +124,11 @@ def _value_notes(gallery: Gallery, field: _Field, values: Collection[str] | None
             )
         elif names:
             yield f"entries of the {field.name} {names} do not pass the filter, which may be '{value}', too"
+
+
+def _compared(names: list[str]) -> list[str]:
+    """The names, or none of them where they have more than `MOST_COMPARED` characters."""
+    return names if sum(map(len, names)) <= MOST_COMPARED else []
 
 
 # ---- of entries that were added ----
@@ -181,10 +191,16 @@ def add_notes(gallery: Gallery, added: Added, given: Mapping[str, Any], *, store
     columns = {name: [CHECKS[name](one) for one in column(value, n, name)] for name, value in given.items()}
     cameras, pids, tracks = ({*columns[name]} - {None} for name in ("camera", "pid", "track"))
     keys = {spelling(camera) for camera in cameras}
+<<<<<<< HEAD
     known = gallery.cameras() if stored and keys else cameras
     notes = near_cameras(name for name in known if spelling(name) in keys)
     identities = gallery.identities() if stored and pids else []
     notes += _near_identities(identities if len(identities) <= MOST_COMPARED else [], pids)
+=======
+    stored = _compared(gallery.cameras()) if keys else []
+    notes = near_cameras(name for name in stored if spelling(name) in keys)
+    notes += _near_identities(_compared(gallery.identities()) if pids else [], pids)
+>>>>>>> inputs
     notes += doubtful_times((f"image {index}", time) for index, time in enumerate(columns["time"], 1))
     scanned = gallery.scan(Where(ids=added.ids)) if stored and (added.skipped or tracks) else ()
     entries = {entry.id: entry for entry, _ in scanned}

@@ -163,6 +163,8 @@ class Where:
                 for item in () if name == "pids" else values:
                     if not isinstance(item, str):
                         raise GalleryError(f"Where({name}=...): {item!r} is no text: give texts, as '1'")
+                if name != "pids":  # a text of an enum hashes its name
+                    values = frozenset(map(str.__str__, values))
                 no_condition = name == "tags" and not values  # every entry has all of no tags
                 object.__setattr__(self, name, None if no_condition else values)
         if self.pids is not None:
@@ -346,9 +348,14 @@ def check_where(value: object) -> Where | None:
     return value
 
 
+def is_nat(value: object) -> bool:
+    """Whether it is the NaT of pandas, a datetime that stands for none, and is not equal to itself."""
+    return isinstance(value, datetime) and value != value
+
+
 def as_utc(value: object, what: str) -> datetime:
     """The same instant in UTC; GalleryError when it is no datetime, or has no timezone."""
-    if not isinstance(value, datetime):
+    if not isinstance(value, datetime) or is_nat(value):
         raise GalleryError(f"{what} must be a datetime, not {value!r}")
     if value.utcoffset() is None:
         raise GalleryError(f"{what}={value.isoformat()} has no timezone: say which, e.g. tzinfo=timezone.utc")

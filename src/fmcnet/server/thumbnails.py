@@ -69,7 +69,7 @@ class KeptThumbnails:
             OSError: when the disk does not take it.
         """
         mode = private_mode(self.folder)
-        write_atomically(self.folder / name, lambda target: target.write_bytes(data), mode)
+        write_atomically(self.folder / name, lambda target: target.write_bytes(data), mode, many=True)
 
     def read(self, name: str) -> bytes | None:
         """A JPEG, or None."""
