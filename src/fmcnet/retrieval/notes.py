@@ -191,16 +191,9 @@ def add_notes(gallery: Gallery, added: Added, given: Mapping[str, Any], *, store
     columns = {name: [CHECKS[name](one) for one in column(value, n, name)] for name, value in given.items()}
     cameras, pids, tracks = ({*columns[name]} - {None} for name in ("camera", "pid", "track"))
     keys = {spelling(camera) for camera in cameras}
-<<<<<<< HEAD
-    known = gallery.cameras() if stored and keys else cameras
+    known = (_compared(gallery.cameras()) if stored else cameras) if keys else []
     notes = near_cameras(name for name in known if spelling(name) in keys)
-    identities = gallery.identities() if stored and pids else []
-    notes += _near_identities(identities if len(identities) <= MOST_COMPARED else [], pids)
-=======
-    stored = _compared(gallery.cameras()) if keys else []
-    notes = near_cameras(name for name in stored if spelling(name) in keys)
-    notes += _near_identities(_compared(gallery.identities()) if pids else [], pids)
->>>>>>> inputs
+    notes += _near_identities(_compared(gallery.identities()) if stored and pids else [], pids)
     notes += doubtful_times((f"image {index}", time) for index, time in enumerate(columns["time"], 1))
     scanned = gallery.scan(Where(ids=added.ids)) if stored and (added.skipped or tracks) else ()
     entries = {entry.id: entry for entry, _ in scanned}
