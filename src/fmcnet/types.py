@@ -65,11 +65,12 @@ def check_exact(values: NDArray[Any]) -> None:
     """
     if values.dtype.kind == "f":
         limit = 2.0 ** (np.finfo(values.dtype).nmant + 1)
-        large = np.flatnonzero((np.abs(values) >= limit) & (np.abs(values) < 2.0**63))
+        size = np.abs(values.astype(np.float64))
+        large = np.flatnonzero((size >= limit) & (size < 2.0**63))
         if len(large):
             raise DataError(
                 f"row {large[0]} is {values.flat[large[0]]:.0f}, but {values.dtype} does not hold every whole number "
-                f"above {limit:,.0f}: save them as int64 or texts"
+                f"from {limit:,.0f} on: save them as int64 or texts"
             )
 
 

@@ -528,3 +528,9 @@ def test_a_number_without_a_name_takes_the_name_of_other_rows(tmp_path):
     assert read_csv(tmp_path / "x.csv", training=False).camera.tolist() == ["gate", "gate", ""]
     (tmp_path / "y.csv").write_text(rows + "d.png,d,visible,1,door\n")
     assert read_csv(tmp_path / "y.csv", training=False).camera.tolist() == ["gate", "", "", "door"]
+
+
+def test_the_two_sensors_of_a_place_may_share_a_number(tmp_path):
+    rows = ("a.png,a,visible,1,hall-rgb", "b.png,a,infrared,1,hall-ir")
+    (tmp_path / "x.csv").write_text("\n".join(["path,pid,modality,camid,camera", *rows]))
+    assert not any("is of the cameras" in note for note in read_csv(tmp_path / "x.csv", training=False).notes)

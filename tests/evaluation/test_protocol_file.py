@@ -433,8 +433,22 @@ def test_names_that_yaml_reads_as_numbers_are_the_names_as_written(tmp_path, cam
     assert len({*junk.values()}) == 3
 
 
+@pytest.mark.parametrize(
+    ("cameras", "written", "pairs"),
+    [
+        (("02", "05", "yard"), "[[yard, 2], [3, 5]]", ((3, 1), (3, 2))),
+        (("01", "02", "03"), "[[3, 2]]", ((3, 2),)),
+        (("1", "2", "3"), "[[03, 02]]", ((3, 2),)),
+    ],
+)
+def test_a_camera_whose_name_is_a_number_is_found_by_it_however_written(tmp_path, cameras, written, pairs):
+    rows = [one._replace(camera=cameras[one.camid - 1]) for one in records()]
+    table = Table.from_records("csv", Path("people"), rows, pid_names=TABLE.pid_names)
+    assert protocol(tmp_path, f"skip: {written}", table).skip.pairs == pairs
+
+
 def test_a_number_is_no_other_camera_than_the_one_so_named(tmp_path):
     rows = [one._replace(camera=("02", "05", "yard")[one.camid - 1]) for one in records()]
     table = Table.from_records("csv", Path("people"), rows, pid_names=TABLE.pid_names)
-    with pytest.raises(ProtocolError, match="no image to be evaluated is of camera '2': did you mean '02'"):
-        protocol(tmp_path, "skip: [[yard, 2]]", table)
+    with pytest.raises(ProtocolError, match="no image to be evaluated is of camera '1'"):
+        protocol(tmp_path, "skip: [[yard, 1]]", table)

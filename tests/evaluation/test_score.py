@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -603,7 +604,9 @@ def test_images_without_identity_are_named_before_a_missing_draw(tmp_path):
 def test_identities_that_a_float_cannot_tell_apart_are_refused(tmp_path, kind, first):
     people = np.repeat(np.arange(first - 8, first), 2)
     more = {"features": np.eye(16), "modality": np.tile([0, 1], 8)}
-    exact = score_file(save(tmp_path, **more, pid=people.astype(kind)), "csv")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        exact = score_file(save(tmp_path, **more, pid=people.astype(kind)), "csv")
     assert exact.mean == score_file(save(tmp_path, **more, pid=people), "csv").mean
     with pytest.raises(DataError, match=f"row 14 is {first}, but float.* save them as int64 or texts"):
         score_file(save(tmp_path, **more, pid=(people + 1).astype(kind)), "csv")

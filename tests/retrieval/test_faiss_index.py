@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fmcnet.retrieval import Gallery, Where, faiss_index
+from fmcnet.retrieval import Gallery, Where, faiss_index, gallery_index
 from fmcnet.retrieval.entry_columns import EntryColumns
 from fmcnet.retrieval.faiss_index import FaissIndex, ModalityIndex, empty_flat, exact, merged
 from tests.retrieval.people import Plain, add, answers, crops, entries
@@ -278,18 +278,26 @@ def test_what_is_left_of_a_person_is_found_after_removals_and_reopening(tmp_path
         assert {kept[ids[row]] for row in left} <= stored()
 
 
-def test_a_graph_over_removed_rows_of_zeros_is_not_used(tmp_path):
-    """0.1.0 wrote zeros; a stand-in is of the row's own graph."""
-    codes, people = crops(200, 8), entries(200)
-    index = indexed(codes, people)
-    index.forget([3, 4])
-    stand_ins = index.stand_ins(np.array([2, 3]))
-    for position, code in zip((2, 3), stand_ins, strict=True):
-        [row] = np.flatnonzero((codes == code).all(axis=1))
-        assert index.columns.alive[row]
-        assert people[row].modality is people[position].modality
-    part = [people[2].modality.code, people[3].modality.code]
-    codes[[2, 3]] = stand_ins
-    assert all(reloaded(index, codes, tmp_path).parts[code].graph_rows for code in part)
-    codes[[2, 3]] = 0
-    assert not any(reloaded(index, codes, tmp_path).parts[code].graph_rows for code in part)
+@pytest.mark.parametrize("dimension", [16, 32])
+@pytest.mark.parametrize("how", ["replaced", "removed and added"])
+def test_graphs_that_grow_after_removals_find_all_when_reopened(tmp_path, monkeypatch, dimension, how):
+    """The writer, whose memory had the removed rows, makes the links that others read."""
+    for name, value in (("FEW", 100), ("LOOKED_AT", 1), ("EF_SEARCH", 64)):
+        monkeypatch.setattr(faiss_index, name, value)
+    monkeypatch.setattr(gallery_index, "BEHIND", 500)
+    rng = np.random.default_rng(0)
+    person = np.repeat(np.arange(100), 60)
+    codes = rng.normal(size=(100, dimension))[person] + 0.1 * rng.normal(size=(len(person), dimension))
+    ids = np.array([f"{row:05d}" for row in range(len(person))])
+    again = person % 5 == 0
+    with Gallery(tmp_path / "g", model="m", index="hnsw", flush_rows=100) as gallery:
+        gallery.add(codes, modality="visible", ids=ids)
+        gallery.compact()
+        if how != "replaced":
+            gallery.remove(Where(ids=ids[again].tolist()))
+        for rows in np.array_split(np.flatnonzero(again), 4):
+            gallery.add(codes[rows], modality="visible", ids=ids[rows], on_duplicate="replace")
+    with Gallery(tmp_path / "g", model="m") as gallery:
+        assert gallery.info().unindexed < 1_000
+        found = [gallery.search(codes[row], top=1)[0].id == ids[row] for row in np.flatnonzero(again)]
+        assert found.count(False) == 0

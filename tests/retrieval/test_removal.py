@@ -12,7 +12,7 @@ import torch
 from fmcnet.errors import GalleryBusyError, GalleryError
 from fmcnet.retrieval import Gallery, Where
 from fmcnet.retrieval.faiss_index import FaissIndex
-from fmcnet.retrieval.gallery_index import IndexManifest
+from fmcnet.retrieval.gallery_index import GalleryIndex, IndexManifest
 from fmcnet.retrieval.sqlite_connection import Connection
 from fmcnet.retrieval.sqlite_database import Database
 from tests.retrieval.people import MODEL, add, crops, entries
@@ -197,6 +197,43 @@ def test_an_interrupted_erasing_is_done_by_the_next(tmp_path, monkeypatch):
                 gallery.remove(Where(ids=["crop-00004"]))
         gallery.remove(Where(ids=["crop-00005"]))
         assert traces(tmp_path / "g", vector) == set()
+
+
+def test_an_interrupt_while_a_dead_writers_removal_is_finished_leaves_no_copy(tmp_path, monkeypatch):
+    """In a graph the place of a removed row holds another's embedding, which goes with that one."""
+    rng = np.random.default_rng(0)
+    codes = rng.normal(size=(40, 16))[np.repeat(np.arange(40), 20)] + 0.1 * rng.normal(size=(800, 16))
+    gallery = Gallery(tmp_path / "g", model="m", index="hnsw")
+    ids = gallery.add(codes, modality="visible").ids
+    gallery.compact()
+    embeddings = [gallery.embedding(name).tobytes() for name in ids]
+    gallery.remove(Where(ids=ids[700:710]))
+    [file] = (tmp_path / "g").glob("vectors-*")
+    copied = embeddings.index(file.read_bytes()[700 * 64 :][:64])
+    survivor = Gallery(tmp_path / "g", model="m")
+    survivor.count()
+
+    def dies(*_):
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as once:
+        once.setattr(GalleryIndex, "erase", dies)
+        with pytest.raises(RuntimeError, match="killed"):
+            gallery.remove(Where(ids=[ids[copied]]))
+
+    def interrupted(manifest, folder, positions, codes):
+        with (folder / manifest.vectors).open("r+b") as stream:
+            stream.seek(copied * manifest.row_bytes)
+            stream.write(codes[positions.tolist().index(copied)].tobytes())
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as once:
+        once.setattr(IndexManifest, "overwrite", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            survivor.remove(Where(ids=[ids[5]]))
+    survivor.remove(Where(ids=[ids[5]]))
+    survivor.close()
+    assert traces(tmp_path / "g", np.frombuffer(embeddings[copied], np.float32)) == set()
 
 
 def test_no_tags_are_no_condition_and_pids_are_texts_or_whole_numbers(tmp_path):

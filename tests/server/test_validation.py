@@ -246,6 +246,8 @@ def test_texts_that_are_not_utf_8_are_refused(serving, camera, headers, kind, fa
         ("é", TYPE, b"", b"\r\nContent-Type: image/png\r\nContent-Transfer-Encoding: binary"),
         ("gate", TYPE + b"; charset=us-ascii\r\nContent-Transfer-Encoding: 7bit", b"", b""),
         ("gate", TYPE + b"; charset=ISO-8859-1", b"; charset=windows-1252", b""),  # as Java clients do
+        ("gate", TYPE + b"; charset=latin1", b"; charset=Shift_JIS", b""),
+        ("gate", TYPE + b"; charset=\r\nContent-Transfer-Encoding: quoted-printable", b"", b""),
         ("gate", b"", b"", b"\r\nContent-Type: application/octet-stream; charset=windows-1251"),
     ],
 )  # fmt: skip

@@ -225,12 +225,8 @@ def _pair_notes(pairs: list[list[_Crop]], day: _Side, night: _Side) -> Iterator[
 
 def _name_crops(sides: list[_Side]) -> list[list[_Crop]]:
     """Name each side's crops, without the word for the modality unless both have it; the pairs, sorted by name."""
-    full_names = [
-        [
-            _composed(os.path.relpath(crop.path, side.root)) for crop in side.crops
-        ]  # a CSV may name crops elsewhere
-        for side in sides
-    ]
+    # By relpath, for a CSV may name crops elsewhere.
+    full_names = [[_composed(os.path.relpath(crop.path, side.root)) for crop in side.crops] for side in sides]
     shared = set(full_names[0]).intersection(full_names[1])
     for side, names in zip(sides, full_names, strict=True):
         side.by_name = {}

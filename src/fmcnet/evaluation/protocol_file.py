@@ -107,15 +107,15 @@ def _camera_numbers(images: Table | Embeddings) -> dict[str, list[int]]:
     """Camera numbers by name, and by number where no name could be taken for one."""
     numbers = {str(number): [number] for number in np.unique(images.camid).tolist() if number != NO_CAMERA}
     names = images.camera if isinstance(images, Table) else images.camera_name
-    named = sorted({*zip(names.tolist(), images.camid.tolist(), strict=True)})
     by_name: dict[str, list[int]] = {}
-    for name, number in named:
+    for name, number in sorted({*zip(names.tolist(), images.camid.tolist(), strict=True)}):
         if name and number != NO_CAMERA:
             by_name.setdefault(name, []).append(number)
-    if any(name.isdecimal() for name in by_name):
-        named_numbers = {number for found in by_name.values() for number in found}
-        numbers = {name: [number] for name, [number] in numbers.items() if number not in named_numbers}
-    return numbers | by_name
+    # A name that is a number, as 02, is the camera of 2 as well, and its own number is that of no camera.
+    decimal = {name: found for name, found in by_name.items() if name.isdecimal()}
+    named = {str(number) for found in decimal.values() for number in found}
+    numbers = {key: number for key, number in numbers.items() if key not in named}
+    return numbers | {str(int(name)): found for name, found in decimal.items()} | by_name
 
 
 def _parse_identities(value: Any, images: Table | Embeddings) -> tuple[Identity, ...]:
@@ -150,6 +150,7 @@ def _parse_skip(value: Any, cameras: Mapping[str, list[int]]) -> str | list[tupl
     for pair in value:
         if not isinstance(pair, list) or len(pair) != 2:
             raise ProtocolError(f"{pair!r:.60} is no pair: give [query camera, gallery camera]")
+        pair = [str(int(one)) if one not in cameras and str(one).isdecimal() else one for one in pair]
         for camera in pair:
             if str(camera) not in cameras:
                 suggestion = nearest(str(camera), cameras)

@@ -106,11 +106,15 @@ class ModalityIndex:
         """Use a graph that was saved without embeddings for the first rows, all of which are in `rest`."""
         rows = len(reached)
         codes = self.rest.reconstruct_n(0, self.rest.ntotal)
-        storage = empty_flat(self.dimension, self.dtype)
-        storage.add(codes[:rows])
-        graph.storage, graph.own_fields = storage, True  # the graph frees its storage
         self.graph, self.reached, self.rest = graph, reached, empty_flat(self.dimension, self.dtype)
+        self._store(codes[:rows])
         self.rest.add(codes[rows:])
+
+    def _store(self, codes: FloatArray) -> None:
+        """Give the graph its (G, D) embeddings."""
+        storage = empty_flat(self.dimension, self.dtype)
+        storage.add(codes)
+        self.graph.storage, self.graph.own_fields = storage, True  # the graph frees its storage
 
     def codes_from(self, first: int) -> FloatArray:
         """(M - first, D) embeddings of its last rows."""
@@ -121,15 +125,40 @@ class ModalityIndex:
         parts.append(self.rest.reconstruct_n(first - self.graph_rows, len(self.positions) - first))
         return np.concatenate(parts)
 
+    def vectors(self, rows: IntArray) -> FloatArray:
+        """(N, D) embeddings of these of its rows."""
+        in_graph = rows < self.graph_rows
+        codes = np.empty((len(rows), self.dimension), np.float32)
+        if in_graph.any():
+            codes[in_graph] = self.graph.storage.reconstruct_batch(rows[in_graph])
+        codes[~in_graph] = self.rest.reconstruct_batch(rows[~in_graph] - self.graph_rows)
+        return codes
+
+    def stand_ins(self, rows: IntArray, alive: BoolArray) -> FloatArray:
+        """(N, D) what takes the place of removed rows in a graph: of each the nearest row that is left.
+
+        A search finds what lies behind a row by passing it, and passes no zeros. Zeros where no row is left.
+        """
+        if not alive.any():
+            return np.zeros((len(rows), self.dimension), np.float32)
+        own, index = np.unique(self.vectors(rows), axis=0, return_inverse=True)  # many may be copies of one
+        _, nearest = merged(self.search(own, 1, alive, SELF_SEARCH["ef"] if self.graph_rows else 0), 1)
+        return self.vectors(np.searchsorted(self.positions, nearest[:, 0]))[index.ravel()]
+
     def grow(self, alive: BoolArray) -> None:
-        """Take all rows into the graph; those (M,) not `alive` as copies of the one before that is, else as zeros."""
+        """Take all rows into the graph, with `stand_ins` for those (M,) that are not alive."""
         if not self.rest.ntotal:
             return
-        alive = alive[self.graph_rows :]
-        codes = self.rest.reconstruct_n(0, self.rest.ntotal)
-        living = np.flatnonzero(alive)
-        before = np.maximum(np.searchsorted(living, np.flatnonzero(~alive)) - 1, 0)
-        codes[~alive] = codes[living[before]] if len(living) else 0
+        first, codes = self.graph_rows, self.rest.reconstruct_n(0, self.rest.ntotal)
+        if len(removed := np.flatnonzero(~alive)):
+            stand_ins, in_graph = self.stand_ins(removed, alive), removed < first
+            codes[removed[~in_graph] - first] = stand_ins[~in_graph]
+            if (
+                in_graph.any()
+            ):  # as a process that opens the files later sees the graph, and judges what it reaches
+                stored = self.graph.storage.reconstruct_n(0, first)
+                stored[removed[in_graph]] = stand_ins[in_graph]
+                self._store(stored)
         if self.graph is None:
             description = f"HNSW{LINKS},{STORAGE[self.dtype.name]}"
             self.graph = faiss().index_factory(self.dimension, description, faiss().METRIC_INNER_PRODUCT)
@@ -264,10 +293,6 @@ class FaissIndex:
         parts[: len(saved)] = saved  # since then, entries may have changed their modality
         self._add_to_parts(parts, 0, codes)
         for code, part in enumerate(self.parts):
-            covered = part.positions[: len(stored.get(f"reached_{code}", ()))]
-            removed = covered[~self.columns.alive[covered]]
-            if not codes[removed].any(axis=1).all():
-                continue  # of 0.1.0: no search passes zeros, so what lies behind them would not be found
             if f"graph_{code}" in stored:
                 graph = faiss().deserialize_index(stored.pop(f"graph_{code}"))
                 part.attach(graph, stored[f"reached_{code}"])
@@ -298,25 +323,19 @@ class FaissIndex:
             part.grow(self.columns.alive[part.positions])
 
     def stand_ins(self, positions: IntArray) -> Codes:
-        """(N, D) what takes the place of removed rows in the embeddings' file.
-
-        In a graph it is the embedding of the nearest row that is left, for a search finds what lies behind a row by
-        passing it. Elsewhere, and where none is left, it is zeros.
-        """
+        """(N, D) what takes the place of removed rows in the embeddings' file: zeros outside of graphs."""
         codes: Codes = np.zeros((len(positions), self.dimension), self.dtype)
         for part in self.parts:
             of_part = np.flatnonzero(np.isin(positions, part.positions[: part.graph_rows]))
-            alive = self.columns.alive[part.positions]
-            alive[part.graph_rows :] = False
-            if not len(of_part) or not alive.any():
-                continue
-            storage = part.graph.storage
-            own = storage.reconstruct_batch(np.searchsorted(part.positions, positions[of_part]))
-            own, index = np.unique(own, axis=0, return_inverse=True)  # many may be copies of one
-            _, nearest = merged(part.search(own, 1, alive, SELF_SEARCH["ef"]), 1)
-            left = storage.reconstruct_batch(np.searchsorted(part.positions, nearest[:, 0]))
-            codes[of_part] = left[index.ravel()]
+            if len(of_part):
+                rows = np.searchsorted(part.positions, positions[of_part])
+                codes[of_part] = part.stand_ins(rows, self.columns.alive[part.positions])
         return codes
+
+    def removed_in_graphs(self) -> list[tuple[IntArray, ModalityIndex]]:
+        """Positions of removed rows of graphs, by part."""
+        graphs = [(part.positions[: part.graph_rows], part) for part in self.parts]
+        return [(positions[~self.columns.alive[positions]], part) for positions, part in graphs]
 
     def save_graphs(self, path: Path) -> None:
         """Write the graphs' links, without the embeddings, and the modality under which each row is."""

@@ -35,9 +35,9 @@ from fmcnet.types import IntArray
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 3
-READABLE = (2, FORMAT)
-"""2, of 0.1.0, has numbers for identities; `EntryColumns.load` reads them."""
+FORMAT = 4
+READABLE = (2, 3, FORMAT)
+"""2, of 0.1.0, has numbers for identities; `EntryColumns.load` reads them. 3 has zeros in graphs."""
 BLOCK = 512
 """Rows with one checksum."""
 BEHIND = 16_384
@@ -199,12 +199,16 @@ class GalleryIndex:
             logger.warning("%s: the index cannot be rewritten (%s); it is removed", self.folder, error)
             self._discard_files()
             self.state = None
+        except BaseException:
+            self.state = None  # the next use reads the files, half written, and makes them anew
+            raise
 
     def _with_copies(self, manifest: IndexManifest, state: FaissIndex) -> IntArray:
-        """Positions to erase, and of earlier removed rows that hold copies of these embeddings (`stand_ins`)."""
-        stored = manifest.map(self.folder)
+        """Positions to erase, and of earlier removed rows that these stand in for (`FaissIndex.stand_ins`)."""
+        stored, unerased = manifest.map(self.folder), np.array(self._unerased, np.int64)
+        removed = np.concatenate([positions for positions, _ in state.removed_in_graphs()])
+        removed = removed[np.isin(stored[removed, 0], stored[unerased, 0])]  # most differ in the first value
         embeddings = {stored[position].tobytes() for position in self._unerased}
-        removed = np.flatnonzero(~state.columns.alive[: self.saved])
         copies = [
             row for row in removed.tolist() if stored[row].tobytes() in embeddings and stored[row].any()
         ]
@@ -236,17 +240,17 @@ class GalleryIndex:
             )
             manifest.append(self.folder, state.codes_from(manifest.rows))
             wanted = self.choice == "hnsw" or (self.choice == "auto" and state.live > self.hnsw_above)
-            missing = len(state) - state.graph_rows
+            missing, grown = len(state) - state.graph_rows, False
             if wanted and missing and (complete or not state.graph_rows or missing >= BEHIND):
                 state.grow_graphs()
-                manifest.graph = None
-                removed = np.flatnonzero(~state.columns.alive)
-                zeros = removed[~manifest.map(self.folder)[removed].any(axis=1)]
-                manifest.overwrite(self.folder, zeros, state.stand_ins(zeros))
+                manifest.graph, grown = None, True
             if not state.graph_rows:
                 manifest.graph = None
             elif manifest.graph is None:
                 manifest.put_graphs(self.folder, state)
+            for positions, part in state.removed_in_graphs() if grown else ():
+                codes = part.vectors(np.searchsorted(part.positions, positions))
+                manifest.overwrite(self.folder, positions, codes.astype(state.dtype))
             manifest.commit(self.folder, state, self.generation)
             self.manifest, self.faults = manifest, []
         except (OSError, MemoryError, RuntimeError, InvalidIndexError) as error:  # RuntimeError is FAISS's
@@ -322,7 +326,7 @@ class IndexManifest:
             if body["format"] not in READABLE:
                 raise InvalidIndexError(f"{INDEX} has another format")
             if body["format"] != FORMAT:
-                body["graph"] = None  # of 0.1.0, it has to be built again
+                body["graph"] = None  # it has to be built again
             manifest = TypeAdapter(IndexManifest).validate_python(body)
             if any(
                 name and Path(name).name != name

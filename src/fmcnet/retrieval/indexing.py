@@ -336,7 +336,7 @@ class _Portion:
             self.report.replaced += added.replaced
             self.report.faults += added.faults
             ids = {*added.ids}
-            if known and added.skipped:
+            if known and added.skipped:  # removed by another process meanwhile
                 there = {entry.id for entry, _ in self.gallery.scan(Where(ids=added.ids))}
                 self.report.removed_before += [str(p.path) for p in group if p.id in ids - there]
                 self.report.already -= added.skipped

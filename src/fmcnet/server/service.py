@@ -217,7 +217,9 @@ class Service:
                     lambda: kept.sweep(thumbnail_name(entry.id, at) for entry, at in self.gallery.scan())
                 )
                 if gone:
-                    logger.info("removed %d kept thumbnails that are of no entry", gone)
+                    logger.info(
+                        "removed %d kept thumbnails of entries that are gone, or of an earlier version", gone
+                    )
             except (FmcnetError, OSError) as error:
                 logger.warning("kept thumbnails were not checked: %s", error)
             await asyncio.sleep(SWEEP_SECONDS)

@@ -28,8 +28,6 @@ _Read = TypeVar("_Read")
 
 FORM = "multipart/form-data"
 """Of a body with files; frameworks bound no other form's fields as early."""
-ASCII_IN = ("us-ascii", "iso-8859-", "windows-125")
-"""How charsets begin in which ASCII is as in UTF-8."""
 IMAGES = "images"
 """The one form field of files."""
 
@@ -74,7 +72,7 @@ async def _stream(body: bytes) -> AsyncGenerator[bytes, None]:
 class _FormCheck(MultiPartParser):
     """Reads a form again, without its files: Starlette takes what is not UTF-8 as Latin-1, and decodes nothing.
 
-    Some clients name another charset whatever the text; for one that has ASCII in it, an ASCII text is the same.
+    Some clients name another charset or encoding whatever the text: it is taken where the text is the same in it.
     """
 
     ended = False
@@ -89,12 +87,19 @@ class _FormCheck(MultiPartParser):
         part = self._current_part
         headers, text = Headers(raw=part.item_headers), bytes(part.data)
         encoding = headers.get("content-transfer-encoding", "binary").strip().lower()
-        faults = [] if encoding in ("7bit", "8bit", "binary") else [encoding]
+        plain = encoding in ("7bit", "8bit", "binary") or (
+            encoding == "quoted-printable" and b"=" not in text
+        )
+        faults = [] if plain else [encoding]
         is_text = part.file is None and part.field_name != IMAGES  # images as texts are refused as such
         for content_type in (self.headers["content-type"], headers.get("content-type")) if is_text else ():
             options = parse_options_header(content_type)[1]
-            charset = options.get(b"charset", b"utf-8").decode("latin-1").lower()
-            if charset not in ("utf-8", "utf8") and not (text.isascii() and charset.startswith(ASCII_IN)):
+            charset = options.get(b"charset", b"").decode("latin-1").lower() or "utf-8"
+            try:
+                same = text.decode(charset, "replace") == text.decode(errors="replace")
+            except LookupError:  # an unknown charset
+                same = False
+            if not same:
                 faults.append(charset)
         if is_text and text.decode("utf-8", "ignore").encode() != text:
             faults.append("not UTF-8")

@@ -416,13 +416,15 @@ def _number_cameras(records: list[Record], unknown: set[tuple[str, str]], notes:
         notes.append(f"the camera {name!r} has the camids {found}: its rows without one have no camera")
     records = [r._replace(camid=numbers.get(r.camera, NO_CAMERA)) if needs_number(r) else r for r in records]
     names_of = defaultdict[int, set[str]](set)
+    of_modality = defaultdict[tuple[int, str], set[str]](set)  # the two sensors of a place may share a number
     for record in records:
         if record.camid != NO_CAMERA and not is_unknown(record.camera):
             names_of[record.camid].add(record.camera)
-    shared = [camid for camid in sorted(names_of) if len(names_of[camid]) > 1]
-    for camid in shared[:MOST_NOTES]:
+            of_modality[record.camid, record.modality].add(record.camera)
+    shared = [(camid, names) for (camid, _), names in sorted(of_modality.items()) if len(names) > 1]
+    for camid, several in shared[:MOST_NOTES]:
         notes.append(
-            f"the camid {camid} is of the cameras {first_of(sorted(names_of[camid]))}: rules that skip a camera take "
+            f"the camid {camid} is of the cameras {first_of(sorted(several))}: rules that skip a camera take "
             "them as one; leave camid out where the names tell the cameras"
         )
     return [
