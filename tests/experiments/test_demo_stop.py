@@ -29,7 +29,10 @@ def test_a_signal_ends_the_trainings_too(tmp_path, tiny_sysu, sent):
     process = subprocess.Popen([sys.executable, "-c", CODE, str(out)], stderr=subprocess.PIPE, text=True)
     try:
         end = time.monotonic() + 240
-        while not all(list((out / name).glob("log.jsonl")) for name in ("base", "full")):
+        logs = [out / name / "log.jsonl" for name in ("base", "full")]
+        while not all(
+            log.exists() and '"loss"' in log.read_text() for log in logs
+        ):  # a training is under way
             assert process.poll() is None, process.stderr.read()
             assert time.monotonic() < end
             time.sleep(0.1)
