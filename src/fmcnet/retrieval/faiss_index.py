@@ -153,9 +153,7 @@ class ModalityIndex:
         if len(removed := np.flatnonzero(~alive)):
             stand_ins, in_graph = self.stand_ins(removed, alive), removed < first
             codes[removed[~in_graph] - first] = stand_ins[~in_graph]
-            if (
-                in_graph.any()
-            ):  # as a process that opens the files later sees the graph, and judges what it reaches
+            if in_graph.any():  # as a process sees the graph that opens the files later
                 stored = self.graph.storage.reconstruct_n(0, first)
                 stored[removed[in_graph]] = stand_ins[in_graph]
                 self._store(stored)
