@@ -16,7 +16,7 @@ from fmcnet.errors import GalleryError
 from fmcnet.inference.encoder import Encoder
 from fmcnet.retrieval import Gallery, Where, searcher
 from fmcnet.retrieval.backup import backup, recover, restore
-from fmcnet.retrieval.gallery_index import IndexManifest
+from fmcnet.retrieval.gallery_index import FORMAT, IndexManifest
 from fmcnet.retrieval.sqlite_connection import checksum
 from fmcnet.retrieval.sqlite_database import Database
 from tests.cli import run_command
@@ -301,7 +301,7 @@ def test_a_gallery_of_0_1_0_is_read_searched_changed_and_exported(tmp_path, capl
             assert found == {"1": 2, "2": 3, "3": 3, "anna": 1, "bob": 1}
             assert gallery.export(tmp_path / "x.npz") == 10
     assert caplog.text == ""
-    assert IndexManifest.read(folder).format == 3
+    assert IndexManifest.read(folder).format == FORMAT
     with np.load(tmp_path / "x.npz") as stored:
         assert sorted(stored["pid"].tolist()) == ["1"] * 2 + ["2"] * 3 + ["3"] * 3 + ["anna", "bob"]
 
