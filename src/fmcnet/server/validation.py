@@ -5,15 +5,14 @@ from __future__ import annotations
 import contextlib
 import re
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, cast
 
 from fastapi import Depends, File, Form, Query, Request, UploadFile
 from pydantic import AfterValidator, AwareDatetime, Field, WrapValidator
-from python_multipart.multipart import parse_options_header
-from starlette.datastructures import Headers
-from starlette.formparsers import MultiPartParser
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
 
 from fmcnet.data.pixels import parse_range
 from fmcnet.errors import GalleryError
@@ -54,8 +53,7 @@ async def only_known(request: Request) -> None:
         if content_type != FORM:
             shown = content_type[:100] or "of no type"
             raise ApiError(415, f"the body is {shown}", "header Content-Type", f"send a form: {FORM}")
-        form = _FormCheck(request.headers, _stream(request.scope["state"]["body"]))
-        await form.parse()
+        form = _FormCheck(request.headers["content-type"], request.scope["state"]["body"])
         if not form.ended:  # its last field would be lost
             raise ApiError(400, "the form does not end with its boundary", "body", "send the whole form")
         content = next(iter(operation["requestBody"]["content"].values()))
@@ -65,51 +63,79 @@ async def only_known(request: Request) -> None:
         raise ApiError(422, "this route reads no body", "body", "say it in the address, as ?camera=gate")
 
 
-async def _stream(body: bytes) -> AsyncGenerator[bytes, None]:
-    yield body
-
-
-class _FormCheck(MultiPartParser):
-    """Reads a form again, without its files: Starlette takes what is not UTF-8 as Latin-1, and decodes nothing.
+class _FormCheck:
+    """Reads a form without its files: Starlette takes what is not UTF-8 as Latin-1, and decodes no encoding.
 
     Some clients name another charset or encoding whatever the text: it is taken where the text is the same in it.
+
+    Attributes:
+        ended: whether the form has its last boundary, or is so broken that Starlette refuses it.
+
+    Raises:
+        ApiError: 422 for a text that would be taken as what it is not.
     """
 
-    ended = False
+    def __init__(self, content_type: str, body: bytes) -> None:
+        self.ended = False
+        self._content_type = content_type
+        self._name, self._value = bytearray(), bytearray()  # of a header
+        self._headers: dict[bytes, bytes] = {}
+        self._options: dict[bytes, bytes] = {}  # of Content-Disposition
+        self._text = bytearray()
+        events: dict[str, Any] = {
+            "on_part_begin": self._begin_part,
+            "on_header_field": lambda data, start, end: self._name.extend(data[start:end]),
+            "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
+            "on_header_end": self._end_header,
+            "on_headers_finished": self._end_headers,
+            "on_part_data": self._add_text,
+            "on_part_end": self._end_part,
+            "on_end": self._end,
+        }
+        try:
+            boundary = parse_options_header(content_type)[1][b"boundary"]
+            MultipartParser(boundary, cast(Any, events)).write(body)
+        except (KeyError, FormParserError):
+            self.ended = True
 
-    def on_part_data(self, data: bytes, start: int, end: int) -> None:
-        """Part of a text."""
-        if self._current_part.file is None:
-            super().on_part_data(data, start, end)
+    def _begin_part(self) -> None:
+        self._headers, self._text = {}, bytearray()
 
-    def on_part_end(self) -> None:
-        """Refuse a part that would be taken as what it is not."""
-        part = self._current_part
-        headers, text = Headers(raw=part.item_headers), bytes(part.data)
-        encoding = headers.get("content-transfer-encoding", "binary").strip().lower()
-        plain = encoding in ("7bit", "8bit", "binary") or (
-            encoding == "quoted-printable" and b"=" not in text
+    def _end_header(self) -> None:
+        self._headers[bytes(self._name).lower()] = bytes(self._value)
+        self._name, self._value = bytearray(), bytearray()
+
+    def _end_headers(self) -> None:
+        self._options = parse_options_header(self._headers.get(b"content-disposition", b""))[1]
+
+    def _add_text(self, data: bytes, start: int, end: int) -> None:
+        if b"filename" not in self._options:
+            self._text += data[start:end]
+
+    def _end_part(self) -> None:
+        name, text = self._options.get(b"name", b"").decode("utf-8", "replace"), bytes(self._text)
+        encoding = (
+            self._headers.get(b"content-transfer-encoding", b"binary").decode("latin-1").strip().lower()
         )
-        faults = [] if plain else [encoding]
-        is_text = part.file is None and part.field_name != IMAGES  # images as texts are refused as such
-        for content_type in (self.headers["content-type"], headers.get("content-type")) if is_text else ():
-            options = parse_options_header(content_type)[1]
-            charset = options.get(b"charset", b"").decode("latin-1").lower() or "utf-8"
-            try:
-                same = text.decode(charset, "replace") == text.decode(errors="replace")
-            except LookupError:  # an unknown charset
-                same = False
-            if not same:
-                faults.append(charset)
-        if is_text and text.decode("utf-8", "ignore").encode() != text:
-            faults.append("not UTF-8")
+        unquoted = encoding == "quoted-printable" and b"=" not in text
+        faults = [] if encoding in ("7bit", "8bit", "binary") or unquoted else [encoding]
+        if b"filename" not in self._options and name != IMAGES:  # images as texts are refused as such
+            for content_type in (self._content_type, self._headers.get(b"content-type", b"")):
+                charset = parse_options_header(content_type)[1].get(b"charset", b"").decode("latin-1").lower()
+                try:
+                    same = text.decode(charset or "utf-8", "replace") == text.decode(errors="replace")
+                except LookupError:  # an unknown charset
+                    same = False
+                if not same:
+                    faults.append(charset)
+            if text.decode("utf-8", "ignore").encode() != text:
+                faults.append("not UTF-8")
         if faults:
-            what = f"the form field '{part.field_name[:100]}' is {', '.join(faults)[:100]}"
+            what = f"the form field '{name[:100]}' is {', '.join(faults)[:100]}"
             do = 'send UTF-8 as it is; curl of Windows does with -F "camera=<FILE", of a file in UTF-8'
             raise ApiError(422, what, "body", do)
 
-    def on_end(self) -> None:
-        """The form's last boundary."""
+    def _end(self) -> None:
         self.ended = True
 
 
