@@ -83,6 +83,22 @@ def tiny_sysu(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def tiny_regdb(tmp_path_factory):
+    """The same in RegDB's layout. Do not change it: copy it first."""
+    from fmcnet.synthetic import generate
+
+    return made_once(tmp_path_factory, "tiny-regdb", lambda out: generate("regdb", "tiny", 0, out, workers=1))
+
+
+@pytest.fixture(scope="session")
+def tiny_llcm(tmp_path_factory):
+    """The same in LLCM's layout. Do not change it: copy it first."""
+    from fmcnet.synthetic import generate
+
+    return made_once(tmp_path_factory, "tiny-llcm", lambda out: generate("llcm", "tiny", 0, out, workers=1))
+
+
+@pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory, tiny_sysu):
     """A run of the full model trained for a few steps on `tiny_sysu`. Do not change it: copy it first.
 

@@ -19,7 +19,6 @@ from fmcnet.data.table import Table
 from fmcnet.errors import ConfigError, DataError
 from fmcnet.files import lock_file
 from fmcnet.parsing import parse_duration
-from fmcnet.synthetic import generate
 from tests.data import trees
 
 
@@ -35,16 +34,16 @@ def test_the_setting(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", ["sysu", "regdb", "llcm", "csv"])
-def test_a_cache_beside_a_dataset_is_no_part_of_it(tmp_path: Path, tiny_sysu: Path, layout: str) -> None:
-    root = tmp_path / "data"
+def test_a_cache_beside_a_dataset_is_no_part_of_it(
+    tmp_path: Path, request: pytest.FixtureRequest, layout: str
+) -> None:
+    source = request.getfixturevalue("tiny_sysu" if layout == "csv" else f"tiny_{layout}")
+    root = shutil.copytree(source, tmp_path / "data")
+    path = root
     if layout == "csv":
-        shutil.copytree(tiny_sysu, root)
         path = root / "data.csv"
         write_csv(read_dataset(root), path)
         shutil.rmtree(root / "exp")
-    else:
-        generate(layout, "tiny", 0, root, workers=1)
-        path = root
     before, checked = read_dataset(path), check(path, images=False).to_dict()
     cache = ImageCache(before, 12, 6, folder="beside")
     assert cache.path.parent == root / ".fmcnet-cache"

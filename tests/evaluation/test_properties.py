@@ -12,6 +12,7 @@ from fmcnet.evaluation.evaluate import evaluate, scores
 from fmcnet.evaluation.protocols import custom
 from fmcnet.evaluation.ranking import rank_given
 from fmcnet.evaluation.skip_rule import SkipRule
+from fmcnet.types import NO_PID
 from tests.evaluation.shared_golden import embeddings
 from tests.reference.evaluation_slow import evaluate_slow, similarity_slow
 
@@ -198,6 +199,36 @@ def test_identical_images_tie_at_any_place_of_the_product():
         for distance in ("cosine", "euclidean"):
             found = evaluate(e, custom(), precision=precision, distance=distance).trials[0]
             assert found.mINP == pytest.approx(1 / 97), (precision, distance)
+
+
+@pytest.mark.parametrize(
+    ("precision", "distance"), [("float64", "cosine"), ("float64", "euclidean"), ("float32", "cosine")]
+)
+@pytest.mark.parametrize("dim", [1760, 2048])
+@pytest.mark.parametrize("value", ["normal", "constant"])
+def test_a_collapsed_model_of_many_values_scores_nothing(dim, value, precision, distance):
+    """Products of equal embeddings differ with the product's shape, by more the more values are added."""
+    generator = np.random.default_rng(0)
+    face = generator.standard_normal(dim) if value == "normal" else np.full(dim, 0.3)
+    pid = [*range(96), *np.repeat(range(96), 7)]
+    features = np.tile(face, (len(pid), 1))
+    features[::2] += distance == "euclidean"  # two places, so that one is not the centre of all
+    pid = [number // 2 for number in pid]
+    e = embeddings(features, pid, [1] * len(pid), [0] * 96 + [1] * (len(pid) - 96))
+    for bound in (2**18, 2**25):
+        found = evaluate(e, custom(), precision=precision, distance=distance, chunk_bytes=bound)
+        assert (found.mean["rank1"], found.mean["rank20"]) == (0, 0)
+
+
+def test_people_of_whom_nothing_is_known_are_not_one_identity():
+    """Thirty strangers are nearer than the true match: it is the 31st identity, in blocks of any size."""
+    features = [[1.0, 0.0], [1.0, 0.5], *[[1.0, 0.01 * k] for k in range(30)]]
+    pid = [7, 7, *[NO_PID] * 30]
+    e = embeddings(np.array(features), pid, [1] * 32, [1] + [0] * 31)
+    protocol = custom(cmc="identity", distractors="unknown")
+    for bound in (64, 2**25):
+        found = evaluate(e, protocol, chunk_bytes=bound).trials[0]
+        assert (found.rank20, found.mAP) == (0.0, pytest.approx(1 / 31))
 
 
 def test_a_nan_embedding_names_its_row():

@@ -17,8 +17,8 @@ from fmcnet.models.build import build_model
 from fmcnet.training import health
 from fmcnet.training.train_step import TrainStep
 
-IDENTITIES, P, K, HEIGHT, WIDTH = 16, 8, 2, 32, 16
-STEPS, LAST = (80, 120, 160, 200), 20
+IDENTITIES, P, K, HEIGHT, WIDTH = 40, 8, 2, 32, 16
+STEPS, LAST = (120, 160, 200), 20
 """Steps after which a configuration may have learned, and over how many of them what is measured is averaged."""
 LONG = 20_000
 """Steps of a training on a real dataset, whose configuration does not say how many an epoch has."""

@@ -26,7 +26,7 @@ from fmcnet.errors import ProtocolError
 from fmcnet.evaluation.protocols import Protocol, Trial
 from fmcnet.evaluation.similarity import Similarity
 from fmcnet.evaluation.skip_rule import SkipRule
-from fmcnet.types import BoolArray, Embeddings, IntArray
+from fmcnet.types import NO_PID, BoolArray, Embeddings, IntArray
 
 CHUNK_BYTES = 32 * 2**20
 """Default bound of a block of similarities with its copies."""
@@ -252,13 +252,17 @@ class _Ranking:
 
 def _spans(pid: IntArray, size: int) -> Iterator[slice]:
     """Columns of ascending identities in slices of about `size`; an identity is never split."""
-    ends = np.append(np.flatnonzero(np.diff(pid)) + 1, len(pid))
-    start = 0
+    ends, start = _last_columns(pid) + 1, 0
     while start < len(pid):
         first, beyond = np.searchsorted(ends, (start, start + size), side="right")
         stop = int(ends[max(first, beyond - 1)])  # `first` alone: an identity larger than a block
         yield slice(start, stop)
         start = stop
+
+
+def _last_columns(pid: IntArray) -> IntArray:
+    """The last column of each identity in `pid` (g,), ascending; nobody known: each image is one of its own."""
+    return np.append(np.flatnonzero((np.diff(pid) != 0) | (pid[:-1] == NO_PID)), len(pid) - 1)
 
 
 def _count(others: Tensor, limits: Tensor, pid: IntArray) -> tuple[Tensor, Tensor]:
@@ -267,8 +271,7 @@ def _count(others: Tensor, limits: Tensor, pid: IntArray) -> tuple[Tensor, Tenso
     `limits` descend, `pid` (g,) ascends.
     """
     reached = (others >= limits[:, :1]).view(torch.uint8).cumsum(dim=1, dtype=torch.int32)
-    ends = np.append(np.flatnonzero(np.diff(pid)), len(pid) - 1)
-    last = reached.index_select(1, torch.from_numpy(ends).to(reached.device))
+    last = reached.index_select(1, torch.from_numpy(_last_columns(pid)).to(reached.device))
     identities = (last.diff(dim=1, prepend=last.new_zeros(len(last), 1)) > 0).sum(dim=1)
     if others.device.type == "cpu":
         others.numpy().sort(axis=1)  # 25 times as fast as PyTorch's

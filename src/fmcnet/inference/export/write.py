@@ -121,10 +121,10 @@ def export(
         refuse_shipped(run, encoder.folder, "FOLDER")
     target = Path(out) if out is not None else encoder.folder / ("onnx-int8" if int8 else "onnx")
     _check_target(target, encoder.digest, "int8" if int8 else "fp32", overwrite)
-    pixels, modality, table, remark = _comparison_images(
-        encoder, data if data is not None else calibrate, progress
-    )
-    with room_beside(target) as scratch:
+    with room_beside(target) as scratch:  # before the work: it may fail
+        pixels, modality, table, remark = _comparison_images(
+            encoder, data if data is not None else calibrate, progress
+        )
         names, folders = ["ONNX Runtime, fp32"], [_float_graphs(encoder, scratch / "fp32")]
         if int8:
             assert calibrate is not None
