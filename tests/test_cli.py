@@ -333,6 +333,11 @@ def test_what_embed_writes_score_reads(tiny_run, tiny_sysu, tmp_path):
     as_json("embed", tiny_run, tiny_sysu / "cam6", "--modality", "ir", "--out", few, "--on-error", "skip")
     assert (np.load(few)["pid"] == -1).all()
     assert "have no identity" in said(run("score", few, "--protocol", "regdb", code=2))
+    for split, seen in (("train", True), ("all", True), ("test", False)):
+        told = said(run("embed", tiny_run, "--data", tiny_sysu, "--out", few, "--split", split))
+        assert ("few.npz holds 12 identities that" in told) is seen
+        told = said(run("score", few, "--draw", "seeded"))
+        assert ("the model was trained on 12 of its identities" in told) is seen
     refused = run("embed", tiny_run, tiny_sysu / "cam6", "--data", tiny_sysu, "--out", few, code=2)
     assert "images would do nothing" in said(refused)
     assert "give images and their --modality" in said(run("embed", tiny_run, "--out", few, code=2))

@@ -303,12 +303,13 @@ class Embeddings:
         """
         return self.take(np.flatnonzero(self.modality == parse_modality(modality).code))
 
-    def save(self, path: str | Path, dataset: str = "") -> Path:
+    def save(self, path: str | Path, dataset: str = "", trained_on: int = 0) -> Path:
         """Write all arrays to an `.npz` file.
 
         Args:
             path: the file; missing folders are made, an older file is replaced.
             dataset: whose protocol `fmcnet score` takes: "sysu", "regdb", "llcm", or "csv" for any other table.
+            trained_on: how many of the identities the model was trained on; `fmcnet score` tells.
 
         Returns:
             The path.
@@ -321,6 +322,8 @@ class Embeddings:
             stored = {name: a for name, a in arrays.items() if name not in self.OPTIONAL or (a != "").any()}
             if dataset:
                 stored["dataset"] = np.array(dataset)
+            if trained_on:
+                stored["trained_on"] = np.array(trained_on)
             np.savez(stream, **stored)
         return path
 

@@ -117,6 +117,13 @@ class EmbeddingsFile:
         sets = self._read_two_sets(protocol) if self.has_two_sets else self._read_one_set(protocol)
         if note := copies_note(sets.embeddings.features, sets.of_query):
             logger.warning("%s: %s", self.path, note)
+        trained_on = self.arrays.get("trained_on", np.array(0))  # as `fmcnet embed` notes it
+        if trained_on.ndim == 0 and trained_on:
+            logger.warning(
+                "%s: the model was trained on %s of its identities: figures are too good",
+                self.path,
+                trained_on,
+            )
         return sets
 
     def _read_one_set(self, protocol: str) -> Sets:

@@ -99,11 +99,15 @@ def embed_dataset(
     if (rows.role != "").any():
         text = "%s: %s does not keep the column role: score takes every image as query and gallery, unlike evaluate"
         logger.warning(text, data, out)
+    trained_on = len(seen_identities(encoder.card.seen_samples, rows))
+    if trained_on:
+        text = "%s holds %d identities that %s, or the model that it started from, was trained on"
+        logger.warning(text, out, trained_on, run)
     embeddings = encoder.embed_table(rows, batch_size=batch)
     if normalize:
         embeddings = replace(embeddings, features=l2_normalize(embeddings.features))
     dataset = rows.name if rows.name in BENCHMARKS else "csv"
-    write_atomically(out, lambda path: embeddings.save(path, dataset), private_mode(out.parent))
+    write_atomically(out, lambda path: embeddings.save(path, dataset, trained_on), private_mode(out.parent))
     return embeddings.features.shape
 
 
