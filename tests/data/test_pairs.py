@@ -211,6 +211,35 @@ def test_two_people_at_one_moment_are_refused(tmp_path):
         make_pairs(day, night, tmp_path / "p.csv")
 
 
+@pytest.mark.parametrize("tracks", [("1", "1", "2"), ("1", "2", "1")])
+def test_a_track_that_joins_two_people_is_refused(tmp_path, tracks):
+    """A tracker that went from one person to another, with a third crop that names nobody between them."""
+    day = table_of(tmp_path / "day", "pid", "anna", *(("bob", "") if tracks[1] == "1" else ("", "bob")))
+    night = table_of(tmp_path / "night", "track", *tracks)
+    with pytest.raises(DataError, match=r"infrared track 1, of .*night/.\.png .*joins pid anna and pid bob"):
+        make_pairs(day, night, tmp_path / "p.csv")
+
+
+def test_a_folder_that_joins_two_people_is_refused(tmp_path):
+    day = table_of(tmp_path / "day", "pid", "anna", "bob")
+    night = table_of(tmp_path / "night", "pid", "", "")
+    for side in ("day", "night"):
+        folder = tmp_path / side
+        (folder / "one").mkdir()
+        for image in folder.glob("*.png"):
+            image.rename(folder / "one" / image.name)
+        table = next(folder.glob("*.csv"))
+        table.write_text(
+            "\n".join(
+                line if line.startswith("path") else f"one/{line}" for line in table.read_text().split()
+            )
+        )
+    with pytest.raises(
+        DataError, match=r"the folder one, of .*joins pid anna and pid bob: correct the tables"
+    ):
+        make_pairs(day, night, tmp_path / "p.csv", folders=True)
+
+
 def test_rows_without_a_file_and_notes_are_told(tmp_path):
     day = table_of(tmp_path / "day", "tracks", "1", "1", "2")
     night = table_of(tmp_path / "night", "track", "", "", "")

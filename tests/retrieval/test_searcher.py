@@ -188,6 +188,25 @@ def test_groups_by_track_and_person(searcher):
     assert [(g.key, [m.id for m in g.hits]) for g in sure.groups] == [("1", ["night-red", "red"])]
 
 
+def test_a_persons_probability_is_the_same_with_and_without_a_limit(tmp_path):
+    """The night crop is more similar, the day crop more probable: the day crop tells who this is."""
+    with Gallery(tmp_path / "g") as gallery:
+        searcher = Searcher(encoder(tmp_path, {**ALL, (NIGHT, NIGHT): curve(2.0)}), gallery)
+        searcher.add(image(250, 20, 20), NIGHT, ids=["night"], pid="anna")
+        searcher.add(image(240, 60, 40), DAY, ids=["day"], pid="anna")
+        searcher.add([image(*GREEN)] * 30, DAY)
+        query = {"images": image(250, 20, 20), "modality": NIGHT, "group": "pid", "prior": 0.5}
+        night, day = (searcher.gallery.get(name) for name in ("night", "day"))
+        anna = searcher.search(**query).groups[0]
+        assert [hit.id for hit in anna.hits] == [night.id, day.id]
+        assert anna.hits[0].probability < anna.hits[1].probability == anna.probability
+        limit = (anna.hits[0].probability + anna.probability) / 2
+        sure = searcher.search(**query, min_probability=limit)
+        assert [(hit.id, hit.probability) for hit in sure.hits] == [("day", anna.probability)]
+        few = searcher.search(**query, top=1)  # the day crop counts, however many entries are nearer
+        assert few.groups[0].probability == anna.probability
+
+
 def test_a_track_is_its_images_pooled_and_a_person_the_best_image(searcher):
     """One image of t3 is nearer than any of t1, all of them together are further."""
     searcher.add([image(*RED), image(*BLUE)], "visible", track="t3", ids=["near", "far"])

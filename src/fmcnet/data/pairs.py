@@ -264,18 +264,27 @@ def _identities(pairs: list[list[_Crop]], sides: list[_Side], folders: bool) -> 
         )
     groups = DisjointSet(range(len(pairs)))
     first: dict[str, int] = {}  # pair of each label
+    pids: dict[int, str] = {}  # pid of each group, where its tables name one
     for index, pair in enumerate(pairs):
-        pids = {label for crop in pair for label in crop.person if label.startswith("pid ")}
-        if len(pids) > 1:
+        labels = {label: crop.path for crop in pair for label in crop.person}
+        for side, crop in zip(sides, pair, strict=True):
+            if folders and crop.path.parent != side.root:
+                labels[f"folder {os.path.relpath(crop.path.parent, side.root)}"] = crop.path
+        of_pair = {label for label in labels if label.startswith("pid ")}
+        if len(of_pair) > 1:
             raise DataError(
-                f"{pair[0].path} and {pair[1].path} are of one moment, and of {' and '.join(sorted(pids))}: "
+                f"{pair[0].path} and {pair[1].path} are of one moment, and of {' and '.join(sorted(of_pair))}: "
                 "correct one of the tables"
             )
-        for side, crop in zip(sides, pair, strict=True):
-            person = crop.person
-            if folders and crop.path.parent != side.root:
-                person += (f"folder {os.path.relpath(crop.path.parent, side.root)}",)
-            for label in person:
-                groups.merge(first.setdefault(label, index), index)
+        for label, path in labels.items():
+            other = first.setdefault(label, index)
+            joined = {pids[groups[member]] for member in (other, index) if groups[member] in pids} | of_pair
+            if len(joined) > 1:
+                raise DataError(
+                    f"the {label}, of {path} and others, joins {' and '.join(sorted(joined))}: correct the tables"
+                )
+            groups.merge(other, index)
+            if joined:
+                pids[groups[index]] = joined.pop()
     names: dict[int, str] = {}
     return [names.setdefault(groups[index], f"person-{len(names) + 1}") for index in range(len(pairs))]

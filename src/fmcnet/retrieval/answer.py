@@ -54,7 +54,8 @@ class Answer:
     """The result of a search.
 
     Attributes:
-        hits: most similar first; when grouped, the best hit of each group, in the groups' order.
+        hits: most similar first; when grouped, the best hit of each group, with the similarity and probability of
+            the group, in the groups' order.
         groups: the groups, in the same order; empty when not grouped.
         no_match: `hits` is empty: no entry reaches the least probability or false-match rate that was asked for, or
             there was no entry to compare with.
@@ -79,12 +80,8 @@ class Answer:
     @property
     def ranking(self) -> list[tuple[Hit, int]]:
         """Hits to show, best first, with the ranking similarity and the number of images."""
-        if not self.groups:
-            return [(hit, 1) for hit in self.hits]
-        return [
-            (replace(group.best, similarity=group.similarity, probability=group.probability), group.size)
-            for group in self.groups
-        ]
+        sizes = [group.size for group in self.groups] or [1] * len(self.hits)
+        return list(zip(self.hits, sizes, strict=True))
 
     @property
     def order(self) -> str:

@@ -82,7 +82,7 @@ class HitGroup:
     Attributes:
         key: the track or pid; None for a hit that has none (such a hit is a group of its own).
         similarity: what ranks the group: of the best hit, or of a track's entries pooled.
-        probability: of that similarity.
+        probability: of that similarity; in an answer by pid, that of the most probable hit.
         hits: at least one. Of a person, only those that reach the thresholds.
         pooled: how many entries were pooled; 0: none were.
         length: of the mean of their unit embeddings.

@@ -252,7 +252,8 @@ class Searcher:
                 1 / (n + 1) for n entries compared (grouped by track: tracks), as if each showed another person, and
                 this one might be absent. For a gallery with many of each of p persons, give 1 / (p + 1).
             group: the `top` best tracks or persons instead of entries. A track is judged by its entries of one
-                modality pooled (see `Gallery.search_groups`), a person by the best entry.
+                modality pooled (see `Gallery.search_groups`), a person by the most similar entry, with
+                the probability of the most probable one.
             exact: compare with every entry, whatever the index.
             value_range: as `Encoder.encode`; "gallery": as `resolve_range`.
 
@@ -329,9 +330,10 @@ class Searcher:
         scores = CalibratedScores(calibration, modalities, images=len(query), length=length)
         scopes: Sequence[Where | None] = [where]
         thresholds: dict[Modality, float] = {}
-        if limited:
-            entries = self._calibrated_entries(scores, where)
-            scopes = [replace(where or Where(), modality=entry) for entry in entries]
+        if limited or group == "pid":  # of a person's visible and infrared entries, the more probable counts
+            base = where or Where()
+            entries = self._calibrated_entries(scores, where) if limited else base.modalities
+            scopes = [replace(base, modality=entry) for entry in entries]
             if fmr is not None:
                 thresholds = {entry: scores.threshold(entry, fmr) for entry in entries}
         compared = sum(self.gallery.count(scope) for scope in scopes)
@@ -350,7 +352,8 @@ class Searcher:
             if (item.probability or 0.0) >= (min_probability or 0.0)
         ]
         if group == "pid":  # again, without the hits below the thresholds
-            groups = group_hits([item.best for item in groups], group)
+            persons = group_hits([item.best for item in groups], group)
+            groups = [replace(person, probability=_most_probable(person)) for person in persons]
         groups = groups[:top]
 
         notes = [
@@ -361,7 +364,10 @@ class Searcher:
             reason = "the gallery is empty, or nothing in it passes the filter"
             notes.insert(0, f"there was no entry to compare with: {reason}")
         answer = Answer(
-            hits=tuple(hit_group.best for hit_group in groups),
+            hits=tuple(
+                replace(found.best, similarity=found.similarity, probability=found.probability)
+                for found in groups
+            ),
             groups=tuple(groups) if group else (),
             no_match=not groups and (limited or not compared),
             modality=modalities[0] if len(modalities) == 1 else None,
@@ -417,6 +423,11 @@ class Searcher:
             HitGroup(None, hit.similarity, (hit,), probability=hit.probability)
             for hit in scores.with_probabilities(hits)
         ]
+
+
+def _most_probable(person: HitGroup) -> float | None:
+    """The highest probability of a person's hits, None where none has one."""
+    return max((hit.probability for hit in person.hits if hit.probability is not None), default=None)
 
 
 def open_model(

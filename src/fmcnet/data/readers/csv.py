@@ -447,6 +447,6 @@ def _choose_test(identities: list[str], records: list[Record]) -> tuple[set[str]
     order = sorted(complete, key=lambda identity: hashlib.sha256(identity.encode()).hexdigest())
     count = min(max(1, round(TEST_SHARE * len(order))), len(order) - 1)
     return set(order[:count]), (
-        f"{count} of {len(modalities)} identities are held out for test (by the hash of their name as written; they stay "
-        "the same while the names do: before you add some, write a column split)"
+        f"{count} of {len(modalities)} identities are held out for test (by the hash of their name as written; they "
+        "stay the same while the names do: before you add some, write a column split)"
     )
