@@ -45,6 +45,8 @@ _BEGINS_NUMBER = re.compile(r"\d*%[a-zA-Z]")
 _ENDS_NUMBER = re.compile(r".*%[a-zA-Z]\d*", re.DOTALL)
 _HALF_DAY = r"([\s._-]?[AP]\.?M(?![A-Za-z0-9])|[ap]\.?m(?![A-Za-z0-9])|[\s._-][ap]\.?m\.?(?=\.\w+$|$))"
 """AM or PM behind a time. Small letters apart from it count at the name's end alone: "am" is a German word."""
+_ZONE = r"(?:Z|[\s_-]?(?:UTC|GMT)|(?P<offset>\+(?:0[0-9]|1[0-4]):?[0-5][0-9]))(?![A-Za-z0-9])"
+"""No offset west of Greenwich: -0100 may be a counter."""
 _EPOCH = re.compile(r"(?P<s>\d{10})(?:[.,](?P<f>\d{1,6})\d*)?|(?P<Q>\d{13})(?:[.,]0+)?")
 
 
@@ -186,7 +188,7 @@ class TimePattern:
         ]
 
     def find(self, name: str) -> datetime:
-        """The time in a name, with its timezone; AM or PM behind it counts.
+        """The time in a name, with its timezone; AM or PM behind it counts, as do Z, UTC, GMT and +01:00.
 
         Raises:
             DataError: for no time, several, one before 1971, or a doubtful one that is refused.
@@ -209,8 +211,11 @@ class TimePattern:
         half = re.search(re.escape(text) + _HALF_DAY, name)
         if half and "%H" in self._used and 1 <= time.hour <= 12:
             time = time.replace(hour=time.hour % 12 + 12 * ("P" in half[1].upper()))
+        is_date = "%H" not in self._used
+        zone = re.search(re.escape(text) + f"(?:{_HALF_DAY})?" + _ZONE, name)
+        if zone and not is_date and time.utcoffset() is None:
+            time = time.replace(tzinfo=datetime.strptime(zone["offset"] or "Z", "%z").tzinfo)
         if time.utcoffset() is None:
-            is_date = "%H" not in self._used
             time = start_of_day(time, self._zone) if is_date else localize(time, self._zone, self._doubtful)
         return check_clock(time, f"its time '{text}'")
 

@@ -221,23 +221,15 @@ def test_a_track_that_joins_two_people_is_refused(tmp_path, tracks):
 
 
 def test_a_folder_that_joins_two_people_is_refused(tmp_path):
-    day = table_of(tmp_path / "day", "pid", "anna", "bob")
-    night = table_of(tmp_path / "night", "pid", "", "")
     for side in ("day", "night"):
-        folder = tmp_path / side
-        (folder / "one").mkdir()
-        for image in folder.glob("*.png"):
-            image.rename(folder / "one" / image.name)
-        table = next(folder.glob("*.csv"))
-        table.write_text(
-            "\n".join(
-                line if line.startswith("path") else f"one/{line}" for line in table.read_text().split()
-            )
-        )
+        save(tmp_path / side / "one", "a.png", "b.png")
+        save(tmp_path / side / "two", "c.png")
+    people = tmp_path / "day" / "people.csv"
+    people.write_text("path,pid\none/a.png,anna\none/b.png,bob\ntwo/c.png,\n")
     with pytest.raises(
         DataError, match=r"the folder one, of .*joins pid anna and pid bob: correct the tables"
     ):
-        make_pairs(day, night, tmp_path / "p.csv", folders=True)
+        make_pairs(people, tmp_path / "night", tmp_path / "p.csv", folders=True)
 
 
 def test_rows_without_a_file_and_notes_are_told(tmp_path):

@@ -287,6 +287,22 @@ def test_digits_behind_the_seconds_are_hinted_at():
 
 
 @pytest.mark.parametrize(
+    ("behind", "hour"),
+    [
+        ("Z", 22), ("+0100", 21), ("+05:30", 16), ("_UTC", 22), ("_PM_UTC", 22), ("", 21), ("-0100", 21), ("-01", 21),
+        ("+0100200", 21), ("Zed", 21), ("+25", 21),
+    ],
+)  # fmt: skip
+def test_a_timezone_behind_a_time_counts(behind, hour):
+    """Not a counter or a word; the option's zone, Berlin's, is that of the others."""
+    clock = "10-15-30" if "PM" in behind else "22-15-30"
+    found = TimePattern("%Y%m%dT%H-%M-%S", parse_timezone("Europe/Berlin")).find(
+        f"cam_20260301T{clock}{behind}_7.jpg"
+    )
+    assert (found.astimezone(timezone.utc).hour, found.minute) == (hour, 15)
+
+
+@pytest.mark.parametrize(
     ("name", "hour"),
     [
         ("gate_2026-03-01_10-15-58PM.jpg", 22),
