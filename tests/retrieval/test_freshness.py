@@ -55,6 +55,16 @@ def test_pixels_replaced_with_equal_size_and_time_are_noticed(tmp_path):
     assert (quiet["changed"], quiet["differences"], quiet["notes"]) == ([], [], [])
 
 
+def test_encoding_a_copy_again_brings_no_removed_image_back(crops):
+    removed, copy = crops / "gate1/1_0900.png", crops / "gate1/4_0900.png"
+    shutil.copy(removed, copy)
+    run("index", "g", crops, *RULES)
+    run("gallery", "remove", "g", "--id", path_id(removed), "--yes")
+    for options in (["--existing", "replace"], ["--existing", "update", "--keep-images"], []):
+        made = as_json("index", "g", crops, *RULES, *options)
+        assert (made["added"], made["removed_before"]) == (0, [str(removed)])
+
+
 @pytest.mark.parametrize("existing", ["update", "replace"])
 def test_what_changes_while_images_are_encoded_again_stays_changed(crops, monkeypatch, existing):
     """A removal and new metadata of another process, at the longest step."""
