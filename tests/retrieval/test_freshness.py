@@ -90,6 +90,18 @@ def test_what_changes_while_images_are_encoded_again_stays_changed(crops, monkey
     assert (found[kept].tags, found[kept].track) == (("wanted",), "t1")
 
 
+def test_an_image_that_changed_before_its_removal_stays_removed(crops):
+    changed, before, after = (crops / f"gate1/{name}_0900.png" for name in (1, 8, 9))
+    run("index", "g", crops, *RULES)
+    shutil.copy(changed, before)
+    image(7, 99, 180).save(changed)
+    shutil.copy(changed, after)
+    (crops / "gate1/2_0910.png").unlink()  # its removal has no file to look at
+    run("gallery", "remove", "g", "--camera", "1", "--yes")
+    made = as_json("index", "g", crops, *RULES)
+    assert (made["added"], made["removed_before"]) == (0, [str(changed), str(before), str(after)])
+
+
 def test_a_cluster_tells_that_it_notices_no_changed_files(crops, monkeypatch):
     milvus_stand_in.install(monkeypatch)
     index = ("index", "milvus://localhost:19530/people", crops, *RULES)
