@@ -255,6 +255,30 @@ def test_prune_takes_a_missing_disk_for_no_deletion(crops, tmp_path):
     assert (made["pruned"], made["added"], made["entries"]) == (4, 1, 1)
 
 
+@pytest.mark.parametrize("how", ["empty", "nested", "link"])
+def test_prune_takes_a_missing_disk_below_the_folder_for_no_deletion(crops, tmp_path, how):
+    disk = crops / "gate2"
+    if how != "empty":
+        disk /= "disk"
+        shutil.copytree(crops / "gate1", disk / "gate3")
+    run("index", "g", crops, *RULES)
+    shutil.rmtree(disk)
+    disk.symlink_to(tmp_path / "unmounted") if how == "link" else disk.mkdir()
+    (crops / "gate1/1_0900.png").unlink()
+    made = as_json("index", "g", crops, *RULES, "--prune", "--yes")
+    assert (made["pruned"], [folder["folder"] for folder in made["gone_kept"]]) == (1, [str(disk)])
+    assert as_json("index", "g", crops, *RULES, "--prune", "--prune-roots", "--yes")["pruned"] == 2
+
+
+@pytest.mark.parametrize("how", ["gone", "file"])
+def test_prune_removes_the_entries_of_a_folder_that_was_deleted(crops, how):
+    run("index", "g", crops, *RULES)
+    shutil.rmtree(crops / "gate2")
+    if how == "file":
+        (crops / "gate2").write_text("no folder")
+    assert as_json("index", "g", crops, *RULES, "--prune", "--yes")["pruned"] == 2
+
+
 def test_galleries_without_records_are_indexed_on(crops):
     run("index", "g", crops, *RULES)
     with Gallery("g") as gallery:
