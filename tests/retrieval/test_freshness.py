@@ -55,6 +55,16 @@ def test_pixels_replaced_with_equal_size_and_time_are_noticed(tmp_path):
     assert (quiet["changed"], quiet["differences"], quiet["notes"]) == ([], [], [])
 
 
+def test_encoding_a_copy_again_brings_no_removed_image_back(crops):
+    removed, copy = crops / "gate1/1_0900.png", crops / "gate1/4_0900.png"
+    shutil.copy(removed, copy)
+    run("index", "g", crops, *RULES)
+    run("gallery", "remove", "g", "--id", path_id(removed), "--yes")
+    for options in (["--existing", "replace"], ["--existing", "update", "--keep-images"], []):
+        made = as_json("index", "g", crops, *RULES, *options)
+        assert (made["added"], made["removed_before"]) == (0, [str(removed)])
+
+
 @pytest.mark.parametrize("existing", ["update", "replace"])
 def test_what_changes_while_images_are_encoded_again_stays_changed(crops, monkeypatch, existing):
     """A removal and new metadata of another process, at the longest step."""
@@ -78,6 +88,18 @@ def test_what_changes_while_images_are_encoded_again_stays_changed(crops, monkey
     found = {name: entry for name, (entry, _) in entries().items()}
     assert gone not in found
     assert (found[kept].tags, found[kept].track) == (("wanted",), "t1")
+
+
+def test_an_image_that_changed_before_its_removal_stays_removed(crops):
+    changed, before, after = (crops / f"gate1/{name}_0900.png" for name in (1, 8, 9))
+    run("index", "g", crops, *RULES)
+    shutil.copy(changed, before)
+    image(7, 99, 180).save(changed)
+    shutil.copy(changed, after)
+    (crops / "gate1/2_0910.png").unlink()  # its removal has no file to look at
+    run("gallery", "remove", "g", "--camera", "1", "--yes")
+    made = as_json("index", "g", crops, *RULES)
+    assert (made["added"], made["removed_before"]) == (0, [str(changed), str(before), str(after)])
 
 
 def test_a_cluster_tells_that_it_notices_no_changed_files(crops, monkeypatch):
@@ -231,6 +253,30 @@ def test_prune_takes_a_missing_disk_for_no_deletion(crops, tmp_path):
     assert kept["gone_kept"][0]["folder"] == str(crops)
     made = as_json("index", "g", "more", *RULES, "--prune", "--prune-roots", "--yes")
     assert (made["pruned"], made["added"], made["entries"]) == (4, 1, 1)
+
+
+@pytest.mark.parametrize("how", ["empty", "nested", "link"])
+def test_prune_takes_a_missing_disk_below_the_folder_for_no_deletion(crops, tmp_path, how):
+    disk = crops / "gate2"
+    if how != "empty":
+        disk /= "disk"
+        shutil.copytree(crops / "gate1", disk / "gate3")
+    run("index", "g", crops, *RULES)
+    shutil.rmtree(disk)
+    disk.symlink_to(tmp_path / "unmounted") if how == "link" else disk.mkdir()
+    (crops / "gate1/1_0900.png").unlink()
+    made = as_json("index", "g", crops, *RULES, "--prune", "--yes")
+    assert (made["pruned"], [folder["folder"] for folder in made["gone_kept"]]) == (1, [str(disk)])
+    assert as_json("index", "g", crops, *RULES, "--prune", "--prune-roots", "--yes")["pruned"] == 2
+
+
+@pytest.mark.parametrize("how", ["gone", "file"])
+def test_prune_removes_the_entries_of_a_folder_that_was_deleted(crops, how):
+    run("index", "g", crops, *RULES)
+    shutil.rmtree(crops / "gate2")
+    if how == "file":
+        (crops / "gate2").write_text("no folder")
+    assert as_json("index", "g", crops, *RULES, "--prune", "--yes")["pruned"] == 2
 
 
 def test_galleries_without_records_are_indexed_on(crops):

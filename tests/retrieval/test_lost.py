@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from datetime import datetime, timezone
@@ -15,6 +17,7 @@ import pytest
 from fmcnet import Gallery
 from fmcnet.errors import GalleryDamagedError, GalleryError
 from fmcnet.retrieval.backup import recover, restore
+from tests.cli import run_command
 
 SEEN = datetime(2026, 3, 1, 8, tzinfo=timezone.utc)
 KILLED = """
@@ -161,6 +164,38 @@ def test_what_was_removed_and_the_ranges_come_back_with_the_database_and_only_fo
     assert not recover(folder, tmp_path / "index.gallery", "m").removals
 
 
+@pytest.mark.parametrize(
+    ("damage", "ranges", "thumbnails"),
+    [
+        ("UPDATE pictures SET picture = zeroblob(9) WHERE seq > 8", True, 2),
+        ("UPDATE meta SET value = '[]' WHERE key = 'ranges'", False, 0),
+        ("UPDATE meta SET value = '[]' WHERE key = 'counts'", True, None),
+        (None, False, None),
+    ],
+)
+def test_lost_ranges_and_thumbnails_are_named(tmp_path, damage, ranges, thumbnails):
+    with Gallery(tmp_path / "g", model="m", flush_rows=1) as gallery:
+        gallery.add(unit(10), modality="infrared", thumbnails=[b"thumbnail"] * 10, ranges=[(15, 40)])
+    database = tmp_path / "g" / "gallery.sqlite"
+    if damage is None:
+        database.unlink()
+    else:
+        with contextlib.closing(sqlite3.connect(database)) as connection, connection:
+            connection.execute(damage)
+    found = recover(tmp_path / "g", tmp_path / "new", "m")
+    assert (found.entries, found.ranges, found.thumbnails_lost) == (10, ranges, thumbnails)
+    with Gallery(tmp_path / "new") as gallery:
+        assert gallery.value_ranges == ((15.0, 40.0),) * ranges
+    told = ("gallery", "recover", tmp_path / "g", tmp_path / "again", "--digest", "m", "--json")
+    notes = " ".join(json.loads(run_command(*told).stdout)["notes"])
+    assert ("fmcnet index --existing replace --range LOW:HIGH" in notes) != ranges
+    assert ("thumbnails are lost" in notes) == (thumbnails != 0)
+    assert ("2 thumbnails" in notes, "an unknown number of thumbnails" in notes) == (
+        thumbnails == 2,
+        thumbnails is None,
+    )
+
+
 def test_rows_damaged_in_the_index_are_counted_where_the_database_is_lost(folder, tmp_path):
     vectors = next(folder.glob("vectors-*"))
     vectors.write_bytes(vectors.read_bytes()[:-4] + b"\xff\xff\xff\x7f")
@@ -284,8 +319,6 @@ def test_lost_changes_and_entries_are_counted(tmp_path):
 
 
 def test_the_digest_is_enough_where_the_model_is_no_longer_at_hand(folder, tmp_path):
-    from tests.cli import run_command
-
     out = tmp_path / "new"
     assert "--digest" in run_command("gallery", "recover", folder, out, code=2).output
     assert (

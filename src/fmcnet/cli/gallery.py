@@ -412,18 +412,19 @@ def recover(
                     f"{gallery} was indexed with {recorded}: give that model, or the --digest that it had then"
                 )
     result = write(gallery, out, digest)
-    facts = {"out": str(out), **asdict(result)}
-    if result.changes_lost:
-        console.echo(
-            f"note: the last {result.changes_lost} changes are lost, with all entries that they added: index again",
-            err=True,
-        )
-    if not result.removals:
-        console.echo(
-            "note: which images were removed is lost with the database: fmcnet index adds them again",
-            err=True,
-        )
-    _print_facts(facts, json_, "out")
+    changes = result.changes_lost
+    thumbnails = "an unknown number of" if result.thumbnails_lost is None else result.thumbnails_lost
+    lost = {
+        f"the last {changes} changes are lost, with all entries that they added: index again": changes,
+        "which images were removed is lost with the database: fmcnet index adds them again": not result.removals,
+        "value ranges of images deeper than 8 bits are lost, if there were any: set them again with fmcnet index "
+        "--existing replace --range LOW:HIGH": not result.ranges,
+        f"{thumbnails} thumbnails are lost": thumbnails != 0,
+    }
+    notes = [note for note, is_lost in lost.items() if is_lost]
+    for note in notes:
+        console.echo(f"note: {note}", err=True)
+    _print_facts({"out": str(out), **asdict(result), "notes": notes}, json_, "out")
 
 
 def _print_notes(opened: retrieval.Gallery, where: retrieval.Where) -> dict[str, Any]:

@@ -97,7 +97,8 @@ def index(
         bool,
         Option(
             "--prune-roots",
-            help="With --prune: also of folders of which no file is left, as of a disk that is not mounted.",
+            help="With --prune: also of folders of which no file is left, and of empty subfolders, as of a disk that "
+            "is not mounted.",
         ),
     ] = False,
     yes: Annotated[bool, Option("--yes", help="With --prune: do not ask.")] = False,

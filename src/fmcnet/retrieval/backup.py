@@ -283,6 +283,8 @@ class Recovered:
         damaged: entries that neither the index nor the database gives back, as far as these tell.
         changes_lost: changes (of any number of entries) noted beside the database that neither holds.
         removals: the list of removed images, which `fmcnet index` leaves out, was read and taken over.
+        ranges: so were the value ranges, if there were any; otherwise `Gallery.replace_ranges` sets them again.
+        thumbnails_lost: those that the new gallery lacks; None: not known.
     """
 
     entries: int
@@ -290,14 +292,16 @@ class Recovered:
     damaged: int
     changes_lost: int
     removals: bool
+    ranges: bool
+    thumbnails_lost: int | None
 
 
 def recover(folder: str | Path, out: str | Path, model: str) -> Recovered:
     """Write what can be read of a damaged gallery into a new one: of the index, and of the database.
 
-    The index holds embeddings, modality, identity, camera, track, tags and time. Ids, sources and thumbnails are in
-    the database alone, and are taken from there as far as it goes, as are the records of files and of removed
-    images. An entry whose deletion was lost with the database comes back.
+    The index holds embeddings, modality, identity, camera, track, tags and time. Ids, sources, thumbnails and
+    value ranges are in the database alone, and are taken from there as far as it goes, as are the records of files
+    and of removed images. An entry whose deletion was lost with the database comes back.
 
     Args:
         folder: the damaged gallery; nothing in it is changed.
@@ -316,8 +320,10 @@ def recover(folder: str | Path, out: str | Path, model: str) -> Recovered:
     check_files(folder)
     damaged, written, removed = set[int](), set[int](), set[int]()
     name, dtype = "", "float32"
-    renamed = generation = 0
+    renamed = generation = kept = 0
     expected: int | None = None
+    thumbnails_before: int | None = None
+    had_no_ranges = False
     settings: GallerySettings | None = None
     partial = out.with_name(f"{out.name}.part")
     if partial.exists():
@@ -347,6 +353,7 @@ def recover(folder: str | Path, out: str | Path, model: str) -> Recovered:
                 if database.number("generation") >= generation:
                     name, generation = database.name(), database.number("generation")
                     expected, _ = database.counts() or (None, 0)
+                    thumbnails_before = database.thumbnails()
             if settings is not None and settings.model != model:
                 raise GalleryError(
                     f"{folder} was indexed with the model {settings.model}, not {model}: give that one, or its "
@@ -369,20 +376,26 @@ def recover(folder: str | Path, out: str | Path, model: str) -> Recovered:
             written.update(rows)
             renamed += sum(entry.id == f"{LOST}{seq}" for seq, (entry, _, _) in rows.items())
             entries, vectors, thumbnails = zip(*rows.values(), strict=True)
+            kept += sum(thumbnail is not None for thumbnail in thumbnails)
             batch = EntryBatch(entries, np.stack(vectors), thumbnails)
             gallery._store.add(batch, model, "refuse")  # Gallery.add refuses some ids that 0.1.0 took
         removals = database is not None and _take_records(gallery, database)
         if database is not None:
             with contextlib.suppress(GalleryError, ValueError), database.reading():
-                gallery.replace_ranges(as_ranges(json.loads(str(database.get(RANGES)))), len(gallery))
+                stored = database.get(RANGES)
+                had_no_ranges = stored is None and database.number("generation") >= generation
+                gallery.replace_ranges(as_ranges(json.loads(str(stored))), len(gallery))
         if (folder / MADE_WITH).is_file():
             shutil.copyfile(folder / MADE_WITH, partial / MADE_WITH)
+        has_ranges = bool(gallery.value_ranges)  # also those that a version before 0.2 noted
         gallery.close()  # it is whole, and nobody has it open
         partial.rename(out)
     to_disk(out.parent)
     lost = len(damaged - written) if expected is None else max(expected - len(written), 0)
     newer = max(mark.generation - generation, 0) if mark is not None and mark.gallery == name else 0
-    return Recovered(len(written), renamed, lost, newer, removals)
+    thumbnails_lost = None if thumbnails_before is None else max(thumbnails_before - kept, 0)
+    ranges = has_ranges or (had_no_ranges and not newer)
+    return Recovered(len(written), renamed, lost, newer, removals, ranges, thumbnails_lost)
 
 
 def _take_records(gallery: Gallery, database: Database) -> bool:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from fmcnet.files import file_digest, file_state
 from fmcnet.retrieval.records import Entry
 from fmcnet.retrieval.sqlite_connection import checksum
 from fmcnet.retrieval.sqlite_database import (
@@ -132,15 +135,21 @@ class FileRecords:
             )
 
     def remember_removed(self, seqs: Sequence[int]) -> None:
-        """Remember removed entries by the digest of their file, or by id where it has no record.
+        """Remember removed entries by the digests of their file, as encoded and now, or by id without a record.
 
         As `forget_removed`, in the caller's transaction.
         """
         rows = self.database.run(
-            f"SELECT id, digest FROM rows LEFT JOIN {FILES} ON {FILES}.seq = rows.seq WHERE rows.seq IN {LISTED}",
+            f"SELECT id, digest, path, state FROM rows LEFT JOIN {FILES} ON {FILES}.seq = rows.seq "
+            f"WHERE rows.seq IN {LISTED}",
             (listed(seqs),),
         )
-        self._remember(_removal_digest(name if digest is None else digest) for name, digest in rows)
+        names = [name if digest is None else digest for name, digest, _, _ in rows]
+        for path, state in ((Path(path), state) for _, _, path, state in rows if path is not None):
+            with contextlib.suppress(OSError):  # it is gone, or another machine's
+                if path.is_file() and file_state(path) != state:
+                    names.append(file_digest(path))
+        self._remember(map(_removal_digest, names))
 
     def forget_removed(self, ids: Iterable[str]) -> None:
         """Forget the removal of these ids, or digests of files."""

@@ -187,10 +187,10 @@ def is_gone(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class GoneFiles:
-    """Entries of one indexed folder whose files are gone.
+    """Entries of one folder whose files are gone.
 
     Attributes:
-        root: the folder.
+        root: the folder that was indexed, or one below it that is empty now.
         ids: of the entries.
         first: path of the first.
         entries: of that folder, in all.
@@ -212,7 +212,7 @@ class GoneFiles:
 
 
 def find_gone(gallery: Gallery) -> list[GoneFiles]:
-    """Entries that `index` made of files that are gone now, by the folder that was indexed.
+    """Entries that `index` made of files that are gone now, by the folder that was indexed or is empty.
 
     An entry without a record counts to the folder that holds its file. Entries that name another machine's files, as
     those added over HTTP may, are not looked at.
@@ -223,13 +223,30 @@ def find_gone(gallery: Gallery) -> list[GoneFiles]:
         path = indexed_path(origin)
         if path is not None:
             root = origin.record.root if origin.record is not None else str(path.parent)
-            entries[root] += 1
             if is_gone(path):
+                root = _empty_folder(path, root)
                 gone[root][origin.id] = path
+            entries[root] += 1
     return [
         GoneFiles(root, tuple(paths), str(next(iter(paths.values()))), entries[root])
         for root, paths in sorted(gone.items())
     ]
+
+
+def _empty_folder(path: Path, root: str) -> str:
+    """The folder below the root that is empty or cannot be listed, as of an unmounted disk; else the root."""
+    folder = path.parent
+    while is_gone(folder):
+        folder = folder.parent
+    if Path(root) not in folder.parents:
+        return root
+    try:
+        with os.scandir(folder) as found:
+            return root if any(found) else str(folder)
+    except NotADirectoryError:  # a file took its place
+        return root
+    except OSError:
+        return str(folder)
 
 
 def remove_gone(gallery: Gallery, gone: Sequence[GoneFiles]) -> int:

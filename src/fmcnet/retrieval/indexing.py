@@ -345,7 +345,7 @@ class _Portion:
                 self.report.already += added.skipped
             if self.gallery.files is not None:
                 records = {name: self.records[name] for name in ids if name in self.records}
-                self.gallery.files.put(records, added=True)
+                self.gallery.files.put(records, added=not known)
             yield remarks, remarks.ranges(group_range)
 
 
