@@ -20,7 +20,7 @@ from fmcnet.retrieval.sources import path_id
 from fmcnet.retrieval.sqlite_database import FILES
 from tests.retrieval import milvus_stand_in
 from tests.retrieval.fakes import image
-from tests.retrieval.test_commands import BLUE, RED, RULES, as_json, crops, model, run, wrong
+from tests.retrieval.test_commands import BLUE, RED, RULES, as_json, crops, dated, model, run, wrong
 
 __all__ = ["crops", "model"]
 
@@ -100,6 +100,16 @@ def test_an_image_that_changed_before_its_removal_stays_removed(crops):
     run("gallery", "remove", "g", "--camera", "1", "--yes")
     made = as_json("index", "g", crops, *RULES)
     assert (made["added"], made["removed_before"]) == (0, [str(changed), str(before), str(after)])
+
+
+def test_a_newer_image_at_the_path_of_an_expired_entry_is_added(crops):
+    """A camera that writes its oldest file anew: the person in it was never removed."""
+    index = dated(crops)
+    path = min(Path("dated").rglob("*.png"), key=lambda path: path.relative_to("dated"))
+    image(7, 99, 180).save(path)
+    run("gallery", "expire", "g", "--keep", "1d", "--yes", "--all")
+    made = as_json(*index)
+    assert (made["added"], len(made["removed_before"])) == (1, 1)
 
 
 def test_a_cluster_tells_that_it_notices_no_changed_files(crops, monkeypatch):

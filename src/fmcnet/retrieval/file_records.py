@@ -134,10 +134,10 @@ class FileRecords:
                 self.database.run(f"SELECT 1 FROM {REMOVED} LIMIT 1")
             )
 
-    def remember_removed(self, seqs: Sequence[int]) -> None:
-        """Remember removed entries by the digests of their file, as encoded and now, or by id without a record.
+    def remember_removed(self, seqs: Sequence[int], *, changed: bool) -> None:
+        """Remember removed entries by the digest of their file, or by id without a record.
 
-        As `forget_removed`, in the caller's transaction.
+        As `forget_removed`, in the caller's transaction. `changed`: also by the digest that a file has now.
         """
         rows = self.database.run(
             f"SELECT id, digest, path, state FROM rows LEFT JOIN {FILES} ON {FILES}.seq = rows.seq "
@@ -147,7 +147,7 @@ class FileRecords:
         names = [name if digest is None else digest for name, digest, _, _ in rows]
         for path, state in ((Path(path), state) for _, _, path, state in rows if path is not None):
             with contextlib.suppress(OSError):  # it is gone, or another machine's
-                if path.is_file() and file_state(path) != state:
+                if changed and path.is_file() and file_state(path) != state:
                     names.append(file_digest(path))
         self._remember(map(_removal_digest, names))
 

@@ -439,7 +439,8 @@ class SqliteStore:
                 seqs = self._matching_seqs(state, where)
                 if seqs:
                     if remember:
-                        self.files.remember_removed(seqs)
+                        # A camera may have written a newer image to the path of an entry that is removed by its age.
+                        self.files.remember_removed(seqs, changed=where.until is None)
                     self.database.delete(seqs)
                     self.database.note(seqs, gone=True)
             if seqs:
