@@ -19,6 +19,7 @@ from tests.cli import run_command
 from tests.training import runs
 
 SETTINGS = [
+    "model.variant=base",
     "training.epochs=2",
     "training.steps_per_epoch=4",
     "training.checkpoint_every=2",

@@ -221,7 +221,7 @@ def test_bfloat16_computes_in_it_and_gives_the_losses_float32(monkeypatch):
 
 def test_validating_changes_no_training_that_draws_random_numbers(tiny_sysu, tmp_path):
     for every in (0, 1):
-        config = load_config("tiny", [f"training.validate_every={every}"])
+        config = load_config("tiny", ["training.steps_per_epoch=2", f"training.validate_every={every}"])
         train(config, tiny_sysu, tmp_path / f"{every}", progress=False, terms={"draws": draws})
     files = [(tmp_path / f"{every}" / "model.safetensors").read_bytes() for every in (0, 1)]
     assert files[0] == files[1]
