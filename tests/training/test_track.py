@@ -98,7 +98,9 @@ def test_tensorboard_holds_the_log_without_the_steps_that_a_resume_repeats(
     monkeypatch.setattr(loop.Trainer, "_after_step", reading_every_step)
     broken(monkeypatch, run, tiny_sysu, stop_at, trackers=["tensorboard"])
     assert logged(run)[-1][0] == stop_at > stop_at // 2 * 2  # the last checkpoint: steps after it come again
-    train(load_config("tiny", SHORT), tiny_sysu, run, resume=True, progress=False, trackers=["tensorboard"] * 2)
+    train(
+        load_config("tiny", SHORT), tiny_sysu, run, resume=True, progress=False, trackers=["tensorboard"] * 2
+    )
     shown = events.EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0}).Reload()
     wanted = {}
     for step, values in logged(run):
