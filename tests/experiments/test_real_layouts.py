@@ -34,10 +34,8 @@ IDENTITIES = {
 def test_a_configuration_trains_and_judges_on_its_layout(name, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "STATISTICS_BATCHES", 4)
     monkeypatch.setattr(trees, f"{name.upper()}_IDS", IDENTITIES[name])
-    if name == "sysu":
-        trees.sysu(tmp_path / "data", images=1, ids=IDENTITIES[name])
-    else:
-        getattr(trees, name)(tmp_path / "data", images=1)
+    more = {"sysu": {"ids": IDENTITIES[name]}, "llcm": {"visible": (1,), "infrared": (2,)}}
+    getattr(trees, name)(tmp_path / "data", images=1, **more.get(name, {}))
     config = load_config(name, LIGHT)
     table = read_dataset(tmp_path / "data", layout=config.data.layout)
     assert total_steps(load_config(name, ["model.pretrained=null"]), table) > 80
