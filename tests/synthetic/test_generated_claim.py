@@ -21,15 +21,7 @@ with lock_file(Path(sys.argv[1]) / LOCK, optional=True):
     print("held", flush=True)
     sys.stdin.read()
 """
-AMOUNTS = {"train_ids": 6, "val_ids": 2, "test_ids": 4}
-SMALLER = f"""
-from dataclasses import replace
-from fmcnet.synthetic import plan
-plan._PRESETS["sysu", "tiny"] = replace(plan._PRESETS["sysu", "tiny"], **{AMOUNTS})
-from fmcnet.__main__ import main
-main()
-"""
-COMMAND = [sys.executable, "-c", SMALLER, "data", "generate", "--preset", "tiny", "--workers", "1", "--out"]
+COMMAND = [sys.executable, "-m", "fmcnet", "data", "generate", "--preset", "tiny", "--workers", "1", "--out"]
 
 
 def test_while_another_process_generates_it_is_refused_and_touches_nothing(tmp_path):
@@ -68,4 +60,4 @@ def test_of_two_at_once_one_wins(tmp_path):
         assert code == 0 or (code == 2 and "another process is generating into" in error)
     assert json.loads((root / MANIFEST).read_text())["complete"] is True
     assert not (root / LOCK).exists()
-    assert generate("sysu", "tiny", 0, root, workers=1, **AMOUNTS).written == 0
+    assert generate("sysu", "tiny", 0, root, workers=1).written == 0
