@@ -13,7 +13,7 @@ from fmcnet.data.sampler import total_steps
 from fmcnet.evaluation.evaluate_model import evaluate_model
 from fmcnet.experiments.rows import select_studies
 from fmcnet.experiments.study import StudyOptions, plan_runs
-from fmcnet.training.trainer import train
+from fmcnet.training import trainer
 from tests.data import trees
 
 LIGHT = [
@@ -32,15 +32,14 @@ IDENTITIES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LABELS)
 def test_a_configuration_trains_and_judges_on_its_layout(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "STATISTICS_BATCHES", 4)
     monkeypatch.setattr(trees, f"{name.upper()}_IDS", IDENTITIES[name])
-    if name == "sysu":
-        trees.sysu(tmp_path / "data", images=1, ids=IDENTITIES[name])
-    else:
-        getattr(trees, name)(tmp_path / "data", images=1)
+    more = {"sysu": {"ids": IDENTITIES[name]}, "llcm": {"visible": (1,), "infrared": (2,)}}
+    getattr(trees, name)(tmp_path / "data", images=1, **more.get(name, {}))
     config = load_config(name, LIGHT)
     table = read_dataset(tmp_path / "data", layout=config.data.layout)
     assert total_steps(load_config(name, ["model.pretrained=null"]), table) > 80
-    summary = train(config, table, tmp_path / "run", device="cpu", progress=False)
+    summary = trainer.train(config, table, tmp_path / "run", device="cpu", progress=False)
     assert summary.identities == LABELS[name][0]
     judged = evaluate_model(tmp_path / "run", table, device="cpu", progress=False)
     assert len(set(judged.table.pid.tolist())) == LABELS[name][1]

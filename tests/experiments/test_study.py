@@ -28,6 +28,7 @@ from fmcnet.experiments.runs import MODEL_CARD, StudyRun, images_per_step
 from fmcnet.experiments.study import StudyOptions, _data_facts, _read_tables, parse_seeds, run_study
 from fmcnet.experiments.workers import complete_runs, find_devices
 from fmcnet.inference.info import model_info
+from fmcnet.synthetic import plan
 from fmcnet.training import selection
 from tests.cli import run_command
 from tests.data import trees
@@ -112,7 +113,13 @@ def done(tmp_path_factory, tiny_sysu):
     return options, run_study(options, quiet=True)
 
 
-def test_a_study_is_done_once_and_shares_its_runs_with_the_next(done, monkeypatch):
+@pytest.fixture
+def undrawn(monkeypatch):
+    """A study without its pictures, where a test does not look at them."""
+    monkeypatch.setattr("fmcnet.experiments.plots.can_draw", lambda: False)
+
+
+def test_a_study_is_done_once_and_shares_its_runs_with_the_next(done, monkeypatch, undrawn):
     tiny_options, first = done
     assert [len(s["rows"]) for s in first["studies"]] == [4]
     report = Path(first["report"]).read_text()
@@ -170,12 +177,12 @@ def test_the_commands_of_the_report_give_the_same_run(done, tmp_path):
     assert (by_hand / "model.safetensors").read_bytes() == (ours / "model.safetensors").read_bytes()
 
 
-def test_each_seed_can_have_a_world_of_its_own(tiny_options):
-    facts = run_study(
-        replace(tiny_options, seeds=(0, 1), worlds="own", budget=1, rows=("base", "sfd")), quiet=True
-    )
+def test_each_seed_can_have_a_world_of_its_own(tmp_path, monkeypatch, undrawn):
+    monkeypatch.setitem(plan._PRESETS, ("sysu", "tiny"), plan.Preset(4, 1, 2, 64, 32, 2, 2))
+    options = StudyOptions("table2", tmp_path / "s", preset="tiny", seeds=(0, 1), budget=1, device="cpu")
+    facts = run_study(replace(options, worlds="own", rows=("base", "sfd")), quiet=True)
     assert facts["crossed"] is False
-    assert sorted(p.name for p in (tiny_options.out / "data").iterdir()) == ["world-0", "world-1"]
+    assert sorted(p.name for p in (options.out / "data").iterdir()) == ["world-0", "world-1"]
     assert {p["mAP"]["seeds"] for p in facts["studies"][0]["pairs"]} == {2}
 
 
@@ -202,7 +209,7 @@ def test_a_configuration_of_another_benchmark_is_told(tiny_sysu, tmp_path, caplo
     assert f"--config regdb is for another benchmark: {tiny_sysu} has the layout of sysu" in caplog.text
 
 
-def test_a_csv_among_others_is_the_one_that_was_given(tiny_sysu, tmp_path):
+def test_a_csv_among_others_is_the_one_that_was_given(tiny_sysu, tmp_path, undrawn):
     table = read_dataset(tiny_sysu)
     places = [str(path) for path in table.full_paths()]
     file = write_csv(replace(table, root=tmp_path, path=np.array(places)), tmp_path / "mine.csv")
@@ -281,7 +288,7 @@ def test_a_run_whose_projection_could_not_be_written_is_finished_by_the_next_cal
 
 
 @pytest.mark.parametrize("select", ["val", "test"])
-def test_the_report_says_which_weights_it_is_of(tiny_options, select):
+def test_the_report_says_which_weights_it_is_of(tiny_options, select, undrawn):
     chosen = (f"training.select={select}", "training.validate_every=1")
     report = Path(
         run_study(replace(tiny_options, overrides=chosen, rows=("base",)), quiet=True)["report"]
@@ -486,12 +493,17 @@ def test_a_worker_that_ends_early_is_not_blamed_on_an_earlier_run(tmp_path):
 
 
 @pytest.mark.slow
-def test_all_on_the_tiny_preset(tiny_options):
-    """Everything the issue asks of one command, at the smallest size."""
-    facts = run_study(replace(tiny_options, name="all"), quiet=True)
+def test_all_on_the_tiny_preset(tiny_options, monkeypatch):
+    """Everything the issue asks of one command, at the smallest size.
+
+    The linear probe is fitted in test_real_data_take_their_own_configuration.
+    """
+    monkeypatch.setattr("fmcnet.experiments.features.probe", lambda *_: 0.5)
+    small = ("data.height=32", "data.width=16", "training.validate_every=0")
+    facts = run_study(replace(tiny_options, name="all", overrides=small, budget=1), quiet=True)
     assert [s["name"] for s in facts["studies"]] == [study.name for study in select_studies("all")]
     assert len(facts["runs"]) == 18
-    assert facts["images_seen"] == [32]
+    assert facts["images_seen"] == [16]
     text = Path(facts["report"]).read_text()
     for words in (
         "Table 2",

@@ -1,4 +1,7 @@
-"""Two processes under torchrun: the batch of one with twice the identities, gradients averaged, exact resume."""
+"""Two processes, as of torchrun: the batch of one with twice the identities, gradients averaged.
+
+A job of torchrun that is stopped and goes on: test_stop.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file
 from torch import nn
 
 from fmcnet.config import load_config
@@ -41,24 +43,6 @@ from tests.training import runs
 from tests.training.test_kill import at_every_write
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo and torchrun")
-
-
-@pytest.mark.slow
-def test_two_ranks_train_and_resume(tiny_sysu, tmp_path):
-    """By torchrun, and on by processes that have its environment; a run is judged by what it wrote."""
-    whole, run = tmp_path / "whole", tmp_path / "run"
-    command = ["train", "--config", "tiny", "--data", tiny_sysu, "--device", "cpu"]
-    command += ["data.identities=3", "training.validate_every=0"]
-    said = runs.run(*command, "--out", whole, processes=2).stdout
-    assert (whole / "model.safetensors").exists(), said
-    assert [r["step"] for r in read_log(whole)] == list(range(1, 11))
-    shutil.copytree(whole, run)
-    (run / "model.safetensors").unlink()
-    shutil.rmtree(max((run / "checkpoints").glob("step-*")))
-    _, said = forked.fmcnet(*command, "--out", run, "--resume")
-    a, b = load_file(whole / "model.safetensors"), load_file(run / "model.safetensors")
-    assert all(torch.equal(a[key], b[key]) for key in a), said
-    assert read_log(run) == read_log(whole)
 
 
 # With seeds 0 to 2 an activation of the first step lies so near 0 that rounding switches its ReLU; with seed 3 none

@@ -19,6 +19,7 @@ from tests.cli import run_command
 from tests.training import runs
 
 SETTINGS = [
+    "model.variant=base",
     "training.epochs=2",
     "training.steps_per_epoch=4",
     "training.checkpoint_every=2",
@@ -147,7 +148,7 @@ def test_no_checkpoint_gets_ahead_of_a_log_that_finds_no_room(
 
     def elsewhere(self, trackers, first):
         opened(self, trackers, first)
-        (where / "log.jsonl").write_bytes(b" " * 1900)  # before the first line: the page is full after a few
+        (where / "log.jsonl").write_bytes(b" " * 3300)  # before the first line: the page is full after a few
         log = run / "log.jsonl"
         log.unlink()
         log.symlink_to(where / "log.jsonl")

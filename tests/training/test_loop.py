@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -54,40 +55,52 @@ def test_a_run_folder(tiny_run):
     assert card["pids"] == sorted(card["pids"])
 
 
-def test_same_seed_same_bits_and_other_seed_other_bits(tiny_run, tiny_sysu, tmp_path):
-    loop.train(load_config("tiny"), tiny_sysu, tmp_path / "again", progress=False)
-    assert_same(weights(tiny_run), weights(tmp_path / "again"))
-    loop.train(load_config("tiny", ["training.seed=1"]), tiny_sysu, tmp_path / "other", progress=False)
+def test_same_seed_same_bits_and_other_seed_other_bits(tiny_sysu, tmp_path):
+    short = ["training.epochs=1", "training.steps_per_epoch=2"]
+    for name, seed in (("once", 0), ("again", 0), ("other", 1)):
+        config = load_config("tiny", [*short, f"training.seed={seed}"])
+        loop.train(config, tiny_sysu, tmp_path / name, progress=False)
+    once, again, other = (weights(tmp_path / name) for name in ("once", "again", "other"))
+    assert_same(once, again)
     key = "decomposition.shared.layer4.1.conv2.weight"
-    assert not torch.equal(weights(tiny_run)[key], weights(tmp_path / "other")[key])
+    assert not torch.equal(once[key], other[key])
 
 
-@pytest.mark.parametrize("stop_at", [4, 5, 9])
-def test_resume_equals_uninterrupted_bit_for_bit(tiny_run, tiny_sysu, tmp_path, monkeypatch, stop_at):
-    """Stopped between, at and after checkpoints (every 3 steps), within and at the end of an epoch (5 steps)."""
-    step = TrainStep.step
+@pytest.fixture(scope="module")
+def stopped(tiny_sysu, tmp_path_factory):
+    """A folder of runs as a power cut leaves them after so many steps: 4, 5 and, its log closed, 9."""
+    folder, step = tmp_path_factory.mktemp("stopped"), TrainStep.step
 
     def stopping(self, batches, number):
-        if number == stop_at:
+        if number in (4, 5):
+            shutil.copytree(folder / "9", folder / str(number))
+        if number == 9:
             raise RuntimeError("power cut")
         step(self, batches, number)
 
-    monkeypatch.setattr(TrainStep, "step", stopping)
-    with pytest.raises(RuntimeError, match="power cut"):
-        loop.train(load_config("tiny"), tiny_sysu, tmp_path / "run", progress=False)
-    monkeypatch.undo()
-    assert not (tmp_path / "run" / "model.safetensors").exists()
-    summary = loop.train(load_config("tiny"), tiny_sysu, tmp_path / "run", resume=True, progress=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainStep, "step", stopping)
+        with pytest.raises(RuntimeError, match="power cut"):
+            loop.train(load_config("tiny"), tiny_sysu, folder / "9", progress=False)
+    return folder
+
+
+@pytest.mark.parametrize("stop_at", [4, 5, 9])
+def test_resume_equals_uninterrupted_bit_for_bit(tiny_run, tiny_sysu, stopped, tmp_path, stop_at):
+    """Stopped between, at and after checkpoints (every 3 steps), within and at the end of an epoch (5 steps)."""
+    run = shutil.copytree(stopped / str(stop_at), tmp_path / "run")
+    assert not (run / "model.safetensors").exists()
+    summary = loop.train(load_config("tiny"), tiny_sysu, run, resume=True, progress=False)
     assert summary.resumed_from == stop_at // 3 * 3
-    assert_same(weights(tiny_run), weights(tmp_path / "run"))
-    assert read_log(tmp_path / "run") == read_log(tiny_run)
+    assert_same(weights(tiny_run), weights(run))
+    assert read_log(run) == read_log(tiny_run)
 
 
 def test_resuming_a_finished_run_changes_nothing(tiny_sysu, tmp_path):
-    config = load_config("tiny", ["training.epochs=1"])
+    config = load_config("tiny", ["training.epochs=1", "training.steps_per_epoch=2"])
     loop.train(config, tiny_sysu, tmp_path / "run", progress=False)
     before, log = weights(tmp_path / "run"), read_log(tmp_path / "run")
-    assert loop.train(config, tiny_sysu, tmp_path / "run", resume=True, progress=False).resumed_from == 5
+    assert loop.train(config, tiny_sysu, tmp_path / "run", resume=True, progress=False).resumed_from == 2
     assert_same(before, weights(tmp_path / "run"))
     assert read_log(tmp_path / "run") == log
 
@@ -101,7 +114,7 @@ def test_nan_in_a_term_names_the_term_and_the_last_checkpoint(tiny_sysu, tmp_pat
     def poisoned(*arguments):
         calls.append(1)
         found = real(*arguments)
-        if len(calls) != 5:
+        if len(calls) != 2:
             return found
         if term == "discriminator":
             return found * float("nan")
@@ -110,8 +123,9 @@ def test_nan_in_a_term_names_the_term_and_the_last_checkpoint(tiny_sysu, tmp_pat
         return loss + poison, {**terms, term: poison}
 
     monkeypatch.setattr(FMCNetLoss, turn, poisoned)
-    with pytest.raises(TrainingError, match=f"step 5: {term} became NaN.*step-000003"):
-        loop.train(load_config("tiny"), tiny_sysu, tmp_path / "run", progress=False)
+    every_step = load_config("tiny", ["training.checkpoint_every=1"])
+    with pytest.raises(TrainingError, match=f"step 2: {term} became NaN.*step-000001"):
+        loop.train(every_step, tiny_sysu, tmp_path / "run", progress=False)
     assert len(checkpoints(tmp_path / "run")) == 1
 
 
@@ -159,7 +173,8 @@ def test_a_selection_without_a_validation_is_told(tiny_sysu, tmp_path, caplog):
 
 
 def test_selection_on_validation_identities_takes_the_best_step(tiny_sysu, tmp_path):
-    config = load_config("tiny", ["training.select=val", "training.epochs=4"])
+    settings = ["training.select=val", "training.epochs=4", "training.steps_per_epoch=2"]
+    config = load_config("tiny", settings)
     summary = loop.train(config, tiny_sysu, tmp_path / "run", progress=False)
     measured = {r["validated_step"]: r["mAP"] for r in read_log(tmp_path / "run") if "validated_step" in r}
     best = max(measured, key=lambda step: (measured[step], -step))
@@ -308,11 +323,11 @@ def test_after_a_gradient_that_is_not_finite_nothing_is_stored(tiny_sysu, tmp_pa
     assert [r["step"] for r in read_log(tmp_path / "run") if "step" in r] == [1, 2, 3]
 
 
-def test_a_checkpoint_is_not_resumed_on_other_data(tiny_sysu, tmp_path):
-    import shutil
+ONE_STEP = ["training.validate_every=0", "training.epochs=1", "training.steps_per_epoch=1"]
 
-    settings = ["training.validate_every=0", "training.epochs=1"]
-    loop.train(load_config("tiny", settings), tiny_sysu, tmp_path / "run", progress=False)
+
+def test_a_checkpoint_is_not_resumed_on_other_data(tiny_sysu, tmp_path):
+    loop.train(load_config("tiny", ONE_STEP), tiny_sysu, tmp_path / "run", progress=False)
     shutil.copytree(tiny_sysu, tmp_path / "other")
     ids = (tiny_sysu / "exp" / "train_id.txt").read_text().strip().split(",")
     folders = (tmp_path / "other" / "cam1" / f"{int(i):04d}" for i in ids)
@@ -320,14 +335,15 @@ def test_a_checkpoint_is_not_resumed_on_other_data(tiny_sysu, tmp_path):
     victim.rename(victim.with_name("9999.jpg"))
     with pytest.raises(CheckpointError, match="other images or identities"):
         loop.train(
-            load_config("tiny", settings), tmp_path / "other", tmp_path / "run", resume=True, progress=False
+            load_config("tiny", ONE_STEP), tmp_path / "other", tmp_path / "run", resume=True, progress=False
         )
 
 
 def test_a_resume_on_another_dataset_is_not_called_a_damaged_checkpoint(tiny_sysu, tmp_path, caplog):
-    settings = ["training.validate_every=0", "training.epochs=1", "data.identities=3"]
+    settings = [*ONE_STEP, "data.identities=3"]
     loop.train(load_config("tiny", settings), tiny_sysu, tmp_path / "run", progress=False)
-    generate("regdb", "tiny", seed=1, out=tmp_path / "other")  # other numbers of identities and steps
+    few = {"train_ids": 4, "test_ids": 4, "train_images": 2}  # other numbers of identities and images
+    generate("regdb", "tiny", 1, tmp_path / "other", **few)
     with pytest.raises(
         CheckpointError, match="cannot be resumed exactly: it was made with other images or"
     ) as got:
@@ -338,49 +354,45 @@ def test_a_resume_on_another_dataset_is_not_called_a_damaged_checkpoint(tiny_sys
 
 
 def test_a_checkpoint_is_not_resumed_on_images_that_look_different(tiny_sysu, tmp_path):
-    import shutil
-
-    settings = ["training.validate_every=0", "training.epochs=1"]
     shutil.copytree(tiny_sysu, tmp_path / "data")
-    loop.train(load_config("tiny", settings), tmp_path / "data", tmp_path / "run", progress=False)
+    loop.train(load_config("tiny", ONE_STEP), tmp_path / "data", tmp_path / "run", progress=False)
     ids = (tiny_sysu / "exp" / "train_id.txt").read_text().strip().split(",")
     folders = [tmp_path / "data" / "cam1" / f"{int(i):04d}" for i in ids]
     first, second = sorted(next(f for f in folders if f.is_dir()).glob("*.jpg"))[:2]
     shutil.copy(first, second)
     with pytest.raises(CheckpointError, match="images that looked different"):
         loop.train(
-            load_config("tiny", settings), tmp_path / "data", tmp_path / "run", resume=True, progress=False
+            load_config("tiny", ONE_STEP), tmp_path / "data", tmp_path / "run", resume=True, progress=False
         )
 
 
-@pytest.mark.parametrize(
-    ("split", "change", "said"),
-    [
-        ("train", "modality", "images of another modality"),
-        ("val", "modality", "other images to validate on"),
-        ("val", "image", "other images to validate on"),
-    ],
-)
-def test_a_checkpoint_is_not_resumed_on_changed_rows(tiny_sysu, tmp_path, split, change, said):
+def test_a_checkpoint_is_not_resumed_on_changed_rows(tiny_sysu, tmp_path):
     table = read_dataset(tiny_sysu)
     places = [str(path) for path in table.full_paths()]
     table = replace(table, root=tmp_path, path=np.array(places), name="csv")
     people = write_csv(table, tmp_path / "people.csv")
-    config = load_config("tiny", ["training.epochs=1", "training.steps_per_epoch=2"])
+    config = load_config("tiny", ["training.epochs=1", "training.steps_per_epoch=1"])
     loop.train(config, people, tmp_path / "run", progress=False)
     loop.train(config, people, tmp_path / "run", resume=True, progress=False)
-    first, second = np.flatnonzero(
-        (table.split == split) & (table.pid == table.pid[table.split == split][0])
-    )[:2]
-    if change == "modality":
-        table.modality[first] = 1 - table.modality[first]
-    else:
-        Image.open(places[second]).rotate(90).save(tmp_path / "new.jpg")
-        places[first] = str(tmp_path / "new.jpg")
-        table = replace(table, path=np.array(places))
-    write_csv(table, people)
-    with pytest.raises(CheckpointError, match=said):
-        loop.train(config, people, tmp_path / "run", resume=True, progress=False)
+    for split, change, said in (
+        ("train", "modality", "images of another modality"),
+        ("val", "modality", "other images to validate on"),
+        ("val", "image", "other images to validate on"),
+    ):
+        first, second = np.flatnonzero(
+            (table.split == split) & (table.pid == table.pid[table.split == split][0])
+        )[:2]
+        if change == "modality":
+            modality = table.modality.copy()
+            modality[first] = 1 - modality[first]
+            changed = replace(table, modality=modality)
+        else:
+            Image.open(places[second]).rotate(90).save(tmp_path / "new.jpg")
+            path = np.array([*places[:first], str(tmp_path / "new.jpg"), *places[first + 1 :]])
+            changed = replace(table, path=path)
+        write_csv(changed, people)
+        with pytest.raises(CheckpointError, match=said):
+            loop.train(config, people, tmp_path / "run", resume=True, progress=False)
 
 
 def test_a_folder_in_which_something_trains_is_refused(tiny_sysu, tmp_path):

@@ -51,8 +51,10 @@ def test_a_term_without_a_gradient_is_told_once(tiny_sysu, tmp_path, caplog):
     assert len(told) == 1
     assert "'held'" in told[0]
     caplog.clear()
-    train(tiny_sysu, tmp_path / "logged", "losses.terms={held: 0}", terms={"held": lambda *_: torch.ones(())})
-    train(tiny_sysu, tmp_path / "none", terms={"pairs": lambda *_: torch.zeros(())})
+    once = "training.steps_per_epoch=1"
+    held, pairs = {"held": lambda *_: torch.ones(())}, {"pairs": lambda *_: torch.zeros(())}
+    train(tiny_sysu, tmp_path / "logged", once, "losses.terms={held: 0}", terms=held)
+    train(tiny_sysu, tmp_path / "none", once, terms=pairs)
     assert "has no gradient" not in caplog.text
 
 

@@ -28,6 +28,9 @@ class Own:
         self.closed += 1
 
 
+SHORT = ["training.steps_per_epoch=2", "training.checkpoint_every=2"]  # 4 steps
+
+
 def broken(monkeypatch, run, data, at, **options):
     """A training that ends before step `at` + 1 without a word."""
     step = TrainStep.step
@@ -40,7 +43,7 @@ def broken(monkeypatch, run, data, at, **options):
     with monkeypatch.context() as patched:
         patched.setattr(TrainStep, "step", stopping)
         with pytest.raises(RuntimeError, match="power cut"):
-            train(load_config("tiny"), data, run, progress=False, **options)
+            train(load_config("tiny", SHORT), data, run, progress=False, **options)
 
 
 def logged(run):
@@ -56,12 +59,12 @@ def test_a_tracker_of_ones_own_is_told_what_the_log_says_over_a_stop_and_a_resum
     tiny_sysu, tmp_path, monkeypatch
 ):
     own, run = Own(), tmp_path / "run"
-    broken(monkeypatch, run, tiny_sysu, 6, trackers=[own])  # right after a checkpoint
+    broken(monkeypatch, run, tiny_sysu, 2, trackers=[own])  # right after a checkpoint
     assert own.closed == 1
-    train(load_config("tiny"), tiny_sysu, run, resume=True, progress=False, trackers=[own])
+    train(load_config("tiny", SHORT), tiny_sysu, run, resume=True, progress=False, trackers=[own])
     assert own.told == logged(run)
-    assert [step for step, values in own.told if "loss" in values] == list(range(1, 11))
-    assert [step for step, values in own.told if "mAP" in values] == [5, 10]
+    assert [step for step, values in own.told if "loss" in values] == [1, 2, 3, 4]
+    assert [step for step, values in own.told if "mAP" in values] == [2, 4]
     assert own.closed == 2
 
 
@@ -73,13 +76,13 @@ def test_a_tracker_that_cannot_write_does_not_end_a_training(tiny_sysu, tmp_path
         close = log
 
     own = Own()
-    config = load_config("tiny", ["training.epochs=1"])
+    config = load_config("tiny", [*SHORT, "training.epochs=1"])
     train(config, tiny_sysu, tmp_path / "run", progress=False, trackers=[Full(), own])
     assert "Full: No space left on device" in caplog.text
     assert own.told == logged(tmp_path / "run")
 
 
-@pytest.mark.parametrize("stop_at", [2, 8])
+@pytest.mark.parametrize("stop_at", [1, 3])
 def test_tensorboard_holds_the_log_without_the_steps_that_a_resume_repeats(
     tiny_sysu, tmp_path, monkeypatch, stop_at
 ):
@@ -94,8 +97,10 @@ def test_tensorboard_holds_the_log_without_the_steps_that_a_resume_repeats(
 
     monkeypatch.setattr(loop.Trainer, "_after_step", reading_every_step)
     broken(monkeypatch, run, tiny_sysu, stop_at, trackers=["tensorboard"])
-    assert logged(run)[-1][0] == stop_at > stop_at // 3 * 3  # the last checkpoint: steps after it come again
-    train(load_config("tiny"), tiny_sysu, run, resume=True, progress=False, trackers=["tensorboard"] * 2)
+    assert logged(run)[-1][0] == stop_at > stop_at // 2 * 2  # the last checkpoint: steps after it come again
+    train(
+        load_config("tiny", SHORT), tiny_sysu, run, resume=True, progress=False, trackers=["tensorboard"] * 2
+    )
     shown = events.EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0}).Reload()
     wanted = {}
     for step, values in logged(run):

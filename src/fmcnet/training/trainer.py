@@ -234,6 +234,7 @@ class Trainer:
         self._config, self._run, self._ctx, self._terms = config, run, ctx, terms
         self._resume, self._progress = resume, progress
         self._first, self._started = 0, 0.0  # steps done before `fit`, and when it started
+        self._last: FMCNet | None = None  # the model after the last step, if it was validated
         with agree_on_errors(ctx):
             table = hold_out(table, config)
             rows = table.select(split=data.train_splits)
@@ -326,7 +327,7 @@ class Trainer:
             self._checkpointer.save(self._steps, must=True)
         elif self._ctx.main:
             drop_others(self._run, self._steps, self._config.training.keep)
-        model = self._export()
+        model = self._last or self._export()
         with agree_on_errors(self._ctx):
             if self._ctx.main:
                 self._selection.write_model(model, replace(self._card, step=self._steps), self._run)
@@ -418,7 +419,10 @@ class Trainer:
 
     def _validate(self, done: int) -> None:
         """Measure the model on held-out identities, and write it if it is the best so far."""
-        record = self._selection.validate(self._export(), replace(self._card, step=done))
+        model = self._export()
+        if done == self._steps:
+            self._last = model
+        record = self._selection.validate(model, replace(self._card, step=done))
         self._logger.write([record] if record else [], "validated_step")
         with agree_on_errors(self._ctx):
             self._selection.write()
