@@ -48,9 +48,8 @@ SELF_SEARCH = {"k": 8, "ef": 64}
 def faiss() -> Any:
     """The package; MissingDependencyError without it."""
     if "faiss" not in sys.modules:  # to set a level empties the caches of all loggers
-        logging.getLogger("faiss.loader").setLevel(
-            logging.WARNING
-        )  # it reports the instruction sets it tries
+        logger = logging.getLogger("faiss.loader")
+        logger.setLevel(logging.WARNING)  # it reports the instruction sets it tries
     return require("faiss", "gallery")
 
 
