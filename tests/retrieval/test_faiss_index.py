@@ -84,21 +84,21 @@ def test_merged_answers_are_the_best_of_all():
 def test_the_graph_finds_nearly_all_with_and_without_filters(tmp_path, monkeypatch, dtype):
     monkeypatch.setattr(faiss_index, "FEW", 50)
     monkeypatch.setattr(faiss_index, "LOOKED_AT", 0)
-    codes, people = crops(6000, 32, people=300).astype(dtype), entries(6000)
+    codes, people = crops(3000, 32, people=150).astype(dtype), entries(3000)
     parts = np.array([entry.modality.code for entry in people], np.uint8)
-    index = indexed(codes, people, graph_rows=2500)
+    index = indexed(codes, people, graph_rows=1250)
     index.grow_graphs()
-    assert index.indexed > 0.99 * 6000
+    assert index.indexed > 0.99 * 3000
     again = reloaded(index, codes, tmp_path)
-    for row in codes[::500]:
+    for row in codes[::250]:
         assert row.tobytes()[:16] not in (tmp_path / "graph").read_bytes()
-    queries = crops(40, 32, people=300, seed=1)
+    queries = crops(40, 32, people=150, seed=1)
     random = np.random.default_rng(0)
     for one in (index, again):
-        assert one.graph_rows == 6000
+        assert one.graph_rows == 3000
         for kind in (parts < 9, parts == 0, parts == 1):
             for share in (1.0, 0.5, 0.1):
-                mask = kind & (random.random(6000) <= share)
+                mask = kind & (random.random(3000) <= share)
                 found = one.search(queries, 20, mask, only_exact=False)[1]
                 assert recall(found, right(codes, queries, 20, mask)) > 0.98
                 assert mask[found].all()
@@ -200,7 +200,7 @@ def test_rows_that_a_graph_does_not_find_are_found_all_the_same(tmp_path):
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's account of memory")
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_building_and_loading_graphs_leaves_no_copy_of_the_embeddings_in_memory(tmp_path, dtype):
-    codes, people = crops(500, 4096).astype(dtype), entries(500)
+    codes, people = crops(300, 4096).astype(dtype), entries(300)
 
     def resident():
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -208,11 +208,11 @@ def test_building_and_loading_graphs_leaves_no_copy_of_the_embeddings_in_memory(
     index = indexed(codes, people)
     reloaded(index, codes, tmp_path)
     before = resident()
-    for _ in range(25):
+    for _ in range(12):
         again = reloaded(indexed(codes, people), codes, tmp_path)
     assert resident() - before < 8 * codes.nbytes
     query = codes[:1].astype(np.float32)
-    assert again.search(query, 1, np.ones(500, bool), only_exact=False)[1].tolist() == [[0]]
+    assert again.search(query, 1, np.ones(300, bool), only_exact=False)[1].tolist() == [[0]]
 
 
 def test_a_modality_without_rows_has_no_graph():
@@ -246,8 +246,8 @@ def test_what_is_left_of_a_person_is_found_after_removals_and_reopening(tmp_path
     monkeypatch.setattr(faiss_index, "LOOKED_AT", 1)
     monkeypatch.setattr(faiss_index, "EF_SEARCH", 64)
     rng = np.random.default_rng(0)
-    person = np.repeat(np.arange(100), 60)
-    codes = rng.normal(size=(100, 16))[person] + 0.1 * rng.normal(size=(len(person), 16))
+    person = np.repeat(np.arange(40), 60)
+    codes = rng.normal(size=(40, 16))[person] + 0.1 * rng.normal(size=(len(person), 16))
     ids = np.array([f"{row:05d}" for row in range(len(person))])
     left, removed = {*range(len(person))}, set[int]()
 
@@ -284,10 +284,10 @@ def test_graphs_that_grow_after_removals_find_all_when_reopened(tmp_path, monkey
     """The writer, whose memory had the removed rows, makes the links that others read."""
     for name, value in (("FEW", 100), ("LOOKED_AT", 1), ("EF_SEARCH", 64)):
         monkeypatch.setattr(faiss_index, name, value)
-    monkeypatch.setattr(gallery_index, "BEHIND", 500)
+    monkeypatch.setattr(gallery_index, "BEHIND", 200)
     rng = np.random.default_rng(0)
-    person = np.repeat(np.arange(100), 60)
-    codes = rng.normal(size=(100, dimension))[person] + 0.1 * rng.normal(size=(len(person), dimension))
+    person = np.repeat(np.arange(40), 60)
+    codes = rng.normal(size=(40, dimension))[person] + 0.1 * rng.normal(size=(len(person), dimension))
     ids = np.array([f"{row:05d}" for row in range(len(person))])
     again = person % 5 == 0
     with Gallery(tmp_path / "g", model="m", index="hnsw", flush_rows=100) as gallery:
@@ -298,6 +298,6 @@ def test_graphs_that_grow_after_removals_find_all_when_reopened(tmp_path, monkey
         for rows in np.array_split(np.flatnonzero(again), 4):
             gallery.add(codes[rows], modality="visible", ids=ids[rows], on_duplicate="replace")
     with Gallery(tmp_path / "g", model="m") as gallery:
-        assert gallery.info().unindexed < 1_000
+        assert gallery.info().unindexed < 400
         found = [gallery.search(codes[row], top=1)[0].id == ids[row] for row in np.flatnonzero(again)]
         assert found.count(False) == 0

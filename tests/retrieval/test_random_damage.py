@@ -15,7 +15,7 @@ from fmcnet.retrieval import Gallery, Where
 from fmcnet.retrieval.backup import recover
 from tests.retrieval.people import MODEL, WHERES, Plain, add, crops, entries
 
-DAMAGES = int(os.environ.get("FMCNET_DAMAGES", "200"))
+DAMAGES = int(os.environ.get("FMCNET_DAMAGES", "100"))
 """More by FMCNET_DAMAGES=2000."""
 NEW = "crop-77777"
 QUERY = crops(1, 16, seed=99)[0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import sqlite3
 from urllib.parse import quote
 
@@ -15,10 +17,11 @@ from tests.server.process import started, until_it_answers
 from tests.server.service import KEYS, bearer, files, running
 
 
-@pytest.fixture
-def serving(tmp_path):
-    """Eight crops of one camera each day in turn, with their thumbnails."""
-    with running(tmp_path, keys=KEYS, keep=True) as one:
+@pytest.fixture(scope="module")
+def eight(tmp_path_factory):
+    """The folder of a service with eight crops of one camera each day in turn, with their thumbnails."""
+    folder = tmp_path_factory.mktemp("eight")
+    with running(folder, keys=KEYS, keep=True) as one:
         one.client.headers.update(bearer("admin"))
         for seed in range(8):
             reply = one.add(
@@ -26,6 +29,29 @@ def serving(tmp_path):
                 time=f"2026-03-{seed + 1:02d}T08:00:00Z", tag=["hat"] if seed == 5 else ["bag"],
             )  # fmt: skip
             assert reply.status_code == 201, reply.text
+    return folder
+
+
+@contextlib.contextmanager
+def serving_all(folder):
+    with running(folder, keys=KEYS, keep=True) as one:
+        one.client.headers.update(bearer("admin"))
+        yield one
+
+
+@pytest.fixture
+def serving(eight, tmp_path):
+    """A service of its own, with a copy of the eight crops."""
+    shutil.copytree(eight, tmp_path / "eight")
+    with serving_all(tmp_path / "eight") as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def refusing(eight, tmp_path_factory):
+    """Another, for tests that change nothing."""
+    folder = shutil.copytree(eight, tmp_path_factory.mktemp("refusing") / "eight")
+    with serving_all(folder) as one:
         yield one
 
 
@@ -98,24 +124,24 @@ def test_what_matches_all_conditions_goes_and_nothing_else(serving, asked, seeds
         ({"modality": "thermal", "expect": 8}, 422, "query.modality"),
     ],
 )
-def test_a_removal_that_is_not_clear_removes_nothing(serving, asked, status, where):
-    reply = remove(serving, **asked)
+def test_a_removal_that_is_not_clear_removes_nothing(refusing, asked, status, where):
+    reply = remove(refusing, **asked)
     assert (reply.status_code, reply.json()["error"]["where"]) == (status, where)
-    assert len(here(serving)) == 8
+    assert len(here(refusing)) == 8
 
 
-def test_a_dry_run_wins_over_a_confirmation(serving):
-    assert remove(serving, camera="gate", expect=4, dry_run=True).json()["removed"] == 0
-    assert len(here(serving)) == 8
+def test_a_dry_run_wins_over_a_confirmation(refusing):
+    assert remove(refusing, camera="gate", expect=4, dry_run=True).json()["removed"] == 0
+    assert len(here(refusing)) == 8
 
 
-def test_only_admin_may(serving):
+def test_only_admin_may(refusing):
     for scope in ("read", "write"):
-        reply = serving.client.delete(
+        reply = refusing.client.delete(
             "/v1/entries", params={"camera": "gate", "expect": 4}, headers=bearer(scope)
         )
         assert reply.status_code == 403
-    assert len(here(serving)) == 8
+    assert len(here(refusing)) == 8
 
 
 # ---- ids ----

@@ -278,15 +278,21 @@ def test_queries_are_read_with_the_range_of_the_gallery(tmp_path):
         assert "no pixel is in the range 10:40: its values are 285 to 291" in refused.json()["error"]["what"]
 
 
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory):
+    """A service that is asked only what it refuses."""
+    with running(tmp_path_factory.mktemp("empty")) as service:
+        yield service
+
+
 @pytest.mark.parametrize(
     "value", ["18446744073709551615", "-9223372036854775809", "9" * 5000, "1e400", "nan"]
 )
 @pytest.mark.parametrize("name", ["pid", "top", "prior", "fmr", "min_probability"])
-def test_numbers_out_of_range_are_refused(tmp_path, name, value):
-    with running(tmp_path) as service:
-        answer = service.client.post("/v1/search", files=files(1), data={"modality": "visible", name: value})
-        assert answer.status_code == 422
-        assert name in answer.json()["error"]["where"]
+def test_numbers_out_of_range_are_refused(empty, name, value):
+    answer = empty.client.post("/v1/search", files=files(1), data={"modality": "visible", name: value})
+    assert answer.status_code == 422
+    assert name in answer.json()["error"]["where"]
 
 
 def test_a_range_that_is_sent_is_recorded_and_applied_at_once(tmp_path):

@@ -8,6 +8,7 @@ modalities: otherwise a search for one would be lost among rows of the query's o
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,9 @@ SELF_SEARCH = {"k": 8, "ef": 64}
 
 def faiss() -> Any:
     """The package; MissingDependencyError without it."""
-    logging.getLogger("faiss.loader").setLevel(logging.WARNING)  # it reports the instruction sets it tries
+    if "faiss" not in sys.modules:  # to set a level empties the caches of all loggers
+        logger = logging.getLogger("faiss.loader")
+        logger.setLevel(logging.WARNING)  # it reports the instruction sets it tries
     return require("faiss", "gallery")
 
 
