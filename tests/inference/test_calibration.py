@@ -209,6 +209,7 @@ def trained(tiny_run, tmp_path):
 
 
 def test_the_command_keeps_it_with_the_weights(trained, tiny_sysu, tiny_onnx, tmp_path):
+    shutil.copytree(tiny_onnx, trained / "onnx")
     encoder = load(trained, "cpu")
     assert not encoder.calibrated
     with pytest.raises(CheckpointError, match="fmcnet calibrate"):
@@ -220,6 +221,7 @@ def test_the_command_keeps_it_with_the_weights(trained, tiny_sysu, tiny_onnx, tm
     assert said["fmr"] == 0.05
     encoder = load(trained, "cpu")
     assert encoder.calibrated
+    assert (trained / "onnx" / CALIBRATION).read_text() == (trained / CALIBRATION).read_text()  # embeds alike
     assert encoder.calibration.threshold(I, V) == encoder.calibration.threshold(I, V, fmr=0.05)
     assert json.loads(run("info", trained, "--json"))["calibrated"] is True
     # The fp32 export embeds alike: the same calibration holds.

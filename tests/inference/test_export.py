@@ -292,15 +292,19 @@ def test_another_models_export_is_not_replaced_unasked(tiny_run, tiny_onnx, tiny
 
 
 @pytest.mark.usefixtures("known_graphs")
-def test_a_calibration_of_the_same_embeddings_stays(tiny_run, tiny_onnx, tiny_sysu, tmp_path):
+@pytest.mark.parametrize("newest", ["run", "onnx"])
+def test_the_newest_calibration_of_the_same_embeddings_stays(
+    newest, tiny_run, tiny_onnx, tiny_sysu, tmp_path
+):
     from fmcnet.inference.fit_calibration import calibrate_model
 
-    there = tmp_path / "onnx"
+    there, run = tmp_path / "onnx", tmp_path / "run"
     shutil.copytree(tiny_onnx, there)
-    calibrate_model(there, tiny_sysu, progress=False)
-    kept = (there / CALIBRATION).read_text()
-    exported(tiny_run, there, data=tiny_sysu)
-    assert (there / CALIBRATION).read_text() == kept
+    shutil.copytree(tiny_run, run, ignore=shutil.ignore_patterns("embeddings", "checkpoints"))
+    for name in sorted(("run", "onnx"), key=lambda name: name == newest):
+        calibrate_model(tmp_path / name, tiny_sysu, prior=0.2 if name == newest else 0.1, progress=False)
+    exported(run, there, data=tiny_sysu)
+    assert load(there).calibration.prior == 0.2
 
 
 def test_a_failure_leaves_the_old_export(tiny_run, tiny_onnx, tiny_sysu, tmp_path, monkeypatch):

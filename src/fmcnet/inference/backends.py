@@ -34,6 +34,8 @@ RuntimeName = Literal["auto", "torch", "onnxruntime"]
 CUDA = "CUDAExecutionProvider"
 
 EXPORT_MANIFEST = "export.json"
+ONNX_FOLDER = "onnx"
+"""In a run folder."""
 EXPORT_FORMAT = "fmcnet-onnx-1"
 GRAPHS = {modality: f"model-{modality}.onnx" for modality in Modality}
 INPUT, OUTPUT = "images", "embedding"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmcnet.data.table import SPLITS, Table, fingerprint, names_note, seen_identities
-from fmcnet.errors import DataError, FmcnetError
+from fmcnet.errors import CheckpointError, DataError, FmcnetError
 from fmcnet.files import check_writable
+from fmcnet.inference.backends import ONNX_FOLDER, read_manifest
 from fmcnet.inference.calibration import CALIBRATION, DIRECTIONS, Calibration, Curve, FloatVector, direction
 from fmcnet.inference.encoder import Encoder
 from fmcnet.models.shipped import refuse_shipped
@@ -67,7 +69,7 @@ def calibrate_model(
             (of another dataset of the training's layout: all that its training splits do not hold).
         fmr: the calibration's default false-match rate, 0 < fmr <= 1.
         prior: the calibration's default prior, 0 < prior < 1.
-        out: the file; None: `calibration.json` in the model's folder.
+        out: the file; None: `calibration.json` in the model's folder, and in that of its float32 export.
         device: where to embed.
         progress: show a bar; None: on a terminal only.
 
@@ -99,6 +101,10 @@ def calibrate_model(
         gallery_mask=np.isin(table.role, ("gallery", "")),
         source=facts,
     )
+    if out is None:
+        with contextlib.suppress(CheckpointError):  # there is no export, or int8, whose embeddings are others
+            if read_manifest(encoder.folder / ONNX_FOLDER).digest == encoder.digest:
+                calibration.save(encoder.folder / ONNX_FOLDER / CALIBRATION)
     return calibration, calibration.save(path)
 
 

@@ -29,6 +29,7 @@ from fmcnet.files import (
 from fmcnet.inference.backends import (
     EXPORT_MANIFEST,
     GRAPHS,
+    ONNX_FOLDER,
     Manifest,
     OnnxBackend,
     int8_digest,
@@ -119,7 +120,9 @@ def export(
     assert encoder.folder is not None
     if out is None:
         refuse_shipped(run, encoder.folder, "FOLDER")
-    target = Path(out) if out is not None else encoder.folder / ("onnx-int8" if int8 else "onnx")
+    target = (
+        Path(out) if out is not None else encoder.folder / (f"{ONNX_FOLDER}-int8" if int8 else ONNX_FOLDER)
+    )
     _check_target(target, encoder.digest, "int8" if int8 else "fp32", overwrite)
     with room_beside(target) as scratch:  # before the work: it may fail
         pixels, modality, table, remark = _comparison_images(
@@ -151,8 +154,8 @@ def export(
         if refusal:
             raise FmcnetError(_report_refusal(refusal, result, folder, scratch / "refused"))
         shutil.copy(encoder.folder / CARD, folder / CARD)
-        _copy_calibration(encoder.folder, folder, result.manifest.digest)
-        _move_into_place(folder, target)
+        _copy_calibration((encoder.folder, target), folder, result.manifest.digest)
+        put_in_place(folder, target, scratch / "old")
     return result
 
 
@@ -185,7 +188,7 @@ def _report_refusal(reason: str, result: Exported, folder: Path, report_folder: 
         report_folder.mkdir()
         for name in PARITY_FILES:
             shutil.copy(folder / name, report_folder / name)
-        _move_into_place(report_folder, result.out)
+        put_in_place(report_folder, result.out, report_folder.with_name("old"))
         message += f", only {result.out / PARITY_FILES[1]}"
     return (
         f"{message}. Calibrate on other or more images (--images), or take it as it is with --force\n"
@@ -228,10 +231,12 @@ def _range_images(
     return by_modality
 
 
-def _copy_calibration(source: Path, folder: Path, digest: str) -> None:
-    """Copy a calibration of the same embeddings; int8 needs its own."""
-    with contextlib.suppress(CheckpointError):  # missing, damaged, or of other weights
-        Calibration.load(source / CALIBRATION, model=digest).save(folder / CALIBRATION)
+def _copy_calibration(sources: Sequence[Path], folder: Path, digest: str) -> None:
+    """Copy the newest calibration of the same embeddings, the run's or the earlier export's; int8 needs its own."""
+    files = [source / CALIBRATION for source in sources if (source / CALIBRATION).is_file()]
+    for file in sorted(files, key=lambda file: file.stat().st_mtime_ns):
+        with contextlib.suppress(CheckpointError):  # damaged, or of other weights
+            Calibration.load(file, model=digest).save(folder / CALIBRATION)
 
 
 def _check_target(target: Path, source: str, precision: str, overwrite: bool) -> None:
@@ -254,14 +259,6 @@ def _check_target(target: Path, source: str, precision: str, overwrite: bool) ->
             f"--out {target} holds the {existing.precision} export {existing.digest} of model {existing.source}, not "
             f"the {precision} export of {source}: give a new folder, or replace it with --overwrite"
         )
-
-
-def _move_into_place(folder: Path, target: Path) -> None:
-    """Move a finished folder into place."""
-    if target.exists() and not (folder / CALIBRATION).exists():
-        with contextlib.suppress(CheckpointError):  # a report alone has no manifest
-            _copy_calibration(target, folder, read_manifest(folder).digest)
-    put_in_place(folder, target, folder.with_name("old"))
 
 
 def _float_graphs(encoder: Encoder, folder: Path) -> Path:
