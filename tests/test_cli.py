@@ -463,6 +463,8 @@ def test_training_on_a_tree_with_a_broken_image_names_it(tiny_sysu, tmp_path, ki
 
 @pytest.mark.parametrize("layout", ["sysu", "regdb", "llcm", "csv"])
 def test_train_and_evaluate_on_every_layout(layout, tmp_path, tiny_sysu, request):
+    if layout in ("regdb", "llcm"):  # of the others the plots are looked at
+        request.getfixturevalue("no_plots")
     if layout == "csv":
         data = tmp_path / "data"
         table = read_dataset(tiny_sysu)
@@ -493,7 +495,7 @@ def test_train_and_evaluate_on_every_layout(layout, tmp_path, tiny_sysu, request
     assert sorted(p.name for p in (out / "report" / "figures").iterdir()) == [
         "cmc.png", "curves.png", "features.png", "ranked.png", "similarity.png",
     ]  # fmt: skip
-    for plot in (out / "report" / "figures").iterdir():
+    for plot in (out / "report" / "figures").iterdir() if layout in ("sysu", "csv") else ():
         assert np.asarray(Image.open(plot).convert("L")).std() > 5
 
 
