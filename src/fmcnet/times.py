@@ -45,8 +45,11 @@ _BEGINS_NUMBER = re.compile(r"\d*%[a-zA-Z]")
 _ENDS_NUMBER = re.compile(r".*%[a-zA-Z]\d*", re.DOTALL)
 _HALF_DAY = r"([\s._-]?[AP]\.?M(?![A-Za-z0-9])|[ap]\.?m(?![A-Za-z0-9])|[\s._-][ap]\.?m\.?(?=\.\w+$|$))"
 """AM or PM behind a time. Small letters apart from it count at the name's end alone: "am" is a German word."""
-_ZONE = r"(?:Z|[\s_-]?(?:UTC|GMT)|(?P<offset>\+(?:0[0-9]|1[0-4]):?[0-5][0-9]))(?![A-Za-z0-9])"
-"""No offset west of Greenwich: -0100 may be a counter."""
+_ZONE = (
+    r"(?:[.,]\d+)?(?:Z|[\s_-]?(?:UTC|GMT)(?P<named>[+-](?:0?\d|1[0-4])(?::?(?:00|15|30|45))?(?!\d))?"
+    r"|(?P<alone>\+(?:0\d|1[0-4]):?(?:00|15|30|45)))(?![A-Za-z0-9])"
+)
+"""A timezone behind a time. Alone, no offset west of Greenwich: -0100 may be a counter."""
 _EPOCH = re.compile(r"(?P<s>\d{10})(?:[.,](?P<f>\d{1,6})\d*)?|(?P<Q>\d{13})(?:[.,]0+)?")
 
 
@@ -188,7 +191,7 @@ class TimePattern:
         ]
 
     def find(self, name: str) -> datetime:
-        """The time in a name, with its timezone; AM or PM behind it counts, as do Z, UTC, GMT and +01:00.
+        """The time in a name, with its timezone; AM or PM behind it counts, as do Z, UTC, GMT+8 and +01:00.
 
         Raises:
             DataError: for no time, several, one before 1971, or a doubtful one that is refused.
@@ -214,7 +217,7 @@ class TimePattern:
         is_date = "%H" not in self._used
         zone = re.search(re.escape(text) + f"(?:{_HALF_DAY})?" + _ZONE, name)
         if zone and not is_date and time.utcoffset() is None:
-            time = time.replace(tzinfo=datetime.strptime(zone["offset"] or "Z", "%z").tzinfo)
+            time = time.replace(tzinfo=_offset(zone["named"] or zone["alone"] or "+0"))
         if time.utcoffset() is None:
             time = start_of_day(time, self._zone) if is_date else localize(time, self._zone, self._doubtful)
         return check_clock(time, f"its time '{text}'")
@@ -238,6 +241,14 @@ class TimePattern:
             return None
         is_day = "%j" not in self._used or time.timetuple().tm_yday == int(values[self._used.index("%j")])
         return time if is_day else None  # strptime counts day 366 on into the next year
+
+
+def _offset(text: str) -> timezone:
+    """The timezone of "+8", "-0530" or "+05:30"."""
+    digits = text[1:].replace(":", "")
+    hours, minutes = (digits[:-2], digits[-2:]) if len(digits) > 2 else (digits, "0")
+    offset = timedelta(hours=int(hours), minutes=int(minutes))
+    return timezone(-offset if text[0] == "-" else offset)
 
 
 def _pattern_regex(pattern: str, longest: bool, digits_behind: bool = False) -> str:

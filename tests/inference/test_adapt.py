@@ -30,6 +30,7 @@ MIN_IMAGES = 6
 @pytest.fixture(scope="module", autouse=True)
 def _few_will_do():
     with pytest.MonkeyPatch.context() as patch:
+        assert adapt.MIN_IMAGES == 16  # as docs/guides/cameras.md says
         patch.setattr(adapt, "MIN_IMAGES", MIN_IMAGES)
         yield
 

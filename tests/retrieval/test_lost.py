@@ -190,7 +190,7 @@ def test_lost_ranges_and_thumbnails_are_named(tmp_path, damage, ranges, thumbnai
     notes = " ".join(json.loads(run_command(*told).stdout)["notes"])
     assert ("fmcnet index --existing replace --range LOW:HIGH" in notes) != ranges
     assert ("thumbnails are lost" in notes) == (thumbnails != 0)
-    assert ("2 thumbnails" in notes, "an unknown number of thumbnails" in notes) == (
+    assert ("2 thumbnails" in notes, "thumbnails are lost, if there were any" in notes) == (
         thumbnails == 2,
         thumbnails is None,
     )

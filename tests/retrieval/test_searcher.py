@@ -194,6 +194,7 @@ def test_a_persons_probability_is_the_same_with_and_without_a_limit(tmp_path):
         searcher = Searcher(encoder(tmp_path, {**ALL, (NIGHT, NIGHT): curve(2.0)}), gallery)
         searcher.add(image(250, 20, 20), NIGHT, ids=["night"], pid="anna")
         searcher.add(image(240, 60, 40), DAY, ids=["day"], pid="anna")
+        searcher.add(image(245, 40, 30), DAY, pid="bob")  # nearer than anna's by day
         searcher.add([image(*GREEN)] * 30, DAY)
         query = {"images": image(250, 20, 20), "modality": NIGHT, "group": "pid", "prior": 0.5}
         night, day = (searcher.gallery.get(name) for name in ("night", "day"))
@@ -202,7 +203,8 @@ def test_a_persons_probability_is_the_same_with_and_without_a_limit(tmp_path):
         assert anna.hits[0].probability < anna.hits[1].probability == anna.probability
         limit = (anna.hits[0].probability + anna.probability) / 2
         sure = searcher.search(**query, min_probability=limit)
-        assert [(hit.id, hit.probability) for hit in sure.hits] == [("day", anna.probability)]
+        assert [(one.key, one.best.id) for one in sure.groups][1] == ("anna", day.id)
+        assert sure.groups[1].probability == anna.probability
         few = searcher.search(**query, top=1)  # the day crop counts, however many entries are nearer
         assert few.groups[0].probability == anna.probability
 

@@ -291,6 +291,8 @@ def test_digits_behind_the_seconds_are_hinted_at():
     [
         ("Z", 22), ("+0100", 21), ("+05:30", 16), ("_UTC", 22), ("_PM_UTC", 22), ("", 21), ("-0100", 21), ("-01", 21),
         ("+0100200", 21), ("Zed", 21), ("+25", 21),
+        ("GMT+8", 14), ("_GMT+08-00", 14), ("UTC-0500", 3), ("UTC+01:00", 21), (".123Z", 22), ("_UTC-0001", 22),
+        ("+0012", 21),
     ],
 )  # fmt: skip
 def test_a_timezone_behind_a_time_counts(behind, hour):

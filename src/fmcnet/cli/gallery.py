@@ -413,13 +413,15 @@ def recover(
                 )
     result = write(gallery, out, digest)
     changes = result.changes_lost
-    thumbnails = "an unknown number of" if result.thumbnails_lost is None else result.thumbnails_lost
+    thumbnails = result.thumbnails_lost
     lost = {
         f"the last {changes} changes are lost, with all entries that they added: index again": changes,
         "which images were removed is lost with the database: fmcnet index adds them again": not result.removals,
         "value ranges of images deeper than 8 bits are lost, if there were any: set them again with fmcnet index "
         "--existing replace --range LOW:HIGH": not result.ranges,
-        f"{thumbnails} thumbnails are lost": thumbnails != 0,
+        "thumbnails are lost, if there were any"
+        if thumbnails is None
+        else f"{thumbnails} thumbnails are lost": (thumbnails != 0),
     }
     notes = [note for note, is_lost in lost.items() if is_lost]
     for note in notes:

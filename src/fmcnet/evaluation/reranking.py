@@ -131,7 +131,8 @@ def rank_with_extras(
     def similarities(positions: IntArray) -> Matrix:
         return query[positions] @ gallery.T if reranked is None else -reranked(positions)
 
-    return rank_given(embeddings, trial, skip, similarities, tie=similarity.tie, chunk_bytes=chunk_bytes)
+    tie = similarity.tie if reranked is None else float(4 * np.finfo(np.float64).eps)  # of distances 0..1
+    return rank_given(embeddings, trial, skip, similarities, tie=tie, chunk_bytes=chunk_bytes)
 
 
 def k_reciprocal(

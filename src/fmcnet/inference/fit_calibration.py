@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -101,11 +100,17 @@ def calibrate_model(
         gallery_mask=np.isin(table.role, ("gallery", "")),
         source=facts,
     )
+    calibration.save(path)
     if out is None:
-        with contextlib.suppress(CheckpointError):  # there is no export, or int8, whose embeddings are others
-            if read_manifest(encoder.folder / ONNX_FOLDER).digest == encoder.digest:
-                calibration.save(encoder.folder / ONNX_FOLDER / CALIBRATION)
-    return calibration, calibration.save(path)
+        exported = encoder.folder / ONNX_FOLDER
+        try:
+            if read_manifest(exported).digest == encoder.digest:  # otherwise of earlier weights
+                calibration.save(exported / CALIBRATION)
+        except CheckpointError:
+            pass  # there is no export
+        except OSError as error:
+            logger.warning("%s keeps its earlier calibration: %s", exported, error)
+    return calibration, path
 
 
 def _calibration_rows(encoder: Encoder, table: Table, split: str) -> Table:

@@ -236,7 +236,7 @@ def find_gone(gallery: Gallery) -> list[GoneFiles]:
 def _empty_folder(path: Path, root: str) -> str:
     """The folder below the root that is empty or cannot be listed, as of an unmounted disk; else the root."""
     folder = path.parent
-    while is_gone(folder):
+    while is_gone(folder) and folder != folder.parent:  # a drive on Windows may be gone, too
         folder = folder.parent
     if Path(root) not in folder.parents:
         return root

@@ -23,7 +23,7 @@ from fmcnet.inference.projection import l2_normalize
 from fmcnet.models.shipped import shipped_models
 from fmcnet.parsing import read_json
 from fmcnet.retrieval.answer import Answer, CalibratedScores, answer_notes, query_range_notes
-from fmcnet.retrieval.gallery import Gallery
+from fmcnet.retrieval.gallery import MAX_HITS, Gallery
 from fmcnet.retrieval.inputs import column, tag_column
 from fmcnet.retrieval.notes import OWN_RANGES, filter_notes, ranges_text
 from fmcnet.retrieval.records import MADE_WITH, Added, HitGroup, OnDuplicate, Where
@@ -330,10 +330,10 @@ class Searcher:
         scores = CalibratedScores(calibration, modalities, images=len(query), length=length)
         scopes: Sequence[Where | None] = [where]
         thresholds: dict[Modality, float] = {}
-        if limited or group == "pid":  # of a person's visible and infrared entries, the more probable counts
-            base = where or Where()
-            entries = self._calibrated_entries(scores, where) if limited else base.modalities
-            scopes = [replace(base, modality=entry) for entry in entries]
+        entries = (where or Where()).modalities
+        if limited:
+            entries = self._calibrated_entries(scores, where)
+            scopes = [replace(where or Where(), modality=entry) for entry in entries]
             if fmr is not None:
                 thresholds = {entry: scores.threshold(entry, fmr) for entry in entries}
         compared = sum(self.gallery.count(scope) for scope in scopes)
@@ -345,6 +345,8 @@ class Searcher:
         candidates: list[HitGroup] = []
         for scope in scopes:
             candidates += self._candidates(query.features, scores, scope, top, exact, group, every=limited)
+        if group == "pid" and calibration is not None:
+            candidates += self._of_each_modality(candidates, query.features, scores, where, entries, exact)
         candidates.sort(key=lambda item: (-item.similarity, item.best.id))
         groups = [
             item
@@ -378,6 +380,24 @@ class Searcher:
             notes=tuple(notes),
         )
         return replace(answer, notes=(answer.order, *notes)) if answer.order else answer
+
+    def _of_each_modality(
+        self,
+        found: Sequence[HitGroup],
+        query: FloatArray,
+        scores: CalibratedScores,
+        where: Where | None,
+        entries: Sequence[Modality],
+        exact: bool,
+    ) -> list[HitGroup]:
+        """Other entries of the persons found, the nearest of each modality: the most probable one counts."""
+        known = {item.best.id for item in found}
+        pids = sorted({item.best.pid for item in found if item.best.pid is not None})[:MAX_HITS]
+        hits: list[HitGroup] = []
+        for entry in entries if pids else ():
+            scope = replace(where or Where(), modality=entry, pids=pids)
+            hits += self._candidates(query, scores, scope, len(pids), exact, "pid", every=False)
+        return [hit for hit in hits if hit.best.id not in known]
 
     def _calibrated_entries(self, scores: CalibratedScores, where: Where | None) -> list[Modality]:
         """The modalities of entries whose similarities can be judged; an error if there is none."""

@@ -94,7 +94,7 @@ class _NarrowConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         rows, columns = self.stride
-        return F.conv2d(x[:, :, ::rows, ::columns], self.weight)
+        return F.conv2d(x[:, :, ::rows, ::columns], self.weight, self.bias)
 
 
 class ResNet(Backbone):
