@@ -155,6 +155,12 @@ def write_atomically(
     return path
 
 
+def with_ending(path: Path, ending: str) -> Path:
+    """`path` with an ending behind its name; "." and ".." are the folders that they name."""
+    path = path.resolve() if path.name in ("", "..") else path
+    return path.with_name(f"{path.name}{ending}")
+
+
 def write_text(path: Path, text: str) -> Path:
     """Write a text file by `write_atomically`; creates the folder if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -314,3 +314,14 @@ def test_an_open_quote_does_not_swallow_the_boxes_below_it(tmp_path):
     file.write_text(header.replace("site", '"site') + "".join(rows))
     with pytest.raises(DataError, match="line 1: unexpected end of data: a quote"):
         read_boxes(file)
+
+
+def test_a_column_that_stands_twice_is_refused(tmp_path):
+    rows = "frame,x_min,x_min,y_min,x_max,y_max\n0,50,10,20,80,60\n"
+    with pytest.raises(DataError, match="has the column x_min twice: leave one"):
+        read_boxes(write(tmp_path, rows))
+
+
+def test_a_category_whose_id_is_a_list_is_a_line(tmp_path):
+    with pytest.raises(DataError, match="the id of the category person is a list or an object"):
+        read_boxes(write(tmp_path, coco(categories=[{"id": [1], "name": "person"}])))

@@ -20,6 +20,7 @@ from fmcnet.errors import GalleryError
 from fmcnet.inference.encoder import Encoder
 from fmcnet.retrieval import Gallery, Searcher, indexing, searcher
 from fmcnet.retrieval.sources import Rules, read_sources
+from fmcnet.server.run import audit_path
 from fmcnet.types import Modality
 from tests.cli import run_command
 from tests.retrieval.fakes import ColourBackend, curve, encoder, image
@@ -924,3 +925,19 @@ def test_a_folder_that_may_not_be_read_does_not_lack_a_model(tmp_path, monkeypat
     monkeypatch.setattr(searcher, "shipped_models", dict)
     with pytest.raises(FmcnetError, match="cannot be read: Permission denied"):
         searcher.choose_model(str(tmp_path), None)
+
+
+def test_the_working_folder_is_a_gallery_too(crops, tmp_path, monkeypatch):
+    """Its name is "."."""
+    run("index", "g", crops, *RULES)
+    model, image = (Path(name).absolute() for name in ("run", "night.png"))
+    run("gallery", "backup", "g", "b")
+    monkeypatch.chdir("g")
+    assert as_json("search", ".", image, "--modality", "ir", "--model", model)["compared"] == 4
+    assert as_json("index", ".", crops, *RULES[:2], "--model", model)["already"] == 4
+    assert "is the working folder" in wrong("gallery", "restore", "../b", ".", "--replace")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    monkeypatch.chdir(empty)
+    assert as_json("index", ".", crops, *RULES[:2], "--model", model)["added"] == 4
+    assert audit_path(".") == tmp_path / "empty.audit.jsonl"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 from fmcnet.server import keys as keys_module
@@ -29,6 +30,22 @@ def test_a_revoked_key_is_refused_at_once_and_a_new_one_taken(tmp_path):
         assert get(one, yard) == 200
         changes = [line for line in one.log() if line["action"] == "keys"]
     assert [(line["added"], line["revoked"]) for line in changes] == [([], ["gate"]), (["yard"], [])]
+
+
+def test_a_key_is_revoked_through_a_link_and_the_file_stays_whose_it_was(tmp_path):
+    path, link = tmp_path / "real.json", tmp_path / "keys.json"
+    gate = run_command("keys", "add", path, "--name", "gate", "--scope", "read").stdout.strip()
+    link.symlink_to(path)
+    path.chmod(0o640)
+    owner = (os.geteuid(), os.getegid())
+    if owner[0] == 0:
+        owner = (65534, 65534)
+        os.chown(path, *owner)
+    with running(tmp_path, keys=read_keys(path, {})) as one:
+        run_command("keys", "revoke", link, "--name", "gate")
+        assert get(one, gate) == 401
+    assert link.is_symlink()
+    assert (path.stat().st_uid, path.stat().st_gid, path.stat().st_mode & 0o777) == (*owner, 0o640)
 
 
 def test_the_last_key_revoked_lets_nobody_in(tmp_path):

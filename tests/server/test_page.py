@@ -445,3 +445,45 @@ def test_bad_files_and_a_service_that_is_gone_are_told(browser, address):
     page.locator("#go").click()
     expect(page.locator("#status.bad")).to_contain_text("does not answer")
     page.context.close()
+
+
+def test_an_answer_is_of_what_was_asked_and_stays_in_its_view(browser, address):
+    page, _ = opened(browser, address, 1000, 800)
+    drop(page, 900)
+    choose(page, "ask", "infrared")
+    page.route("**/v1/search", lambda route: (page.wait_for_timeout(700), route.continue_()))
+    least = "(value) => { const at = document.getElementById('least'); at.value = value; }"
+    page.evaluate(least, 99)
+    page.locator("#go").click()
+    page.evaluate(least, 5)
+    expect(page.locator("#status")).to_contain_text("reaches the least probability of 99 %")
+    page.evaluate(least, 0)
+    page.locator("#go").click()
+    page.locator("nav a[href='#browse']").click()
+    page.locator("#days button", has_text="All crops").click()
+    page.wait_for_timeout(1500)
+    expect(page.locator("#status")).not_to_contain_text("nearest")
+    page.go_back()
+    expect(page.locator("body[data-view=search]")).to_be_visible()
+    expect(page.locator("#status")).to_contain_text("nearest crops")
+    page.context.close()
+
+
+@pytest.mark.parametrize(
+    ("local", "told"),
+    [
+        ("2026-03-08T02:30", "2026-03-08 02:30 does not exist where the clocks change"),
+        ("2026-11-01T01:30", "2026-11-01 01:30 occurs twice"),
+    ],
+)
+def test_a_time_that_the_clocks_skip_or_show_twice_is_refused(browser, address, local, told):
+    context = browser.new_context(timezone_id="America/New_York")
+    page = context.new_page()
+    page.goto(f"{address}/#add")
+    expect(page.locator("#about")).to_contain_text("to search")
+    drop(page, 901)
+    choose(page, "add", "visible")
+    page.locator("#add-time").fill(local)
+    page.locator("#add button[type=submit]").click()
+    expect(page.locator("#status.bad")).to_contain_text(told)
+    context.close()

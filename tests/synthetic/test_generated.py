@@ -278,9 +278,13 @@ def test_continues_where_it_was(tmp_path: Path) -> None:
     before = tree(root)
     lost = sorted(root.glob("cam*/*/*.jpg"))[::3]
     stamp = {p: p.stat().st_mtime_ns for p in root.glob("cam*/*/*.jpg") if p not in lost}
-    for path in lost:
+    for path in lost[1:]:
         path.unlink()
     lost[0].write_text("no image")
+    cut = lost.pop(1)  # as by a copy that was cut off
+    shutil.copy(next(iter(stamp)), cut)
+    os.truncate(cut, cut.stat().st_size - 300)
+    lost.append(cut)
     second = generate("sysu", "tiny", 1, root, workers=1, **SMALL)
     assert (second.written, second.reused) == (len(lost), first.images - len(lost))
     assert tree(root) == before

@@ -248,6 +248,8 @@ def _read_csv(path: Path, text: str, separator: str) -> Boxes:
         for line, cells in read_rows(text.split("\n"), separator):
             if frame_column is None:
                 columns = [name.strip() for name in cells]
+                if twice := sorted({name for name in columns if name and columns.count(name) > 1}):
+                    raise DataError(f"{path} has the column {twice[0]} twice: leave one")
                 frame_column = _frame_column(path, columns)
                 name_column = next((name for name in _NAME_COLUMNS if name in columns), frame_column)
                 continue
@@ -430,6 +432,8 @@ def _person_category_ids(boxes: Boxes, categories: Any) -> set[Any] | None:
         for category in categories
         if isinstance(category, dict) and isinstance(name := category.get("name"), str)
     ]
+    if bad := [name for number, name in named if isinstance(number, (list, dict))]:
+        raise DataError(f"the id of the category {bad[0]} is a list or an object: write its number")
     person_ids = {number for number, name in named if name.strip().lower() in PERSON_WORDS}
     if named and not person_ids:
         boxes.notes.append(

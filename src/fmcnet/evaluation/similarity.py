@@ -13,7 +13,7 @@ from fmcnet.distributed import check_device
 from fmcnet.errors import DataError, ProtocolError
 from fmcnet.types import Embeddings, IntArray
 
-DOUBLE_BELOW = 2**36
+DOUBLE_BELOW = 2**37
 """With "auto", products of up to this many multiplications use float64, larger ones float32."""
 
 

@@ -17,7 +17,7 @@ from typing import cast
 import numpy as np
 
 from fmcnet.errors import GalleryBusyError, GalleryDamagedError, GalleryError
-from fmcnet.files import make_private, private_mode, put_in_place, take_from_others, to_disk
+from fmcnet.files import make_private, private_mode, put_in_place, take_from_others, to_disk, with_ending
 from fmcnet.retrieval.entry_columns import EntryColumns
 from fmcnet.retrieval.faiss_index import Codes
 from fmcnet.retrieval.file_records import FileRecords
@@ -111,7 +111,7 @@ def _verified_copy(folder: Path, out: Path) -> Iterator[tuple[Path, int]]:
     What a kill leaves in `OUT.part` is removed by the next copy to `out`. The database has another name until it is
     whole, so nothing there opens as a gallery.
     """
-    work = out.with_name(f"{out.name}.part")
+    work = with_ending(out, ".part")
     with contextlib.ExitStack() as stack:
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
@@ -215,6 +215,8 @@ def _check_target(source: Path, folder: Path, replace: bool) -> None:
         raise GalleryError(
             f"{folder} is a gallery: name another folder, or give --replace to remove what it holds"
         )
+    if folder.resolve() == Path.cwd():
+        raise GalleryError(f"{folder} is the working folder: restore from another one")
     if folder.is_mount():
         raise GalleryError(f"{folder} is where a file system is mounted: name a folder below it")
 
@@ -325,7 +327,7 @@ def recover(folder: str | Path, out: str | Path, model: str) -> Recovered:
     thumbnails_before: int | None = None
     had_no_ranges = False
     settings: GallerySettings | None = None
-    partial = out.with_name(f"{out.name}.part")
+    partial = with_ending(out, ".part")
     if partial.exists():
         raise GalleryError(
             f"{partial} is of a recovery that runs or was killed: in the latter case delete it"

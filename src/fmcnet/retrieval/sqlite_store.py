@@ -23,7 +23,7 @@ from filelock import Timeout
 
 from fmcnet.data.pixels import ValueRange, check_range
 from fmcnet.errors import DataError, GalleryBusyError, GalleryDamagedError, GalleryError, GalleryReplacedError
-from fmcnet.files import lock_file, make_private, take_from_others
+from fmcnet.files import lock_file, make_private, take_from_others, with_ending
 from fmcnet.parsing import read_json
 from fmcnet.retrieval.entry_columns import DayCount, count_days
 from fmcnet.retrieval.faiss_index import FaissIndex, faiss
@@ -147,7 +147,7 @@ class SqliteStore:
             raise GalleryError(
                 f"{self.folder} holds no gallery ({NAME}), and is not empty: name another folder"
             )
-        previous = self.folder.with_name(f"{self.folder.name}.part") / "old"
+        previous = with_ending(self.folder, ".part") / "old"
         if previous.is_dir():
             raise GalleryError(
                 f"{self.folder} is missing, for a restore was killed: restore again, or move {previous} back here"

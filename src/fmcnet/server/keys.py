@@ -207,6 +207,7 @@ def revoke_key(path: Path, name: str) -> None:
 @contextlib.contextmanager
 def _file_lock(path: Path) -> Iterator[None]:
     """One process at a time reads and writes the file."""
+    path = path.resolve()  # two links to one file share its lock
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(lock_file(path.with_name(f".{path.name}.lock"), timeout=10.0, optional=True))
@@ -220,7 +221,17 @@ def _file_lock(path: Path) -> Iterator[None]:
 def _write_keys(path: Path, keys: Sequence[Key]) -> None:
     rows = [{"name": key.name, "scopes": sorted(key.scopes), "sha256": key.digest} for key in keys]
     text = json.dumps({"format": "fmcnet-keys-1", "keys": rows}, indent=1) + "\n"
-    write_atomically(path, lambda target: target.write_text(text, encoding="utf-8"), 0o600)
+    path = path.resolve()  # a link stays one
+    before = path.stat() if path.exists() else None
+
+    def write(target: Path) -> None:
+        target.write_text(text, encoding="utf-8")
+        if before is not None and os.name == "posix":  # whoever reads it, as the service's user, goes on
+            if (before.st_uid, before.st_gid) != (target.stat().st_uid, target.stat().st_gid):
+                os.chown(target, before.st_uid, before.st_gid)
+            target.chmod(before.st_mode & 0o660)
+
+    write_atomically(path, write, 0o600)
 
 
 def _stripped_scopes(scopes: Iterable[str]) -> frozenset[str]:

@@ -22,6 +22,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from fmcnet.errors import FmcnetError
+from fmcnet.files import with_ending
 from fmcnet.inference.encoder import Encoder
 from fmcnet.names import nearest
 from fmcnet.processes import ignored
@@ -90,8 +91,7 @@ def audit_path(gallery: str) -> Path:
     """Where a gallery's audit log is: beside its folder; of a cluster in the working folder."""
     if gallery.startswith("milvus://"):
         return Path(f"{gallery.rsplit('/', 1)[-1]}.audit.jsonl")
-    folder = Path(gallery)
-    return folder.with_name(f"{folder.name}.audit.jsonl")
+    return with_ending(Path(gallery), ".audit.jsonl")
 
 
 def _new_gallery_note(gallery: str) -> str:

@@ -21,7 +21,6 @@ from typing import Any
 from filelock import Timeout
 from PIL import Image
 
-from fmcnet.data.listing import has_image_head
 from fmcnet.data.readers.common import MANIFEST
 from fmcnet.errors import DataError
 from fmcnet.files import lock_file, named
@@ -171,8 +170,19 @@ def _world_digest(plan: BenchmarkPlan, amounts: Preset) -> str:
 
 
 def _missing_images(root: Path, images: Sequence[tuple[str, ImageKey]]) -> list[tuple[str, ImageKey]]:
-    """The images without a file that begins like an image."""
-    return [(path, key) for path, key in images if not has_image_head(root / path)]
+    """The images without a whole file."""
+    return [(path, key) for path, key in images if not _is_whole(root / path)]
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a JPEG has its end, or a BMP its length."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return False
+    if data[:2] == b"BM":
+        return int.from_bytes(data[2:6], "little") == len(data)
+    return data[:2] == b"\xff\xd8" and data[-2:] == b"\xff\xd9"
 
 
 def _process_count(workers: int | None, images: int) -> int:

@@ -1,5 +1,6 @@
 // Add: crops that are dropped go into the gallery, one request each, each with its own result.
 
+import { instant } from "./cards.js";
 import { askForModality, imagesOf, watchModality } from "./images.js";
 import { showList } from "./list.js";
 import { $, call, count, make, say, toAnswer } from "./service.js";
@@ -60,7 +61,7 @@ function fields() {
   for (const name of ["camera", "track"]) {
     if ($(`add-${name}`).value.trim()) found[name] = $(`add-${name}`).value.trim();
   }
-  if ($("add-time").value) found.time = new Date($("add-time").value).toISOString();
+  if ($("add-time").value) found.time = instant($("add-time"));
   return found;
 }
 
@@ -99,7 +100,14 @@ async function add() {
     askForModality($("add"), $("add-hint"));
     return;
   }
-  const due = waiting(), shared = fields();
+  const due = waiting();
+  let shared;
+  try {
+    shared = fields();
+  } catch (error) {
+    say(error.message, true);
+    return;
+  }
   working = true;
   say(`Adding ${count(due.length, "crop")}…`);
   for (const one of due) {

@@ -103,6 +103,7 @@ async function choose(button, which, label) {
   }
   list = entryList(asked, label);
   await list.reload();
+  if (document.body.dataset.view !== browseView.name) return;
   await showList(list);
   toAnswer();
 }

@@ -16,6 +16,15 @@ export function when(time) {
 /** The last part of a source; uploads of this page are stored as "upload:NAME". */
 const fileName = (source) => (source ?? "").split(/[\\/]/).pop().replace(/^upload:/, "");
 
+/** The moment that a field names, as the service takes it; one that the clocks skip or show twice is refused. */
+export function instant({ value }) {
+  const named = value.slice(0, 16), time = new Date(value), minutes = 60000;
+  const local = (moment) => new Date(moment - new Date(moment).getTimezoneOffset() * minutes).toISOString().slice(0, 16);
+  const twice = [-60, -30, 30, 60].some((shift) => local(+time + shift * minutes) === named);
+  if (!twice && local(+time) === named) return time.toISOString();
+  throw new Error(`${named.replace("T", " ")} ${twice ? "occurs twice" : "does not exist"} where the clocks change: choose another time`);
+}
+
 /** What a person would call this crop. */
 export const nameOf = (entry) => fileName(entry.source) || `the crop of ${when(entry.time)}`;
 

@@ -77,7 +77,7 @@ $("key-change").addEventListener("click", askForKey);
 async function enter() {
   const allowed = VIEWS.filter(({ name }) => !state.may.length || state.may.includes(NEEDS[name]));
   current = allowed.find(({ name }) => location.hash === `#${name}`)
-    ?? (allowed.includes(current) ? current : allowed[0]);
+    ?? (location.hash && allowed.includes(current) ? current : allowed[0]);
   for (const { name, form } of VIEWS) {
     form.hidden = name !== current.name;
     const link = document.querySelector(`nav a[href="#${name}"]`);
@@ -89,7 +89,7 @@ async function enter() {
 }
 
 addEventListener("hashchange", () => {
-  if (!VIEWS.some(({ name }) => location.hash === `#${name}`)) return;
+  if (location.hash && !VIEWS.some(({ name }) => location.hash === `#${name}`)) return;
   enter();
   scrollTo({ top: 0, behavior: "instant" }); // a long answer was scrolled to: the views stay in sight
 });

@@ -1,5 +1,6 @@
 // Search: the query's images, the filters, the answer.
 
+import { instant } from "./cards.js";
 import { askForModality, imagesOf, watchModality } from "./images.js";
 import { CropList, listOf, showList } from "./list.js";
 import { $, call, count, isPhone, make, say, state, toAnswer } from "./service.js";
@@ -87,7 +88,7 @@ function question() {
   form.append("top", Math.min(MOST_HITS, state.gallery.top_at_most));
   chosenCameras().forEach((name) => form.append("camera", name));
   for (const id of ["since", "until"]) {
-    if ($(id).value) form.append(id, new Date($(id).value).toISOString());
+    if ($(id).value) form.append(id, instant($(id)));
   }
   if ($("entry-modality").value) form.append("entry_modality", $("entry-modality").value);
   if ($("group").value) form.append("group", $("group").value);
@@ -107,9 +108,12 @@ async function search() {
   const mine = (asking = new AbortController());
   say("Searching…");
   document.body.classList.add("busy");
+  const asked = { group: $("group").value, least: $("least").value };
+  const isShown = () => document.body.dataset.view === searchView.name; // another view keeps its own list
   try {
     const reply = await call("v1/search", { method: "POST", body: question(), signal: mine.signal });
-    list = answerList(await reply.json());
+    list = answerList(await reply.json(), asked);
+    if (!isShown()) return;
     if (isPhone()) $("filters").open = false;
     await showList(list);
     toAnswer();
@@ -117,19 +121,19 @@ async function search() {
     if (error.name === "AbortError") return;
     list = new CropList({ said: error.message });
     list.bad = true;
-    await showList(list);
+    if (isShown()) await showList(list);
   } finally {
     if (asking === mine) document.body.classList.remove("busy");
   }
 }
 
-function answerList(answer) {
+function answerList(answer, { group, least }) {
   const hits = answer.groups.length ? answer.groups.map(ofGroup) : answer.hits;
   hits.forEach((hit) => hit.camera && addCamera(hit.camera));
-  const words = { track: ["track"], pid: ["person"] }[$("group").value] ?? ["crop"];
+  const words = { track: ["track"], pid: ["person"] }[group] ?? ["crop"];
   const nearest = hits.length === 1 ? `The nearest ${words[0]}` : `The ${hits.length} nearest ${words[0]}s`;
   const said = hits.length ? `${nearest}, of ${answer.compared.toLocaleString()} compared, most similar first.`
-    : answer.compared ? `No match: none of ${count(answer.compared, "crop")} reaches the least probability of ${$("least").value} %.`
+    : answer.compared ? `No match: none of ${count(answer.compared, "crop")} reaches the least probability of ${least} %.`
       : "No crop of the gallery passes the filters.";
   return listOf(hits, { said, notes: answer.notes, ranked: true });
 }
