@@ -37,7 +37,7 @@ class GroupBody(BaseModel):
 
     key: str | None
     similarity: float = Field(description="Of a track's entries, pooled; of a person's best match.")
-    probability: float | None
+    probability: float | None = Field(description="Of that similarity; of a person's most probable match.")
     pooled: int = Field(description="How many entries were pooled; 0: none were.")
     matches: list[HitBody]
 
@@ -53,7 +53,9 @@ class AnswerBody(BaseModel):
     """Who it may be, most similar first."""
 
     nobody: bool = Field(description="Nobody reaches what was asked for, or nothing was compared.")
-    hits: list[HitBody]
+    hits: list[HitBody] = Field(
+        description="When grouped, the best match of each group with the group's similarity and probability."
+    )
     groups: list[GroupBody]
     query: QueryBody
     compared: int = Field(description="Entries compared with.")

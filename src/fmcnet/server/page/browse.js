@@ -50,7 +50,7 @@ async function load() {
   const known = new Set(told.days.map((one) => one.day));
   known.delete(null);
   $("days-about").textContent = told.total
-    ? `${count(told.total, "crop")}, ${count(cameras.size, "camera")}, ${count(known.size, "day")}.`
+    ? `${count(told.total, "crop")}, ${count(cameras.size - cameras.has(null), "camera")}, ${count(known.size, "day")}.`
       + (told.left_out ? ` ${count(told.left_out, "crop")} of earlier days not listed: set the dates.` : "")
       + (known.size && (cameras.has(null) || told.days.some((one) => one.day === null))
         ? " Find those without a camera or a time in All crops." : "")
