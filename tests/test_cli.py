@@ -375,7 +375,7 @@ def test_an_encoder_says_what_it_is(tiny_run):
 
     text = repr(load(tiny_run, "cpu"))
     assert str(tiny_run) in text
-    assert "full resnet18, 64 x 32, trained on sysu, torch on cpu, digest " in text
+    assert "full resnet10, 64 x 32, trained on sysu, torch on cpu, digest " in text
 
 
 def test_embed_lists_every_unreadable_image_and_writes_nothing(tiny_run, tiny_sysu, tmp_path):

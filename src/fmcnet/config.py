@@ -144,7 +144,7 @@ class ModelConfig(_Section):
     single_stream: bool = False
     """Both modalities share one stem: a baseline, for variant=base only (ours)"""
     arch: str = "resnet50"
-    """The backbone is resnet50 as the paper, or resnet18, resnet34, efficientnet_lite0 or 2 (ours)"""
+    """The backbone: resnet50 as the paper; resnet10, resnet18, resnet34, efficientnet_lite0 or 2 (ours)"""
     width: Positive = 64
     """The first block has this many channels; the published network has 64."""
     tail_blocks: Positive | None = None

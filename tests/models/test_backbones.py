@@ -116,7 +116,7 @@ def test_another_resnet_has_no_source_of_imagenet_weights(apart, monkeypatch, ar
 
 def test_a_resnet_of_unknown_depth_is_one_line(apart):
     register_backbone("resnet99", partial(resnet.ResNet, "resnet99"))
-    with pytest.raises(ConfigError, match=r"no ResNet 'resnet99': DEPTHS in .* has resnet18"):
+    with pytest.raises(ConfigError, match=r"no ResNet 'resnet99': DEPTHS in .* has resnet10"):
         make_backbone("resnet99")
 
 
@@ -148,7 +148,7 @@ def test_a_function_that_gives_no_backbone_is_one_line(apart, make, said):
 
 
 def test_these_are_shipped():
-    names = {"resnet18", "resnet34", "resnet50", "efficientnet_lite0", "efficientnet_lite2"}
+    names = {"resnet10", "resnet18", "resnet34", "resnet50", "efficientnet_lite0", "efficientnet_lite2"}
     assert set(registry.shipped()) == names
 
 

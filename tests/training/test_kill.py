@@ -119,12 +119,23 @@ def killed_before_every_write(data, folder):
     new, old = "checkpoints/.step-000002.tmp", "checkpoints/step-000001"
     for stage in ("os.rename .config.yaml", f"open {new}/state.json", f"os.rename {new}", f"os.rename {old}"):
         assert any(write.startswith(stage) for write in writes), (stage, writes)
+    tried = set()
     for nth, write in enumerate(writes, 1):
         if "step-000001.tmp" in write or (write.startswith("os.remove") and write.endswith(".tmp")):
             continue  # as the second checkpoint; what was renamed away is removed once more
         killed = folder / f"{nth}"
+        if (files := content(killed)) in tried:
+            continue  # nothing was changed since
+        tried.add(files)
         assert forked.ends(forked.job(lambda killed=killed: train(data, killed, *TINY))) == [0], write
         assert left(killed) == left(out), (nth, write)
+
+
+def content(folder):
+    """Names of all that is in a folder, with the bytes of its files."""
+    return frozenset(
+        (path.relative_to(folder), path.is_file() and path.read_bytes()) for path in folder.rglob("*")
+    )
 
 
 def left(folder):

@@ -1,7 +1,7 @@
 """Every shipped configuration learns: its modules are at work, not only its loss finite.
 
 The real training step on a synthetic world: noisy colour prototypes, infrared as an inverted grey of them. Only the
-network is small (a ResNet of one unit a block and width 16, 32x16 pixels, from scratch); losses, rates and fusion
+network is small (a ResNet-10 of width 16, 32x16 pixels, from scratch); losses, rates and fusion
 are as shipped.
 """
 
@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from fmcnet.config import load_config, shipped
 from fmcnet.data.loader import TrainingBatch
 from fmcnet.distributed import distributed_context
-from fmcnet.models.backbones import resnet
 from fmcnet.models.build import build_model
 from fmcnet.training import health
 from fmcnet.training.train_step import TrainStep
@@ -26,7 +25,7 @@ LONG = 20_000
 """Steps of a training on a real dataset, whose configuration does not say how many an epoch has."""
 
 SMALL = (
-    "model.arch=resnet18",
+    "model.arch=resnet10",
     "model.width=16",
     "model.pretrained=null",
     "model.tail_blocks=null",
@@ -61,11 +60,6 @@ class World:
         x = x + 0.05 * torch.randn(x.shape, generator=self.generator)
         x = x + 0.1 * torch.randn(len(labels), 1, 1, 1, generator=self.generator)
         return (x.clamp(0, 1) * 255).to(torch.uint8)
-
-
-@pytest.fixture(autouse=True)
-def _one_unit_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(resnet.DEPTHS, "resnet18", (1, 1, 1, 1))
 
 
 def learn(name: str, *overrides: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""ResNet-18, 34 and 50 under torchvision's key names.
+"""ResNet-10, 18, 34 and 50 under torchvision's key names.
 
 torchvision itself is not imported: its wheel does not load beside a CPU build of PyTorch.
 
@@ -24,8 +24,13 @@ ADDRESSES = {
 }
 """torchvision's public ImageNet-1k files (IMAGENET1K_V1), by architecture."""
 
-DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3)}
-"""Residual blocks of layer1 to layer4."""
+DEPTHS = {
+    "resnet10": (1, 1, 1, 1),
+    "resnet18": (2, 2, 2, 2),
+    "resnet34": (3, 4, 6, 3),
+    "resnet50": (3, 4, 6, 3),
+}
+"""Residual blocks of layer1 to layer4. He et al. have no ResNet-10: it is for quick trials, without weights."""
 
 NARROW = 64
 """Below this width channels_last is faster on a CPU (benchmarks/backbones.json)."""
@@ -36,7 +41,7 @@ memory in oneDNN 3.12 of PyTorch 2.13 (github.com/uxlfoundation/oneDNN/issues/60
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions with a shortcut; ResNet-18 and 34."""
+    """Two 3x3 convolutions with a shortcut; up to ResNet-34."""
 
     expansion = 1
 
@@ -101,7 +106,7 @@ class ResNet(Backbone):
     """The five blocks of a ResNet: conv1 with its pooling, layer1 to layer4.
 
     Args:
-        arch: "resnet18", "resnet34" or "resnet50".
+        arch: a key of `DEPTHS`.
         width: channels of the first block; 64 is the published network.
         last_stride: of layer4 (conv5_x); 2 is the published network.
     """
@@ -114,7 +119,7 @@ class ResNet(Backbone):
                 f"no ResNet '{arch}': DEPTHS in {__name__} has {', '.join(DEPTHS)}. Add its numbers of units there."
             )
         self.arch, self.width = arch, width
-        self._unit = BasicBlock if arch in ("resnet18", "resnet34") else Bottleneck
+        self._unit = BasicBlock if arch in ("resnet10", "resnet18", "resnet34") else Bottleneck
         self._strides = (1, 2, 2, last_stride)
         self.channels_last = width < NARROW
 
