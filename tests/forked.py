@@ -47,22 +47,37 @@ def _say(asked):
 
 
 class Running:
-    """The `fmcnet` command in a session of its own; used as a `subprocess.Popen` of texts."""
+    """A process in a session of its own, used as a `subprocess.Popen` of texts: by default the `fmcnet` command.
 
-    def __init__(self, *arguments, together=False):
+    Args:
+        arguments: of the command.
+        together: standard error goes where standard output goes.
+        call: a module's function to call instead, and arguments that JSON can carry.
+        cwd: the folder that it runs in.
+        environment: all of its variables.
+    """
+
+    def __init__(self, *arguments, together=False, call=None, cwd=ROOT, environment=None):
         self._folder = tempfile.TemporaryDirectory()
         self._out = Path(self._folder.name, "out")
         self._error = self._out if together else Path(self._folder.name, "error")
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self._error.touch()
         asked = {
-            "cwd": ROOT,
+            "cwd": cwd,
             "out": self._out,
             "error": self._error,
-            "environment": environment,
+            "environment": {**(environment or os.environ), "OMP_NUM_THREADS": "1"},
             "timeout": 0,
+            "call": call
+            or ["tests.forked", "_command", {"arguments": [*map(str, arguments)], "processes": 1}],
         }
-        self.pid = int(_say({**asked, "start": [*map(str, arguments)]}))
+        self.pid = int(_say({**asked, "background": True}))
         self.returncode = None
+
+    @property
+    def said(self):
+        """The lines on standard error so far."""
+        return self._error.read_text().splitlines(keepends=True)
 
     def poll(self):
         if self.returncode is None and (status := _say({"poll": self.pid})):
@@ -79,6 +94,9 @@ class Running:
 
     def send_signal(self, number):
         os.kill(self.pid, number)
+
+    def terminate(self):
+        self.send_signal(signal.SIGTERM)
 
     def kill(self):
         if self.poll() is None:
@@ -137,9 +155,7 @@ def _do(asked):
     os.environ.clear()
     os.environ.update(asked["environment"])
     os.chdir(asked["cwd"])
-    if "start" in asked:
-        _command(asked["start"], 1)
-    elif "script" in asked:
+    if "script" in asked:
         sys.argv = asked["script"]
         sys.path[0] = str(Path(sys.argv[0]).parent)
         runpy.run_path(sys.argv[0], run_name="__main__")
@@ -159,7 +175,7 @@ def _serve():
         child = os.fork()
         if not child:
             _exit_after(lambda asked=asked: _do(asked))
-        if "start" in asked:
+        if "background" in asked:
             print(child, flush=True)
             continue
         status = ends([child])
@@ -211,8 +227,12 @@ def ends(children):
 
 
 if __name__ == "__main__":
+    import faiss  # noqa: F401
+    import fastapi  # noqa: F401
     import pytest  # noqa: F401
     import torch._dynamo
+    import typer  # noqa: F401
+    import uvicorn  # noqa: F401
 
     torch.set_num_threads(1)
     _serve()

@@ -1,30 +1,28 @@
-"""`python -m tests.server.process FOLDER SECONDS LIMITS SETTINGS`: the real server process, over the fake network."""
+"""The real server process, over the fake network."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import re
-import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import httpx2 as httpx
 
-ROOT = Path(__file__).parents[2]
+from tests import forked
 
 
-def main() -> None:
+def run(folder, seconds, limits, settings):
+    """Serve until a signal; a forward pass takes `seconds` longer."""
     from fmcnet.inference.encoder import Encoder
     from fmcnet.server.limits import Limits
     from fmcnet.server.run import ServeOptions, serve
     from tests.server.service import encoder
 
-    folder, seconds = Path(sys.argv[1]), float(sys.argv[2])
+    folder = Path(folder)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     made = encoder(folder)
     made.backend.before = lambda: time.sleep(seconds)
@@ -32,7 +30,7 @@ def main() -> None:
     serve(
         ServeOptions(
             str(folder / "people.gallery"), "fake", port=0, audit=folder / "audit.jsonl",
-            limits=Limits(**json.loads(sys.argv[3])), **{"keep_images": folder / "kept", **json.loads(sys.argv[4])},
+            limits=Limits(**limits), **{"keep_images": folder / "kept", **settings},
         )
     )  # fmt: skip
 
@@ -43,37 +41,25 @@ def started(folder, seconds=0.0, keys=None, settings=None, **limits):
 
     `keys` are secrets by scope, `limits` as `Limits` has them, `settings` as `ServeOptions` has them.
     """
-    options = [str(seconds), json.dumps(limits), json.dumps(settings or {})]
-    command = [sys.executable, __file__, str(folder), *options]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "src")))}
+    known = ";".join(f"{scope}:{scope}:{secret}" for scope, secret in (keys or {}).items())
+    given = {"folder": folder, "seconds": seconds, "limits": limits, "settings": settings or {}}
     cwd = folder.with_name(f"{folder.name}-cwd")
     cwd.mkdir(exist_ok=True)
     if sys.version_info >= (3, 11):
         (cwd / "random.py").write_text("raise SystemExit('a module of the working folder was imported')")
-    known = ";".join(f"{scope}:{scope}:{secret}" for scope, secret in (keys or {}).items())
-    process = subprocess.Popen(
-        command, cwd=cwd, stderr=subprocess.PIPE, text=True, env={**environment, "FMCNET_API_KEYS": known}
+    process = forked.Running(
+        call=["tests.server.process", "run", given],
+        cwd=cwd,
+        environment={**os.environ, "FMCNET_API_KEYS": known},
     )
     try:
-        lines, address = [], None
-        for line in process.stderr:
-            lines.append(line)
-            found = re.search(r"page: (http://\S+)/", line)
-            if found:
-                address = found[1]
-                break
-        assert address, "".join(lines)
-        process.said = lines
-        reader = threading.Thread(target=lambda: lines.extend(process.stderr), daemon=True)
-        reader.start()
-        process.reader = reader
-        yield process, address
+        while not (found := re.search(r"page: (http://\S+)/", "".join(process.said))):
+            assert process.poll() is None, "".join(process.said)
+            time.sleep(0.02)
+        yield process, found[1]
     finally:
-        if process.poll() is None:
-            process.kill()
+        process.kill()
         process.wait(60)
-        process.reader.join(60) if hasattr(process, "reader") else None
-        process.stderr.close()
 
 
 def until_it_answers(address):
@@ -94,7 +80,3 @@ def resident_mib(pid, forget_peak=False):
         Path(f"/proc/{pid}/clear_refs").write_text("5")
     text = Path(f"/proc/{pid}/status").read_text()
     return tuple(int(re.search(rf"{name}:\s+(\d+)", text)[1]) / 1024 for name in ("VmRSS", "VmHWM"))
-
-
-if __name__ == "__main__":
-    main()

@@ -248,7 +248,6 @@ def test_a_stop_keeps_its_time_and_says_what_it_cut_off(server):
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 0
     assert time.monotonic() - start < 3.0 + 2.0  # promised, and the system's end of the process
-    process.reader.join(60)
     said = "".join(process.said)
     assert "Traceback" not in said
     assert re.search(r"stopped: [1-9]\d* requests cut off", process.said[-1])

@@ -28,7 +28,6 @@ def server(tmp_path_factory):
         served(address)
         process.terminate()
         assert process.wait(120) == 0
-        process.reader.join(60)
         assert "Traceback" not in "".join(process.said)
 
 
