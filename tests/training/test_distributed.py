@@ -45,7 +45,7 @@ from tests.training.test_kill import at_every_write
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo and torchrun")
 
 
-# With seeds 0 to 2 an activation of the first step lies so near 0 that rounding switches its ReLU; with seed 3 none
+# With some seeds an activation of the first step lies so near 0 that rounding switches its ReLU; with seed 3 none
 # does, and the first gradients agree to 1e-6. From there an error of 1e-7 grows some ten times a step: margins switch
 # on and off, normalisation divides by small deviations. SGD with a small rate keeps it from growing faster;
 # AdamW would turn the sign of a gradient that is all rounding into a whole step.
