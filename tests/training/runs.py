@@ -24,40 +24,17 @@ def draws(output, labels):
     return (output.visible.shared * torch.rand_like(output.visible.shared)).mean()
 
 
-def command(*arguments, processes=1):
-    """The `fmcnet` command, or a job of two processes."""
-    start = TORCHRUN if processes == 2 else ()
-    return [sys.executable, *start, "-m", "fmcnet", *map(str, arguments)]
-
-
-def environment():
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
 def start(*arguments, processes=1):
-    """Begin a command in a session of its own; standard output and error together."""
+    """Begin the `fmcnet` command, or a job of torchrun; standard output and error together."""
     if processes == 1:
         return forked.Running(*arguments, together=True)
     return subprocess.Popen(
-        command(*arguments, processes=processes),
-        env=environment(),
+        [sys.executable, *TORCHRUN, "-m", "fmcnet", *map(str, arguments)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-    )
-
-
-def run(*arguments, processes=1, timeout=180):
-    """Do a command; standard output and error together in `stdout`."""
-    return subprocess.run(
-        command(*arguments, processes=processes),
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=timeout,
-        check=False,
     )
 
 
