@@ -149,8 +149,6 @@ def serve(settings: ServeOptions) -> None:
             threads=settings.threads,
             calibration=settings.calibration,
         )
-        if settings.calibration is not None:
-            encoder.calibration  # noqa: B018  (refuses a calibration of another model before anybody asks)
         read_only = settings.read_only or not _can_write(settings.gallery)
         if read_only:
             if settings.keep_images is not None:
@@ -173,7 +171,6 @@ def serve(settings: ServeOptions) -> None:
             sources = None if root is None else SourceFolder(root)
             audit = AuditLog(settings.audit or audit_path(settings.gallery))
             service = Service(searcher, audit, settings.limits, kept, sources, read_only)
-            service.warm()
             _run(settings, keys, service, listener)
 
 

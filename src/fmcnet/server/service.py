@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.process_collector import ProcessCollector
 from starlette.types import Receive
 
@@ -89,13 +89,9 @@ class Metrics:
         self.batch.observe(size)
         self.images.inc(size)
 
-    def text(self) -> bytes:
-        """In Prometheus's format."""
-        return generate_latest(self.registry)
-
 
 class Service:
-    """One gallery and one model, and what serves them.
+    """One gallery and one model, and what serves them. The network runs once, so that no request waits for that.
 
     Args:
         searcher: its encoder and gallery are used; the gallery is closed when the service stops.
@@ -106,8 +102,12 @@ class Service:
         read_only: the gallery was opened read-only.
 
     Attributes:
-        ready: the network has run once, and the service is not stopping.
+        dimension: values of an embedding.
+        ready: requests are taken.
         changing: a lock, held while entries and their kept thumbnails are added or removed.
+
+    Raises:
+        FmcnetError: the network's embeddings do not fit the gallery, or its calibration does not fit the model.
     """
 
     def __init__(
@@ -123,11 +123,11 @@ class Service:
         self.limits, self.kept, self.sources = limits or Limits(), kept, sources
         self.encoder = searcher.encoder
         self._use(searcher)
+        self.dimension = self.warm()
         self._reopening = threading.Lock()
         self.metrics = Metrics(entries=self._entries, waiting=lambda: self._batcher.waiting)
         self.ready = False
         self.changing = asyncio.Lock()
-        self.dimension = 0
         network, bounds = self.encoder.backend, self.limits
         self._batcher = Batcher(
             network, batch=bounds.batch, wait=bounds.wait, queue=bounds.queue, seen=self.metrics.batched
@@ -165,24 +165,14 @@ class Service:
     # ---- start and stop ----
 
     async def start(self) -> None:
-        """Start to take requests.
-
-        Raises:
-            FmcnetError: as `warm`, which it calls where that was not done yet.
-        """
-        if not self.dimension:
-            await self.work(self.warm)
+        """Start to take requests."""
         self._batcher.start()
         await self._decoders.start()
         self.ready = True
         self._chores = asyncio.get_running_loop().create_task(self._do_chores())
 
-    def warm(self) -> None:
-        """Run the network once for each modality, so that the first request is not the slowest.
-
-        Raises:
-            FmcnetError: its embeddings do not fit the gallery, or its calibration does not fit the model.
-        """
+    def warm(self) -> int:
+        """Run the network once for each modality; returns the number of values of an embedding."""
         blank = np.zeros((1, self.encoder.height, self.encoder.width, 3), dtype=np.uint8)
         dimension = {int(self.encoder.backend(blank, modality).shape[1]) for modality in Modality}.pop()
         settings = self.gallery.settings
@@ -191,9 +181,9 @@ class Service:
                 f"{self.gallery.location} holds embeddings of {settings.dimension} values, the model gives "
                 f"{dimension}: use the model it was made with"
             )
-        self.dimension = dimension
         if self.encoder.calibrated:
             self.encoder.calibration  # noqa: B018  (refuses one of other weights now, not to every caller)
+        return dimension
 
     async def stop(self) -> None:
         """Finish the work, flush the audit log, close the gallery; may be called again."""

@@ -11,7 +11,6 @@ from typing import Annotated, Any, TypeVar, cast
 
 from fastapi import Depends, File, Form, Query, Request, UploadFile
 from pydantic import AfterValidator, AwareDatetime, Field, WrapValidator
-from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from fmcnet.data.pixels import parse_range
@@ -69,7 +68,7 @@ class _FormCheck:
     Some clients name another charset or encoding whatever the text: it is taken where the text is the same in it.
 
     Attributes:
-        ended: whether the form has its last boundary, or is so broken that Starlette refuses it.
+        ended: whether the form has its last boundary.
 
     Raises:
         ApiError: 422 for a text that would be taken as what it is not.
@@ -92,11 +91,8 @@ class _FormCheck:
             "on_part_end": self._end_part,
             "on_end": self._end,
         }
-        try:
-            boundary = parse_options_header(content_type)[1][b"boundary"]
-            MultipartParser(boundary, cast(Any, events)).write(body)
-        except (KeyError, FormParserError):
-            self.ended = True
+        boundary = parse_options_header(content_type)[1][b"boundary"]
+        MultipartParser(boundary, cast(Any, events)).write(body)  # FastAPI has parsed it: no error
 
     def _begin_part(self) -> None:
         self._headers, self._text = {}, bytearray()

@@ -19,7 +19,6 @@ from fmcnet.retrieval.notes import add_notes, added_range_notes, filter_notes
 from fmcnet.retrieval.records import Stored
 from fmcnet.server import schemas, validation
 from fmcnet.server.errors import ApiError, error_schema, refused_at
-from fmcnet.server.security import CHANGES_NOTHING
 from fmcnet.server.service import Embedded, Service
 from fmcnet.server.thumbnails import thumbnail_name
 from fmcnet.times import check_clock, parse_timezone
@@ -33,12 +32,7 @@ FARTHEST = 100_000
 """Entries that a list can skip."""
 
 
-@router.post(
-    "/embed",
-    response_model=schemas.EmbeddingsBody,
-    summary="Images to embeddings; nothing is kept",
-    openapi_extra=CHANGES_NOTHING,
-)
+@router.post("/embed", response_model=schemas.EmbeddingsBody, summary="Images to embeddings; nothing is kept")
 async def embed(
     service: validation.Running,
     sender: validation.Sender,
@@ -58,12 +52,7 @@ async def embed(
     return {"model": model, "dimension": dimension, "embeddings": embeddings, "notes": embedded.notes}
 
 
-@router.post(
-    "/search",
-    response_model=schemas.AnswerBody,
-    summary="Who of the gallery is this?",
-    openapi_extra=CHANGES_NOTHING,
-)
+@router.post("/search", response_model=schemas.AnswerBody, summary="Who of the gallery is this?")
 async def search(
     service: validation.Running,
     sender: validation.Sender,
