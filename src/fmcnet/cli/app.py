@@ -99,14 +99,10 @@ app.add_typer(gallery_app, name="gallery", cls=_Group)
 app.add_typer(keys_app, name="keys")
 
 
-_RANKS = {PrintedBy.ONE_PER_MACHINE: "LOCAL_RANK", PrintedBy.ONE: "RANK"}
-"""The environment variable, set by torchrun, that is 0 in the process that prints."""
-
-
 def _fail(message: str, code: int, error: BaseException) -> NoReturn:
     """Print the message and exit. Of several processes (torchrun) with the same message, one prints it."""
     default = PrintedBy.ONE if isinstance(error, KeyboardInterrupt) else PrintedBy.ONE_PER_MACHINE
-    if int(os.environ.get(_RANKS.get(getattr(error, "printed_by", default), ""), "0")) == 0:
+    if os.environ.get(getattr(error, "printed_by", default).value, "0") == "0":
         text = escape(printable(message, keep="\n\t"))
         Console(stderr=True, soft_wrap=True, emoji=False).print(
             f"[bold red]fmcnet:[/] {text}", highlight=False

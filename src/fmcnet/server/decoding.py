@@ -23,15 +23,7 @@ from PIL import Image
 from fmcnet.processes import start_fork_server
 from fmcnet.server.errors import ApiError, overloaded
 from fmcnet.server.limits import Limits
-from fmcnet.server.uploads import (
-    SMALLEST,
-    DecodedUpload,
-    DecodeRules,
-    Upload,
-    UploadError,
-    decode_cost,
-    decode_upload,
-)
+from fmcnet.server.uploads import SMALLEST, DecodedUpload, Upload, UploadError, decode_cost, decode_upload
 
 logger = logging.getLogger(__name__)
 
@@ -69,8 +61,8 @@ class _Queue:
     images, which are refused after `decode_seconds`. `fault` says why no image can be decoded now; "" when it can.
     """
 
-    def __init__(self, rules: DecodeRules, limits: Limits, slow: _Queue | None = None) -> None:
-        self.rules, self.limits, self._slow = rules, limits, slow
+    def __init__(self, limits: Limits, size: tuple[int, int], slow: _Queue | None = None) -> None:
+        self.limits, self.size, self._slow = limits, size, slow
         self._processes = limits.decoders if slow is None else 1
         self._seconds = limits.decode_seconds if slow is None else min(CROP_SECONDS, limits.decode_seconds)
         self._pool = self._make_pool()
@@ -89,7 +81,7 @@ class _Queue:
 
     def _schedule(self, image: _Image) -> Future[DecodedUpload]:
         """Hand an image to the pool. A pool whose processes died is replaced once."""
-        arguments, seconds = [image.upload, self.rules], image.seconds or self._seconds
+        arguments, seconds = [image.upload, self.limits.pixels, self.size], image.seconds or self._seconds
         try:
             return self._pool.schedule(decode_upload, args=arguments, timeout=seconds)
         except RuntimeError as error:
@@ -119,7 +111,7 @@ class _Queue:
             image = self._take()
             if image.future.done():
                 continue
-            if image.request.pixels > (most := self.limits.request_pixels):
+            if image.request.pixels > (most := 4 * self.limits.pixels):
                 what = f"the images of this request have more than {most} pixels together"
                 do = "send fewer images at once, or crops made smaller"
                 image.future.set_exception(ApiError(413, what, "images", do))
@@ -180,11 +172,14 @@ class _Queue:
 
 
 class DecoderPool:
-    """Decodes the images of all requests: crops in a process of their own, large images in others."""
+    """Decodes the images of all requests: crops in a process of their own, large images in others.
 
-    def __init__(self, rules: DecodeRules, limits: Limits) -> None:
-        self._large = _Queue(rules, limits)
-        self._crops = _Queue(rules, limits, slow=self._large)
+    `size`: height and width of the model's input.
+    """
+
+    def __init__(self, limits: Limits, size: tuple[int, int]) -> None:
+        self._large = _Queue(limits, size)
+        self._crops = _Queue(limits, size, slow=self._large)
         self._queues = (self._crops, self._large)
 
     async def decode(self, uploads: Sequence[Upload], caller: str) -> list[DecodedUpload]:

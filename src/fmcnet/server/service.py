@@ -28,7 +28,7 @@ from fmcnet.server.decoding import DecoderPool
 from fmcnet.server.errors import ApiError, refused_at
 from fmcnet.server.limits import Limits
 from fmcnet.server.thumbnails import KeptThumbnails, SourceFolder, thumbnail_name
-from fmcnet.server.uploads import DecodeRules, Upload
+from fmcnet.server.uploads import Upload
 from fmcnet.types import Embeddings, Modality, parse_modality
 
 logger = logging.getLogger(__name__)
@@ -122,7 +122,7 @@ class Service:
         self.audit, self.read_only = audit, read_only
         self.limits, self.kept, self.sources = limits or Limits(), kept, sources
         self.encoder = searcher.encoder
-        self._use(searcher)
+        self.searcher, self.gallery = searcher, searcher.gallery
         self.dimension = self.warm()
         self._reopening = threading.Lock()
         self.metrics = Metrics(entries=self._entries, waiting=lambda: self._batcher.waiting)
@@ -132,14 +132,9 @@ class Service:
         self._batcher = Batcher(
             network, batch=bounds.batch, wait=bounds.wait, queue=bounds.queue, seen=self.metrics.batched
         )
-        self._decoders = DecoderPool(
-            DecodeRules(bounds.pixels, self.encoder.height, self.encoder.width), bounds
-        )
+        self._decoders = DecoderPool(bounds, (self.encoder.height, self.encoder.width))
         self._workers = ThreadPoolExecutor(4, thread_name_prefix="gallery")
         self._chores: asyncio.Task[None] | None = None
-
-    def _use(self, searcher: Searcher) -> None:
-        self.searcher, self.gallery = searcher, searcher.gallery
 
     def _reopen(self) -> None:
         """Open the gallery that replaced this one; 503 where there is none, or its model differs."""
@@ -152,7 +147,7 @@ class Service:
                 with contextlib.ExitStack() as on_error:
                     gallery = Gallery(location, read_only=self.read_only, create=False)
                     on_error.callback(gallery.close)
-                    self._use(Searcher(self.encoder, gallery))
+                    self.searcher, self.gallery = Searcher(self.encoder, gallery), gallery
                     on_error.pop_all()
             except FmcnetError as error:
                 logger.error("the gallery was removed or replaced: %s", error)
