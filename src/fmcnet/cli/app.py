@@ -1,6 +1,4 @@
-"""The command line: `fmcnet demo | data | train | config | evaluate | embed | score | study | calibrate | project |
-adapt | export | crop | index | search | gallery | serve | keys | report | info | push | doctor | docs`, one file a
-group of commands.
+"""The command line `fmcnet`, one file a group of commands.
 
 User mistakes end with one clear message and exit code 2; Ctrl-C with 130. Commands import NumPy, PyTorch and FAISS
 when they run, so `--help` answers at once.
@@ -135,8 +133,4 @@ def _root(
     for name in ("matplotlib", "PIL", "torch", "httpx", "httpx2"):
         logging.getLogger(name).setLevel(logging.WARNING)
     if threads:
-        os.environ["OMP_NUM_THREADS"] = str(threads)
-        if "torch" in sys.modules:
-            import torch
-
-            torch.set_num_threads(threads)
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # PyTorch is imported by the command

@@ -46,12 +46,11 @@ class _Request:
 
 
 class _Image(NamedTuple):
-    """An image that waits, and how long it may take; None: as long as its queue's images may."""
+    """An image that waits."""
 
     upload: Upload
     future: asyncio.Future[DecodedUpload]
     request: _Request
-    seconds: float | None = None
 
 
 class _Queue:
@@ -79,9 +78,13 @@ class _Queue:
         initializer = _yield_to_others if self._slow is None else None
         return ProcessPool(self._processes, RECYCLE, initializer, context=context)
 
-    def _schedule(self, image: _Image) -> Future[DecodedUpload]:
+    async def start(self, upload: Upload) -> None:
+        """Decode an image in the first process."""
+        await asyncio.wrap_future(self._schedule(upload, START_SECONDS))
+
+    def _schedule(self, upload: Upload, seconds: float) -> Future[DecodedUpload]:
         """Hand an image to the pool. A pool whose processes died is replaced once."""
-        arguments, seconds = [image.upload, self.limits.pixels, self.size], image.seconds or self._seconds
+        arguments = [upload, self.limits.pixels, self.size]
         try:
             return self._pool.schedule(decode_upload, args=arguments, timeout=seconds)
         except RuntimeError as error:
@@ -117,7 +120,7 @@ class _Queue:
                 image.future.set_exception(ApiError(413, what, "images", do))
                 continue
             try:
-                job = self._schedule(image)
+                job = self._schedule(image.upload, self._seconds)
             except (RuntimeError, OSError) as error:
                 self.fault = f"images cannot be decoded: {error}"
                 image.future.set_exception(overloaded(self.fault))
@@ -140,14 +143,13 @@ class _Queue:
     def _finish(self, image: _Image, job: asyncio.Future[DecodedUpload]) -> None:
         self._busy -= 1
         error = job.exception() if not job.cancelled() else asyncio.CancelledError()
-        timed_out = isinstance(error, asyncio.TimeoutError) and image.seconds is None
         if error is None:
             self.fault = ""
             image.request.pixels += job.result().source_pixels
         if not image.future.done():
             if error is None:
                 image.future.set_result(job.result())
-            elif self._slow is not None and timed_out and not self._stopped:
+            elif self._slow is not None and isinstance(error, asyncio.TimeoutError) and not self._stopped:
                 self._slow.put([image])
             else:
                 image.future.set_exception(self._api_error(error, image))
@@ -162,8 +164,8 @@ class _Queue:
         if isinstance(error, RuntimeError):  # of the pool; decoding itself raises none
             self.fault = f"images cannot be decoded: the decoder processes ended ({error})"
             return overloaded(self.fault)
-        name, seconds = image.upload.name, image.seconds or self.limits.decode_seconds
-        what = f"image '{name}' took more than {seconds:g} s to decode"
+        name = image.upload.name
+        what = f"image '{name}' took more than {self.limits.decode_seconds:g} s to decode"
         if isinstance(error, ProcessExpired):
             what = f"image '{name}' cannot be decoded: its decoder stopped (exit code {error.exitcode})"
         elif not isinstance(error, asyncio.TimeoutError):
@@ -205,20 +207,12 @@ class DecoderPool:
         return [outcome for outcome in outcomes if isinstance(outcome, DecodedUpload)]
 
     async def start(self) -> None:
-        """Decode one image in each kind of process, so that what keeps them from starting is known at once.
-
-        Raises:
-            ApiError: when an image cannot be decoded here.
-        """
+        """Decode one image in each kind of process, so that what keeps them from starting is raised at once."""
         blank = io.BytesIO()
         Image.new("RGB", (SMALLEST, SMALLEST)).save(blank, "PNG")
-        loop, upload = asyncio.get_running_loop(), Upload("blank", blank.getvalue())
-        request = _Request("the service")
-        images = [_Image(upload, loop.create_future(), request, START_SECONDS) for _ in self._queues]
+        upload = Upload("blank", blank.getvalue())
         start_fork_server()
-        for queue, image in zip(self._queues, images, strict=True):
-            queue.put([image])
-        await asyncio.gather(*(image.future for image in images))
+        await asyncio.gather(*(queue.start(upload) for queue in self._queues))
 
     @property
     def faults(self) -> list[str]:

@@ -90,7 +90,7 @@ async def search(
         query = await service.embed(uploads, modality, sender)
         with refused_at("range", RANGE_FIELD):
             ranges = await service.work(lambda: service.searcher.check_ranges(query.ranges, RANGE_FIELD))
-        options = {"min_probability": min_probability, "fmr": fmr, "prior": prior}
+        options: dict[str, Any] = {"min_probability": min_probability, "fmr": fmr, "prior": prior}
         answer = await service.work(
             lambda: service.searcher.answer(query.embeddings, top=top, where=where, group=group, **options)
         )
