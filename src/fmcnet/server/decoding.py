@@ -201,9 +201,9 @@ class DecoderPool:
         finally:
             for image in images:  # of a caller who left
                 image.future.cancel()
-        faults = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
-        if faults:
-            raise _combined_error(faults, len(uploads))
+        errors = [outcome for outcome in outcomes if isinstance(outcome, ApiError)]
+        if errors:
+            raise _combined_error(errors, len(uploads))
         return [outcome for outcome in outcomes if isinstance(outcome, DecodedUpload)]
 
     async def start(self) -> None:
@@ -231,11 +231,8 @@ def _yield_to_others() -> None:
         os.nice(5)
 
 
-def _combined_error(faults: Sequence[BaseException], total: int) -> BaseException:
+def _combined_error(errors: Sequence[ApiError], total: int) -> ApiError:
     """One error for all images of a request that cannot be decoded."""
-    errors = [fault for fault in faults if isinstance(fault, ApiError)]
-    if len(errors) < len(faults):
-        return next(fault for fault in faults if not isinstance(fault, ApiError))
     first, texts = errors[0], list(dict.fromkeys(error.what for error in errors))
     if len(texts) == 1:
         return first
