@@ -79,7 +79,7 @@ def fetch(source: str, advice: str = "") -> Path:
     """Fetch a model, owner/name or owner/name@revision, into the hub's cache unless it is there; returns its folder.
 
     Args:
-        source: the name.
+        source: as `is_hub_name`.
         advice: for a name that was meant as a folder, in brackets behind a space.
 
     Raises:
@@ -88,16 +88,13 @@ def fetch(source: str, advice: str = "") -> Path:
         MissingDependencyError: without `huggingface_hub`.
     """
     hub: Any = require("huggingface_hub", "hub")
-    match = HUB_NAME.fullmatch(source)
-    if match is None:
-        raise CheckpointError(f"'{source}' is no name on the hub: write owner/name, or owner/name@revision")
-    name, revision = match.groups()
+    name, _, revision = source.partition("@")
     absent = f"there is no folder '{source}'{advice}"
     if advice:
         logger.info("%s: looking on the Hugging Face Hub", absent)
     try:
         folder = hub.snapshot_download(
-            name, revision=revision, allow_patterns=[*MODEL_FILES, README, DIGESTS], library_name="fmcnet"
+            name, revision=revision or None, allow_patterns=[*MODEL_FILES, README, DIGESTS], library_name="fmcnet"
         )
     except Exception as error:
         raise CheckpointError(

@@ -67,9 +67,7 @@ class UploadError(Exception):
 
 def _allowed_formats(data: bytes) -> tuple[str, ...]:
     """Pillow's decoders for these bytes; ValueError for HEIC or AVIF where a package is missing."""
-    if data[4:8] != b"ftyp":
-        return FORMATS
-    if data[8:12] in AVIF_BRANDS and features.check("avif"):
+    if data[4:8] == b"ftyp" and data[8:12] in AVIF_BRANDS and features.check("avif"):
         return ("AVIF",)
     return ("HEIF",) if register_heic(data[:64]) else FORMATS
 
