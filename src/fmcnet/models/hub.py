@@ -94,7 +94,10 @@ def fetch(source: str, advice: str = "") -> Path:
         logger.info("%s: looking on the Hugging Face Hub", absent)
     try:
         folder = hub.snapshot_download(
-            name, revision=revision or None, allow_patterns=[*MODEL_FILES, README, DIGESTS], library_name="fmcnet"
+            name,
+            revision=revision or None,
+            allow_patterns=[*MODEL_FILES, README, DIGESTS],
+            library_name="fmcnet",
         )
     except Exception as error:
         raise CheckpointError(
@@ -135,12 +138,7 @@ def push(folder: str | Path, name: str, *, public: bool = False, message: str | 
     digests = {file: file_digest(path) for file, path in files.items()}
     text = json.dumps({"format": HUB_FORMAT, "sha256": digests}, indent=1) + "\n"
     contents: dict[str, Any] = {**files, README: readme.encode(), DIGESTS: text.encode()}
-    operations: list[Any] = [
-        hub.CommitOperationAdd(
-            path_in_repo=file, path_or_fileobj=str(content) if isinstance(content, Path) else content
-        )
-        for file, content in contents.items()
-    ]
+    operations: list[Any] = [hub.CommitOperationAdd(file, content) for file, content in contents.items()]
     api = hub.HfApi(library_name="fmcnet")
     try:
         api.create_repo(name, private=not public, exist_ok=True)

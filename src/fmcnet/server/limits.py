@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from fmcnet.errors import FmcnetError
 
@@ -51,10 +51,9 @@ class Limits:
     stop_seconds: float = 20.0
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for name, value in vars(self).items():
             if not value > 0:
-                raise FmcnetError(f"the service's limit {field.name}={value} must be above 0")
+                raise FmcnetError(f"the service's limit {name}={value} must be above 0")
         if self.queue < self.images:
             raise FmcnetError(
                 f"queue={self.queue} must be at least images={self.images}: else a full request never fits"
