@@ -16,14 +16,11 @@ from types import ModuleType
 
 
 class PrintedBy(enum.Enum):
-    """Which processes of a job (torchrun) print an error that they raise."""
+    """Which processes of a job print an error that they raise: those in which this variable of torchrun is 0."""
 
-    EACH = enum.auto()
-    """Every process: its error is its own."""
-    ONE_PER_MACHINE = enum.auto()
-    """The first process of each machine: the processes are not connected yet."""
-    ONE = enum.auto()
-    """Rank 0: all processes raise the same error."""
+    EACH = ""  # its error is its own
+    ONE_PER_MACHINE = "LOCAL_RANK"  # the processes are not connected yet
+    ONE = "RANK"  # all processes raise the same error
 
 
 class FmcnetError(Exception):

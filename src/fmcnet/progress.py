@@ -25,39 +25,37 @@ class Progress:
 
     def __init__(self, description: str, total: int, done: int = 0, show: bool | None = None) -> None:
         self._description, self._total, self._done, self._first = description, total, done, done
-        self._bar: RichProgress | None = None
         self._lines = show is not False
         self._note = ""
         self._started = self._last = time.monotonic()
-        if sys.stderr.isatty() if show is None else show:
-            console = Console(stderr=True, emoji=False)
-            bar = [BarColumn(bar_width=10)] if console.width >= 80 else []  # narrow: no room for it
-            self._bar = RichProgress(
-                TextColumn("{task.description}"),
-                MofNCompleteColumn(),
-                TaskProgressColumn(),
-                TimeRemainingColumn(),
-                TextColumn("left"),
-                *bar,
-                # On a narrow terminal only the note is cut.
-                TextColumn(
-                    "{task.fields[note]}",
-                    style="dim",
-                    table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),
-                ),
-                console=console,
-                expand=True,
-            )
-            self._task = self._bar.add_task(description, total=total, completed=done, note="")
+        self._shown = sys.stderr.isatty() if show is None else show
+        console = Console(stderr=True, emoji=False)
+        bar = [BarColumn(bar_width=10)] if console.width >= 80 else []  # narrow: no room for it
+        self._bar = RichProgress(
+            TextColumn("{task.description}"),
+            MofNCompleteColumn(),
+            TaskProgressColumn(),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+            *bar,
+            # On a narrow terminal only the note is cut.
+            TextColumn(
+                "{task.fields[note]}",
+                style="dim",
+                table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),
+            ),
+            console=console,
+            expand=True,
+            disable=not self._shown,
+        )
+        self._task = self._bar.add_task(description, total=total, completed=done, note="")
 
     def __enter__(self) -> Progress:
-        if self._bar:
-            self._bar.start()
+        self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._bar:
-            self._bar.stop()
+        self._bar.stop()
 
     def advance(self, note: str = "", count: int = 1, line: bool = False) -> None:
         """Add `count` finished steps; `note` is shown after them until the next note.
@@ -66,7 +64,7 @@ class Progress:
         """
         self._done += count
         self._note = note or self._note
-        if self._bar:
+        if self._shown:
             self._bar.update(self._task, advance=count, note=self._note)
             return
         now = time.monotonic()

@@ -8,10 +8,10 @@ from urllib.parse import urljoin
 
 import pytest
 
-from fmcnet.server.routes.info import FILES, _read_file
+from fmcnet.server.routes.info import FILES, PAGE
 from tests.server.service import running
 
-TEXTS = {name: _read_file(name).decode() for name in FILES}
+TEXTS = {name: (PAGE / name).read_text(encoding="utf-8") for name in FILES}
 SCRIPTS = {name: text for name, text in TEXTS.items() if name.endswith(".js")}
 
 

@@ -19,7 +19,6 @@ from fmcnet.retrieval.sqlite_store import writer_lock
 from fmcnet.server.decoding import DecoderPool
 from fmcnet.server.limits import Limits
 from fmcnet.server.run import ServeOptions, _listen, audit_path, serve
-from fmcnet.server.uploads import DecodeRules
 from tests.cli import run_command
 from tests.server.process import started, until_it_answers
 from tests.server.service import DIGEST, files
@@ -154,9 +153,9 @@ def test_ctrl_c_while_it_starts_reaches_no_decoder(monkeypatch):
         "multiprocessing.forkserver.ensure_running",
         lambda: masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, [])),
     )
-    monkeypatch.setattr("fmcnet.server.decoding._Queue.put", lambda self, images: images[0].future.cancel())
-    with pytest.raises(asyncio.CancelledError):
-        asyncio.run(DecoderPool(DecodeRules(10**6, 8, 4), Limits()).start())
+    monkeypatch.setattr("fmcnet.server.decoding.ProcessPool.schedule", lambda *job, **options: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(DecoderPool(Limits(), (8, 4)).start())
     assert [signal.SIGINT in mask for mask in masks] == [True]
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
 

@@ -1,6 +1,4 @@
-"""The command line: `fmcnet demo | data | train | config | evaluate | embed | score | study | calibrate | project |
-adapt | export | crop | index | search | gallery | serve | keys | report | info | push | doctor | docs`, one file a
-group of commands.
+"""The command line `fmcnet`, one file a group of commands.
 
 User mistakes end with one clear message and exit code 2; Ctrl-C with 130. Commands import NumPy, PyTorch and FAISS
 when they run, so `--help` answers at once.
@@ -99,14 +97,10 @@ app.add_typer(gallery_app, name="gallery", cls=_Group)
 app.add_typer(keys_app, name="keys")
 
 
-_RANKS = {PrintedBy.ONE_PER_MACHINE: "LOCAL_RANK", PrintedBy.ONE: "RANK"}
-"""The environment variable, set by torchrun, that is 0 in the process that prints."""
-
-
 def _fail(message: str, code: int, error: BaseException) -> NoReturn:
     """Print the message and exit. Of several processes (torchrun) with the same message, one prints it."""
     default = PrintedBy.ONE if isinstance(error, KeyboardInterrupt) else PrintedBy.ONE_PER_MACHINE
-    if int(os.environ.get(_RANKS.get(getattr(error, "printed_by", default), ""), "0")) == 0:
+    if os.environ.get(getattr(error, "printed_by", default).value, "0") == "0":
         text = escape(printable(message, keep="\n\t"))
         Console(stderr=True, soft_wrap=True, emoji=False).print(
             f"[bold red]fmcnet:[/] {text}", highlight=False
@@ -139,8 +133,4 @@ def _root(
     for name in ("matplotlib", "PIL", "torch", "httpx", "httpx2"):
         logging.getLogger(name).setLevel(logging.WARNING)
     if threads:
-        os.environ["OMP_NUM_THREADS"] = str(threads)
-        if "torch" in sys.modules:
-            import torch
-
-            torch.set_num_threads(threads)
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # PyTorch is imported by the command

@@ -107,10 +107,8 @@ def read_card(folder: str | Path) -> ModelCard:
             raise ConfigError(f"unknown entry '{min(unknown)}'")
         if not isinstance(tree["config"], dict):
             raise TypeError("config is no section")
-        card = ModelCard(
-            **{**tree, "config": load_config(tree["config"], trained=True), "pids": tuple(tree["pids"])}
-        )
-        return TypeAdapter(ModelCard).validate_python(card.__dict__)
+        tree["config"] = load_config(tree["config"], trained=True)
+        return TypeAdapter(ModelCard).validate_python(tree)
     except ConfigError as error:
         raise CheckpointError(
             f"{path} does not fit this version of fmcnet ({fmcnet.__version__}): another version wrote it, or it was "

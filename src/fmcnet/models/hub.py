@@ -79,7 +79,7 @@ def fetch(source: str, advice: str = "") -> Path:
     """Fetch a model, owner/name or owner/name@revision, into the hub's cache unless it is there; returns its folder.
 
     Args:
-        source: the name.
+        source: as `is_hub_name`.
         advice: for a name that was meant as a folder, in brackets behind a space.
 
     Raises:
@@ -88,16 +88,16 @@ def fetch(source: str, advice: str = "") -> Path:
         MissingDependencyError: without `huggingface_hub`.
     """
     hub: Any = require("huggingface_hub", "hub")
-    match = HUB_NAME.fullmatch(source)
-    if match is None:
-        raise CheckpointError(f"'{source}' is no name on the hub: write owner/name, or owner/name@revision")
-    name, revision = match.groups()
+    name, _, revision = source.partition("@")
     absent = f"there is no folder '{source}'{advice}"
     if advice:
         logger.info("%s: looking on the Hugging Face Hub", absent)
     try:
         folder = hub.snapshot_download(
-            name, revision=revision, allow_patterns=[*MODEL_FILES, README, DIGESTS], library_name="fmcnet"
+            name,
+            revision=revision or None,
+            allow_patterns=[*MODEL_FILES, README, DIGESTS],
+            library_name="fmcnet",
         )
     except Exception as error:
         raise CheckpointError(
@@ -138,12 +138,7 @@ def push(folder: str | Path, name: str, *, public: bool = False, message: str | 
     digests = {file: file_digest(path) for file, path in files.items()}
     text = json.dumps({"format": HUB_FORMAT, "sha256": digests}, indent=1) + "\n"
     contents: dict[str, Any] = {**files, README: readme.encode(), DIGESTS: text.encode()}
-    operations: list[Any] = [
-        hub.CommitOperationAdd(
-            path_in_repo=file, path_or_fileobj=str(content) if isinstance(content, Path) else content
-        )
-        for file, content in contents.items()
-    ]
+    operations: list[Any] = [hub.CommitOperationAdd(file, content) for file, content in contents.items()]
     api = hub.HfApi(library_name="fmcnet")
     try:
         api.create_repo(name, private=not public, exist_ok=True)
@@ -195,9 +190,7 @@ def _check_digests(folder: Path, source: str) -> None:
     wrong = [
         file
         for file in sorted({*expected, *present})
-        if file not in expected
-        or not (folder / file).is_file()
-        or file_digest(folder / file) != expected[file]
+        if not (folder / file).is_file() or file_digest(folder / file) != expected.get(file)
     ]
     if wrong or not expected:
         raise CheckpointError(

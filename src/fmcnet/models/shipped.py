@@ -18,9 +18,7 @@ WEIGHTS_FOLDER = Path(__file__).parents[1] / "weights"
 
 def shipped_models() -> dict[str, Path]:
     """The folders of the models inside the package, by name, sorted."""
-    if not WEIGHTS_FOLDER.is_dir():
-        return {}
-    return {path.name: path for path in sorted(WEIGHTS_FOLDER.iterdir()) if (path / CARD).is_file()}
+    return {card.parent.name: card.parent for card in sorted(WEIGHTS_FOLDER.glob(f"*/{CARD}"))}
 
 
 def is_shipped(folder: str | Path) -> bool:

@@ -22,7 +22,7 @@ from fmcnet.errors import FmcnetError
 from fmcnet.server.errors import api_error_of
 from fmcnet.server.keys import Keys
 from fmcnet.server.routes import gallery, info
-from fmcnet.server.security import SecurityMiddleware, reading_paths, scope_of
+from fmcnet.server.security import SecurityMiddleware, scope_of
 from fmcnet.server.service import Service
 
 Network: TypeAlias = "ipaddress.IPv4Network | ipaddress.IPv6Network"
@@ -47,8 +47,8 @@ def create_app(
         FmcnetError: for an invalid root path, or one that the service's own addresses begin with.
     """
     root_path = check_root_path(root_path)
-    api_keys = keys if keys is not None else Keys()
-    api_keys.changed = lambda added, revoked: service.audit.write(
+    keys = keys or Keys()
+    keys.changed = lambda added, revoked: service.audit.write(
         action="keys", outcome="changed", added=added, revoked=revoked
     )
 
@@ -75,8 +75,8 @@ def create_app(
         app.include_router(router)
     app.add_exception_handler(RequestValidationError, _error_response)
     app.add_exception_handler(HTTPException, _error_response)
-    app.add_middleware(SecurityMiddleware, reading=reading_paths(ROUTES), keys=api_keys, service=service)
-    app.openapi = lambda: _openapi_document(app, bool(api_keys))  # type: ignore[method-assign]
+    app.add_middleware(SecurityMiddleware, keys=keys, service=service)
+    app.openapi = lambda: _openapi_document(app, bool(keys))  # type: ignore[method-assign]
     if root_path:
         app.add_middleware(RootPathMiddleware, root_path=root_path)
     if proxies:
@@ -113,10 +113,9 @@ def _openapi_document(app: FastAPI, needs_key: bool) -> dict[str, Any]:
     for name, schema in document["components"]["schemas"].items():
         if name.startswith("Body_"):
             schema["additionalProperties"] = False
-    reading = reading_paths(ROUTES)
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
-            scope = scope_of(method.upper(), path, reading)
+            scope = scope_of(method.upper(), path)
             if scope is not None:
                 operation["security"] = [*([] if needs_key else [{}]), {"bearer": []}, {"header": []}]
                 operation["x-scope"] = scope
@@ -151,7 +150,4 @@ class RootPathMiddleware:
             return
         if scope["type"] == "http" and scope["path"].startswith(f"{self.root_path}/"):
             scope = {**scope, "path": scope["path"][len(self.root_path) :]}
-            raw = scope.get("raw_path") or b""
-            if raw.startswith(self.root_path.encode()):
-                scope["raw_path"] = raw[len(self.root_path) :]
         await self.app(scope, receive, send)

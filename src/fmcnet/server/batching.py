@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -120,8 +121,6 @@ class Batcher:
             start = time.monotonic()
             try:
                 features = await loop.run_in_executor(self._thread, self._embed, images, modality)
-                if features.shape[0] != len(jobs):
-                    raise ValueError(f"{features.shape[0]} embeddings of {len(jobs)} images")
             except Exception as error:  # for the callers; the next batch runs all the same
                 for job in jobs:
                     if not job.future.done():
@@ -158,13 +157,11 @@ class Batcher:
     async def _wait_for_batch(self, modality: Modality) -> None:
         """Wait until the batch is full, or its first image has waited long enough."""
         queue, size = self._waiting[modality], self._batch_size
-        deadline = queue[0][0].since + self._wait
-        while sum(map(len, queue)) < size and not self._stopping:
-            remaining = deadline - time.monotonic()
-            if remaining <= 0:
-                return
-            self._wake.clear()
-            try:
-                await asyncio.wait_for(self._wake.wait(), remaining)
-            except asyncio.TimeoutError:
-                return
+
+        async def fill() -> None:
+            while sum(map(len, queue)) < size and not self._stopping:
+                self._wake.clear()
+                await self._wake.wait()
+
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(fill(), queue[0][0].since + self._wait - time.monotonic())

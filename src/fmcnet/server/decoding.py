@@ -23,15 +23,7 @@ from PIL import Image
 from fmcnet.processes import start_fork_server
 from fmcnet.server.errors import ApiError, overloaded
 from fmcnet.server.limits import Limits
-from fmcnet.server.uploads import (
-    SMALLEST,
-    DecodedUpload,
-    DecodeRules,
-    Upload,
-    UploadError,
-    decode_cost,
-    decode_upload,
-)
+from fmcnet.server.uploads import SMALLEST, DecodedUpload, Upload, UploadError, decode_cost, decode_upload
 
 logger = logging.getLogger(__name__)
 
@@ -54,12 +46,11 @@ class _Request:
 
 
 class _Image(NamedTuple):
-    """An image that waits, and how long it may take; None: as long as its queue's images may."""
+    """An image that waits."""
 
     upload: Upload
     future: asyncio.Future[DecodedUpload]
     request: _Request
-    seconds: float | None = None
 
 
 class _Queue:
@@ -69,8 +60,8 @@ class _Queue:
     images, which are refused after `decode_seconds`. `fault` says why no image can be decoded now; "" when it can.
     """
 
-    def __init__(self, rules: DecodeRules, limits: Limits, slow: _Queue | None = None) -> None:
-        self.rules, self.limits, self._slow = rules, limits, slow
+    def __init__(self, limits: Limits, size: tuple[int, int], slow: _Queue | None = None) -> None:
+        self.limits, self.size, self._slow = limits, size, slow
         self._processes = limits.decoders if slow is None else 1
         self._seconds = limits.decode_seconds if slow is None else min(CROP_SECONDS, limits.decode_seconds)
         self._pool = self._make_pool()
@@ -87,9 +78,13 @@ class _Queue:
         initializer = _yield_to_others if self._slow is None else None
         return ProcessPool(self._processes, RECYCLE, initializer, context=context)
 
-    def _schedule(self, image: _Image) -> Future[DecodedUpload]:
+    async def start(self, upload: Upload) -> None:
+        """Decode an image in the first process."""
+        await asyncio.wrap_future(self._schedule(upload, START_SECONDS))
+
+    def _schedule(self, upload: Upload, seconds: float) -> Future[DecodedUpload]:
         """Hand an image to the pool. A pool whose processes died is replaced once."""
-        arguments, seconds = [image.upload, self.rules], image.seconds or self._seconds
+        arguments = [upload, self.limits.pixels, self.size]
         try:
             return self._pool.schedule(decode_upload, args=arguments, timeout=seconds)
         except RuntimeError as error:
@@ -119,13 +114,13 @@ class _Queue:
             image = self._take()
             if image.future.done():
                 continue
-            if image.request.pixels > (most := self.limits.request_pixels):
+            if image.request.pixels > (most := 4 * self.limits.pixels):
                 what = f"the images of this request have more than {most} pixels together"
                 do = "send fewer images at once, or crops made smaller"
                 image.future.set_exception(ApiError(413, what, "images", do))
                 continue
             try:
-                job = self._schedule(image)
+                job = self._schedule(image.upload, self._seconds)
             except (RuntimeError, OSError) as error:
                 self.fault = f"images cannot be decoded: {error}"
                 image.future.set_exception(overloaded(self.fault))
@@ -148,14 +143,13 @@ class _Queue:
     def _finish(self, image: _Image, job: asyncio.Future[DecodedUpload]) -> None:
         self._busy -= 1
         error = job.exception() if not job.cancelled() else asyncio.CancelledError()
-        timed_out = isinstance(error, asyncio.TimeoutError) and image.seconds is None
         if error is None:
             self.fault = ""
             image.request.pixels += job.result().source_pixels
         if not image.future.done():
             if error is None:
                 image.future.set_result(job.result())
-            elif self._slow is not None and timed_out and not self._stopped:
+            elif self._slow is not None and isinstance(error, asyncio.TimeoutError) and not self._stopped:
                 self._slow.put([image])
             else:
                 image.future.set_exception(self._api_error(error, image))
@@ -170,8 +164,8 @@ class _Queue:
         if isinstance(error, RuntimeError):  # of the pool; decoding itself raises none
             self.fault = f"images cannot be decoded: the decoder processes ended ({error})"
             return overloaded(self.fault)
-        name, seconds = image.upload.name, image.seconds or self.limits.decode_seconds
-        what = f"image '{name}' took more than {seconds:g} s to decode"
+        name = image.upload.name
+        what = f"image '{name}' took more than {self.limits.decode_seconds:g} s to decode"
         if isinstance(error, ProcessExpired):
             what = f"image '{name}' cannot be decoded: its decoder stopped (exit code {error.exitcode})"
         elif not isinstance(error, asyncio.TimeoutError):
@@ -180,11 +174,14 @@ class _Queue:
 
 
 class DecoderPool:
-    """Decodes the images of all requests: crops in a process of their own, large images in others."""
+    """Decodes the images of all requests: crops in a process of their own, large images in others.
 
-    def __init__(self, rules: DecodeRules, limits: Limits) -> None:
-        self._large = _Queue(rules, limits)
-        self._crops = _Queue(rules, limits, slow=self._large)
+    `size`: height and width of the model's input.
+    """
+
+    def __init__(self, limits: Limits, size: tuple[int, int]) -> None:
+        self._large = _Queue(limits, size)
+        self._crops = _Queue(limits, size, slow=self._large)
         self._queues = (self._crops, self._large)
 
     async def decode(self, uploads: Sequence[Upload], caller: str) -> list[DecodedUpload]:
@@ -204,26 +201,18 @@ class DecoderPool:
         finally:
             for image in images:  # of a caller who left
                 image.future.cancel()
-        faults = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
-        if faults:
-            raise _combined_error(faults, len(uploads))
+        errors = [outcome for outcome in outcomes if isinstance(outcome, ApiError)]
+        if errors:
+            raise _combined_error(errors, len(uploads))
         return [outcome for outcome in outcomes if isinstance(outcome, DecodedUpload)]
 
     async def start(self) -> None:
-        """Decode one image in each kind of process, so that what keeps them from starting is known at once.
-
-        Raises:
-            ApiError: when an image cannot be decoded here.
-        """
+        """Decode one image in each kind of process, so that what keeps them from starting is raised at once."""
         blank = io.BytesIO()
         Image.new("RGB", (SMALLEST, SMALLEST)).save(blank, "PNG")
-        loop, upload = asyncio.get_running_loop(), Upload("blank", blank.getvalue())
-        request = _Request("the service")
-        images = [_Image(upload, loop.create_future(), request, START_SECONDS) for _ in self._queues]
+        upload = Upload("blank", blank.getvalue())
         start_fork_server()
-        for queue, image in zip(self._queues, images, strict=True):
-            queue.put([image])
-        await asyncio.gather(*(image.future for image in images))
+        await asyncio.gather(*(queue.start(upload) for queue in self._queues))
 
     @property
     def faults(self) -> list[str]:
@@ -242,11 +231,8 @@ def _yield_to_others() -> None:
         os.nice(5)
 
 
-def _combined_error(faults: Sequence[BaseException], total: int) -> BaseException:
+def _combined_error(errors: Sequence[ApiError], total: int) -> ApiError:
     """One error for all images of a request that cannot be decoded."""
-    errors = [fault for fault in faults if isinstance(fault, ApiError)]
-    if len(errors) < len(faults):
-        return next(fault for fault in faults if not isinstance(fault, ApiError))
     first, texts = errors[0], list(dict.fromkeys(error.what for error in errors))
     if len(texts) == 1:
         return first

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from fmcnet.errors import FmcnetError
 
@@ -20,7 +20,7 @@ class Limits:
         body_bytes: most bytes of the body of one request.
         body_seconds: in which the body of a request must arrive.
         images: most images of one request.
-        pixels: of one image, read from its header before it is decoded.
+        pixels: of one image, read from its header before it is decoded; four times as many of one request.
         requests: at work at once, of all callers; one caller has its `share`. Further ones get 503.
         decoders: processes that decode large images; one more decodes crops.
         decode_seconds: of one image.
@@ -28,7 +28,7 @@ class Limits:
         batch: images that the network sees at once.
         wait: seconds that the first image of a batch waits for others.
         top: hits of one search.
-        stop_seconds: in which a stop ends the process.
+        stop_seconds: in which a stop ends the process; a quarter of them is for closing the gallery.
 
     Raises:
         FmcnetError: for a bound that is not positive.
@@ -51,10 +51,9 @@ class Limits:
     stop_seconds: float = 20.0
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for name, value in vars(self).items():
             if not value > 0:
-                raise FmcnetError(f"the service's limit {field.name}={value} must be above 0")
+                raise FmcnetError(f"the service's limit {name}={value} must be above 0")
         if self.queue < self.images:
             raise FmcnetError(
                 f"queue={self.queue} must be at least images={self.images}: else a full request never fits"
@@ -63,13 +62,3 @@ class Limits:
     def share(self, others: bool) -> int:
         """Requests of one caller at once: half while others are at work, else all but one."""
         return (self.requests + 1) // 2 if others else max(1, self.requests - 1)
-
-    @property
-    def request_stop_seconds(self) -> float:
-        """For which a stop waits for requests at work; the rest is for closing the gallery."""
-        return self.stop_seconds * 3 / 4
-
-    @property
-    def request_pixels(self) -> int:
-        """Of all images of a request: as many as four of the largest have."""
-        return 4 * self.pixels

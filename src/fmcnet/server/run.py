@@ -149,8 +149,6 @@ def serve(settings: ServeOptions) -> None:
             threads=settings.threads,
             calibration=settings.calibration,
         )
-        if settings.calibration is not None:
-            encoder.calibration  # noqa: B018  (refuses a calibration of another model before anybody asks)
         read_only = settings.read_only or not _can_write(settings.gallery)
         if read_only:
             if settings.keep_images is not None:
@@ -168,12 +166,10 @@ def serve(settings: ServeOptions) -> None:
             searcher = Searcher(encoder, gallery)
             location = gallery.location  # of a cluster: without its password
             location = location if "://" in location else str(Path(location).absolute())
-            folder, root = settings.keep_images, settings.show_sources
-            kept = None if folder is None else KeptThumbnails(folder, location)
-            sources = None if root is None else SourceFolder(root)
+            kept = None if settings.keep_images is None else KeptThumbnails(settings.keep_images, location)
+            sources = None if settings.show_sources is None else SourceFolder(settings.show_sources)
             audit = AuditLog(settings.audit or audit_path(settings.gallery))
             service = Service(searcher, audit, settings.limits, kept, sources, read_only)
-            service.warm()
             _run(settings, keys, service, listener)
 
 
@@ -208,7 +204,7 @@ def _run(settings: ServeOptions, keys: Keys, service: Service, listener: socket.
         lifespan="on",
         limit_concurrency=CONNECTIONS,
         timeout_keep_alive=10,
-        timeout_graceful_shutdown=int(settings.limits.request_stop_seconds) or 1,
+        timeout_graceful_shutdown=int(settings.limits.stop_seconds * 3 / 4) or 1,
         h11_max_incomplete_event_size=32 * 1024,
         http=bounded_protocol(settings.limits, proxies),
         ws="none",

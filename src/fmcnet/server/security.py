@@ -14,14 +14,12 @@ import logging
 import secrets
 import time
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-from fastapi.routing import APIRoute
 from fastapi.security.utils import get_authorization_scheme_param
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
-from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fmcnet.server.errors import ApiError, api_error_of, overloaded
@@ -45,30 +43,20 @@ AUDITED = (401, 403, 408, 413, 503)
 
 FEWER = "send fewer or smaller images at once"
 
-CHANGES_NOTHING = {"x-scope": "read"}
-"""`openapi_extra` of a POST route that a key with the scope read may call; all others need the scope write."""
+CHANGES_NOTHING = ("/v1/embed", "/v1/search")
+"""POST routes that a key with the scope read may call; all others need the scope write."""
 
 
-def reading_paths(routes: Iterable[BaseRoute]) -> frozenset[str]:
-    """Paths of the POST routes that are declared with `CHANGES_NOTHING`."""
-    posts = [route for route in routes if isinstance(route, APIRoute) and "POST" in (route.methods or ())]
-    paths = frozenset(route.path for route in posts if route.openapi_extra == CHANGES_NOTHING)
-    if parts := [path for path in paths if "{" in path]:
-        raise ValueError(f"{parts[0]}: CHANGES_NOTHING is for paths without parameters")
-    return paths
-
-
-def scope_of(method: str, path: str, reading: Container[str]) -> str | None:
+def scope_of(method: str, path: str) -> str | None:
     """The scope that a request needs: one of `SCOPES`; "write" for paths without a route; None: everybody may.
 
     Args:
         method: in capital letters.
         path: of the request, or of a route.
-        reading: as `reading_paths`.
     """
     if method in ("GET", "HEAD", "OPTIONS"):
         return "read" if path in ("/metrics", "/v1") or path.startswith("/v1/") else None
-    if method == "POST" and path.rstrip("/") in reading:
+    if method == "POST" and path.rstrip("/") in CHANGES_NOTHING:
         return "read"
     return "admin" if method == "DELETE" else "write"
 
@@ -84,13 +72,13 @@ def is_loopback(host: str) -> bool:
 
 
 class SecurityMiddleware:
-    """ASGI middleware around a service's app; `reading` as of `reading_paths`.
+    """ASGI middleware around a service's app.
 
     Without keys, Host must name this machine. A read-only service serves the scope read only.
     """
 
-    def __init__(self, app: ASGIApp, *, reading: Container[str], keys: Keys, service: Service) -> None:
-        self.app, self.reading, self.keys = app, reading, keys
+    def __init__(self, app: ASGIApp, *, keys: Keys, service: Service) -> None:
+        self.app, self.keys = app, keys
         self.limits, self.metrics, self.audit = service.limits, service.metrics, service.audit
         self.read_only = service.read_only
         self._working = Counter[str]()
@@ -130,7 +118,7 @@ class SecurityMiddleware:
     async def _serve(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
         """Let the app answer, unless a check refuses the request; the body is read last, for known callers only."""
         headers, state = Headers(scope=scope), scope["state"]
-        needed = scope_of(scope["method"], scope["path"], self.reading)
+        needed = scope_of(scope["method"], scope["path"])
         self._check_host_and_origin(headers)
         key = self._authenticate(headers, needed)
         if self.read_only and needed not in (None, "read"):

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.process_collector import ProcessCollector
 from starlette.types import Receive
 
@@ -28,7 +28,7 @@ from fmcnet.server.decoding import DecoderPool
 from fmcnet.server.errors import ApiError, refused_at
 from fmcnet.server.limits import Limits
 from fmcnet.server.thumbnails import KeptThumbnails, SourceFolder, thumbnail_name
-from fmcnet.server.uploads import DecodeRules, Upload
+from fmcnet.server.uploads import Upload
 from fmcnet.types import Embeddings, Modality, parse_modality
 
 logger = logging.getLogger(__name__)
@@ -89,13 +89,9 @@ class Metrics:
         self.batch.observe(size)
         self.images.inc(size)
 
-    def text(self) -> bytes:
-        """In Prometheus's format."""
-        return generate_latest(self.registry)
-
 
 class Service:
-    """One gallery and one model, and what serves them.
+    """One gallery and one model, and what serves them. The network runs once, so that no request waits for that.
 
     Args:
         searcher: its encoder and gallery are used; the gallery is closed when the service stops.
@@ -106,8 +102,12 @@ class Service:
         read_only: the gallery was opened read-only.
 
     Attributes:
-        ready: the network has run once, and the service is not stopping.
+        dimension: values of an embedding.
+        ready: requests are taken.
         changing: a lock, held while entries and their kept thumbnails are added or removed.
+
+    Raises:
+        FmcnetError: the network's embeddings do not fit the gallery, or its calibration does not fit the model.
     """
 
     def __init__(
@@ -122,24 +122,19 @@ class Service:
         self.audit, self.read_only = audit, read_only
         self.limits, self.kept, self.sources = limits or Limits(), kept, sources
         self.encoder = searcher.encoder
-        self._use(searcher)
+        self.searcher, self.gallery = searcher, searcher.gallery
+        self.dimension = self.warm()
         self._reopening = threading.Lock()
         self.metrics = Metrics(entries=self._entries, waiting=lambda: self._batcher.waiting)
         self.ready = False
         self.changing = asyncio.Lock()
-        self.dimension = 0
         network, bounds = self.encoder.backend, self.limits
         self._batcher = Batcher(
             network, batch=bounds.batch, wait=bounds.wait, queue=bounds.queue, seen=self.metrics.batched
         )
-        self._decoders = DecoderPool(
-            DecodeRules(bounds.pixels, self.encoder.height, self.encoder.width), bounds
-        )
+        self._decoders = DecoderPool(bounds, (self.encoder.height, self.encoder.width))
         self._workers = ThreadPoolExecutor(4, thread_name_prefix="gallery")
         self._chores: asyncio.Task[None] | None = None
-
-    def _use(self, searcher: Searcher) -> None:
-        self.searcher, self.gallery = searcher, searcher.gallery
 
     def _reopen(self) -> None:
         """Open the gallery that replaced this one; 503 where there is none, or its model differs."""
@@ -152,7 +147,7 @@ class Service:
                 with contextlib.ExitStack() as on_error:
                     gallery = Gallery(location, read_only=self.read_only, create=False)
                     on_error.callback(gallery.close)
-                    self._use(Searcher(self.encoder, gallery))
+                    self.searcher, self.gallery = Searcher(self.encoder, gallery), gallery
                     on_error.pop_all()
             except FmcnetError as error:
                 logger.error("the gallery was removed or replaced: %s", error)
@@ -165,24 +160,14 @@ class Service:
     # ---- start and stop ----
 
     async def start(self) -> None:
-        """Start to take requests.
-
-        Raises:
-            FmcnetError: as `warm`, which it calls where that was not done yet.
-        """
-        if not self.dimension:
-            await self.work(self.warm)
+        """Start to take requests."""
         self._batcher.start()
         await self._decoders.start()
         self.ready = True
         self._chores = asyncio.get_running_loop().create_task(self._do_chores())
 
-    def warm(self) -> None:
-        """Run the network once for each modality, so that the first request is not the slowest.
-
-        Raises:
-            FmcnetError: its embeddings do not fit the gallery, or its calibration does not fit the model.
-        """
+    def warm(self) -> int:
+        """Run the network once for each modality; returns the number of values of an embedding."""
         blank = np.zeros((1, self.encoder.height, self.encoder.width, 3), dtype=np.uint8)
         dimension = {int(self.encoder.backend(blank, modality).shape[1]) for modality in Modality}.pop()
         settings = self.gallery.settings
@@ -191,9 +176,9 @@ class Service:
                 f"{self.gallery.location} holds embeddings of {settings.dimension} values, the model gives "
                 f"{dimension}: use the model it was made with"
             )
-        self.dimension = dimension
         if self.encoder.calibrated:
             self.encoder.calibration  # noqa: B018  (refuses one of other weights now, not to every caller)
+        return dimension
 
     async def stop(self) -> None:
         """Finish the work, flush the audit log, close the gallery; may be called again."""

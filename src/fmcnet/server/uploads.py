@@ -41,14 +41,6 @@ class Upload(NamedTuple):
     keep: bool = False
 
 
-class DecodeRules(NamedTuple):
-    """Most pixels of an upload, by its header, and the model's input."""
-
-    pixels: int
-    height: int
-    width: int
-
-
 class DecodedUpload(NamedTuple):
     """An upload's image.
 
@@ -75,9 +67,7 @@ class UploadError(Exception):
 
 def _allowed_formats(data: bytes) -> tuple[str, ...]:
     """Pillow's decoders for these bytes; ValueError for HEIC or AVIF where a package is missing."""
-    if data[4:8] != b"ftyp":
-        return FORMATS
-    if data[8:12] in AVIF_BRANDS and features.check("avif"):
+    if data[4:8] == b"ftyp" and data[8:12] in AVIF_BRANDS and features.check("avif"):
         return ("AVIF",)
     return ("HEIF",) if register_heic(data[:64]) else FORMATS
 
@@ -96,15 +86,15 @@ def decode_cost(data: bytes) -> int:
     return max(pixels * data.count(b"\xff\xda"), BYTE * len(data))
 
 
-def decode_upload(upload: Upload, rules: DecodeRules) -> DecodedUpload:
-    """What the service needs of one uploaded file.
+def decode_upload(upload: Upload, most_pixels: int, size: tuple[int, int]) -> DecodedUpload:
+    """What the service needs of one uploaded file; `size`: height and width of the model's input.
 
     Raises:
         UploadError: as `decode`.
     """
-    image = decode(upload.data, upload.name, rules.pixels, upload.value_range)
+    image = decode(upload.data, upload.name, most_pixels, upload.value_range)
     remarks = Remarks()
-    pixels = read_pixels(image, rules.height, rules.width, remarks=remarks, name=upload.name)
+    pixels = read_pixels(image, *size, remarks=remarks, name=upload.name)
     return DecodedUpload(
         pixels,
         make_thumbnail(image, size=THUMBNAIL_SIZE) if upload.keep else None,

@@ -7,7 +7,7 @@ import { $, call, count, make, say, toAnswer } from "./service.js";
 
 const PATIENCE = 5;
 
-/** {file, id, said, shown, state}; shown is the address of its image, state is "waiting", "added", "there" or "refused". */
+/** {file, shown, item, id, said, state}: shown is the address of its image, state "waiting", "added", "there" or "refused". */
 let queue = [];
 let working = false;
 const waiting = () => queue.filter((one) => one.state === "waiting" || one.state === "refused");
@@ -22,7 +22,13 @@ async function enter() {
 
 function take(given) {
   const { images, said } = imagesOf(given);
-  queue = [...queue, ...images.map((file) => ({ file, state: "waiting", said: "not added yet" }))];
+  for (const file of images) {
+    const shown = URL.createObjectURL(file);
+    const item = make("li", {}, make("img", { src: shown, alt: "", loading: "lazy", decoding: "async" }),
+      make("span", { className: "name", textContent: nameOf(file) }), make("span"));
+    $("add-files").append(item);
+    queue.push({ file, shown, item, state: "waiting", said: "not added yet" });
+  }
   draw();
   checkModality();
   say(said, Boolean(said));
@@ -33,12 +39,6 @@ function draw() {
   $("add-go").disabled = working || !due;
   $("add-go").textContent = working ? `Adding, ${due} to go…` : due ? `Add ${count(due, "crop")}` : "Add crops";
   $("add-clear").hidden = working || !queue.length;
-  for (const one of queue.filter(({ item }) => !item)) { // each item is made once
-    one.shown = URL.createObjectURL(one.file);
-    one.item = make("li", {}, make("img", { src: one.shown, alt: "", loading: "lazy", decoding: "async" }),
-      make("span", { className: "name", textContent: nameOf(one.file) }), make("span"));
-    $("add-files").append(one.item);
-  }
   for (const one of queue) {
     one.item.lastChild.textContent = one.said;
     one.item.dataset.state = one.state;

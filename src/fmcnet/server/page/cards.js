@@ -58,17 +58,16 @@ export function card(entry, rank, act = {}, picked = false) {
   part("more").querySelector("summary").setAttribute("aria-label", `Details of ${name}`);
   drawCertainty(entry, part);
 
-  const track = part("track");
-  track.hidden = !act.track || entry.track === null;
-  track.setAttribute("aria-label", `Open the track of ${name}`);
-  track.addEventListener("click", () => act.track(entry));
-  const remove = part("remove");
-  remove.hidden = !act.remove || !state.may.includes("admin");
-  remove.setAttribute("aria-label", `Remove ${name}`);
-  remove.addEventListener("click", () => act.remove(entry));
-  const pick = part("pick");
-  pick.hidden = !act.pick || !state.may.includes("admin");
-  const box = pick.querySelector("input");
+  const control = (button, allowed, label, onClick) => {
+    button.hidden = !allowed;
+    button.setAttribute("aria-label", label);
+    button.addEventListener("click", onClick);
+  };
+  const admin = state.may.includes("admin");
+  control(part("track"), act.track && entry.track !== null, `Open the track of ${name}`, () => act.track(entry));
+  control(part("remove"), act.remove && admin, `Remove ${name}`, () => act.remove(entry));
+  part("pick").hidden = !act.pick || !admin;
+  const box = part("pick").querySelector("input");
   box.checked = picked;
   box.setAttribute("aria-label", `Select ${name}`);
   box.addEventListener("change", () => act.pick(entry, box.checked));

@@ -7,14 +7,12 @@ import { openTrack } from "./track.js";
 
 const PAGE_SIZE = 12;
 
-let shown = null;
+let shown;
 
 /** Crops and what is known of their display; `part(first, n)` gives some of them, at once or by a promise. */
 export class CropList {
-  constructor({ total = 0, part = () => [], said = "", notes = [], ranked = false, reload = () => {} } = {}) {
-    Object.assign(this, { total, part, said, notes, ranked, reload, bad: false });
-    this.page = 0;
-    this.chosen = new Map();
+  constructor({ total = 0, part = () => [], said = "", bad = false, notes = [], ranked = false, reload = () => {} } = {}) {
+    Object.assign(this, { total, part, said, bad, notes, ranked, reload, page: 0, entries: [], chosen: new Map() });
   }
 
   get pages() {
@@ -24,35 +22,33 @@ export class CropList {
 
 /** Show a list; null: the hint. */
 export async function showList(list) {
-  shown = list;
+  shown = list ?? new CropList();
   $("hint").hidden = list !== null;
-  $("notes").replaceChildren(...(list?.notes ?? []).map((note) => make("li", { textContent: note })));
-  if (await draw()) say(list?.said ?? "", list?.bad);
+  $("notes").replaceChildren(...shown.notes.map((note) => make("li", { textContent: note })));
+  if (await draw()) say(shown.said, shown.bad);
 }
 
 /** Whether the list was drawn, and is still the one to show. */
 async function draw() {
   const list = shown;
-  list && (list.page = Math.min(Math.max(list.page, 0), list.pages - 1));
-  const first = (list?.page ?? 0) * PAGE_SIZE;
-  let entries = [];
+  list.page = Math.min(Math.max(list.page, 0), list.pages - 1);
+  const first = list.page * PAGE_SIZE;
   try {
-    entries = list ? await list.part(first, PAGE_SIZE) : [];
+    list.entries = await list.part(first, PAGE_SIZE);
   } catch (error) {
     if (list === shown) say(error.message, true);
     return false;
   }
   if (list !== shown) return false;
   const act = { track: (entry) => openTrack(entry.track, afterRemoval), remove: (entry) => remove([entry]), pick };
-  fill($("hits"), entries.map((entry, at) =>
+  fill($("hits"), list.entries.map((entry, at) =>
     card(entry, list.ranked ? first + at + 1 : null, act, list.chosen.has(entry.id))));
-  list && (list.entries = entries);
   $("hits").start = first + 1;
-  $("paging").hidden = !list || list.pages === 1;
-  $("page-of").textContent = `Page ${(list?.page ?? 0) + 1} of ${list?.pages ?? 1}`;
-  $("back").disabled = !list || list.page === 0;
-  $("next").disabled = !list || list.page === list.pages - 1;
-  document.querySelectorAll(".bulk").forEach((bar) => { bar.hidden = !entries.length || !state.may.includes("admin"); });
+  $("paging").hidden = list.pages === 1;
+  $("page-of").textContent = `Page ${list.page + 1} of ${list.pages}`;
+  $("back").disabled = list.page === 0;
+  $("next").disabled = list.page === list.pages - 1;
+  document.querySelectorAll(".bulk").forEach((bar) => { bar.hidden = !list.entries.length || !state.may.includes("admin"); });
   drawChosen();
   return true;
 }
@@ -73,15 +69,14 @@ function pick(entry, checked) {
 }
 
 function drawChosen() {
-  const n = shown?.chosen.size ?? 0;
-  const here = shown?.entries ?? [];
-  const picked = here.filter((entry) => shown.chosen.has(entry.id)).length;
+  const { chosen, entries } = shown;
+  const picked = entries.filter((entry) => chosen.has(entry.id)).length;
   document.querySelectorAll(".bulk").forEach((bar) => {
     const all = bar.querySelector("input");
-    all.checked = picked > 0 && picked === here.length;
-    all.indeterminate = picked > 0 && picked < here.length;
-    bar.querySelector(".picked").textContent = n ? `${n} selected` : "";
-    bar.querySelector("button").hidden = n === 0;
+    all.checked = picked > 0 && picked === entries.length;
+    all.indeterminate = picked > 0 && picked < entries.length;
+    bar.querySelector(".picked").textContent = chosen.size ? `${chosen.size} selected` : "";
+    bar.querySelector("button").hidden = !chosen.size;
   });
 }
 

@@ -11,11 +11,16 @@ let current = searchView;
 
 // ---- the service and the key ----
 
+async function look() {
+  state.gallery = await (await call("v1/gallery")).json();
+  $("about").textContent = describe(state.gallery);
+  state.gallery.cameras.forEach((name) => addCamera(name));
+}
+
 async function connect() {
   try {
-    state.gallery = await (await call("v1/gallery")).json();
+    await look();
     state.may = state.gallery.may;
-    $("about").textContent = describe(state.gallery);
   } catch (error) {
     state.gallery = null;
     state.may = error.status === 403 && state.key ? ["write"] : []; // a key that is known, and may not read
@@ -27,7 +32,6 @@ async function connect() {
   const asked = !$("key-form").hidden;
   $("key-form").hidden = true;
   $("key-change").hidden = !state.key;
-  state.gallery?.cameras.forEach((name) => addCamera(name));
   for (const { name } of VIEWS) {
     document.querySelector(`nav a[href="#${name}"]`).hidden = !state.may.includes(NEEDS[name]);
   }
@@ -53,15 +57,8 @@ document.addEventListener("locked", (event) => {
   $("about").classList.toggle("bad", Boolean(state.key));
   askForKey();
 });
-document.addEventListener("changed", async () => {
-  if (!state.gallery) return;
-  try {
-    state.gallery = await (await call("v1/gallery")).json();
-  } catch {
-    return; // what was done is said already
-  }
-  $("about").textContent = describe(state.gallery);
-  state.gallery.cameras.forEach((name) => addCamera(name));
+document.addEventListener("changed", () => {
+  if (state.gallery) look().catch(() => {}); // what was done is said already
 });
 $("key-form").addEventListener("submit", (event) => {
   event.preventDefault();

@@ -119,8 +119,7 @@ async function search() {
     toAnswer();
   } catch (error) {
     if (error.name === "AbortError") return;
-    list = new CropList({ said: error.message });
-    list.bad = true;
+    list = new CropList({ said: error.message, bad: true });
     if (isShown()) await showList(list);
   } finally {
     if (asking === mine) document.body.classList.remove("busy");

@@ -19,7 +19,6 @@ from fmcnet.retrieval.notes import add_notes, added_range_notes, filter_notes
 from fmcnet.retrieval.records import Stored
 from fmcnet.server import schemas, validation
 from fmcnet.server.errors import ApiError, error_schema, refused_at
-from fmcnet.server.security import CHANGES_NOTHING
 from fmcnet.server.service import Embedded, Service
 from fmcnet.server.thumbnails import thumbnail_name
 from fmcnet.times import check_clock, parse_timezone
@@ -33,12 +32,7 @@ FARTHEST = 100_000
 """Entries that a list can skip."""
 
 
-@router.post(
-    "/embed",
-    response_model=schemas.EmbeddingsBody,
-    summary="Images to embeddings; nothing is kept",
-    openapi_extra=CHANGES_NOTHING,
-)
+@router.post("/embed", response_model=schemas.EmbeddingsBody, summary="Images to embeddings; nothing is kept")
 async def embed(
     service: validation.Running,
     sender: validation.Sender,
@@ -58,12 +52,7 @@ async def embed(
     return {"model": model, "dimension": dimension, "embeddings": embeddings, "notes": embedded.notes}
 
 
-@router.post(
-    "/search",
-    response_model=schemas.AnswerBody,
-    summary="Who of the gallery is this?",
-    openapi_extra=CHANGES_NOTHING,
-)
+@router.post("/search", response_model=schemas.AnswerBody, summary="Who of the gallery is this?")
 async def search(
     service: validation.Running,
     sender: validation.Sender,
@@ -101,9 +90,9 @@ async def search(
         query = await service.embed(uploads, modality, sender)
         with refused_at("range", RANGE_FIELD):
             ranges = await service.work(lambda: service.searcher.check_ranges(query.ranges, RANGE_FIELD))
-        limits: dict[str, Any] = {"min_probability": min_probability, "fmr": fmr, "prior": prior}
+        options: dict[str, Any] = {"min_probability": min_probability, "fmr": fmr, "prior": prior}
         answer = await service.work(
-            lambda: service.searcher.answer(query.embeddings, top=top, where=where, group=group, **limits)
+            lambda: service.searcher.answer(query.embeddings, top=top, where=where, group=group, **options)
         )
         log["nobody"] = answer.no_match
         shown = [hit for hit_group in answer.groups for hit in hit_group.hits] or answer.hits
@@ -147,6 +136,7 @@ async def add(
             "camera": camera, "time": time, "track": track, "source": source, "pid": pid
         }  # fmt: skip
         columns = {name: _metadata_column(values, n, name) for name, values in fields.items()}
+        columns["tags"] = [tag] * n
         if id and len(id) != n:
             raise ApiError(422, f"{len(id)} ids for {n} images", "id", "give one for each image, or none")
         with refused_at("time", "set the camera's clock, or leave the time out"):
@@ -160,25 +150,24 @@ async def add(
             before: dict[str, str] = {}
             if service.kept is not None:
                 before = await service.work(lambda: _thumbnail_names(service, Where(ids=id)))
-            columns["tags"] = [tag] * n
-            rest: dict[str, Any] = {
+            options: dict[str, Any] = {
                 "ids": id or None,
                 "on_duplicate": on_duplicate,
                 "ranges": crops.ranges,
-                **columns,
             }
-            added = await service.work(lambda: service.searcher.add_embeddings(crops.embeddings, **rest))
+            added = await service.work(
+                lambda: service.searcher.add_embeddings(crops.embeddings, **options, **columns)
+            )
             counts = {"added": added.added, "replaced": added.replaced, "skipped": added.skipped}
             log.update(ids=list(added.ids), **counts, camera=sorted(set(camera)))
             skip = on_duplicate == "skip"
-            stored = await service.work(lambda: _store_thumbnails(service, added.ids, crops, before, skip))
-            notes = [*crops.notes, *stored]
+            notes = await service.work(lambda: _store_thumbnails(service, added.ids, crops, before, skip))
             columns["modality"] = modality * (n // len(modality))
             reads = "read" in request.scope["state"]["scopes"]
             notes += await service.work(lambda: add_notes(service.gallery, added, columns, stored=reads))
             if reads:
                 notes += await service.work(lambda: list(added_range_notes(service.gallery, crops.ranges)))
-    return {"ids": list(added.ids), **counts, "notes": notes}
+    return {"ids": list(added.ids), **counts, "notes": [*crops.notes, *notes]}
 
 
 @router.get("/entries", response_model=schemas.EntriesBody, summary="List entries, as those of a track")

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from functools import cache
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
+from prometheus_client import generate_latest
 
 from fmcnet.server.errors import ANYWHERE, ApiError, error_schema
 from fmcnet.server.schemas import GalleryBody, StateBody
 from fmcnet.server.service import Service
 from fmcnet.server.validation import Running, only_known
+
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
 
 router = APIRouter()
 
@@ -24,9 +28,10 @@ TYPES = {
     ".css": "text/css; charset=utf-8",
     ".svg": "image/svg+xml",
 }
+PAGE = files("fmcnet.server") / "page"
 FILES = {
     file.name: TYPES[Path(file.name).suffix]
-    for file in (files("fmcnet.server") / "page").iterdir()
+    for file in PAGE.iterdir()
     if Path(file.name).suffix in TYPES and file.name != "docs.html"
 }
 """The whole page; `/docs` is one of its own."""
@@ -44,14 +49,9 @@ SWAGGER_POLICY = POLICY.replace("style-src 'self'", "style-src 'self' 'unsafe-in
 """Swagger UI has inline styles and images."""
 
 
-@cache
-def _read_file(name: str, package: str = "fmcnet.server", folder: str = "page") -> bytes:
-    return (files(package) / folder / name).read_bytes()
-
-
-def _file(name: str, policy: str = POLICY, *place: str) -> Response:
+def _file(name: str, policy: str = POLICY, folder: Traversable = PAGE) -> Response:
     headers = {"Content-Security-Policy": policy, "Cache-Control": "no-cache"}
-    return Response(_read_file(name, *place), media_type=TYPES[Path(name).suffix], headers=headers)
+    return Response((folder / name).read_bytes(), media_type=TYPES[Path(name).suffix], headers=headers)
 
 
 @router.get("/", include_in_schema=False)
@@ -83,7 +83,7 @@ async def swagger_file(name: str) -> Response:
     """A part of Swagger UI."""
     if name not in SWAGGER_FILES or find_spec(SWAGGER) is None:
         raise ApiError(404, "the page has no such part", "path", "open /docs")
-    return _file(name, SWAGGER_POLICY, SWAGGER, "static")
+    return _file(name, SWAGGER_POLICY, files(SWAGGER) / "static")
 
 
 @router.get("/healthz", responses=error_schema(*ANYWHERE), summary="The process answers")
@@ -116,7 +116,8 @@ async def readyz(request: Request) -> Response:
 )
 async def metrics(service: Running) -> Response:
     """Counters, without anything personal."""
-    return Response(await service.work(service.metrics.text), media_type=PROMETHEUS)
+    text = await service.work(lambda: generate_latest(service.metrics.registry))
+    return Response(text, media_type=PROMETHEUS)
 
 
 @router.get(
