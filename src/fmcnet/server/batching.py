@@ -121,6 +121,8 @@ class Batcher:
             start = time.monotonic()
             try:
                 features = await loop.run_in_executor(self._thread, self._embed, images, modality)
+                if features.shape[0] != len(jobs):
+                    raise ValueError(f"{features.shape[0]} embeddings of {len(jobs)} images")
             except Exception as error:  # for the callers; the next batch runs all the same
                 for job in jobs:
                     if not job.future.done():

@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import re
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, cast
 
 from fastapi import Depends, File, Form, Query, Request, UploadFile
 from pydantic import AfterValidator, AwareDatetime, Field, WrapValidator
-from python_multipart.multipart import parse_options_header
-from starlette.formparsers import MultiPartParser
+from python_multipart.multipart import MultipartParser, parse_options_header
 
 from fmcnet.data.pixels import parse_range
 from fmcnet.errors import GalleryError
@@ -53,8 +52,7 @@ async def only_known(request: Request) -> None:
         if content_type != FORM:
             shown = content_type[:100] or "of no type"
             raise ApiError(415, f"the body is {shown}", "header Content-Type", f"send a form: {FORM}")
-        form = _FormCheck(request.headers, _stream(request.scope["state"]["body"]))
-        await form.parse()
+        form = _FormCheck(request.headers["content-type"], request.scope["state"]["body"])
         if not form.ended:  # its last field would be lost
             raise ApiError(400, "the form does not end with its boundary", "body", "send the whole form")
         content = next(iter(operation["requestBody"]["content"].values()))
@@ -64,8 +62,8 @@ async def only_known(request: Request) -> None:
         raise ApiError(422, "this route reads no body", "body", "say it in the address, as ?camera=gate")
 
 
-class _FormCheck(MultiPartParser):
-    """Starlette's parser without its files: it takes what is not UTF-8 as Latin-1, and decodes no encoding.
+class _FormCheck:
+    """Reads a form without its files: Starlette takes what is not UTF-8 as Latin-1, and decodes no encoding.
 
     Some clients name another charset or encoding whatever the text: it is taken where the text is the same in it.
 
@@ -73,26 +71,52 @@ class _FormCheck(MultiPartParser):
         ended: whether the form has its last boundary.
 
     Raises:
-        ApiError: 422, of `parse`, for a text that would be taken as what it is not.
+        ApiError: 422 for a text that would be taken as what it is not.
     """
 
-    ended = False
+    def __init__(self, content_type: str, body: bytes) -> None:
+        self.ended = False
+        self._content_type = content_type
+        self._name, self._value = bytearray(), bytearray()  # of a header
+        self._headers: dict[bytes, bytes] = {}
+        self._options: dict[bytes, bytes] = {}  # of Content-Disposition
+        self._text = bytearray()
+        events: dict[str, Any] = {
+            "on_part_begin": self._begin_part,
+            "on_header_field": lambda data, start, end: self._name.extend(data[start:end]),
+            "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
+            "on_header_end": self._end_header,
+            "on_headers_finished": self._end_headers,
+            "on_part_data": self._add_text,
+            "on_part_end": self._end_part,
+            "on_end": self._end,
+        }
+        boundary = parse_options_header(content_type)[1][b"boundary"]
+        MultipartParser(boundary, cast(Any, events)).write(body)  # FastAPI has parsed it: no error
 
-    def on_headers_finished(self) -> None:
-        self._options = parse_options_header(self._current_part.content_disposition)[1]
+    def _begin_part(self) -> None:
+        self._headers, self._text = {}, bytearray()
 
-    def on_part_data(self, data: bytes, start: int, end: int) -> None:
+    def _end_header(self) -> None:
+        self._headers[bytes(self._name).lower()] = bytes(self._value)
+        self._name, self._value = bytearray(), bytearray()
+
+    def _end_headers(self) -> None:
+        self._options = parse_options_header(self._headers.get(b"content-disposition", b""))[1]
+
+    def _add_text(self, data: bytes, start: int, end: int) -> None:
         if b"filename" not in self._options:
-            self._current_part.data += data[start:end]
+            self._text += data[start:end]
 
-    def on_part_end(self) -> None:
-        name, text = self._options[b"name"].decode("utf-8", "replace"), bytes(self._current_part.data)
-        headers = {field: value.decode("latin-1") for field, value in self._current_part.item_headers}
-        encoding = headers.get(b"content-transfer-encoding", "binary").strip().lower()
+    def _end_part(self) -> None:
+        name, text = self._options.get(b"name", b"").decode("utf-8", "replace"), bytes(self._text)
+        encoding = (
+            self._headers.get(b"content-transfer-encoding", b"binary").decode("latin-1").strip().lower()
+        )
         unquoted = encoding == "quoted-printable" and b"=" not in text
         faults = [] if encoding in ("7bit", "8bit", "binary") or unquoted else [encoding]
         if b"filename" not in self._options and name != IMAGES:  # images as texts are refused as such
-            for content_type in (self.headers["content-type"], headers.get(b"content-type", "")):
+            for content_type in (self._content_type, self._headers.get(b"content-type", b"")):
                 charset = parse_options_header(content_type)[1].get(b"charset", b"").decode("latin-1").lower()
                 try:
                     same = text.decode(charset or "utf-8", "replace") == text.decode(errors="replace")
@@ -107,12 +131,8 @@ class _FormCheck(MultiPartParser):
             do = 'send UTF-8 as it is; curl of Windows does with -F "camera=<FILE", of a file in UTF-8'
             raise ApiError(422, what, "body", do)
 
-    def on_end(self) -> None:
+    def _end(self) -> None:
         self.ended = True
-
-
-async def _stream(body: bytes) -> AsyncGenerator[bytes, None]:
-    yield body
 
 
 def _check_fields(location: str, fields: Sequence[tuple[str, object]], known: Mapping[str, Any]) -> None:
