@@ -62,10 +62,7 @@ def exact(index: Any, queries: FloatArray, top: int, mask: BoolArray) -> Nearest
     """The `top` largest inner products of (Q, D) queries with the rows of a flat index where `mask` is true."""
     if mask.all():
         return index.search(queries, top)  # type: ignore[no-any-return]
-    if index.sa_code_size() == 4 * index.d:  # of float32 rows FAISS reads only those listed
-        selector = faiss().IDSelectorArray(np.flatnonzero(mask))
-    else:
-        selector = faiss().IDSelectorBitmap(np.packbits(mask, bitorder="little"))
+    selector = faiss().IDSelectorBitmap(np.packbits(mask, bitorder="little"))
     return index.search(queries, top, params=faiss().SearchParameters(sel=selector))  # type: ignore[no-any-return]
 
 
