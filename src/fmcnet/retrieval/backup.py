@@ -9,10 +9,11 @@ import json
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 import numpy as np
 
@@ -29,7 +30,7 @@ from fmcnet.retrieval.gallery_index import (
     block_crc,
     discard,
 )
-from fmcnet.retrieval.records import MADE_WITH, NONE, Entry, EntryBatch, GallerySettings, from_micros
+from fmcnet.retrieval.records import MADE_WITH, NONE, Entry, EntryBatch, from_micros
 from fmcnet.retrieval.sqlite_connection import NAME, check_files, check_loss, read_last_generation
 from fmcnet.retrieval.sqlite_database import CHUNK, Database
 from fmcnet.retrieval.sqlite_store import CONTENTS, LOCK, RANGES, as_ranges, writer_lock
@@ -43,6 +44,7 @@ UNFINISHED = ("database", "database-journal")
 """Files of a copy of the database that was ended."""
 LOST = "recovered-"
 """Prefix of the id of an entry whose own was lost."""
+Value = TypeVar("Value")
 Rescued = tuple[Entry, FloatArray, "bytes | None"]
 """An entry, its (D,) embedding and its thumbnail."""
 
@@ -326,31 +328,28 @@ def recover(folder: str | Path, out: str | Path, model: str) -> Recovered:
     expected: int | None = None
     thumbnails_before: int | None = None
     had_no_ranges = False
-    settings: GallerySettings | None = None
-    partial = with_ending(out, ".part")
-    if partial.exists():
-        raise GalleryError(
-            f"{partial} is of a recovery that runs or was killed: in the latter case delete it"
-        )
+    part = with_ending(out, ".part")
+    if part.exists():
+        raise GalleryError(f"{part} is of a recovery that runs or was killed: in the latter case delete it")
     with contextlib.ExitStack() as stack:
         database = _open_readable(folder, stack)
         reason, mark = "", read_last_generation(folder / NAME)
         parts: list[Iterator[dict[int, Rescued]]] = []
         try:
             manifest = IndexManifest.read(folder)
-            if database is not None and not _is_same_gallery(database, manifest):
+            if _read(database, Database.name) not in (None, manifest.gallery):
                 if mark is not None and mark.gallery != manifest.gallery:
                     raise InvalidIndexError("it belongs to another gallery")
                 database = None
             codes, columns = manifest.map(folder), manifest.load_columns(folder)
             name, dtype, generation = manifest.gallery, manifest.dtype, manifest.generation
-            removed = _removed_since(database, manifest) | set(columns.seq[~columns.alive].tolist())
+            noted = _read(database, lambda known: list(known.noted(manifest.generation))) or []
+            removed = {seq for seq, is_gone in noted if is_gone} | set(columns.seq[~columns.alive].tolist())
             parts.append(_rows_of_index(manifest, codes, columns, database, damaged, removed))
         except InvalidIndexError as error:
             reason = str(error)
         if database is not None:
-            with contextlib.suppress(GalleryError), database.reading():
-                settings = database.settings()
+            settings = _read(database, Database.settings)
             with contextlib.suppress(GalleryError), database.reading():
                 if database.number("generation") >= generation:
                     name, generation = database.name(), database.number("generation")
@@ -367,12 +366,12 @@ def recover(folder: str | Path, out: str | Path, model: str) -> Recovered:
         if not parts:
             raise GalleryDamagedError(f"{folder}: its index cannot be read either: {reason}")
         try:
-            partial.mkdir(mode=0o700, parents=True)
+            part.mkdir(mode=0o700, parents=True)
         except OSError as error:
             raise GalleryError(f"{out} cannot be made: {error.strerror}") from error
-        stack.callback(shutil.rmtree, partial, ignore_errors=True)  # where it is ended
+        stack.callback(shutil.rmtree, part, ignore_errors=True)  # where it is ended
         gallery = stack.enter_context(
-            Gallery(partial, model=model, dtype="float16" if dtype == "float16" else "float32")
+            Gallery(part, model=model, dtype="float16" if dtype == "float16" else "float32")
         )
         for rows in filter(None, itertools.chain(*parts)):
             written.update(rows)
@@ -388,10 +387,10 @@ def recover(folder: str | Path, out: str | Path, model: str) -> Recovered:
                 had_no_ranges = stored is None and database.number("generation") >= generation
                 gallery.replace_ranges(as_ranges(json.loads(str(stored))), len(gallery))
         if (folder / MADE_WITH).is_file():
-            shutil.copyfile(folder / MADE_WITH, partial / MADE_WITH)
+            shutil.copyfile(folder / MADE_WITH, part / MADE_WITH)
         has_ranges = bool(gallery.value_ranges)  # also those that a version before 0.2 noted
         gallery.close()  # it is whole, and nobody has it open
-        partial.rename(out)
+        part.rename(out)
     to_disk(out.parent)
     lost = len(damaged - written) if expected is None else max(expected - len(written), 0)
     newer = max(mark.generation - generation, 0) if mark is not None and mark.gallery == name else 0
@@ -410,19 +409,12 @@ def _take_records(gallery: Gallery, database: Database) -> bool:
     return False
 
 
-def _is_same_gallery(database: Database, manifest: IndexManifest) -> bool:
-    """Whether index and database are one gallery's; True where a name cannot be read."""
-    with contextlib.suppress(GalleryError), database.reading():
-        return database.name() == manifest.gallery
-    return True
-
-
-def _removed_since(database: Database | None, manifest: IndexManifest) -> set[int]:
-    """Rows that the database knows to be removed since the index was written."""
+def _read(database: Database | None, value: Callable[[Database], Value]) -> Value | None:
+    """What the database says, in one transaction; None where it cannot be read."""
     if database is not None:
         with contextlib.suppress(GalleryError), database.reading():
-            return {seq for seq, is_gone in database.noted(manifest.generation) if is_gone}
-    return set()
+            return value(database)
+    return None
 
 
 def _open_readable(folder: Path, stack: contextlib.ExitStack) -> Database | None:
@@ -486,15 +478,11 @@ def _read_rows(database: Database, seqs: list[int], damaged: set[int]) -> dict[i
     """The rows that the database still has whole; partial ones go into `damaged`."""
     rows: dict[int, Rescued] = {}
     for seq in seqs:
-        try:
-            with database.reading():
-                (entry, vector) = database.stored([seq])[seq]
-        except GalleryError:
+        stored = _read(database, partial(Database.stored, seqs=[seq]))
+        if stored is None:
             damaged.add(seq)
-            continue
-        rows[seq] = entry, vector, None
-        with contextlib.suppress(GalleryError), database.reading():
-            rows[seq] = entry, vector, database.thumbnail(seq)
+        else:
+            rows[seq] = *stored[seq], _read(database, partial(Database.thumbnail, seq=seq))
     return rows
 
 

@@ -116,15 +116,6 @@ class ModalityIndex:
         storage.add(codes)
         self.graph.storage, self.graph.own_fields = storage, True  # the graph frees its storage
 
-    def codes_from(self, first: int) -> FloatArray:
-        """(M - first, D) embeddings of its last rows."""
-        parts = []
-        if first < self.graph_rows:
-            parts.append(self.graph.storage.reconstruct_n(first, self.graph_rows - first))
-            first = self.graph_rows
-        parts.append(self.rest.reconstruct_n(first - self.graph_rows, len(self.positions) - first))
-        return np.concatenate(parts)
-
     def vectors(self, rows: IntArray) -> FloatArray:
         """(N, D) embeddings of these of its rows."""
         in_graph = rows < self.graph_rows
@@ -310,8 +301,8 @@ class FaissIndex:
         """(N - first, D) embeddings of the last rows; zeros for removed ones."""
         codes: Codes = np.zeros((len(self) - first, self.dimension), self.dtype)
         for part in self.parts:
-            start = int(np.searchsorted(part.positions, first))
-            codes[part.positions[start:] - first] = part.codes_from(start)
+            rows = np.flatnonzero(part.positions >= first)
+            codes[part.positions[rows] - first] = part.vectors(rows)
         codes[~self.columns.alive[first:]] = 0
         return codes
 

@@ -38,8 +38,6 @@ from fmcnet.types import FloatArray
 
 PAGE = 4_096
 """Rows in one page of a listing."""
-RACE = "incomplete query result"
-"""Milvus finds rows, then reads their embeddings, and says so where one was replaced or removed in between."""
 WIDEST = 16_384
 """Milvus gives no more rows in one answer."""
 
@@ -120,44 +118,31 @@ class MilvusStore(milvus.Collection):
                 elif len(rows) == limit < WIDEST and ties_go_on([row["distance"] for row in rows], top):
                     tied.append(index)
                 else:
-                    answers[index] = ranked(queries[index], self._entries(rows), top)
+                    found = self.fetch([row["id"] for row in rows])
+                    answers[index] = ranked(queries[index], list(found.values()), top)
             limit, pending = min(4 * limit, WIDEST), tied
         return [answers[index] for index in range(len(queries))]
 
     def _nearest(
         self, queries: list[FloatArray], limit: int, condition: str
     ) -> Iterator[list[dict[str, Any]]]:
-        """For each query its nearest rows, best first: with all fields, or ids alone where those are too many."""
-        fields = [*milvus.METADATA, "embedding"] if limit <= self._portion() else ["id"]
-        for batch in milvus.parts(queries, max(1, self._portion() // limit)):
-            try:
-                yield from self._send_search(batch, limit, condition, fields)
-            except GalleryError as error:
-                if RACE not in str(error):
-                    raise
-                yield from self._send_search(batch, limit, condition, ["id"])
+        """For each query the ids and similarities of its nearest rows, best first.
 
-    def _send_search(
-        self, queries: list[FloatArray], limit: int, condition: str, fields: list[str]
-    ) -> list[list[dict[str, Any]]]:
+        With their embeddings Milvus would refuse the search where one is replaced or removed meanwhile.
+        """
         params = {"ef": max(128, 2 * limit)} if self.index == "hnsw" else {}
-        with self.client() as client:
-            answers: list[list[dict[str, Any]]] = client.search(
-                self.name,
-                data=[query.tolist() for query in queries],
-                filter=condition,
-                limit=limit,
-                output_fields=fields,
-                search_params={"metric_type": "IP", "params": params},
-                timeout=self.timeout,
-            )
-        return answers
-
-    def _entries(self, rows: list[dict[str, Any]]) -> list[Stored]:
-        """The entries of an answer's rows, fetched where it has ids alone."""
-        if all("embedding" in row["entity"] for row in rows):
-            return [milvus.to_stored(row["entity"] | {"id": row["id"]}) for row in rows]
-        return list(self.fetch([row["id"] for row in rows]).values())
+        for batch in milvus.parts(queries, max(1, self._portion() // limit)):
+            with self.client() as client:
+                answers: list[list[dict[str, Any]]] = client.search(
+                    self.name,
+                    data=[query.tolist() for query in batch],
+                    filter=condition,
+                    limit=limit,
+                    output_fields=["id"],
+                    search_params={"metric_type": "IP", "params": params},
+                    timeout=self.timeout,
+                )
+            yield from answers
 
     def _search_exactly(self, query: FloatArray, top: int, where: Where | None) -> list[Hit]:
         """The best of all rows that match, each compared here: as slow as reading them."""

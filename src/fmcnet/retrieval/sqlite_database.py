@@ -22,7 +22,6 @@ from fmcnet.identities import is_number
 from fmcnet.parsing import parse_json
 from fmcnet.retrieval.records import Entry, GallerySettings, Stored, from_micros, to_micros
 from fmcnet.retrieval.sqlite_connection import (
-    FIRST_TABLES,
     FORMAT,
     TEXT_PID_FORMAT,
     Connection,
@@ -56,8 +55,6 @@ CREATE TABLE IF NOT EXISTS files (
 CREATE INDEX IF NOT EXISTS files_digest ON files (digest);
 CREATE TABLE IF NOT EXISTS removed (digest BLOB PRIMARY KEY) WITHOUT ROWID;
 """
-TABLES = FIRST_TABLES | {"pictures", FILES, REMOVED}
-"""All of them; a reader of a gallery of an earlier version may lack those that are newer."""
 COLUMNS = "seq, id, pid, modality, camera, time, source, track, tags"
 Values = tuple[
     int, str, "int | bytes | None", int, "str | None", "int | None", "str | None", "str | None", "str | None"
@@ -142,9 +139,10 @@ class Database(Connection):
     def create(self) -> None:
         """Make the tables where they are missing."""
         with super().writing():  # without the counts of tables that are not there yet
+            new = not self.tables()
             for statement in SCHEMA.split(";\n"):
                 self.connection.execute(statement)
-            if self.get("gallery") is None:
+            if new:
                 self.rename()
                 self.put("generation", 0)
                 self.put(COMPACTED, 0)
