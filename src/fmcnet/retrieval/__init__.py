@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fmcnet.retrieval.answer import Answer
     from fmcnet.retrieval.gallery import Gallery
-    from fmcnet.retrieval.inputs import KEEP, pool
+    from fmcnet.retrieval.inputs import KEEP
     from fmcnet.retrieval.records import (
         Added,
         Entry,
@@ -23,16 +23,17 @@ if TYPE_CHECKING:
         Hit,
         HitGroup,
         Where,
-        group,
     )
     from fmcnet.retrieval.searcher import Searcher
+    from fmcnet.retrieval.similarity import group, pool
 
 __all__ = [
     "KEEP", "Added", "Answer", "Entry", "Gallery", "GalleryInfo", "GallerySettings", "Hit", "HitGroup", "Searcher",
     "Where", "group", "pool",
 ]  # fmt: skip
 _MODULES = {
-    "KEEP": "inputs", "pool": "inputs", "Answer": "answer", "Gallery": "gallery", "Searcher": "searcher"
+    "KEEP": "inputs", "pool": "similarity", "group": "similarity", "Answer": "answer", "Gallery": "gallery",
+    "Searcher": "searcher",
 }  # fmt: skip
 """Where those names are that are not in records.py."""
 

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from fmcnet.errors import require
 from fmcnet.parsing import read_npz
 from fmcnet.retrieval.entry_columns import EntryColumns
-from fmcnet.retrieval.records import NEAR, SPARE, Entry, ties_go_on
+from fmcnet.retrieval.records import Entry
+from fmcnet.retrieval.similarity import NEAR, SPARE, ties_go_on
 from fmcnet.types import BoolArray, FloatArray, IntArray, Modality
 
 Codes = NDArray[np.float32 | np.float16]

@@ -20,7 +20,6 @@ from fmcnet.retrieval.entry_columns import DayCount, count_days
 from fmcnet.retrieval.inputs import check_new, check_settings, check_there
 from fmcnet.retrieval.records import (
     NONE,
-    SPARE,
     Added,
     EntryBatch,
     GalleryInfo,
@@ -31,9 +30,8 @@ from fmcnet.retrieval.records import (
     Stored,
     Where,
     from_micros,
-    ranked,
-    ties_go_on,
 )
+from fmcnet.retrieval.similarity import SPARE, ranked, ties_go_on
 from fmcnet.types import FloatArray
 
 PAGE = 4_096
@@ -91,11 +89,8 @@ class MilvusStore(milvus.Collection):
         return None if self.settings is None else milvus.expression(where, numbers=self.numbers)
 
     def _query(self, condition: str, fields: list[str], **options: Any) -> list[dict[str, Any]]:
-        with self.client() as client:
-            rows: list[dict[str, Any]] = client.query(
-                self.name, filter=condition, output_fields=fields, timeout=self.timeout, **options
-            )
-            return rows
+        rows: list[dict[str, Any]] = self.request("query", filter=condition, output_fields=fields, **options)
+        return rows
 
     def search(self, queries: FloatArray, top: int, where: Where | None, exact: bool) -> list[list[Hit]]:
         """For each of (Q, D) queries its best entries; ties as in the embedded gallery."""
@@ -132,17 +127,14 @@ class MilvusStore(milvus.Collection):
         """
         params = {"ef": max(128, 2 * limit)} if self.index == "hnsw" else {}
         for batch in milvus.parts(queries, max(1, self._portion() // limit)):
-            with self.client() as client:
-                answers: list[list[dict[str, Any]]] = client.search(
-                    self.name,
-                    data=[query.tolist() for query in batch],
-                    filter=condition,
-                    limit=limit,
-                    output_fields=["id"],
-                    search_params={"metric_type": "IP", "params": params},
-                    timeout=self.timeout,
-                )
-            yield from answers
+            yield from self.request(
+                "search",
+                data=[query.tolist() for query in batch],
+                filter=condition,
+                limit=limit,
+                output_fields=["id"],
+                search_params={"metric_type": "IP", "params": params},
+            )
 
     def _search_exactly(self, query: FloatArray, top: int, where: Where | None) -> list[Hit]:
         """The best of all rows that match, each compared here: as slow as reading them."""
@@ -246,10 +238,10 @@ class MilvusStore(milvus.Collection):
         """All of the batch or nothing."""
         if any(batch.thumbnails):
             raise GalleryError(f"{self.location}: a cluster keeps no thumbnails; add without")
-        with self.client(write=True):
-            settings = GallerySettings(batch.vectors.shape[1], model, "float32")
-            if self.settings is None:
-                self._settings = self.create(settings)
+        self.check_open(write=True)
+        settings = GallerySettings(batch.vectors.shape[1], model, "float32")
+        if self.settings is None:
+            self._settings = self.create(settings)
         check_settings(self._settings or settings, settings.dimension, model, self.location)
         ids = [entry.id for entry in batch.entries]
         existing = {row["id"]: row for row in self._rows(ids)}
@@ -269,8 +261,8 @@ class MilvusStore(milvus.Collection):
 
     def update(self, ids: Sequence[str], change: Mapping[str, Any]) -> int:
         """Set attributes of entries."""
-        with self.client(write=True):
-            existing = {row["id"]: row for row in self._rows(ids)}
+        self.check_open(write=True)
+        existing = {row["id"]: row for row in self._rows(ids)}
         check_there(existing, ids, self.location)
         rows = []
         for name in ids:
@@ -289,14 +281,14 @@ class MilvusStore(milvus.Collection):
         try:
             for part in milvus.parts(rows, self._portion()):
                 attempted += [row["id"] for row in part]
-                self._upsert(part)
+                self.request("upsert", part, write=True)
         except BaseException as error:  # Ctrl-C too
             try:
                 self._delete([name for name in attempted if name not in before])
                 old: Any = [before[name] for name in attempted if name in before]
                 old = [milvus.to_row(*milvus.to_stored(row), row["seq"], numbers=self.numbers) for row in old]
                 for part in milvus.parts(old, self._portion()):
-                    self._upsert(part)
+                    self.request("upsert", part, write=True)
             except GalleryError:
                 raise GalleryError(
                     f"{error}; up to {len(attempted)} of {len(rows)} entries may be written, for they could not be "
@@ -305,28 +297,23 @@ class MilvusStore(milvus.Collection):
                 ) from error
             raise
 
-    def _upsert(self, rows: list[dict[str, Any]]) -> None:
-        with self.client(write=True) as client:
-            client.upsert(self.name, rows, timeout=self.timeout)
-
     def _delete(self, ids: Sequence[str]) -> None:
         for part in milvus.parts(ids, milvus.MOST_ROWS):
-            with self.client(write=True) as client:
-                client.delete(self.name, filter=f"id in {milvus.texts(part)}", timeout=self.timeout)
+            self.request("delete", filter=f"id in {milvus.texts(part)}", write=True)
 
     def remove(self, where: Where, remember: bool = True) -> int:
         """Remove what matches."""
-        with self.client(write=True):
-            ids = self._matching_ids(where)
+        self.check_open(write=True)
+        ids = self._matching_ids(where)
         self._delete(ids)
         return len(ids)
 
     def compact(self) -> None:
         """Ask Milvus to write its segments anew, without what was removed."""
-        with self.client(write=True) as client:
-            if self.settings is not None:
-                client.flush(self.name, timeout=self.timeout)
-                client.compact(self.name, timeout=self.timeout)
+        self.check_open(write=True)
+        if self.settings is not None:
+            self.request("flush")
+            self.request("compact")
 
     def check(self) -> list[str]:
         """Milvus looks after its own files: this only asks whether it answers."""

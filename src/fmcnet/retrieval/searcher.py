@@ -27,7 +27,7 @@ from fmcnet.retrieval.gallery import MAX_HITS, Gallery
 from fmcnet.retrieval.inputs import column, tag_column
 from fmcnet.retrieval.notes import OWN_RANGES, filter_notes, ranges_text
 from fmcnet.retrieval.records import MADE_WITH, Added, HitGroup, OnDuplicate, Where
-from fmcnet.retrieval.records import group as group_hits
+from fmcnet.retrieval.similarity import group as group_hits
 from fmcnet.types import Embeddings, FloatArray, Modality
 
 Modalities = ModalityLike | Sequence[ModalityLike] | NDArray[np.uint8]

@@ -44,8 +44,8 @@ from fmcnet.retrieval.records import (
     Stored,
     Where,
     from_micros,
-    ranked,
 )
+from fmcnet.retrieval.similarity import ranked
 from fmcnet.retrieval.sqlite_connection import (
     INDEX_FILES,
     NAME,
