@@ -1,6 +1,7 @@
 """Retrieval: a gallery of embeddings, and the search in it.
 
-    a search:    searcher -> gallery -> sqlite_store -> faiss_index (candidates), sqlite_database (entries) -> answer
+    a search:    searcher -> gallery -> sqlite_store -> faiss_index (candidates), sqlite_database (entries)
+                 -> similarity (hits) -> answer
     a filter:    records (Where) -> entry_columns
     an indexing: sources -> indexing -> searcher -> gallery -> sqlite_store -> sqlite_database, gallery_index (files)
 

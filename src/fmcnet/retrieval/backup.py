@@ -67,8 +67,9 @@ def backup(location: str, out: str | Path) -> int:
         raise GalleryError(f"{location}: back up a cluster with its own tools (milvus-backup)")
     folder, out = Path(location), Path(out)
     _check_new(out, folder)
-    with _verified_copy(folder, out) as (new, entries):
-        new.rename(out)
+    with _work_folder(out, folder) as work:
+        entries = _copy(folder, work)
+        (work / "gallery").rename(out)
     to_disk(out.parent)
     return entries
 
@@ -95,29 +96,28 @@ def restore(source: str | Path, folder: str | Path, *, replace: bool = False) ->
     _check_target(source, folder, replace)
     with Gallery(source, read_only=True):
         pass  # opening it checks that
-    with _verified_copy(source, folder) as (new, entries):
+    with _work_folder(folder, source) as work:
+        entries, new = _copy(source, work), work / "gallery"
         _check_target(source, folder, replace)
         if folder.exists():
             if in_use(folder / NAME):  # not before: it may cost a damaged gallery its write-ahead log
                 raise GalleryBusyError(f"{folder} is in use: end the process that has it open")
             new.chmod(folder.stat().st_mode & 0o7777)
-        put_in_place(new, folder, new.with_name("old"))
+        put_in_place(new, folder, work / "old")
     to_disk(folder.parent)
     return entries
 
 
 @contextlib.contextmanager
-def _verified_copy(folder: Path, out: Path) -> Iterator[tuple[Path, int]]:
-    """A verified copy of a gallery in `OUT.part`, to be renamed, and its number of entries.
+def _work_folder(out: Path, folder: Path) -> Iterator[Path]:
+    """`OUT.part` with an empty folder "gallery", which is to be renamed to `out` when it is made from `folder`.
 
-    What a kill leaves in `OUT.part` is removed by the next copy to `out`. The database has another name until it is
-    whole, so nothing there opens as a gallery.
+    What a kill leaves there is removed by the next work for `out`.
     """
     work = with_ending(out, ".part")
     with contextlib.ExitStack() as stack:
         try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            work.mkdir(mode=0o700, exist_ok=True)
+            work.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not os.access(work, os.W_OK):
                 raise GalleryError(
                     f"{work} is needed for the copy and you may not write into it: move it away"
@@ -131,7 +131,7 @@ def _verified_copy(folder: Path, out: Path) -> Iterator[tuple[Path, int]]:
             for name in ("old", "gallery"):
                 shutil.rmtree(work / name, ignore_errors=True)
             (work / "gallery").mkdir(mode=0o700)
-            yield work / "gallery", _copy(folder, work)
+            yield work
         except OSError as error:
             raise GalleryError(f"{out} cannot be written: {error.strerror or error}") from error
         except GalleryDamagedError as error:
@@ -139,7 +139,10 @@ def _verified_copy(folder: Path, out: Path) -> Iterator[tuple[Path, int]]:
 
 
 def _copy(folder: Path, work: Path) -> int:
-    """Copy a gallery to `work / "gallery"` and read all of it; how many entries it has."""
+    """Copy a gallery to `work / "gallery"` and read all of it; how many entries it has.
+
+    The database has another name until it is whole, so nothing there opens as a gallery.
+    """
     check_files(folder)
     check_loss(folder, WAIT, IndexManifest.find(folder))
     new = work / "gallery"
@@ -328,10 +331,7 @@ def recover(folder: str | Path, out: str | Path, model: str) -> Recovered:
     expected: int | None = None
     thumbnails_before: int | None = None
     had_no_ranges = False
-    part = with_ending(out, ".part")
-    if part.exists():
-        raise GalleryError(f"{part} is of a recovery that runs or was killed: in the latter case delete it")
-    with contextlib.ExitStack() as stack:
+    with _work_folder(out, folder) as work, contextlib.ExitStack() as stack:
         database = _open_readable(folder, stack)
         reason, mark = "", read_last_generation(folder / NAME)
         parts: list[Iterator[dict[int, Rescued]]] = []
@@ -365,13 +365,8 @@ def recover(folder: str | Path, out: str | Path, model: str) -> Recovered:
                 parts.append(_rows_of_database(database, written, removed, damaged))
         if not parts:
             raise GalleryDamagedError(f"{folder}: its index cannot be read either: {reason}")
-        try:
-            part.mkdir(mode=0o700, parents=True)
-        except OSError as error:
-            raise GalleryError(f"{out} cannot be made: {error.strerror}") from error
-        stack.callback(shutil.rmtree, part, ignore_errors=True)  # where it is ended
         gallery = stack.enter_context(
-            Gallery(part, model=model, dtype="float16" if dtype == "float16" else "float32")
+            Gallery(work / "gallery", model=model, dtype="float16" if dtype == "float16" else "float32")
         )
         for rows in filter(None, itertools.chain(*parts)):
             written.update(rows)
@@ -387,10 +382,10 @@ def recover(folder: str | Path, out: str | Path, model: str) -> Recovered:
                 had_no_ranges = stored is None and database.number("generation") >= generation
                 gallery.replace_ranges(as_ranges(json.loads(str(stored))), len(gallery))
         if (folder / MADE_WITH).is_file():
-            shutil.copyfile(folder / MADE_WITH, part / MADE_WITH)
+            shutil.copyfile(folder / MADE_WITH, work / "gallery" / MADE_WITH)
         has_ranges = bool(gallery.value_ranges)  # also those that a version before 0.2 noted
         gallery.close()  # it is whole, and nobody has it open
-        part.rename(out)
+        (work / "gallery").rename(out)
     to_disk(out.parent)
     lost = len(damaged - written) if expected is None else max(expected - len(written), 0)
     newer = max(mark.generation - generation, 0) if mark is not None and mark.gallery == name else 0

@@ -249,8 +249,8 @@ class GalleryIndex:
             elif manifest.graph is None:
                 manifest.put_graphs(self.folder, state)
             for positions, part in state.removed_in_graphs() if grown else ():
-                codes = part.vectors(np.searchsorted(part.positions, positions))
-                manifest.overwrite(self.folder, positions, codes.astype(state.dtype))
+                codes = part.codes[np.searchsorted(part.positions, positions)]
+                manifest.overwrite(self.folder, positions, codes)
             manifest.commit(self.folder, state, self.generation)
             self.manifest, self.faults = manifest, []
         except (OSError, MemoryError, RuntimeError, InvalidIndexError) as error:  # RuntimeError is FAISS's

@@ -161,9 +161,8 @@ def index(
                 fresh = portion.fresh(include_removed)
                 again = portion.to_encode_again(existing, keep_images)
                 new += fresh
-                options: Any = {"on_error": on_error, "batch_size": batch_size}
                 for noted, ranges in portion.add(
-                    searcher, fresh, again, keep_images, common_range, **options
+                    searcher, fresh, again, keep_images, common_range, on_error, batch_size
                 ):
                     remarks.update(noted)
                     used += ranges

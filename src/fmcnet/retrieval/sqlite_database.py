@@ -56,10 +56,6 @@ CREATE INDEX IF NOT EXISTS files_digest ON files (digest);
 CREATE TABLE IF NOT EXISTS removed (digest BLOB PRIMARY KEY) WITHOUT ROWID;
 """
 COLUMNS = "seq, id, pid, modality, camera, time, source, track, tags"
-Values = tuple[
-    int, str, "int | bytes | None", int, "str | None", "int | None", "str | None", "str | None", "str | None"
-]
-"""A row of `rows` without its checksum, in the order of `COLUMNS`."""
 CHUNK = 4096
 """Rows read at once."""
 LISTED = "(SELECT value FROM json_each(?))"
@@ -103,7 +99,7 @@ class Database(Connection):
         generation, entries, thumbnails = json.loads(noted) if isinstance(noted, str) else (-1, 0, 0)
         return (entries, thumbnails) if generation == self.number("generation") else None
 
-    def _note_text_pids(self, stored: Sequence[Values]) -> None:
+    def _note_text_pids(self, stored: Sequence[Sequence[Any]]) -> None:
         """Mark the gallery as one of `TEXT_PID_FORMAT`, where these hold the first such identity."""
         if any(isinstance(values[2], bytes) for values in stored):
             header = self._header()
@@ -345,8 +341,8 @@ class Database(Connection):
                 raise self.damaged(f"{entries} entries and {thumbnails} thumbnails instead of {counts}")
 
 
-def to_values(seq: int, entry: Entry) -> Values:
-    """An entry as stored. A pid that is no number is bytes: a column of integers would change "1e3" to 1000."""
+def to_values(seq: int, entry: Entry) -> tuple[Any, ...]:
+    """An entry in the order of `COLUMNS`; a pid that is no number as bytes, for integers "1e3" would be 1000."""
     pid = None if entry.pid is None else int(entry.pid) if is_number(entry.pid) else entry.pid.encode()
     return (
         seq,
