@@ -171,7 +171,7 @@ def answer_notes(
     found: Sequence[HitGroup],
     asked: bool,
     group: str | None,
-    where: Where | None,
+    where: Where,
     model: Path | None,
 ) -> list[str]:
     """The notes of an answer.
@@ -193,7 +193,7 @@ def answer_notes(
         )
     else:
         query = " and ".join(str(modality) for modality in scores.query)
-        for modality in (where or Where()).modalities:
+        for modality in where.modalities:
             reason = f"{query} to {modality} is not calibrated"
             if asked and not scores.covers(modality):
                 notes.append(f"{modality} entries were left out: {reason}")

@@ -8,7 +8,6 @@ import time as clock
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from datetime import datetime, timedelta, timezone
-from enum import Enum
 from pathlib import PurePath
 from typing import Any
 
@@ -247,14 +246,7 @@ def expires_before(keep: str | timedelta, now: datetime | None = None) -> dateti
     return moment - duration if duration < moment - EPOCH else EPOCH
 
 
-class _Keep(Enum):
-    KEEP = "KEEP"
-
-    def __repr__(self) -> str:
-        return "KEEP"
-
-
-KEEP: Any = _Keep.KEEP
+KEEP: Any = ...
 """An attribute that `update` does not change."""
 CHECKS: dict[str, Callable[[Any], Any]] = {
     "pid": as_pid,

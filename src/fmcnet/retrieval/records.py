@@ -358,8 +358,7 @@ def as_utc(value: object, what: str) -> datetime:
 
 def to_micros(value: datetime) -> int:
     """Microseconds since 1970, exact."""
-    since = value - EPOCH
-    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+    return (value - EPOCH) // timedelta(microseconds=1)
 
 
 def from_micros(value: int) -> datetime:
