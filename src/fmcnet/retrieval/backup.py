@@ -40,8 +40,8 @@ OWN = (*CONTENTS, LOCK, ".*.tmp")
 """Patterns of the names of all of a gallery's files."""
 WAIT = 30.0
 """Seconds to wait for a locked database."""
-UNFINISHED = ("database", "database-journal")
-"""Files of a copy of the database that was ended."""
+LEFT = {"gallery", "old", "database", "database-journal", LOCK}
+"""What a killed copy leaves in `OUT.part`; that of an earlier version a database, too."""
 LOST = "recovered-"
 """Prefix of the id of an entry whose own was lost."""
 Value = TypeVar("Value")
@@ -67,10 +67,9 @@ def backup(location: str, out: str | Path) -> int:
         raise GalleryError(f"{location}: back up a cluster with its own tools (milvus-backup)")
     folder, out = Path(location), Path(out)
     _check_new(out, folder)
-    with _work_folder(out, folder) as work:
-        entries = _copy(folder, work)
-        (work / "gallery").rename(out)
-    to_disk(out.parent)
+    with _new_folder(out, folder) as new:
+        entries = _copy(folder, new)
+        new.rename(out)
     return entries
 
 
@@ -96,23 +95,22 @@ def restore(source: str | Path, folder: str | Path, *, replace: bool = False) ->
     _check_target(source, folder, replace)
     with Gallery(source, read_only=True):
         pass  # opening it checks that
-    with _work_folder(folder, source) as work:
-        entries, new = _copy(source, work), work / "gallery"
+    with _new_folder(folder, source) as new:
+        entries = _copy(source, new)
         _check_target(source, folder, replace)
         if folder.exists():
             if in_use(folder / NAME):  # not before: it may cost a damaged gallery its write-ahead log
                 raise GalleryBusyError(f"{folder} is in use: end the process that has it open")
             new.chmod(folder.stat().st_mode & 0o7777)
-        put_in_place(new, folder, work / "old")
-    to_disk(folder.parent)
+        put_in_place(new, folder, new.with_name("old"))
     return entries
 
 
 @contextlib.contextmanager
-def _work_folder(out: Path, folder: Path) -> Iterator[Path]:
-    """`OUT.part` with an empty folder "gallery", which is to be renamed to `out` when it is made from `folder`.
+def _new_folder(out: Path, folder: Path) -> Iterator[Path]:
+    """An empty folder in `OUT.part`, for a gallery that is made of `folder` and then renamed to `out`.
 
-    What a kill leaves there is removed by the next work for `out`.
+    What a kill leaves in `OUT.part` is removed by the next call.
     """
     work = with_ending(out, ".part")
     with contextlib.ExitStack() as stack:
@@ -122,7 +120,7 @@ def _work_folder(out: Path, folder: Path) -> Iterator[Path]:
                 raise GalleryError(
                     f"{work} is needed for the copy and you may not write into it: move it away"
                 )
-            if foreign := {path.name for path in work.iterdir()} - {*UNFINISHED, "gallery", "old", LOCK}:
+            if foreign := {path.name for path in work.iterdir()} - LEFT:
                 raise GalleryError(f"{work} is needed for the copy and holds {min(foreign)}: move it away")
             stack.enter_context(writer_lock(work, 0))
             stack.callback(shutil.rmtree, work, ignore_errors=True)
@@ -131,30 +129,29 @@ def _work_folder(out: Path, folder: Path) -> Iterator[Path]:
             for name in ("old", "gallery"):
                 shutil.rmtree(work / name, ignore_errors=True)
             (work / "gallery").mkdir(mode=0o700)
-            yield work
+            yield work / "gallery"
+            to_disk(out.parent)
         except OSError as error:
             raise GalleryError(f"{out} cannot be written: {error.strerror or error}") from error
         except GalleryDamagedError as error:
             raise GalleryDamagedError(str(error).replace(str(work / "gallery"), str(folder))) from error
 
 
-def _copy(folder: Path, work: Path) -> int:
-    """Copy a gallery to `work / "gallery"` and read all of it; how many entries it has.
+def _copy(folder: Path, new: Path) -> int:
+    """Copy a gallery to an empty folder and read all of it; how many entries it has.
 
     The database has another name until it is whole, so nothing there opens as a gallery.
     """
     check_files(folder)
     check_loss(folder, WAIT, IndexManifest.find(folder))
-    new = work / "gallery"
     manifest = _copy_index(folder, new)  # first: the database may only be newer
     if (folder / MADE_WITH).is_file():
         shutil.copyfile(folder / MADE_WITH, new / MADE_WITH)
-    for name in UNFINISHED:
-        (work / name).unlink(missing_ok=True)
-    make_private(work / "database")
+    unfinished = new / "database"
+    make_private(unfinished)
     source = Database(folder, read_only=True, timeout=WAIT)
     try:
-        with contextlib.closing(sqlite3.connect(work / "database")) as target, source.translated():
+        with contextlib.closing(sqlite3.connect(unfinished)) as target, source.translated():
             try:
                 source.connection.backup(target)
             except sqlite3.OperationalError as error:
@@ -163,7 +160,7 @@ def _copy(folder: Path, work: Path) -> int:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
     finally:
         source.close()
-    (work / "database").rename(new / NAME)
+    unfinished.rename(new / NAME)
     take_from_others(new.iterdir())  # of the original, which was copied with the system's modes
     database = Database(new, read_only=False, timeout=WAIT)
     try:
@@ -331,7 +328,7 @@ def recover(folder: str | Path, out: str | Path, model: str) -> Recovered:
     expected: int | None = None
     thumbnails_before: int | None = None
     had_no_ranges = False
-    with _work_folder(out, folder) as work, contextlib.ExitStack() as stack:
+    with _new_folder(out, folder) as new, contextlib.ExitStack() as stack:
         database = _open_readable(folder, stack)
         reason, mark = "", read_last_generation(folder / NAME)
         parts: list[Iterator[dict[int, Rescued]]] = []
@@ -366,7 +363,7 @@ def recover(folder: str | Path, out: str | Path, model: str) -> Recovered:
         if not parts:
             raise GalleryDamagedError(f"{folder}: its index cannot be read either: {reason}")
         gallery = stack.enter_context(
-            Gallery(work / "gallery", model=model, dtype="float16" if dtype == "float16" else "float32")
+            Gallery(new, model=model, dtype="float16" if dtype == "float16" else "float32")
         )
         for rows in filter(None, itertools.chain(*parts)):
             written.update(rows)
@@ -382,11 +379,10 @@ def recover(folder: str | Path, out: str | Path, model: str) -> Recovered:
                 had_no_ranges = stored is None and database.number("generation") >= generation
                 gallery.replace_ranges(as_ranges(json.loads(str(stored))), len(gallery))
         if (folder / MADE_WITH).is_file():
-            shutil.copyfile(folder / MADE_WITH, work / "gallery" / MADE_WITH)
+            shutil.copyfile(folder / MADE_WITH, new / MADE_WITH)
         has_ranges = bool(gallery.value_ranges)  # also those that a version before 0.2 noted
         gallery.close()  # it is whole, and nobody has it open
-        (work / "gallery").rename(out)
-    to_disk(out.parent)
+        new.rename(out)
     lost = len(damaged - written) if expected is None else max(expected - len(written), 0)
     newer = max(mark.generation - generation, 0) if mark is not None and mark.gallery == name else 0
     thumbnails_lost = None if thumbnails_before is None else max(thumbnails_before - kept, 0)

@@ -355,8 +355,7 @@ class FaissIndex:
         ef_search = EF_SEARCH if sum(use_graph) == 1 else 2 * EF_SEARCH // 3
         results = [(np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64))]
         for part, allowed, by_graph in zip(self.parts, masks, use_graph, strict=True):
-            if top:
-                results += part.search(queries, top, allowed, ef_search if by_graph else 0)
+            results += part.search(queries, top, allowed, ef_search if by_graph else 0)
         return merged(results, top)
 
     def candidates(

@@ -395,8 +395,7 @@ class IndexManifest:
             if not self.rows:
                 (folder / self.vectors).chmod(private_mode(folder))
             stream.write(np.ascontiguousarray(codes).data)
-            stream.flush()
-            os.fsync(stream.fileno())
+        to_disk(folder / self.vectors)
         first = self.rows // BLOCK
         self.rows += len(codes)
         mapped = self.map(folder)
@@ -411,8 +410,7 @@ class IndexManifest:
             for position, code in zip(positions.tolist(), codes, strict=True):
                 stream.seek(position * self.row_bytes)
                 stream.write(code.tobytes())
-            stream.flush()
-            os.fsync(stream.fileno())
+        to_disk(folder / self.vectors)
         mapped = self.map(folder)
         for block in np.unique(positions // BLOCK).tolist():
             self.blocks[block] = block_crc(mapped, block)
