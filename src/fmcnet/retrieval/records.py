@@ -152,20 +152,18 @@ class Where:
             value = getattr(self, name)
             if isinstance(value, (str, bytes, int, float)):
                 raise GalleryError(f"Where({name}={value!r}): give a list, as {name}=[{value!r}]")
-            if value is not None:
-                try:
-                    values = frozenset(value)
-                except TypeError as error:
-                    raise GalleryError(f"Where({name}={value!r:.80}): give a list of texts") from error
-                for item in () if name == "pids" else values:
-                    if not isinstance(item, str):
-                        raise GalleryError(f"Where({name}=...): {item!r} is no text: give texts, as '1'")
-                if name != "pids":  # a text of an enum hashes its name
-                    values = frozenset(map(str.__str__, values))
-                no_condition = name == "tags" and not values  # every entry has all of no tags
-                object.__setattr__(self, name, None if no_condition else values)
-        if self.pids is not None:
-            object.__setattr__(self, "pids", frozenset(as_known_pid(pid) for pid in self.pids))
+            if value is None:
+                continue
+            try:
+                values = [as_known_pid(pid) for pid in value] if name == "pids" else list(value)
+            except TypeError as error:
+                raise GalleryError(f"Where({name}={value!r:.80}): give a list of texts") from error
+            for item in values:
+                if not isinstance(item, str):
+                    raise GalleryError(f"Where({name}=...): {item!r} is no text: give texts, as '1'")
+            object.__setattr__(self, name, frozenset(map(str.__str__, values)))  # an enum's hashes its name
+        if not self.tags:  # every entry has all of no tags
+            object.__setattr__(self, "tags", None)
         if self.modality is not None:
             object.__setattr__(self, "modality", as_modality(self.modality))
         for name in ("since", "until"):

@@ -248,10 +248,8 @@ class SqliteStore:
     @property
     def settings(self) -> GallerySettings | None:
         """What the first add fixed."""
-        with self._mutex:
-            self._check_open()
-            with self.database.reading():
-                return self.database.settings()
+        with self._reading():
+            return self.database.settings()
 
     def info(self) -> GalleryInfo:
         """The gallery in numbers."""
