@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -10,9 +10,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from fmcnet.data.pixels import ValueRange, range_text
 from fmcnet.inference.calibration import Calibration, FloatVector
-from fmcnet.retrieval.notes import mixed_note, mixed_tracks, ranges_text
+from fmcnet.retrieval.notes import mixed_note, mixed_tracks
 from fmcnet.retrieval.records import Hit, HitGroup, Where
 from fmcnet.types import Modality
 
@@ -219,15 +218,3 @@ def answer_notes(
             f"{best.similarity:.3f}{probability}"
         )
     return notes
-
-
-def query_range_notes(
-    ranges: Sequence[ValueRange | None], used: Iterable[ValueRange | None]
-) -> Iterator[str]:
-    """A note on queries encoded with a range that no image of a gallery of these ranges has."""
-    for bounds in dict.fromkeys(used):
-        if ranges and bounds not in ranges:
-            yield (
-                f"the value range {range_text(bounds)} of the query is not that of the gallery's images "
-                f"({ranges_text(ranges)}): the same person is not equally bright in both"
-            )

@@ -155,9 +155,11 @@ class Where:
             if value is None:
                 continue
             try:
-                values = [as_known_pid(pid) for pid in value] if name == "pids" else list(value)
+                values = frozenset(value)
             except TypeError as error:
                 raise GalleryError(f"Where({name}={value!r:.80}): give a list of texts") from error
+            if name == "pids":
+                values = frozenset(map(as_known_pid, values))
             for item in values:
                 if not isinstance(item, str):
                     raise GalleryError(f"Where({name}=...): {item!r} is no text: give texts, as '1'")

@@ -22,10 +22,10 @@ from fmcnet.inference.image_input import Fault, ImageLike, ModalityLike, expand,
 from fmcnet.inference.projection import l2_normalize
 from fmcnet.models.shipped import shipped_models
 from fmcnet.parsing import read_json
-from fmcnet.retrieval.answer import Answer, CalibratedScores, answer_notes, query_range_notes
+from fmcnet.retrieval.answer import Answer, CalibratedScores, answer_notes
 from fmcnet.retrieval.gallery import MAX_HITS, Gallery
 from fmcnet.retrieval.inputs import column, tag_column
-from fmcnet.retrieval.notes import OWN_RANGES, filter_notes, ranges_text
+from fmcnet.retrieval.notes import OWN_RANGES, filter_notes, query_range_notes, ranges_text
 from fmcnet.retrieval.records import MADE_WITH, Added, HitGroup, OnDuplicate, Where
 from fmcnet.retrieval.similarity import group as group_hits
 from fmcnet.types import Embeddings, FloatArray, Modality

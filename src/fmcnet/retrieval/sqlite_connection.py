@@ -380,19 +380,15 @@ def check_loss(folder: Path, timeout: float, index: IndexManifest | None) -> Non
             name, generation = database.name(), database.number("generation")
         if main is not None and (main.gallery != name or main.generation > generation):
             raise database.damaged("its write-ahead log is another gallery's, or older")
-    newer = any(proof.gallery == name and proof.generation > generation for proof in proofs)
-    foreign = noted is not None and all(proof.gallery != name for proof in proofs)
-    foreign_index = index is not None and index.rows and index.gallery != name
-    for is_lost, what in (
-        (
-            newer,
-            f"{NAME} is older than what was written last, so its write-ahead log was lost or damaged",
-        ),
-        (foreign, f"{NAME} is another gallery's"),
-        (foreign_index, f"{NAME} or {INDEX} is another gallery's"),
-    ):
-        if is_lost:
-            raise lost(folder, what, index)
+    if any(proof.gallery == name and proof.generation > generation for proof in proofs):
+        what = f"{NAME} is older than what was written last, so its write-ahead log was lost or damaged"
+    elif noted is not None and all(proof.gallery != name for proof in proofs):
+        what = f"{NAME} is another gallery's"
+    elif index is not None and index.rows and index.gallery != name:
+        what = f"{NAME} or {INDEX} is another gallery's"
+    else:
+        return
+    raise lost(folder, what, index)
 
 
 def _generation_in_main_file(folder: Path, timeout: float) -> LastGeneration | None:
