@@ -14,7 +14,8 @@ from fmcnet.data.crop import CropOptions, crop
 from fmcnet.data.table import Record, Table
 from fmcnet.inference import embed as embedding
 from fmcnet.inference.encoder import keep
-from fmcnet.retrieval.answer import Answer, write_page
+from fmcnet.retrieval.answer import Answer
+from fmcnet.retrieval.answer_page import write_page
 from fmcnet.server.thumbnails import KeptThumbnails
 from fmcnet.types import Embeddings, Modality
 

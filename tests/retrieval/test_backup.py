@@ -151,7 +151,7 @@ def test_a_copy_says_nothing_of_modes_and_names_what_the_user_knows(folder, tmp_
     assert [record.message for record in caplog.records if "others could read" in record.message] == []
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "b").iterdir()} == {0o600}
     (tmp_path / "file").touch()
-    with pytest.raises(GalleryError, match=f"{tmp_path}/file/r cannot be made: Not a directory"):
+    with pytest.raises(GalleryError, match=f"{tmp_path}/file/r cannot be written: Not a directory"):
         backup.recover(folder, tmp_path / "file" / "r", "sha256:abc")
 
 

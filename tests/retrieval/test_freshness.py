@@ -345,7 +345,7 @@ def test_entries_that_an_older_version_made_of_a_path_with_dots_are_known(crops,
     milvus_stand_in.install(monkeypatch)
     first, second = tables(crops, "a", "b")
     with monkeypatch.context() as older:
-        older.setattr(sources_module, "_without_dots", lambda path: None)
+        older.setattr(sources_module, "without_dots", str)
         assert as_json("index", place, *first[2:])["added"] == 4
     made = as_json("index", place, *first[2:])
     assert (made["added"], made["already"], made["entries"]) == (0, 4, 4)
@@ -363,7 +363,7 @@ def test_entries_that_an_older_version_made_of_a_path_with_dots_are_known(crops,
 def test_a_file_that_an_older_version_indexed_twice_is_not_relocated_onto_itself(crops, monkeypatch):
     first, second = tables(crops, "a", "b")
     with monkeypatch.context() as older:
-        older.setattr(sources_module, "_without_dots", lambda path: None)
+        older.setattr(sources_module, "without_dots", str)
         assert [as_json(*one)["added"] for one in (first, second)] == [4, 4]
     assert [as_json(*one)["already"] for one in (first, second)] == [4, 4]
     crops.rename(crops.parent / "c")
@@ -375,7 +375,7 @@ def test_a_file_that_an_older_version_indexed_twice_is_not_relocated_onto_itself
 def test_an_image_removed_by_its_path_with_dots_stays_removed(crops, monkeypatch):
     [first] = tables(crops, "a")
     with monkeypatch.context() as older:
-        older.setattr(sources_module, "_without_dots", lambda path: None)
+        older.setattr(sources_module, "without_dots", str)
         older.setattr(indexing, "compare_files", lambda *_: {})  # no record of the file, as in 0.1.0
         assert as_json(*first)["added"] == 4
     assert as_json("gallery", "remove", "g", "--modality", "ir", "--yes", "--all")["removed"] == 4

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from fmcnet.errors import FmcnetError, GalleryError
 from fmcnet.retrieval import Gallery, Where, group, pool
-from fmcnet.retrieval.inputs import as_duration, make_batch, new_id, unit_vectors
+from fmcnet.retrieval.inputs import as_duration, make_batch, new_id
 from fmcnet.retrieval.notes import filter_notes
-from fmcnet.retrieval.records import Entry, Hit, as_pid, from_micros, rank_pooled, to_micros
+from fmcnet.retrieval.records import Entry, Hit, as_pid, from_micros, to_micros
+from fmcnet.retrieval.similarity import rank_pooled, unit_vectors
 from fmcnet.retrieval.sqlite_connection import checksum
 from fmcnet.retrieval.sqlite_database import to_entry, to_values, with_checksum
 from fmcnet.types import Modality, parse_modality

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from fmcnet.retrieval import Gallery
-from fmcnet.retrieval.inputs import unit_vectors
+from fmcnet.retrieval.similarity import unit_vectors
 from tests.retrieval.people import WHERES, Plain, answers, crops
 from tests.retrieval.writer import apply
 

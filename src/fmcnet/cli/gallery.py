@@ -169,15 +169,10 @@ def remove(
     _check_answers(json_, yes, all_, dry_run)
     with retrieval.Gallery(gallery, create=False, read_only=dry_run) as opened:
         notes = _print_notes(opened, where)
-        count = opened.count(where)
-        if not dry_run:
-            where = _confirm_removal(opened, where, "match", yes, all_)
         for entry_id in id_ or ():
             if entry_id not in opened:
                 console.echo(f"there is no entry '{entry_id}'", err=True)
-        if not dry_run:
-            count = opened.remove(where)
-        facts = {"would_remove" if dry_run else "removed": count, "entries": len(opened)}
+        facts = _remove(opened, where, "match", yes, all_, dry_run)
     _print_facts({**facts, **notes}, json_, gallery)
 
 
@@ -188,25 +183,23 @@ def _check_answers(json_: bool, yes: bool, all_: bool, dry_run: bool) -> None:
     console.check_can_ask(json_, yes or dry_run)
 
 
-def _confirm_removal(
-    opened: retrieval.Gallery, where: retrieval.Where, reason: str, yes: bool, all_: bool
-) -> retrieval.Where:
-    """Ask before entries are removed; with --yes, refuse to remove all entries without --all.
-
-    Returns:
-        The filter; after a question, of the counted entries alone, for others may have come to match.
-    """
-    entries = len(opened)
-    if not yes:
-        where = replace(where, ids=[entry.id for entry, _ in opened.scan(where)])
-        if where.ids:
-            console.confirm("Remove", len(where.ids), entries)
-    elif entries and not all_ and opened.count(where) == entries:
+def _remove(
+    opened: retrieval.Gallery, where: retrieval.Where, reason: str, yes: bool, all_: bool, dry_run: bool
+) -> dict[str, int]:
+    """Ask, and remove entries; with --yes, refuse to remove all of them without --all. The facts to print."""
+    count, entries = opened.count(where), len(opened)
+    if dry_run:
+        return {"would_remove": count, "entries": entries}
+    if count and not yes:  # the counted entries alone, for others may come to match
+        ids = [entry.id for entry, _ in opened.scan(where)]
+        console.confirm("Remove", len(ids), entries)
+        where = replace(where, ids=ids)
+    elif count == entries and count and not all_:
         raise FmcnetError(
             f"all {entries:,} entries of {opened.location} {reason}, and nothing was removed: "
             "--yes --all removes them"
         )
-    return where
+    return {"removed": opened.remove(where) if count else 0, "entries": len(opened)}
 
 
 @app.command()
@@ -231,14 +224,9 @@ def expire(
     expired = retrieval.Where(since=EPOCH, until=expires_before(keep))
     _check_answers(json_, yes, all_, dry_run)
     with retrieval.Gallery(gallery, create=False, read_only=dry_run) as opened:
-        count = opened.count(expired)
-        if count and not dry_run:
-            reason = f"were seen longer ago than {keep}"
-            count = opened.remove(_confirm_removal(opened, expired, reason, yes, all_))
-        entries = len(opened)
-        timeless = entries - opened.count(retrieval.Where(since=EARLIEST))
+        facts = _remove(opened, expired, f"were seen longer ago than {keep}", yes, all_, dry_run)
+        timeless = facts["entries"] - opened.count(retrieval.Where(since=EARLIEST))
         early = opened.count(retrieval.Where(until=EPOCH))
-    facts = {"would_remove" if dry_run else "removed": count, "entries": entries}
     _print_facts({**facts, "without_a_time": timeless, "before_1970": early}, json_, gallery)
     if timeless:
         console.echo(f"{timeless} entries have no time, and so never expire", err=True)

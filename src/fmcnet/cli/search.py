@@ -66,7 +66,7 @@ def search(
     from fmcnet.data.listing import Ignored, ignored_line
     from fmcnet.data.pixels import parse_range
     from fmcnet.inference.image_input import expand, list_images
-    from fmcnet.retrieval.answer import write_page
+    from fmcnet.retrieval.answer_page import write_page
     from fmcnet.retrieval.gallery import Gallery
     from fmcnet.retrieval.searcher import Searcher, open_model
     from fmcnet.times import parse_timezone

@@ -1,6 +1,7 @@
 """Retrieval: a gallery of embeddings, and the search in it.
 
-    a search:    searcher -> gallery -> sqlite_store -> faiss_index (candidates), sqlite_database (entries) -> answer
+    a search:    searcher -> gallery -> sqlite_store -> faiss_index (candidates), sqlite_database (entries)
+                 -> similarity (hits) -> answer
     a filter:    records (Where) -> entry_columns
     an indexing: sources -> indexing -> searcher -> gallery -> sqlite_store -> sqlite_database, gallery_index (files)
 
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fmcnet.retrieval.answer import Answer
     from fmcnet.retrieval.gallery import Gallery
-    from fmcnet.retrieval.inputs import KEEP, pool
+    from fmcnet.retrieval.inputs import KEEP
     from fmcnet.retrieval.records import (
         Added,
         Entry,
@@ -23,16 +24,17 @@ if TYPE_CHECKING:
         Hit,
         HitGroup,
         Where,
-        group,
     )
     from fmcnet.retrieval.searcher import Searcher
+    from fmcnet.retrieval.similarity import group, pool
 
 __all__ = [
     "KEEP", "Added", "Answer", "Entry", "Gallery", "GalleryInfo", "GallerySettings", "Hit", "HitGroup", "Searcher",
     "Where", "group", "pool",
 ]  # fmt: skip
 _MODULES = {
-    "KEEP": "inputs", "pool": "inputs", "Answer": "answer", "Gallery": "gallery", "Searcher": "searcher"
+    "KEEP": "inputs", "pool": "similarity", "group": "similarity", "Answer": "answer", "Gallery": "gallery",
+    "Searcher": "searcher",
 }  # fmt: skip
 """Where those names are that are not in records.py."""
 

@@ -1,52 +1,22 @@
-"""`Answer`: what a search returns; its probabilities, its notes, and its page, one HTML file."""
+"""`Answer`: what a search returns, its probabilities and its notes."""
 
 from __future__ import annotations
 
-import base64
-import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import timezone, tzinfo
-from html import escape
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
-from fmcnet.data.pixels import ValueRange, range_text
-from fmcnet.errors import DataError
-from fmcnet.files import private_mode, write_atomically
 from fmcnet.inference.calibration import Calibration, FloatVector
-from fmcnet.inference.image_input import make_thumbnail
-from fmcnet.names import printable
-from fmcnet.retrieval.notes import mixed_note, mixed_tracks, ranges_text
+from fmcnet.retrieval.notes import mixed_note, mixed_tracks
 from fmcnet.retrieval.records import Hit, HitGroup, Where
-from fmcnet.times import shown_time
 from fmcnet.types import Modality
 
 Scored = TypeVar("Scored", Hit, HitGroup)
 APPROXIMATE = "probabilities and thresholds were learnt from single images and allow for that roughly"
-STYLE = """
-:root{color-scheme:light dark;--back:#f4f5f7;--card:#fff;--text:#1c2128;--soft:#5c6672;--line:#dfe3e8;--bar:#2563eb}
-@media(prefers-color-scheme:dark){:root{--back:#14171b;--card:#1f242b;--text:#e8ebef;--soft:#9aa5b1;--line:#333b45;
---bar:#6ea0ff}}
-*{box-sizing:border-box}body{margin:0;background:var(--back);color:var(--text);font:15px/1.45 system-ui,sans-serif}
-main{max-width:1180px;margin:0 auto;padding:20px 16px 40px}h1{font-size:1.35rem;margin:0 0 4px}
-p{margin:4px 0}.soft{color:var(--soft);font-size:.87rem}
-.query{display:flex;gap:16px;align-items:flex-start;margin-bottom:18px;flex-wrap:wrap}
-.query .images{display:flex;gap:8px;flex-wrap:wrap}.query .frame{width:96px}.query div.words{flex:1 1 260px}
-.no-match{border-left:4px solid #c2410c;padding:8px 12px;background:var(--card);font-weight:600}
-ol{list-style:none;margin:0;padding:0;display:grid;gap:12px;grid-template-columns:repeat(auto-fill,minmax(158px,1fr))}
-li{background:var(--card);border:1px solid var(--line);border-radius:10px;overflow:hidden}
-.frame{aspect-ratio:1/2;background:var(--line);display:flex;align-items:center;justify-content:center;
-border-radius:6px;overflow:hidden}li .frame{border-radius:0}
-.frame img{width:100%;height:100%;object-fit:contain}.frame span{color:var(--soft);font-size:.8rem;padding:8px;
-text-align:center}.facts{padding:8px 10px 10px}.facts b{font-size:1.02rem}
-.meter{height:5px;border-radius:3px;background:var(--line);margin:5px 0 6px;overflow:hidden}
-.meter i{display:block;height:100%;background:var(--bar)}.facts p{margin:0;overflow-wrap:anywhere}
-@media(max-width:430px){ol{grid-template-columns:1fr 1fr;gap:8px}main{padding:14px 10px 30px}}
-"""
 
 
 @dataclass(frozen=True)
@@ -200,7 +170,7 @@ def answer_notes(
     found: Sequence[HitGroup],
     asked: bool,
     group: str | None,
-    where: Where | None,
+    where: Where,
     model: Path | None,
 ) -> list[str]:
     """The notes of an answer.
@@ -222,7 +192,7 @@ def answer_notes(
         )
     else:
         query = " and ".join(str(modality) for modality in scores.query)
-        for modality in (where or Where()).modalities:
+        for modality in where.modalities:
             reason = f"{query} to {modality} is not calibrated"
             if asked and not scores.covers(modality):
                 notes.append(f"{modality} entries were left out: {reason}")
@@ -248,98 +218,3 @@ def answer_notes(
             f"{best.similarity:.3f}{probability}"
         )
     return notes
-
-
-def query_range_notes(
-    ranges: Sequence[ValueRange | None], used: Iterable[ValueRange | None]
-) -> Iterator[str]:
-    """A note on queries encoded with a range that no image of a gallery of these ranges has."""
-    for bounds in dict.fromkeys(used):
-        if ranges and bounds not in ranges:
-            yield (
-                f"the value range {range_text(bounds)} of the query is not that of the gallery's images "
-                f"({ranges_text(ranges)}): the same person is not equally bright in both"
-            )
-
-
-def write_page(
-    path: str | Path,
-    answer: Answer,
-    query: Sequence[str | Path],
-    thumbnails: Mapping[str, bytes | None],
-    zone: tzinfo = timezone.utc,
-) -> Path:
-    """Write the page atomically: one file, which loads nothing from elsewhere.
-
-    Args:
-        path: the .html file.
-        answer: to show.
-        query: paths of the query's images.
-        thumbnails: `Gallery.thumbnail` of each hit, by id. Where it is None, one is made of the hit's source; where
-            that cannot be read, a placeholder stands.
-        zone: of the times shown.
-    """
-    modality = str(answer.modality or "visible and infrared")
-    notes = "".join(f'<p class="soft">{escape(note)}</p>' for note in answer.notes)
-    no_match = (
-        '<p class="no-match">No match: no entry reaches the probability or false-match rate asked for.</p>'
-        if answer.no_match and answer.compared
-        else ""
-    )
-    cards = "".join(
-        _card(rank, hit, size, thumbnails.get(hit.id), zone)
-        for rank, (hit, size) in enumerate(answer.ranking, 1)
-    )
-    prior = (
-        ""
-        if answer.prior is None
-        else f'<p class="soft">Probabilities of "same person" start from a prior of {answer.prior:.3g}.</p>'
-    )
-    page = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
-        "style-src 'unsafe-inline'\">"
-        f"<title>fmcnet search</title><style>{STYLE}</style></head><body><main>"
-        f'<section class="query"><div class="images">{"".join(_frame(str(path), "query") for path in query)}</div>'
-        f'<div class="words"><h1>Who is this?</h1><p>{answer.images} {modality} image{"s" * (answer.images > 1)}, '
-        f"compared with {answer.compared:,} entries.</p>{prior}{notes}"
-        '<p class="soft">A similarity is no proof of identity: a person has to look.</p></div></section>'
-        f"{no_match}<ol>{cards}</ol></main></body></html>\n"
-    )
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return write_atomically(
-        path, lambda target: target.write_text(page, encoding="utf-8"), private_mode(path.parent)
-    )
-
-
-def _card(rank: int, hit: Hit, size: int, thumbnail: bytes | None, zone: tzinfo) -> str:
-    probability = "" if hit.probability is None else f"{hit.probability:.1%}"
-    score = hit.similarity if hit.probability is None else hit.probability
-    facts = [
-        f"similarity {hit.similarity:.3f}",
-        str(hit.modality),
-        "" if hit.camera is None else f"camera {hit.camera}",
-        shown_time(hit.time, zone),
-        "" if hit.pid is None else f"person {hit.pid}",
-        "" if hit.track is None else f"track {hit.track}",
-        "" if size == 1 else f"{size} images",
-    ]
-    lines = "".join(f'<p class="soft">{escape(printable(fact))}</p>' for fact in facts if fact)
-    return (
-        f'<li>{_frame(hit.source, f"rank {rank}", thumbnail)}<div class="facts"><b>{rank}. {probability}</b>'
-        f'<div class="meter"><i style="width:{100 * min(max(score, 0.0), 1.0):.1f}%"></i></div>{lines}</div></li>'
-    )
-
-
-def _frame(source: str | None, name: str, thumbnail: bytes | None = None) -> str:
-    """HTML of the gallery's thumbnail, else one of the source, else a placeholder."""
-    if thumbnail is None and source is not None:
-        with contextlib.suppress(DataError):
-            thumbnail = make_thumbnail(source)
-    content = "<span>image not at hand</span>"
-    if thumbnail:
-        data = base64.b64encode(thumbnail).decode("ascii")
-        content = f'<img alt="{escape(name)}" src="data:image/jpeg;base64,{data}">'
-    return f'<div class="frame" title="{escape(printable(source or ""))}">{content}</div>'

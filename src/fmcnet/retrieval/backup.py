@@ -9,10 +9,11 @@ import json
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 import numpy as np
 
@@ -29,7 +30,7 @@ from fmcnet.retrieval.gallery_index import (
     block_crc,
     discard,
 )
-from fmcnet.retrieval.records import MADE_WITH, NONE, Entry, EntryBatch, GallerySettings, from_micros
+from fmcnet.retrieval.records import MADE_WITH, NONE, Entry, EntryBatch, from_micros
 from fmcnet.retrieval.sqlite_connection import NAME, check_files, check_loss, read_last_generation
 from fmcnet.retrieval.sqlite_database import CHUNK, Database
 from fmcnet.retrieval.sqlite_store import CONTENTS, LOCK, RANGES, as_ranges, writer_lock
@@ -39,10 +40,11 @@ OWN = (*CONTENTS, LOCK, ".*.tmp")
 """Patterns of the names of all of a gallery's files."""
 WAIT = 30.0
 """Seconds to wait for a locked database."""
-UNFINISHED = ("database", "database-journal")
-"""Files of a copy of the database that was ended."""
+LEFT = {"gallery", "old", "database", "database-journal", LOCK}
+"""What a killed copy leaves in `OUT.part`; that of an earlier version a database, too."""
 LOST = "recovered-"
 """Prefix of the id of an entry whose own was lost."""
+Value = TypeVar("Value")
 Rescued = tuple[Entry, FloatArray, "bytes | None"]
 """An entry, its (D,) embedding and its thumbnail."""
 
@@ -65,9 +67,9 @@ def backup(location: str, out: str | Path) -> int:
         raise GalleryError(f"{location}: back up a cluster with its own tools (milvus-backup)")
     folder, out = Path(location), Path(out)
     _check_new(out, folder)
-    with _verified_copy(folder, out) as (new, entries):
+    with _new_folder(out, folder) as new:
+        entries = _copy(folder, new)
         new.rename(out)
-    to_disk(out.parent)
     return entries
 
 
@@ -93,34 +95,32 @@ def restore(source: str | Path, folder: str | Path, *, replace: bool = False) ->
     _check_target(source, folder, replace)
     with Gallery(source, read_only=True):
         pass  # opening it checks that
-    with _verified_copy(source, folder) as (new, entries):
+    with _new_folder(folder, source) as new:
+        entries = _copy(source, new)
         _check_target(source, folder, replace)
         if folder.exists():
             if in_use(folder / NAME):  # not before: it may cost a damaged gallery its write-ahead log
                 raise GalleryBusyError(f"{folder} is in use: end the process that has it open")
             new.chmod(folder.stat().st_mode & 0o7777)
         put_in_place(new, folder, new.with_name("old"))
-    to_disk(folder.parent)
     return entries
 
 
 @contextlib.contextmanager
-def _verified_copy(folder: Path, out: Path) -> Iterator[tuple[Path, int]]:
-    """A verified copy of a gallery in `OUT.part`, to be renamed, and its number of entries.
+def _new_folder(out: Path, folder: Path) -> Iterator[Path]:
+    """An empty folder in `OUT.part`, for a gallery that is made of `folder` and then renamed to `out`.
 
-    What a kill leaves in `OUT.part` is removed by the next copy to `out`. The database has another name until it is
-    whole, so nothing there opens as a gallery.
+    What a kill leaves in `OUT.part` is removed by the next call.
     """
     work = with_ending(out, ".part")
     with contextlib.ExitStack() as stack:
         try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            work.mkdir(mode=0o700, exist_ok=True)
+            work.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not os.access(work, os.W_OK):
                 raise GalleryError(
                     f"{work} is needed for the copy and you may not write into it: move it away"
                 )
-            if foreign := {path.name for path in work.iterdir()} - {*UNFINISHED, "gallery", "old", LOCK}:
+            if foreign := {path.name for path in work.iterdir()} - LEFT:
                 raise GalleryError(f"{work} is needed for the copy and holds {min(foreign)}: move it away")
             stack.enter_context(writer_lock(work, 0))
             stack.callback(shutil.rmtree, work, ignore_errors=True)
@@ -129,27 +129,29 @@ def _verified_copy(folder: Path, out: Path) -> Iterator[tuple[Path, int]]:
             for name in ("old", "gallery"):
                 shutil.rmtree(work / name, ignore_errors=True)
             (work / "gallery").mkdir(mode=0o700)
-            yield work / "gallery", _copy(folder, work)
+            yield work / "gallery"
+            to_disk(out.parent)
         except OSError as error:
             raise GalleryError(f"{out} cannot be written: {error.strerror or error}") from error
         except GalleryDamagedError as error:
             raise GalleryDamagedError(str(error).replace(str(work / "gallery"), str(folder))) from error
 
 
-def _copy(folder: Path, work: Path) -> int:
-    """Copy a gallery to `work / "gallery"` and read all of it; how many entries it has."""
+def _copy(folder: Path, new: Path) -> int:
+    """Copy a gallery to an empty folder and read all of it; how many entries it has.
+
+    The database has another name until it is whole, so nothing there opens as a gallery.
+    """
     check_files(folder)
     check_loss(folder, WAIT, IndexManifest.find(folder))
-    new = work / "gallery"
     manifest = _copy_index(folder, new)  # first: the database may only be newer
     if (folder / MADE_WITH).is_file():
         shutil.copyfile(folder / MADE_WITH, new / MADE_WITH)
-    for name in UNFINISHED:
-        (work / name).unlink(missing_ok=True)
-    make_private(work / "database")
+    unfinished = new / "database"
+    make_private(unfinished)
     source = Database(folder, read_only=True, timeout=WAIT)
     try:
-        with contextlib.closing(sqlite3.connect(work / "database")) as target, source.translated():
+        with contextlib.closing(sqlite3.connect(unfinished)) as target, source.translated():
             try:
                 source.connection.backup(target)
             except sqlite3.OperationalError as error:
@@ -158,7 +160,7 @@ def _copy(folder: Path, work: Path) -> int:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
     finally:
         source.close()
-    (work / "database").rename(new / NAME)
+    unfinished.rename(new / NAME)
     take_from_others(new.iterdir())  # of the original, which was copied with the system's modes
     database = Database(new, read_only=False, timeout=WAIT)
     try:
@@ -326,31 +328,25 @@ def recover(folder: str | Path, out: str | Path, model: str) -> Recovered:
     expected: int | None = None
     thumbnails_before: int | None = None
     had_no_ranges = False
-    settings: GallerySettings | None = None
-    partial = with_ending(out, ".part")
-    if partial.exists():
-        raise GalleryError(
-            f"{partial} is of a recovery that runs or was killed: in the latter case delete it"
-        )
-    with contextlib.ExitStack() as stack:
+    with _new_folder(out, folder) as new, contextlib.ExitStack() as stack:
         database = _open_readable(folder, stack)
         reason, mark = "", read_last_generation(folder / NAME)
         parts: list[Iterator[dict[int, Rescued]]] = []
         try:
             manifest = IndexManifest.read(folder)
-            if database is not None and not _is_same_gallery(database, manifest):
+            if _read(database, Database.name) not in (None, manifest.gallery):
                 if mark is not None and mark.gallery != manifest.gallery:
                     raise InvalidIndexError("it belongs to another gallery")
                 database = None
             codes, columns = manifest.map(folder), manifest.load_columns(folder)
             name, dtype, generation = manifest.gallery, manifest.dtype, manifest.generation
-            removed = _removed_since(database, manifest) | set(columns.seq[~columns.alive].tolist())
+            noted = _read(database, lambda known: list(known.noted(manifest.generation))) or []
+            removed = {seq for seq, is_gone in noted if is_gone} | set(columns.seq[~columns.alive].tolist())
             parts.append(_rows_of_index(manifest, codes, columns, database, damaged, removed))
         except InvalidIndexError as error:
             reason = str(error)
         if database is not None:
-            with contextlib.suppress(GalleryError), database.reading():
-                settings = database.settings()
+            settings = _read(database, Database.settings)
             with contextlib.suppress(GalleryError), database.reading():
                 if database.number("generation") >= generation:
                     name, generation = database.name(), database.number("generation")
@@ -366,13 +362,8 @@ def recover(folder: str | Path, out: str | Path, model: str) -> Recovered:
                 parts.append(_rows_of_database(database, written, removed, damaged))
         if not parts:
             raise GalleryDamagedError(f"{folder}: its index cannot be read either: {reason}")
-        try:
-            partial.mkdir(mode=0o700, parents=True)
-        except OSError as error:
-            raise GalleryError(f"{out} cannot be made: {error.strerror}") from error
-        stack.callback(shutil.rmtree, partial, ignore_errors=True)  # where it is ended
         gallery = stack.enter_context(
-            Gallery(partial, model=model, dtype="float16" if dtype == "float16" else "float32")
+            Gallery(new, model=model, dtype="float16" if dtype == "float16" else "float32")
         )
         for rows in filter(None, itertools.chain(*parts)):
             written.update(rows)
@@ -388,11 +379,10 @@ def recover(folder: str | Path, out: str | Path, model: str) -> Recovered:
                 had_no_ranges = stored is None and database.number("generation") >= generation
                 gallery.replace_ranges(as_ranges(json.loads(str(stored))), len(gallery))
         if (folder / MADE_WITH).is_file():
-            shutil.copyfile(folder / MADE_WITH, partial / MADE_WITH)
+            shutil.copyfile(folder / MADE_WITH, new / MADE_WITH)
         has_ranges = bool(gallery.value_ranges)  # also those that a version before 0.2 noted
         gallery.close()  # it is whole, and nobody has it open
-        partial.rename(out)
-    to_disk(out.parent)
+        new.rename(out)
     lost = len(damaged - written) if expected is None else max(expected - len(written), 0)
     newer = max(mark.generation - generation, 0) if mark is not None and mark.gallery == name else 0
     thumbnails_lost = None if thumbnails_before is None else max(thumbnails_before - kept, 0)
@@ -410,19 +400,12 @@ def _take_records(gallery: Gallery, database: Database) -> bool:
     return False
 
 
-def _is_same_gallery(database: Database, manifest: IndexManifest) -> bool:
-    """Whether index and database are one gallery's; True where a name cannot be read."""
-    with contextlib.suppress(GalleryError), database.reading():
-        return database.name() == manifest.gallery
-    return True
-
-
-def _removed_since(database: Database | None, manifest: IndexManifest) -> set[int]:
-    """Rows that the database knows to be removed since the index was written."""
+def _read(database: Database | None, value: Callable[[Database], Value]) -> Value | None:
+    """What the database says, in one transaction; None where it cannot be read."""
     if database is not None:
         with contextlib.suppress(GalleryError), database.reading():
-            return {seq for seq, is_gone in database.noted(manifest.generation) if is_gone}
-    return set()
+            return value(database)
+    return None
 
 
 def _open_readable(folder: Path, stack: contextlib.ExitStack) -> Database | None:
@@ -486,15 +469,11 @@ def _read_rows(database: Database, seqs: list[int], damaged: set[int]) -> dict[i
     """The rows that the database still has whole; partial ones go into `damaged`."""
     rows: dict[int, Rescued] = {}
     for seq in seqs:
-        try:
-            with database.reading():
-                (entry, vector) = database.stored([seq])[seq]
-        except GalleryError:
+        stored = _read(database, partial(Database.stored, seqs=[seq]))
+        if stored is None:
             damaged.add(seq)
-            continue
-        rows[seq] = entry, vector, None
-        with contextlib.suppress(GalleryError), database.reading():
-            rows[seq] = entry, vector, database.thumbnail(seq)
+        else:
+            rows[seq] = *stored[seq], _read(database, partial(Database.thumbnail, seq=seq))
     return rows
 
 

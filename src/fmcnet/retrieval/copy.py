@@ -30,7 +30,6 @@ from fmcnet.retrieval.records import (
     IndexChoice,
     OpenOptions,
     Stored,
-    Where,
     to_micros,
 )
 
@@ -137,13 +136,9 @@ def _check_not_removed(source: Store, target: Store) -> None:
     removed = 0
     for part in source.scan(None, BATCH):
         ids = [entry.id for entry, _ in part]
-        existing = {entry.id for rows in target.scan(Where(ids=ids), BATCH) for entry, _ in rows}
-        records = source.files.of(ids)
-        keys = [
-            {name, records[name].digest} if name in records else {name}
-            for name in ids
-            if name not in existing
-        ]
+        missing = set(ids) - target.fetch(ids).keys()
+        records = source.files.of(missing)
+        keys = [{name, records[name].digest} if name in records else {name} for name in missing]
         gone = target.files.removed(itertools.chain(*keys))
         removed += sum(bool(names & gone) for names in keys)
     if removed:

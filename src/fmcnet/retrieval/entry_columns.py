@@ -40,38 +40,33 @@ class EntryColumns:
     """
 
     def __init__(self) -> None:
-        self._n = 0
         self._arrays: dict[str, NDArray[np.generic]] = {k: np.empty(0, t) for k, t in KINDS.items()}
         self.numbers: dict[str, dict[str, int]] = {name: {} for name in TEXTS}
 
     def __len__(self) -> int:
-        return self._n
+        return len(self.seq)
 
     def __getitem__(self, name: str) -> NDArray[np.generic]:
-        return self._arrays[name][: self._n]
+        return self._arrays[name]
 
     @property
     def alive(self) -> BoolArray:
         """(N,) not removed."""
-        return self._arrays["alive"][: self._n]  # type: ignore[return-value]
+        return self._arrays["alive"]  # type: ignore[return-value]
 
     @property
     def seq(self) -> IntArray:
         """(N,) row numbers, rising."""
-        return self._arrays["seq"][: self._n]  # type: ignore[return-value]
+        return self._arrays["seq"]  # type: ignore[return-value]
 
     def append(self, seqs: Sequence[int], entries: Sequence[Entry]) -> None:
         """Add rows at the end; their numbers are larger than all before."""
-        needed = self._n + len(seqs)
-        if needed > len(self._arrays["seq"]):
-            capacity = max(needed, 2 * self._n, 1024)
-            for name, array in self._arrays.items():
-                self._arrays[name] = np.empty(capacity, array.dtype)
-                self._arrays[name][: self._n] = array[: self._n]
-        start, self._n = self._n, needed
-        self._arrays["seq"][start:needed] = seqs
-        self._arrays["alive"][start:needed] = True
-        self._set(slice(start, needed), entries)
+        new = slice(len(self), len(self) + len(seqs))
+        for name, array in self._arrays.items():
+            self._arrays[name] = np.concatenate([array, np.empty(len(seqs), array.dtype)])
+        self.seq[new] = seqs
+        self.alive[new] = True
+        self._set(new, entries)
 
     def replace(self, seq: int, entry: Entry) -> None:
         """Replace a row's metadata."""
@@ -94,10 +89,10 @@ class EntryColumns:
 
     def existing(self, seqs: Sequence[int]) -> list[int]:
         """Those row numbers that are not removed."""
-        if not self._n:
+        if not len(self):
             return []
         requested = np.asarray(seqs, np.int64)
-        positions = np.minimum(self.positions(requested), self._n - 1)
+        positions = np.minimum(self.positions(requested), len(self) - 1)
         existing: list[int] = requested[self.alive[positions] & (self.seq[positions] == requested)].tolist()
         return existing
 
@@ -114,14 +109,12 @@ class EntryColumns:
         if where is None:
             return matches
         if where.ids is not None:
-            has_id = np.zeros(self._n, np.bool_)
-            has_id[self.positions(sorted(seqs or ()))] = True
-            matches &= has_id
+            matches &= np.isin(self.seq, list(seqs or ()))
         pids = None if where.pids is None else [str(pid) for pid in where.pids]
         for name, texts in (("pid", pids), ("camera", where.cameras), ("track", where.tracks)):
             if texts is not None:
                 numbers = self.numbers[name]
-                matches &= self._has_any(name, [numbers[text] for text in texts if text in numbers])
+                matches &= np.isin(self[name], [numbers[text] for text in texts if text in numbers])
         if where.modality is not None:
             matches &= self["modality"] == Modality(where.modality).code
         if where.since is not None:
@@ -133,7 +126,7 @@ class EntryColumns:
             likely = (
                 (text, n) for text, n in self.numbers["tags"].items() if all(map(text.__contains__, parts))
             )
-            matches &= self._has_any("tags", [n for text, n in likely if tags <= set(json.loads(text))])
+            matches &= np.isin(self["tags"], [n for text, n in likely if tags <= set(json.loads(text))])
         return matches
 
     def texts(self, name: str) -> set[str]:
@@ -143,13 +136,6 @@ class EntryColumns:
         used = np.bincount(codes + 1, minlength=len(numbers) + 1)[1:].astype(np.bool_).tolist()
         texts = {text for text, number in numbers.items() if used[number]}
         return {*chain(*json.loads(f"[{','.join(texts)}]"))} if name == "tags" else texts
-
-    def _has_any(self, name: str, numbers: Collection[int]) -> BoolArray:
-        """(N,) whose text has one of these numbers; by a table, which takes a fifth of the time of `np.isin`."""
-        table = np.zeros(len(self.numbers[name]) + 1, np.bool_)  # the last is that of no text, -1
-        table[list(numbers)] = True
-        matches: BoolArray = table[self[name]]
-        return matches
 
     def save(self, path: Path, rows: int) -> None:
         """Write the first `rows` rows to an .npz file; texts that no row has are left out."""
@@ -176,7 +162,6 @@ class EntryColumns:
         for name in TEXTS:
             text = arrays[f"{name}_texts"].tobytes().decode()
             columns.numbers[name] = {value: i for i, value in enumerate(text.split("\0") if text else ())}
-        columns._n = len(columns._arrays["seq"])
         return columns
 
 

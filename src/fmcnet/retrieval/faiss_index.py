@@ -1,8 +1,8 @@
 """A gallery's index in memory: the embeddings of each modality in FAISS indexes.
 
 A position is a row's place in the order of adding. Removed rows keep theirs until the gallery is compacted. Each
-modality has an HNSW graph over its first rows and a flat index of the rest. A graph never links rows of different
-modalities: otherwise a search for one would be lost among rows of the query's own modality, which are all nearer.
+modality has a flat index, and an HNSW graph over its first rows. A graph never links rows of different modalities:
+otherwise a search for one would be lost among rows of the query's own modality, which are all nearer.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from fmcnet.errors import require
 from fmcnet.parsing import read_npz
 from fmcnet.retrieval.entry_columns import EntryColumns
-from fmcnet.retrieval.records import NEAR, SPARE, Entry, ties_go_on
+from fmcnet.retrieval.records import Entry
+from fmcnet.retrieval.similarity import NEAR, SPARE, ties_go_on
 from fmcnet.types import BoolArray, FloatArray, IntArray, Modality
 
 Codes = NDArray[np.float32 | np.float16]
@@ -62,10 +63,7 @@ def exact(index: Any, queries: FloatArray, top: int, mask: BoolArray) -> Nearest
     """The `top` largest inner products of (Q, D) queries with the rows of a flat index where `mask` is true."""
     if mask.all():
         return index.search(queries, top)  # type: ignore[no-any-return]
-    if index.sa_code_size() == 4 * index.d:  # of float32 rows FAISS reads only those listed
-        selector = faiss().IDSelectorArray(np.flatnonzero(mask))
-    else:
-        selector = faiss().IDSelectorBitmap(np.packbits(mask, bitorder="little"))
+    selector = faiss().IDSelectorBitmap(np.packbits(mask, bitorder="little"))
     return index.search(queries, top, params=faiss().SearchParameters(sel=selector))  # type: ignore[no-any-return]
 
 
@@ -83,16 +81,16 @@ class ModalityIndex:
 
     Attributes:
         positions: (M,) of its rows in the gallery, rising.
-        graph: HNSW over the first G rows, or None.
+        flat: FAISS index of all rows.
+        graph: HNSW over the first G rows, with `flat` as its storage, or None.
         reached: (G,) which rows of the graph a search in it finds.
-        rest: flat index of the other rows.
     """
 
     def __init__(self, dimension: int, dtype: np.dtype[Any]) -> None:
         self.dimension, self.dtype = dimension, dtype
         self.positions = np.empty(0, np.int64)
+        self.flat = empty_flat(dimension, dtype)
         self.graph: Any = None
-        self.rest = empty_flat(dimension, dtype)
         self.reached = np.empty(0, np.bool_)
 
     @property
@@ -103,75 +101,54 @@ class ModalityIndex:
     def add(self, positions: IntArray, codes: Codes) -> None:
         """Append rows."""
         self.positions = np.concatenate([self.positions, positions])
-        self.rest.add_sa_codes(np.ascontiguousarray(codes).view(np.uint8))
+        self.flat.add_sa_codes(np.ascontiguousarray(codes).view(np.uint8))
 
     def attach(self, graph: Any, reached: BoolArray) -> None:
-        """Use a graph that was saved without embeddings for the first rows, all of which are in `rest`."""
-        rows = len(reached)
-        codes = self.rest.reconstruct_n(0, self.rest.ntotal)
-        self.graph, self.reached, self.rest = graph, reached, empty_flat(self.dimension, self.dtype)
-        self._store(codes[:rows])
-        self.rest.add(codes[rows:])
+        """Use a graph of the first rows that has no embeddings of its own."""
+        self.graph, self.reached = graph, reached
+        graph.storage, graph.own_fields = self.flat, True  # the graph frees it
 
-    def _store(self, codes: FloatArray) -> None:
-        """Give the graph its (G, D) embeddings."""
-        storage = empty_flat(self.dimension, self.dtype)
-        storage.add(codes)
-        self.graph.storage, self.graph.own_fields = storage, True  # the graph frees its storage
+    @property
+    def codes(self) -> Codes:
+        """(M, D) embeddings in the memory of `flat`, until rows are added."""
+        size = len(self.positions) * self.dimension * self.dtype.itemsize
+        memory = faiss().rev_swig_ptr(self.flat.codes.data(), size)
+        return memory.view(self.dtype).reshape(-1, self.dimension)  # type: ignore[no-any-return]
 
-    def codes_from(self, first: int) -> FloatArray:
-        """(M - first, D) embeddings of its last rows."""
-        parts = []
-        if first < self.graph_rows:
-            parts.append(self.graph.storage.reconstruct_n(first, self.graph_rows - first))
-            first = self.graph_rows
-        parts.append(self.rest.reconstruct_n(first - self.graph_rows, len(self.positions) - first))
-        return np.concatenate(parts)
-
-    def vectors(self, rows: IntArray) -> FloatArray:
-        """(N, D) embeddings of these of its rows."""
-        in_graph = rows < self.graph_rows
-        codes = np.empty((len(rows), self.dimension), np.float32)
-        if in_graph.any():
-            codes[in_graph] = self.graph.storage.reconstruct_batch(rows[in_graph])
-        codes[~in_graph] = self.rest.reconstruct_batch(rows[~in_graph] - self.graph_rows)
-        return codes
-
-    def stand_ins(self, rows: IntArray, alive: BoolArray) -> FloatArray:
+    def stand_ins(self, rows: IntArray, alive: BoolArray) -> Codes:
         """(N, D) what takes the place of removed rows in a graph: of each the nearest row that is left.
 
         A search finds what lies behind a row by passing it, and passes no zeros. Zeros where no row is left.
         """
         if not alive.any():
-            return np.zeros((len(rows), self.dimension), np.float32)
-        own, index = np.unique(self.vectors(rows), axis=0, return_inverse=True)  # many may be copies of one
-        _, nearest = merged(self.search(own, 1, alive, SELF_SEARCH["ef"] if self.graph_rows else 0), 1)
-        return self.vectors(np.searchsorted(self.positions, nearest[:, 0]))[index.ravel()]
+            return np.zeros((len(rows), self.dimension), self.dtype)
+        own, index = np.unique(self.codes[rows], axis=0, return_inverse=True)  # many may be copies of one
+        found = self.search(own.astype(np.float32), 1, alive, SELF_SEARCH["ef"] if self.graph_rows else 0)
+        nearest = merged(found, 1)[1][:, 0]
+        return self.codes[np.searchsorted(self.positions, nearest)][index.ravel()]
 
     def grow(self, alive: BoolArray) -> None:
         """Take all rows into the graph, with `stand_ins` for those (M,) that are not alive."""
-        if not self.rest.ntotal:
+        first, total = self.graph_rows, len(self.positions)
+        if first == total:
             return
-        first, codes = self.graph_rows, self.rest.reconstruct_n(0, self.rest.ntotal)
-        if len(removed := np.flatnonzero(~alive)):
-            stand_ins, in_graph = self.stand_ins(removed, alive), removed < first
-            codes[removed[~in_graph] - first] = stand_ins[~in_graph]
-            if in_graph.any():  # as a process sees the graph that opens the files later
-                stored = self.graph.storage.reconstruct_n(0, first)
-                stored[removed[in_graph]] = stand_ins[in_graph]
-                self._store(stored)
+        if len(removed := np.flatnonzero(~alive)):  # as a process sees them that opens the files later
+            self.codes[removed] = self.stand_ins(removed, alive)
         if self.graph is None:
             description = f"HNSW{LINKS},{STORAGE[self.dtype.name]}"
-            self.graph = faiss().index_factory(self.dimension, description, faiss().METRIC_INNER_PRODUCT)
-            self.graph.hnsw.efConstruction = EF_BUILD
-        self.graph.add(codes)
-        self.rest = empty_flat(self.dimension, self.dtype)
+            graph = faiss().index_factory(self.dimension, description, faiss().METRIC_INNER_PRODUCT)
+            graph.hnsw.efConstruction = EF_BUILD
+            self.attach(graph, self.reached)
+        new = self.codes[first:].astype(np.float32)
+        self.flat.remove_ids(faiss().IDSelectorRange(first, total))
+        self.graph.add(new)  # to `flat`, too
         self.reached = np.empty(self.graph.ntotal, np.bool_)
         params = faiss().SearchParametersHNSW(efSearch=SELF_SEARCH["ef"])
         for start in range(0, len(self.reached), 4096):
             rows = np.arange(start, min(start + 4096, len(self.reached)))
-            codes = self.graph.storage.reconstruct_n(start, len(rows))
-            neighbours = self.graph.search(codes, SELF_SEARCH["k"], params=params)[1]
+            neighbours = self.graph.search(
+                self.codes[rows].astype(np.float32), SELF_SEARCH["k"], params=params
+            )[1]
             self.reached[rows] = (neighbours == rows[:, None]).any(axis=1)
 
     def search(self, queries: FloatArray, top: int, mask: BoolArray, ef_search: int) -> list[Nearest]:
@@ -183,18 +160,15 @@ class ModalityIndex:
             mask: (M,) which of its rows to look at.
             ef_search: HNSW's efSearch; 0: compare all.
         """
-        answers, todo = [], mask[: self.graph_rows]
+        answers, by_graph = [], np.zeros(len(mask), np.bool_)
+        by_graph[: self.graph_rows] = self.reached
         if ef_search:
-            answer = self._search_graph(queries, top, todo & self.reached, ef_search)
+            answer = self._search_graph(queries, top, mask & by_graph, ef_search)
             if answer:
                 answers.append(answer)
-                todo = todo & ~self.reached
-        storage = None if self.graph is None else self.graph.storage
-        for index, first, allowed in ((storage, 0, todo), (self.rest, self.graph_rows, mask[len(todo) :])):
-            count = int(np.count_nonzero(allowed))
-            if count:
-                similarity, row = exact(index, queries, min(top, count), allowed)
-                answers.append((similarity, row + first))
+                mask = mask & ~by_graph
+        if count := int(np.count_nonzero(mask)):
+            answers.append(exact(self.flat, queries, min(top, count), mask))
         return [(similarity, np.where(row < 0, -1, self.positions[row])) for similarity, row in answers]
 
     def _search_graph(
@@ -225,7 +199,7 @@ class ModalityIndex:
         if len(pending) == len(queries):
             return None
         if len(pending):
-            similarity[pending], row[pending] = exact(self.graph.storage, queries[pending], top, chosen)
+            similarity[pending], row[pending] = exact(self.flat, queries[pending], top, chosen)
         return similarity, row
 
 
@@ -313,8 +287,8 @@ class FaissIndex:
         """(N - first, D) embeddings of the last rows; zeros for removed ones."""
         codes: Codes = np.zeros((len(self) - first, self.dimension), self.dtype)
         for part in self.parts:
-            start = int(np.searchsorted(part.positions, first))
-            codes[part.positions[start:] - first] = part.codes_from(start)
+            rows = np.flatnonzero(part.positions >= first)
+            codes[part.positions[rows] - first] = part.codes[rows]
         codes[~self.columns.alive[first:]] = 0
         return codes
 
@@ -381,8 +355,7 @@ class FaissIndex:
         ef_search = EF_SEARCH if sum(use_graph) == 1 else 2 * EF_SEARCH // 3
         results = [(np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64))]
         for part, allowed, by_graph in zip(self.parts, masks, use_graph, strict=True):
-            if top:
-                results += part.search(queries, top, allowed, ef_search if by_graph else 0)
+            results += part.search(queries, top, allowed, ef_search if by_graph else 0)
         return merged(results, top)
 
     def candidates(

@@ -130,9 +130,7 @@ class FileRecords:
     def any_removed(self) -> bool:
         """Whether there is something that was removed and not added since."""
         with self.reading():
-            return REMOVED in self.database.tables() and bool(
-                self.database.run(f"SELECT 1 FROM {REMOVED} LIMIT 1")
-            )
+            return bool(self.database.removed_digests())
 
     def remember_removed(self, seqs: Sequence[int], *, changed: bool) -> None:
         """Remember removed entries by the digest of their file, or by id without a record.

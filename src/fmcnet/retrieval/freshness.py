@@ -14,7 +14,7 @@ from fmcnet.files import file_digest, file_state
 from fmcnet.retrieval.file_records import FileRecord, Origin
 from fmcnet.retrieval.gallery import Gallery
 from fmcnet.retrieval.records import Entry, Where
-from fmcnet.retrieval.sources import SourceImage, path_id
+from fmcnet.retrieval.sources import SourceImage, path_id, without_dots
 
 REMOVED_AT_ONCE = 10_000
 """Entries."""
@@ -160,7 +160,7 @@ def _read_record(image: SourceImage, before: FileRecord | None) -> FileRecord | 
 def _split_twins(record: FileRecord, twins: Sequence[FileRecord]) -> tuple[list[str], list[str]]:
     """Paths of indexed files with its content: those that are gone, or are this one with `..`, and the others."""
     paths = [twin.path for twin in twins]
-    gone = [path for path in paths if is_gone(Path(path)) or _without_dots(path) == record.path != path]
+    gone = [path for path in paths if is_gone(Path(path)) or without_dots(path) == record.path != path]
     return gone, [path for path in paths if path not in gone]
 
 
@@ -310,8 +310,7 @@ def relocate(gallery: Gallery, old: str, new: str, *, dry_run: bool = False) -> 
     origins = list(gallery.files.origins())
     renamed = {origin.id: moved for origin in origins if (moved := _relocated(origin, old, new)) is not None}
     if not renamed:
-        sources = filter(None, (_without_dots(origin.source) for origin in origins))
-        roots = sorted({str(Path(source).parent) for source in sources})
+        roots = sorted({str(Path(without_dots(one.source)).parent) for one in origins if one.source})
         more = ", ..." if len(roots) > MAX_NAMED else ""
         hint = f"; sources lie in {', '.join(roots[:MAX_NAMED])}{more}" if roots else ""
         raise GalleryError(f"{gallery.location} has no entry whose source is {old} or lies below it{hint}")
@@ -330,21 +329,11 @@ def _normalized_path(text: str) -> str:
     return os.path.abspath(Path(text).expanduser())  # noqa: PTH100 (.. goes, links stay)
 
 
-def _without_dots(source: str | None) -> str | None:
-    """A path without `..`; an address, and a path with a link to a folder before the dots, stay."""
-    if not source or "://" in source or ".." not in source:
-        return source
-    plain = os.path.normpath(source)
-    if os.path.exists(source) and not (os.path.exists(plain) and os.path.samefile(source, plain)):  # noqa: PTH110, PTH121
-        return source
-    return plain
-
-
 def _relocated(origin: Origin, old: str, new: str) -> Origin | None:
     """The origin at its new place; None: it does not lie below `old`."""
     path = indexed_path(origin)
-    source = _replace_prefix(_without_dots(origin.source), old, new)
-    new_path = _replace_prefix(_without_dots(None if path is None else str(path)), old, new)
+    source = _replace_prefix(origin.source, old, new)
+    new_path = _replace_prefix(None if path is None else str(path), old, new)
     if source is None and new_path is None:
         return None
     made_by_index = path is not None and path_id(path) == origin.id
@@ -361,11 +350,12 @@ def _relocated(origin: Origin, old: str, new: str) -> Origin | None:
 
 
 def _replace_prefix(text: str | None, old: str, new: str) -> str | None:
-    """A path or address with `new` for the prefix `old`; None without that prefix."""
+    """A path or address, without `..`, with `new` for the prefix `old`; None without that prefix."""
+    text = without_dots(text or "")
     if text == old:
         return new
     prefix = old.rstrip(os.sep) + ("/" if "://" in old else os.sep)
-    if text is None or not text.startswith(prefix):
+    if not text.startswith(prefix):
         return None
     return new.rstrip(os.sep) + ("/" if "://" in new else os.sep) + text[len(prefix) :]
 

@@ -29,9 +29,8 @@ from fmcnet.retrieval.records import (
     Stored,
     Where,
     check_where,
-    group,
-    rank_pooled,
 )
+from fmcnet.retrieval.similarity import group, pool, rank_pooled, unit_vectors
 from fmcnet.types import FloatArray, Modality
 
 if TYPE_CHECKING:
@@ -275,7 +274,7 @@ class Gallery:
         Raises:
             GalleryError: for a query of another dimension or model, NaN, or a zero vector.
         """
-        vector = inputs.pool(query)
+        vector = pool(query)
         self._check_query(vector, top, model)
         return self._store.search(vector[None], top, check_where(where), exact)[0]
 
@@ -303,7 +302,7 @@ class Gallery:
         Raises:
             GalleryError: as `search`.
         """
-        vectors = inputs.unit_vectors(queries, what="query")
+        vectors = unit_vectors(queries, what="query")
         self._check_query(vectors, top, model)
         return self._store.search(vectors, top, check_where(where), exact) if len(vectors) else []
 
@@ -339,7 +338,7 @@ class Gallery:
         Raises:
             GalleryError: as `search`.
         """
-        vector = inputs.pool(query)
+        vector = pool(query)
         self._check_query(vector, top, model)
         group_count = POOLED_GROUPS * top if pooled else top
         hit_count, matching, max_hits = 5 * group_count, self.count(where), min(MAX_HITS, self._store.most)

@@ -249,8 +249,8 @@ class GalleryIndex:
             elif manifest.graph is None:
                 manifest.put_graphs(self.folder, state)
             for positions, part in state.removed_in_graphs() if grown else ():
-                codes = part.vectors(np.searchsorted(part.positions, positions))
-                manifest.overwrite(self.folder, positions, codes.astype(state.dtype))
+                codes = part.codes[np.searchsorted(part.positions, positions)]
+                manifest.overwrite(self.folder, positions, codes)
             manifest.commit(self.folder, state, self.generation)
             self.manifest, self.faults = manifest, []
         except (OSError, MemoryError, RuntimeError, InvalidIndexError) as error:  # RuntimeError is FAISS's
@@ -395,8 +395,7 @@ class IndexManifest:
             if not self.rows:
                 (folder / self.vectors).chmod(private_mode(folder))
             stream.write(np.ascontiguousarray(codes).data)
-            stream.flush()
-            os.fsync(stream.fileno())
+        to_disk(folder / self.vectors)
         first = self.rows // BLOCK
         self.rows += len(codes)
         mapped = self.map(folder)
@@ -411,8 +410,7 @@ class IndexManifest:
             for position, code in zip(positions.tolist(), codes, strict=True):
                 stream.seek(position * self.row_bytes)
                 stream.write(code.tobytes())
-            stream.flush()
-            os.fsync(stream.fileno())
+        to_disk(folder / self.vectors)
         mapped = self.map(folder)
         for block in np.unique(positions // BLOCK).tolist():
             self.blocks[block] = block_crc(mapped, block)

@@ -161,9 +161,8 @@ def index(
                 fresh = portion.fresh(include_removed)
                 again = portion.to_encode_again(existing, keep_images)
                 new += fresh
-                options: Any = {"on_error": on_error, "batch_size": batch_size}
                 for noted, ranges in portion.add(
-                    searcher, fresh, again, keep_images, common_range, **options
+                    searcher, fresh, again, keep_images, common_range, on_error, batch_size
                 ):
                     remarks.update(noted)
                     used += ranges
@@ -350,15 +349,9 @@ class _Portion:
 
 
 def leave_out_expired(sources: Sources, until: datetime, option: str) -> Sources:
-    """The sources without images that `gallery expire` would remove.
+    """The sources without images that `gallery expire` would remove; a note counts those without a time.
 
-    Args:
-        sources: what was listed.
-        until: the time that `expires_before` gives.
-        option: the name under which `Sources.not_chosen` counts them.
-
-    Returns:
-        The other images, with a note on those without a time.
+    `until` is the time that `expires_before` gives, `option` the name under which `Sources.not_chosen` counts them.
     """
     kept = tuple(image for image in sources.images if image.time is None or not EPOCH <= image.time < until)
     not_chosen, notes = dict(sources.not_chosen), list(sources.notes)
@@ -370,15 +363,7 @@ def leave_out_expired(sources: Sources, until: datetime, option: str) -> Sources
 
 
 def check_faults(sources: Sources, *, missing_ok: bool = False) -> None:
-    """Refuse sources with faults.
-
-    Args:
-        sources: what was listed.
-        missing_ok: a row whose file is gone is no fault.
-
-    Raises:
-        DataError: naming the faults.
-    """
+    """Raise a DataError that names the faults of sources; with `missing_ok`, a row whose file is gone is none."""
     faults = [fault for fault in sources.faults if not (missing_ok and fault.reason.startswith(MISSING))]
     if faults:
         total = len(sources.images) + len(sources.faults)

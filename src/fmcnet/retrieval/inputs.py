@@ -8,7 +8,6 @@ import time as clock
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from datetime import datetime, timedelta, timezone
-from enum import Enum
 from pathlib import PurePath
 from typing import Any
 
@@ -31,7 +30,7 @@ from fmcnet.retrieval.records import (
     as_utc,
     is_nat,
 )
-from fmcnet.types import FloatArray
+from fmcnet.retrieval.similarity import unit_vectors
 
 logger = logging.getLogger(__name__)
 
@@ -49,69 +48,6 @@ MOST_TAGS = 64
 """Most tags of one entry."""
 LARGEST_THUMBNAIL = 2**20
 """Most bytes of a thumbnail that is kept with an entry."""
-SMALLEST = 1e-12
-"""A vector whose values are all smaller is a zero vector."""
-
-
-def unit_vectors(values: ArrayLike, names: Sequence[str] = (), what: str = "embedding") -> FloatArray:
-    """(N, D) float32 of unit length.
-
-    Args:
-        values: (N, D) real numbers of any length; a single (D,) vector becomes (1, D).
-        names: of the rows, for the message.
-        what: noun for a row, for the message.
-
-    Raises:
-        GalleryError: for another shape, NaN, infinity and zero vectors.
-    """
-    plural = "queries" if what == "query" else f"{what}s"
-    try:
-        matrix = np.asarray(values)
-        if matrix.dtype.kind not in "fiu":
-            raise GalleryError(f"{plural} must be real numbers, got {matrix.dtype}")
-        matrix = matrix.astype(np.float64)
-    except (TypeError, ValueError, RuntimeError) as error:  # the last of a tensor that has a gradient
-        raise GalleryError(f"{plural} are not a matrix of numbers: {error}") from error
-    if matrix.ndim == 1:
-        matrix = matrix[None]
-    if matrix.ndim != 2 or matrix.shape[1] == 0:
-        raise GalleryError(f"{plural} must have shape (N, D), got {np.shape(values)}")
-    finite = np.isfinite(matrix).all(axis=1)
-    largest = np.where(finite, np.abs(np.where(finite[:, None], matrix, 1.0)).max(axis=1), 1.0)
-    zero = finite & (largest < SMALLEST)
-    for bad, fault in ((~finite, "holds NaN or infinity"), (zero, "is a zero vector")):
-        rows = np.flatnonzero(bad)
-        if len(rows):
-            row = int(rows[0])
-            label = f" ('{names[row]}')" if row < len(names) else ""
-            others = f", and {len(rows) - 1} more" if len(rows) > 1 else ""
-            raise GalleryError(
-                f"{what} {row}{label} of {len(matrix)} {fault}{others}: check the model, or leave it out"
-            )
-    matrix /= largest[:, None]  # so that no square overflows
-    return np.asarray(matrix / np.linalg.norm(matrix, axis=1, keepdims=True), dtype=np.float32)
-
-
-def pool(embeddings: ArrayLike) -> FloatArray:
-    """The mean of the unit vectors of several embeddings, brought to unit length.
-
-    Args:
-        embeddings: (N, D), or a single (D,).
-
-    Returns:
-        (D,) float32.
-
-    Raises:
-        GalleryError: for bad embeddings, or when they cancel out.
-    """
-    units = unit_vectors(embeddings)
-    if not len(units):
-        raise GalleryError("there is nothing to pool: give at least one embedding")
-    mean = units.mean(axis=0, dtype=np.float64)
-    if np.linalg.norm(mean) < 1e-6:
-        raise GalleryError("the embeddings cancel out: they cannot be crops of one person")
-    pooled: FloatArray = unit_vectors(mean)[0]
-    return pooled
 
 
 def make_batch(
@@ -310,14 +246,7 @@ def expires_before(keep: str | timedelta, now: datetime | None = None) -> dateti
     return moment - duration if duration < moment - EPOCH else EPOCH
 
 
-class _Keep(Enum):
-    KEEP = "KEEP"
-
-    def __repr__(self) -> str:
-        return "KEEP"
-
-
-KEEP: Any = _Keep.KEEP
+KEEP: Any = ...
 """An attribute that `update` does not change."""
 CHECKS: dict[str, Callable[[Any], Any]] = {
     "pid": as_pid,

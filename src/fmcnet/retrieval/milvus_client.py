@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import logging
@@ -93,17 +92,20 @@ class Collection:
                 "that it runs"
             ) from error
 
-    @contextlib.contextmanager
-    def client(self, *, write: bool = False) -> Iterator[Any]:
-        """The client, its errors as GalleryErrors; GalleryError when closed, or to write a read-only one."""
+    def check_open(self, *, write: bool = False) -> None:
+        """Raise a GalleryError when it was closed, or is read-only and to be written to."""
         if self._client is None:
             raise GalleryError(f"the gallery {self.location} was closed")
         if write and self.read_only:
             raise GalleryError(
                 f"{self.location} was opened read-only: open it without read_only to change it"
             )
+
+    def request(self, method: str, *arguments: Any, write: bool = False, **options: Any) -> Any:
+        """What a method of the client answers about this collection; its errors as GalleryErrors."""
+        self.check_open(write=write)
         try:
-            yield self._client
+            return getattr(self._client, method)(self.name, *arguments, timeout=self.timeout, **options)
         except self._errors as error:
             raise GalleryError(
                 f"{self.location}: Milvus says: {_error_message(error)}; check that the server runs, and is well"
@@ -111,57 +113,50 @@ class Collection:
 
     def open(self) -> GallerySettings | None:
         """Load the collection for searches; returns its settings, None when it does not exist."""
-        with self.client() as client:
-            if not client.has_collection(self.name, timeout=self.timeout):
-                return None
-            description = client.describe_collection(self.name, timeout=self.timeout)
-            types = {field["name"]: field["type"] for field in description.get("fields", ())}
-            self.numbers = types.get("pid") == self._types.INT64
-            try:
-                settings = GallerySettings(**json.loads(description["description"])["fmcnet"])
-            except (ValueError, KeyError, TypeError) as error:
-                raise GalleryError(
-                    f"{self.location} is a collection, but no gallery: name another"
-                ) from error
-            state = client.get_load_state(self.name, timeout=self.timeout)["state"]
-            # Not loaded: its writer was killed here, or somebody released it.
-            if getattr(state, "name", state) != "Loaded":
-                if not client.list_indexes(self.name, timeout=self.timeout):
-                    client.create_index(self.name, self._params(client), timeout=self.timeout)
-                client.load_collection(self.name, timeout=self.timeout)
+        if not self.request("has_collection"):
+            return None
+        description = self.request("describe_collection")
+        types = {field["name"]: field["type"] for field in description.get("fields", ())}
+        self.numbers = types.get("pid") == self._types.INT64
+        try:
+            settings = GallerySettings(**json.loads(description["description"])["fmcnet"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise GalleryError(f"{self.location} is a collection, but no gallery: name another") from error
+        state = self.request("get_load_state")["state"]
+        # Not loaded: its writer was killed here, or somebody released it.
+        if getattr(state, "name", state) != "Loaded":
+            if not self.request("list_indexes"):
+                self.request("create_index", self._params())
+            self.request("load_collection")
         return settings
 
     def create(self, settings: GallerySettings) -> GallerySettings:
         """Create the collection; returns its settings, another writer's when that one was first."""
         types = self._types
-        with self.client(write=True) as client:
-            description = json.dumps({"fmcnet": settings.__dict__})
-            schema = client.create_schema(auto_id=False, enable_dynamic_field=False, description=description)
-            schema.add_field("id", types.VARCHAR, is_primary=True, max_length=LONGEST["id"])
-            schema.add_field("embedding", types.FLOAT_VECTOR, dim=settings.dimension)
-            for name in ("modality", "time", "seq"):
-                schema.add_field(name, types.INT64)
-            for name in ("pid", "camera", "source", "track"):
-                schema.add_field(name, types.VARCHAR, max_length=LONGEST[name])
-            tag = {"element_type": types.VARCHAR, "max_capacity": MOST_TAGS, "max_length": LONGEST["tag"]}
-            schema.add_field("tags", types.ARRAY, **tag)
-            try:
-                client.create_collection(
-                    self.name,
-                    schema=schema,
-                    index_params=self._params(client),
-                    consistency_level="Strong",
-                    timeout=self.timeout,
-                )
-            except self._errors:
-                existing = self.open()
-                if existing is None:
-                    raise
-                return existing
+        description = json.dumps({"fmcnet": settings.__dict__})
+        schema = self._client.create_schema(
+            auto_id=False, enable_dynamic_field=False, description=description
+        )
+        schema.add_field("id", types.VARCHAR, is_primary=True, max_length=LONGEST["id"])
+        schema.add_field("embedding", types.FLOAT_VECTOR, dim=settings.dimension)
+        for name in ("modality", "time", "seq"):
+            schema.add_field(name, types.INT64)
+        for name in ("pid", "camera", "source", "track"):
+            schema.add_field(name, types.VARCHAR, max_length=LONGEST[name])
+        tag = {"element_type": types.VARCHAR, "max_capacity": MOST_TAGS, "max_length": LONGEST["tag"]}
+        schema.add_field("tags", types.ARRAY, **tag)
+        options = {"schema": schema, "index_params": self._params(), "consistency_level": "Strong"}
+        try:
+            self.request("create_collection", write=True, **options)
+        except GalleryError:
+            existing = self.open()
+            if existing is None:
+                raise
+            return existing
         return settings
 
-    def _params(self, client: Any) -> Any:
-        params = client.prepare_index_params()
+    def _params(self) -> Any:
+        params = self._client.prepare_index_params()
         if self._wanted == "hnsw":
             params.add_index("embedding", index_type="HNSW", metric_type="IP", params=HNSW)
             logger.warning(
@@ -176,8 +171,7 @@ class Collection:
     @functools.cached_property
     def index(self) -> str:
         """ "exact" or "hnsw"."""
-        with self.client() as client:
-            index_type = client.describe_index(self.name, "embedding", timeout=self.timeout)["index_type"]
+        index_type = self.request("describe_index", "embedding")["index_type"]
         return "exact" if index_type == "FLAT" else "hnsw"
 
     def close(self) -> None:

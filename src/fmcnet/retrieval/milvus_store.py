@@ -20,7 +20,6 @@ from fmcnet.retrieval.entry_columns import DayCount, count_days
 from fmcnet.retrieval.inputs import check_new, check_settings, check_there
 from fmcnet.retrieval.records import (
     NONE,
-    SPARE,
     Added,
     EntryBatch,
     GalleryInfo,
@@ -31,15 +30,12 @@ from fmcnet.retrieval.records import (
     Stored,
     Where,
     from_micros,
-    ranked,
-    ties_go_on,
 )
+from fmcnet.retrieval.similarity import SPARE, ranked, ties_go_on
 from fmcnet.types import FloatArray
 
 PAGE = 4_096
 """Rows in one page of a listing."""
-RACE = "incomplete query result"
-"""Milvus finds rows, then reads their embeddings, and says so where one was replaced or removed in between."""
 WIDEST = 16_384
 """Milvus gives no more rows in one answer."""
 
@@ -93,11 +89,8 @@ class MilvusStore(milvus.Collection):
         return None if self.settings is None else milvus.expression(where, numbers=self.numbers)
 
     def _query(self, condition: str, fields: list[str], **options: Any) -> list[dict[str, Any]]:
-        with self.client() as client:
-            rows: list[dict[str, Any]] = client.query(
-                self.name, filter=condition, output_fields=fields, timeout=self.timeout, **options
-            )
-            return rows
+        rows: list[dict[str, Any]] = self.request("query", filter=condition, output_fields=fields, **options)
+        return rows
 
     def search(self, queries: FloatArray, top: int, where: Where | None, exact: bool) -> list[list[Hit]]:
         """For each of (Q, D) queries its best entries; ties as in the embedded gallery."""
@@ -120,44 +113,28 @@ class MilvusStore(milvus.Collection):
                 elif len(rows) == limit < WIDEST and ties_go_on([row["distance"] for row in rows], top):
                     tied.append(index)
                 else:
-                    answers[index] = ranked(queries[index], self._entries(rows), top)
+                    found = self.fetch([row["id"] for row in rows])
+                    answers[index] = ranked(queries[index], list(found.values()), top)
             limit, pending = min(4 * limit, WIDEST), tied
         return [answers[index] for index in range(len(queries))]
 
     def _nearest(
         self, queries: list[FloatArray], limit: int, condition: str
     ) -> Iterator[list[dict[str, Any]]]:
-        """For each query its nearest rows, best first: with all fields, or ids alone where those are too many."""
-        fields = [*milvus.METADATA, "embedding"] if limit <= self._portion() else ["id"]
-        for batch in milvus.parts(queries, max(1, self._portion() // limit)):
-            try:
-                yield from self._send_search(batch, limit, condition, fields)
-            except GalleryError as error:
-                if RACE not in str(error):
-                    raise
-                yield from self._send_search(batch, limit, condition, ["id"])
+        """For each query the ids and similarities of its nearest rows, best first.
 
-    def _send_search(
-        self, queries: list[FloatArray], limit: int, condition: str, fields: list[str]
-    ) -> list[list[dict[str, Any]]]:
+        With their embeddings Milvus would refuse the search where one is replaced or removed meanwhile.
+        """
         params = {"ef": max(128, 2 * limit)} if self.index == "hnsw" else {}
-        with self.client() as client:
-            answers: list[list[dict[str, Any]]] = client.search(
-                self.name,
-                data=[query.tolist() for query in queries],
+        for batch in milvus.parts(queries, max(1, self._portion() // limit)):
+            yield from self.request(
+                "search",
+                data=[query.tolist() for query in batch],
                 filter=condition,
                 limit=limit,
-                output_fields=fields,
+                output_fields=["id"],
                 search_params={"metric_type": "IP", "params": params},
-                timeout=self.timeout,
             )
-        return answers
-
-    def _entries(self, rows: list[dict[str, Any]]) -> list[Stored]:
-        """The entries of an answer's rows, fetched where it has ids alone."""
-        if all("embedding" in row["entity"] for row in rows):
-            return [milvus.to_stored(row["entity"] | {"id": row["id"]}) for row in rows]
-        return list(self.fetch([row["id"] for row in rows]).values())
 
     def _search_exactly(self, query: FloatArray, top: int, where: Where | None) -> list[Hit]:
         """The best of all rows that match, each compared here: as slow as reading them."""
@@ -261,10 +238,10 @@ class MilvusStore(milvus.Collection):
         """All of the batch or nothing."""
         if any(batch.thumbnails):
             raise GalleryError(f"{self.location}: a cluster keeps no thumbnails; add without")
-        with self.client(write=True):
-            settings = GallerySettings(batch.vectors.shape[1], model, "float32")
-            if self.settings is None:
-                self._settings = self.create(settings)
+        self.check_open(write=True)
+        settings = GallerySettings(batch.vectors.shape[1], model, "float32")
+        if self.settings is None:
+            self._settings = self.create(settings)
         check_settings(self._settings or settings, settings.dimension, model, self.location)
         ids = [entry.id for entry in batch.entries]
         existing = {row["id"]: row for row in self._rows(ids)}
@@ -284,8 +261,8 @@ class MilvusStore(milvus.Collection):
 
     def update(self, ids: Sequence[str], change: Mapping[str, Any]) -> int:
         """Set attributes of entries."""
-        with self.client(write=True):
-            existing = {row["id"]: row for row in self._rows(ids)}
+        self.check_open(write=True)
+        existing = {row["id"]: row for row in self._rows(ids)}
         check_there(existing, ids, self.location)
         rows = []
         for name in ids:
@@ -304,14 +281,14 @@ class MilvusStore(milvus.Collection):
         try:
             for part in milvus.parts(rows, self._portion()):
                 attempted += [row["id"] for row in part]
-                self._upsert(part)
+                self.request("upsert", part, write=True)
         except BaseException as error:  # Ctrl-C too
             try:
                 self._delete([name for name in attempted if name not in before])
                 old: Any = [before[name] for name in attempted if name in before]
                 old = [milvus.to_row(*milvus.to_stored(row), row["seq"], numbers=self.numbers) for row in old]
                 for part in milvus.parts(old, self._portion()):
-                    self._upsert(part)
+                    self.request("upsert", part, write=True)
             except GalleryError:
                 raise GalleryError(
                     f"{error}; up to {len(attempted)} of {len(rows)} entries may be written, for they could not be "
@@ -320,28 +297,23 @@ class MilvusStore(milvus.Collection):
                 ) from error
             raise
 
-    def _upsert(self, rows: list[dict[str, Any]]) -> None:
-        with self.client(write=True) as client:
-            client.upsert(self.name, rows, timeout=self.timeout)
-
     def _delete(self, ids: Sequence[str]) -> None:
         for part in milvus.parts(ids, milvus.MOST_ROWS):
-            with self.client(write=True) as client:
-                client.delete(self.name, filter=f"id in {milvus.texts(part)}", timeout=self.timeout)
+            self.request("delete", filter=f"id in {milvus.texts(part)}", write=True)
 
     def remove(self, where: Where, remember: bool = True) -> int:
         """Remove what matches."""
-        with self.client(write=True):
-            ids = self._matching_ids(where)
+        self.check_open(write=True)
+        ids = self._matching_ids(where)
         self._delete(ids)
         return len(ids)
 
     def compact(self) -> None:
         """Ask Milvus to write its segments anew, without what was removed."""
-        with self.client(write=True) as client:
-            if self.settings is not None:
-                client.flush(self.name, timeout=self.timeout)
-                client.compact(self.name, timeout=self.timeout)
+        self.check_open(write=True)
+        if self.settings is not None:
+            self.request("flush")
+            self.request("compact")
 
     def check(self) -> list[str]:
         """Milvus looks after its own files: this only asks whether it answers."""

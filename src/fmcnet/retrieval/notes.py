@@ -318,3 +318,15 @@ def added_range_notes(gallery: Gallery, used: Collection[ValueRange | None]) -> 
             f"the gallery's deep images have, or had, several value ranges ({ranges_text(ranges)}): the same person "
             "is not equally bright in all, and a search of such an image needs a range"
         )
+
+
+def query_range_notes(
+    ranges: Sequence[ValueRange | None], used: Iterable[ValueRange | None]
+) -> Iterator[str]:
+    """A note on queries encoded with a range that no image of a gallery of these ranges has."""
+    for bounds in dict.fromkeys(used):
+        if ranges and bounds not in ranges:
+            yield (
+                f"the value range {range_text(bounds)} of the query is not that of the gallery's images "
+                f"({ranges_text(ranges)}): the same person is not equally bright in both"
+            )

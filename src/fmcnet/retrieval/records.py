@@ -1,11 +1,8 @@
-"""Frozen dataclasses of a gallery: entries, hits, filters, settings; and the ranking of hits.
-
-Hits are ranked by similarity, equal ones by id; alone, by track or by person.
-"""
+"""Frozen dataclasses of a gallery: entries, hits, filters, settings; and conversions of their values."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timedelta, timezone
 from numbers import Integral, Real
@@ -155,20 +152,20 @@ class Where:
             value = getattr(self, name)
             if isinstance(value, (str, bytes, int, float)):
                 raise GalleryError(f"Where({name}={value!r}): give a list, as {name}=[{value!r}]")
-            if value is not None:
-                try:
-                    values = frozenset(value)
-                except TypeError as error:
-                    raise GalleryError(f"Where({name}={value!r:.80}): give a list of texts") from error
-                for item in () if name == "pids" else values:
-                    if not isinstance(item, str):
-                        raise GalleryError(f"Where({name}=...): {item!r} is no text: give texts, as '1'")
-                if name != "pids":  # a text of an enum hashes its name
-                    values = frozenset(map(str.__str__, values))
-                no_condition = name == "tags" and not values  # every entry has all of no tags
-                object.__setattr__(self, name, None if no_condition else values)
-        if self.pids is not None:
-            object.__setattr__(self, "pids", frozenset(as_known_pid(pid) for pid in self.pids))
+            if value is None:
+                continue
+            try:
+                values = frozenset(value)
+            except TypeError as error:
+                raise GalleryError(f"Where({name}={value!r:.80}): give a list of texts") from error
+            if name == "pids":
+                values = frozenset(map(as_known_pid, values))
+            for item in values:
+                if not isinstance(item, str):
+                    raise GalleryError(f"Where({name}=...): {item!r} is no text: give texts, as '1'")
+            object.__setattr__(self, name, frozenset(map(str.__str__, values)))  # an enum's hashes its name
+        if not self.tags:  # every entry has all of no tags
+            object.__setattr__(self, "tags", None)
         if self.modality is not None:
             object.__setattr__(self, "modality", as_modality(self.modality))
         for name in ("since", "until"):
@@ -298,12 +295,6 @@ class GalleryInfo:
 MADE_WITH = "made-with.json"
 """In a gallery's folder: where its model is, and earlier the ranges; no embedding and nothing of an image."""
 
-SPARE = 16
-"""Candidates asked for beyond `top`, to see ties at the end of the list: an index compares in float32, where equal
-embeddings may differ in the last bits."""
-NEAR = 1e-5
-"""Similarities of float32 sums that may be equal when computed exactly."""
-
 Stored = tuple[Entry, FloatArray]
 """An entry and its (D,) float32 embedding."""
 
@@ -367,99 +358,9 @@ def as_utc(value: object, what: str) -> datetime:
 
 def to_micros(value: datetime) -> int:
     """Microseconds since 1970, exact."""
-    since = value - EPOCH
-    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+    return (value - EPOCH) // timedelta(microseconds=1)
 
 
 def from_micros(value: int) -> datetime:
     """The inverse of `to_micros`."""
     return EPOCH + timedelta(microseconds=value)
-
-
-def ties_go_on(similarity: Sequence[float] | FloatArray, top: int) -> bool:
-    """Whether further candidates may be as similar as the `top`-th of these (K,), which are best first."""
-    return len(similarity) >= top and bool(similarity[-1] >= similarity[top - 1] - NEAR)
-
-
-def ranked(query: FloatArray, stored: Sequence[Stored], top: int) -> list[Hit]:
-    """The most similar of some stored entries, best first, ties by id.
-
-    Each similarity is a sum of its own in double precision, so equal embeddings have equal ones.
-
-    Args:
-        query: (D,), unit length.
-        stored: entries and embeddings.
-        top: at most so many hits.
-    """
-    if not stored:
-        return []
-    vectors = np.stack([vector for _, vector in stored]).astype(np.float64)
-    exact = (vectors * query.astype(np.float64)).sum(axis=1)
-    similarity = np.clip(exact, -1.0, 1.0).astype(np.float32).tolist()
-    order = sorted(range(len(stored)), key=lambda i: (-similarity[i], stored[i][0].id))
-    return [Hit(similarity=similarity[i], **vars(stored[i][0])) for i in order[:top]]
-
-
-def group(
-    hits: Iterable[Hit], by: Literal["track", "pid"], *, modalities_apart: bool = False
-) -> list[HitGroup]:
-    """Put hits that share a track or a pid together.
-
-    Args:
-        hits: best first.
-        by: "track" or "pid"; a hit that has none is a group of its own.
-        modalities_apart: visible and infrared hits of one track or pid are two groups.
-
-    Returns:
-        Groups ranked by their best hit.
-
-    Raises:
-        GalleryError: for another `by`.
-    """
-    if by not in ("track", "pid"):
-        raise GalleryError(f"hits are grouped by 'track' or 'pid', not {by!r}")
-    members: dict[object, list[Hit]] = {}
-    for hit in hits:
-        members.setdefault(_group_key(hit, by, modalities_apart), []).append(hit)
-    return [
-        HitGroup(getattr(best, by), best.similarity, (best, *rest), probability=best.probability)
-        for best, *rest in members.values()
-    ]
-
-
-def rank_pooled(
-    query: FloatArray, groups: Iterable[HitGroup], entries: Iterable[Stored], by: Literal["track", "pid"]
-) -> list[HitGroup]:
-    """Groups of one modality each, ranked by the similarity of the query to all their entries pooled.
-
-    A group's embedding is the mean of its entries' unit embeddings, brought to unit length, as `pool` makes it. A
-    group with no key is its one hit; a group whose entries were all removed is left out.
-
-    Args:
-        query: (D,), unit length.
-        groups: of `group` with `modalities_apart`.
-        entries: all that belong to them.
-        by: what they are grouped by.
-    """
-    sums: dict[object, tuple[int, Any]] = {}
-    for entry, vector in entries:
-        key = _group_key(entry, by, apart=True)
-        count, total = sums.get(key, (0, 0.0))
-        sums[key] = count + 1, total + vector.astype(np.float64)
-    results = []
-    for hit_group in groups:
-        count, total = sums.get(_group_key(hit_group.hits[0], by, apart=True), (0, 0.0))
-        if hit_group.key is None:
-            results.append(replace(hit_group, pooled=1))
-        elif count:
-            length = min(float(np.linalg.norm(total)) / count, 1.0)
-            cosine = float(np.dot(total, query.astype(np.float64))) / count / length if length > 1e-6 else 0.0
-            cosine = max(-1.0, min(cosine, 1.0))
-            results.append(replace(hit_group, similarity=cosine, pooled=count, length=length))
-    return sorted(results, key=lambda hit_group: (-hit_group.similarity, hit_group.hits[0].id))
-
-
-def _group_key(item: Hit | Entry, by: str, apart: bool) -> tuple[object, str, Modality | None]:
-    """The key that members of a group share."""
-    value = getattr(item, by)
-    return value, item.id if value is None else "", item.modality if apart else None

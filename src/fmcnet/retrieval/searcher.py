@@ -22,12 +22,12 @@ from fmcnet.inference.image_input import Fault, ImageLike, ModalityLike, expand,
 from fmcnet.inference.projection import l2_normalize
 from fmcnet.models.shipped import shipped_models
 from fmcnet.parsing import read_json
-from fmcnet.retrieval.answer import Answer, CalibratedScores, answer_notes, query_range_notes
+from fmcnet.retrieval.answer import Answer, CalibratedScores, answer_notes
 from fmcnet.retrieval.gallery import MAX_HITS, Gallery
 from fmcnet.retrieval.inputs import column, tag_column
-from fmcnet.retrieval.notes import OWN_RANGES, filter_notes, ranges_text
+from fmcnet.retrieval.notes import OWN_RANGES, filter_notes, query_range_notes, ranges_text
 from fmcnet.retrieval.records import MADE_WITH, Added, HitGroup, OnDuplicate, Where
-from fmcnet.retrieval.records import group as group_hits
+from fmcnet.retrieval.similarity import group as group_hits
 from fmcnet.types import Embeddings, FloatArray, Modality
 
 Modalities = ModalityLike | Sequence[ModalityLike] | NDArray[np.uint8]
@@ -321,6 +321,7 @@ class Searcher:
         if group not in (None, "track", "pid"):
             raise FmcnetError(f"group='{group}': hits are grouped by track or pid")
         self._check()
+        where = where or Where()
         limited = min_probability is not None or fmr is not None
         modalities = [modality for modality in Modality if (query.modality == modality.code).any()]
         calibration = self.encoder.calibration if self.encoder.calibrated else None
@@ -328,12 +329,11 @@ class Searcher:
         if len(query) > 1:
             length = min(float(np.linalg.norm(l2_normalize(query.features).mean(axis=0))), 1.0)
         scores = CalibratedScores(calibration, modalities, images=len(query), length=length)
-        scopes: Sequence[Where | None] = [where]
+        scopes, entries = [where], where.modalities
         thresholds: dict[Modality, float] = {}
-        entries = (where or Where()).modalities
         if limited:
-            entries = self._calibrated_entries(scores, where)
-            scopes = [replace(where or Where(), modality=entry) for entry in entries]
+            entries = self._calibrated_entries(scores, entries)
+            scopes = [replace(where, modality=entry) for entry in entries]
             if fmr is not None:
                 thresholds = {entry: scores.threshold(entry, fmr) for entry in entries}
         compared = sum(self.gallery.count(scope) for scope in scopes)
@@ -359,7 +359,7 @@ class Searcher:
         groups = groups[:top]
 
         notes = [
-            *(filter_notes(self.gallery, where) if where else ()),
+            *filter_notes(self.gallery, where),
             *answer_notes(scores, candidates, groups, limited, group, where, self.encoder.folder),
         ]
         if not compared:
@@ -386,7 +386,7 @@ class Searcher:
         found: Sequence[HitGroup],
         query: FloatArray,
         scores: CalibratedScores,
-        where: Where | None,
+        where: Where,
         entries: Sequence[Modality],
         exact: bool,
     ) -> list[HitGroup]:
@@ -395,13 +395,12 @@ class Searcher:
         pids = sorted({item.best.pid for item in found if item.best.pid is not None})[:MAX_HITS]
         hits: list[HitGroup] = []
         for entry in entries if pids else ():
-            scope = replace(where or Where(), modality=entry, pids=pids)
+            scope = replace(where, modality=entry, pids=pids)
             hits += self._candidates(query, scores, scope, len(pids), exact, "pid", every=False)
         return [hit for hit in hits if hit.best.id not in known]
 
-    def _calibrated_entries(self, scores: CalibratedScores, where: Where | None) -> list[Modality]:
-        """The modalities of entries whose similarities can be judged; an error if there is none."""
-        entries = (where or Where()).modalities
+    def _calibrated_entries(self, scores: CalibratedScores, entries: list[Modality]) -> list[Modality]:
+        """Those modalities of entries whose similarities can be judged; an error if there is none."""
         covered = [entry for entry in entries if scores.covers(entry)]
         if not covered:
             query = " and ".join(str(modality) for modality in scores.query)
@@ -416,7 +415,7 @@ class Searcher:
         self,
         query: FloatArray,
         scores: CalibratedScores,
-        where: Where | None,
+        where: Where,
         top: int,
         exact: bool,
         group: GroupBy | None,
@@ -487,12 +486,7 @@ def choose_model(gallery: str, source: str | Path | None) -> str | Path:
 
 
 def record_model(gallery: str, model: str | Path | None) -> None:
-    """Record where an embedded gallery's model is; a cluster records nothing.
-
-    Args:
-        gallery: its location.
-        model: a folder (its absolute path is recorded) or a shipped model's name; None: nothing.
-    """
+    """Record the absolute path of a gallery's model, or a shipped one's name; a cluster records nothing."""
     folder = Path(gallery)
     if model is None or not folder.is_dir():
         return

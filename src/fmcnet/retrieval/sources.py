@@ -101,6 +101,16 @@ def path_id(path: Path) -> str:
     return hashlib.sha256(path.as_posix().encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
+def without_dots(path: str) -> str:
+    """A path without `..`; an address stays, as does a path with a link to a folder before the dots."""
+    plain = os.path.normpath(path)
+    if "://" in path or ".." not in path:
+        return path
+    if os.path.exists(path) and not (os.path.exists(plain) and os.path.samefile(path, plain)):  # noqa: PTH110, PTH121
+        return path
+    return plain
+
+
 @dataclass(frozen=True)
 class Rules:
     """Metadata of all images, and patterns that find it in their names.
@@ -364,7 +374,8 @@ def _read_table(source: Path, layout: str, rules: Rules) -> tuple[list[_Row], So
         image = image._replace(
             value_range=parse_range(record.range) if record.range else None, unknown=unknown, empty=header
         )
-        if ".." in path.parts and (plain := _without_dots(path)) is not None:
+        plain = Path(without_dots(str(path)))
+        if plain != path and path.exists():
             path, image = plain, image._replace(path=plain, written=path)
         if path.is_relative_to(table.root):
             image = image._replace(root=table.root)
@@ -373,15 +384,6 @@ def _read_table(source: Path, layout: str, rules: Rules) -> tuple[list[_Row], So
     not_listed = _not_listed(source, table) if layout == "csv" and source.is_dir() else ()
     not_chosen = {option: count for option, count in left_out.items() if count}
     return rows, Sources(not_chosen=not_chosen, notes=tuple(notes), not_listed=not_listed)
-
-
-def _without_dots(path: Path) -> Path | None:
-    """The same file's path without `..`, as any table and `fmcnet gallery relocate` know it; None: there is none."""
-    plain = Path(os.path.abspath(path))  # noqa: PTH100 (links stay)
-    with contextlib.suppress(DataError):
-        if _file_key(plain) == _file_key(path):  # not where a link to a folder stands before the dots
-            return plain
-    return None
 
 
 def _name_applied(image: SourceImage, name: str, time: str, rules: Rules) -> SourceImage:

@@ -83,7 +83,7 @@ class Connection:
     def _connect(self) -> None:
         for end in ("", "-wal"):
             self._check_is_file(self.path.with_name(f"{NAME}{end}"))
-        if not self._size("") and self._size("-wal"):  # SQLite would delete the log
+        if not self.size("") and self.size("-wal"):  # SQLite would delete the log
             raise self.damaged("it is empty or missing, and its write-ahead log is not")
         with self.translated():
             if self._without_log:
@@ -93,7 +93,7 @@ class Connection:
                 self._open("mode=ro" if self.read_only else "mode=rwc")
             except sqlite3.OperationalError as error:
                 if not (
-                    self.read_only and _is_read_only(error) and self.path.is_file() and not self._size("-wal")
+                    self.read_only and _is_read_only(error) and self.path.is_file() and not self.size("-wal")
                 ):
                     raise
                 self._unchanged = self._stamp()
@@ -122,19 +122,14 @@ class Connection:
             self.connection.close()
             raise
 
-    def _size(self, end: str) -> int:
+    def size(self, end: str) -> int:
         """Bytes of the database's file whose name has this end; 0 where there is none."""
         path = self.path.with_name(f"{NAME}{end}")
         return path.stat().st_size if path.is_file() else 0
 
-    @property
-    def has_log(self) -> bool:
-        """The write-ahead log is not empty."""
-        return self._size("-wal") > 0
-
     def _stamp(self) -> tuple[int, ...]:
         status = self.path.stat()
-        return status.st_ino, status.st_size, status.st_mtime_ns, self._size("-wal")
+        return status.st_ino, status.st_size, status.st_mtime_ns, self.size("-wal")
 
     def _identity(self) -> tuple[int, int] | None:
         """Device and inode, unique while the file is open; None where there is no file."""
@@ -171,7 +166,7 @@ class Connection:
                 raise self.damaged(reason) from error
             if _is_read_only(error):
                 self._check_readable()
-                if self.read_only and self.has_log:
+                if self.read_only and self.size("-wal"):
                     raise GalleryError(
                         f"{self.path.parent} holds a write-ahead log that a writer left behind, and cannot be "
                         "written to take it in: open the gallery once where it can be written, or copy it there"
@@ -385,19 +380,15 @@ def check_loss(folder: Path, timeout: float, index: IndexManifest | None) -> Non
             name, generation = database.name(), database.number("generation")
         if main is not None and (main.gallery != name or main.generation > generation):
             raise database.damaged("its write-ahead log is another gallery's, or older")
-    newer = any(proof.gallery == name and proof.generation > generation for proof in proofs)
-    foreign = noted is not None and all(proof.gallery != name for proof in proofs)
-    foreign_index = index is not None and index.rows and index.gallery != name
-    for is_lost, what in (
-        (
-            newer,
-            f"{NAME} is older than what was written last, so its write-ahead log was lost or damaged",
-        ),
-        (foreign, f"{NAME} is another gallery's"),
-        (foreign_index, f"{NAME} or {INDEX} is another gallery's"),
-    ):
-        if is_lost:
-            raise lost(folder, what, index)
+    if any(proof.gallery == name and proof.generation > generation for proof in proofs):
+        what = f"{NAME} is older than what was written last, so its write-ahead log was lost or damaged"
+    elif noted is not None and all(proof.gallery != name for proof in proofs):
+        what = f"{NAME} is another gallery's"
+    elif index is not None and index.rows and index.gallery != name:
+        what = f"{NAME} or {INDEX} is another gallery's"
+    else:
+        return
+    raise lost(folder, what, index)
 
 
 def _generation_in_main_file(folder: Path, timeout: float) -> LastGeneration | None:
@@ -405,7 +396,7 @@ def _generation_in_main_file(folder: Path, timeout: float) -> LastGeneration | N
     with contextlib.suppress(GalleryError):
         database = Connection(folder, read_only=True, timeout=timeout, without_log=True)
         with contextlib.closing(database), database.translated():
-            if database.has_log and "pictures" in database.tables():
+            if database.size("-wal") and "pictures" in database.tables():
                 return LastGeneration(database.name(), database.number("generation"))
     return None
 

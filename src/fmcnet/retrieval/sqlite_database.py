@@ -22,7 +22,6 @@ from fmcnet.identities import is_number
 from fmcnet.parsing import parse_json
 from fmcnet.retrieval.records import Entry, GallerySettings, Stored, from_micros, to_micros
 from fmcnet.retrieval.sqlite_connection import (
-    FIRST_TABLES,
     FORMAT,
     TEXT_PID_FORMAT,
     Connection,
@@ -56,13 +55,7 @@ CREATE TABLE IF NOT EXISTS files (
 CREATE INDEX IF NOT EXISTS files_digest ON files (digest);
 CREATE TABLE IF NOT EXISTS removed (digest BLOB PRIMARY KEY) WITHOUT ROWID;
 """
-TABLES = FIRST_TABLES | {"pictures", FILES, REMOVED}
-"""All of them; a reader of a gallery of an earlier version may lack those that are newer."""
 COLUMNS = "seq, id, pid, modality, camera, time, source, track, tags"
-Values = tuple[
-    int, str, "int | bytes | None", int, "str | None", "int | None", "str | None", "str | None", "str | None"
-]
-"""A row of `rows` without its checksum, in the order of `COLUMNS`."""
 CHUNK = 4096
 """Rows read at once."""
 LISTED = "(SELECT value FROM json_each(?))"
@@ -106,7 +99,7 @@ class Database(Connection):
         generation, entries, thumbnails = json.loads(noted) if isinstance(noted, str) else (-1, 0, 0)
         return (entries, thumbnails) if generation == self.number("generation") else None
 
-    def _note_text_pids(self, stored: Sequence[Values]) -> None:
+    def _note_text_pids(self, stored: Sequence[Sequence[Any]]) -> None:
         """Mark the gallery as one of `TEXT_PID_FORMAT`, where these hold the first such identity."""
         if any(isinstance(values[2], bytes) for values in stored):
             header = self._header()
@@ -142,9 +135,10 @@ class Database(Connection):
     def create(self) -> None:
         """Make the tables where they are missing."""
         with super().writing():  # without the counts of tables that are not there yet
+            new = not self.tables()
             for statement in SCHEMA.split(";\n"):
                 self.connection.execute(statement)
-            if self.get("gallery") is None:
+            if new:
                 self.rename()
                 self.put("generation", 0)
                 self.put(COMPACTED, 0)
@@ -347,8 +341,8 @@ class Database(Connection):
                 raise self.damaged(f"{entries} entries and {thumbnails} thumbnails instead of {counts}")
 
 
-def to_values(seq: int, entry: Entry) -> Values:
-    """An entry as stored. A pid that is no number is bytes: a column of integers would change "1e3" to 1000."""
+def to_values(seq: int, entry: Entry) -> tuple[Any, ...]:
+    """An entry in the order of `COLUMNS`; a pid that is no number as bytes, for integers "1e3" would be 1000."""
     pid = None if entry.pid is None else int(entry.pid) if is_number(entry.pid) else entry.pid.encode()
     return (
         seq,

@@ -44,10 +44,9 @@ from fmcnet.retrieval.records import (
     Stored,
     Where,
     from_micros,
-    ranked,
 )
+from fmcnet.retrieval.similarity import ranked
 from fmcnet.retrieval.sqlite_connection import (
-    FIRST_TABLES,
     INDEX_FILES,
     NAME,
     check_files,
@@ -55,7 +54,7 @@ from fmcnet.retrieval.sqlite_connection import (
     lost,
     not_writable,
 )
-from fmcnet.retrieval.sqlite_database import TABLES, Database
+from fmcnet.retrieval.sqlite_database import Database
 from fmcnet.types import BoolArray, FloatArray
 
 logger = logging.getLogger(__name__)
@@ -123,7 +122,11 @@ class SqliteStore:
         check_loss(folder, self.timeout, IndexManifest.find(folder))
         self.database = Database(folder, read_only=self.read_only, timeout=self.timeout)
         try:
-            self._open_tables()
+            with self.database.translated():
+                if not self.database.tables() and not self.read_only:
+                    with writer_lock(folder, self.timeout):
+                        self.database.create()
+                self._name = self.database.name()
             self.files = FileRecords(self.database, self._reading, self._writing)
             choice, above = self._index_choice(options.index, options.hnsw_above)
             self.index = GalleryIndex(folder, self.database, choice, above, options.flush_rows)
@@ -159,21 +162,6 @@ class SqliteStore:
             make_private(self.folder / NAME)
         except OSError as error:
             raise GalleryError(f"{self.folder} cannot be made: {error.strerror}") from error
-
-    def _open_tables(self) -> None:
-        """Make the tables of a new gallery, and read the gallery's name."""
-        with self.database.translated():
-            tables = self.database.tables()
-        self._has_all_tables = tables >= TABLES
-        if not self.read_only and not tables >= FIRST_TABLES:
-            with writer_lock(self.folder, self.timeout):
-                self._create_tables()
-        with self.database.translated():
-            self._name = self.database.name()
-
-    def _create_tables(self) -> None:
-        self.database.create()
-        self._has_all_tables = True
 
     def _finish_for_killed_writer(self) -> None:
         """Do what a writer that died left undone, unless another one writes now, which does it."""
@@ -232,8 +220,7 @@ class SqliteStore:
                 )
             with writer_lock(self.folder, self.timeout):
                 self._check_open()
-                if not self._has_all_tables:  # an earlier version did not have all tables
-                    self._create_tables()
+                self.database.create()  # an earlier version did not have all tables
                 self.index.adopt()
                 self._wrote = True
                 if self._log_due:
@@ -261,10 +248,8 @@ class SqliteStore:
     @property
     def settings(self) -> GallerySettings | None:
         """What the first add fixed."""
-        with self._mutex:
-            self._check_open()
-            with self.database.reading():
-                return self.database.settings()
+        with self._reading():
+            return self.database.settings()
 
     def info(self) -> GalleryInfo:
         """The gallery in numbers."""

@@ -13,10 +13,10 @@ from fastapi.responses import Response
 from fmcnet.data.pixels import RANGE_FIELD
 from fmcnet.errors import GalleryError
 from fmcnet.retrieval import Entry, Where
-from fmcnet.retrieval.answer import query_range_notes
-from fmcnet.retrieval.inputs import as_id, unit_vectors
-from fmcnet.retrieval.notes import add_notes, added_range_notes, filter_notes
+from fmcnet.retrieval.inputs import as_id
+from fmcnet.retrieval.notes import add_notes, added_range_notes, filter_notes, query_range_notes
 from fmcnet.retrieval.records import Stored
+from fmcnet.retrieval.similarity import unit_vectors
 from fmcnet.server import schemas, validation
 from fmcnet.server.errors import ApiError, error_schema, refused_at
 from fmcnet.server.service import Embedded, Service
