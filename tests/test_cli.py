@@ -198,7 +198,7 @@ def test_info_tells_models_apart_bit_by_bit(tiny_run, tmp_path):
     assert (copy / "model.safetensors").read_bytes() != (tiny_run / "model.safetensors").read_bytes()
     norm = "decomposition.stem_visible.bn1"
     names = [f"{norm}.{part}" for part in ("weight", "running_var", "num_batches_tracked")]
-    for name in [*names, "decomposition.shared.layer4.1.conv2.weight", "mean"]:
+    for name in [*names, "decomposition.shared.layer4.0.conv2.weight", "mean"]:
         changed = {key: value.clone() for key, value in weights.items()}
         changed[name].view(-1).view(torch.uint8)[-8] ^= (
             1  # the lowest bit of an integer, of the last float but one

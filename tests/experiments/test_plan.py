@@ -93,7 +93,15 @@ def test_a_finished_run_keeps_the_digest_of_the_version_that_trained_it():
     }  # fmt: skip
     then = {"agw-caj": ("losses.wrt=3",)}  # weights at that commit
     rows = {
-        row.key: replace(row, overrides=(*row.overrides, "model.specific_weight=0.5", *then.get(row.key, ())))
+        row.key: replace(
+            row,
+            overrides=(
+                *row.overrides,
+                "model.arch=resnet18",
+                "model.specific_weight=0.5",
+                *then.get(row.key, ()),
+            ),
+        )
         for study in STUDIES.values()
         for row in study.rows
     }
