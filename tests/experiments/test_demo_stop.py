@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from tests.experiments.test_study import alive, spawned_by, wait_for
+from tests.forked import Running
 
-CODE = """
-import sys
-from fmcnet.experiments import demo
-demo.DEMO_SETTINGS["tiny"] = ("training.epochs=2000",)
-demo.run_demo(sys.argv[1], preset="tiny", quiet=True)
-"""
+
+def long_demo(out):
+    from fmcnet.experiments import demo
+
+    demo.DEMO_SETTINGS["tiny"] = ("training.epochs=2000",)
+    demo.run_demo(out, preset="tiny", quiet=True)
 
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="processes are listed in /proc")
@@ -26,14 +25,14 @@ demo.run_demo(sys.argv[1], preset="tiny", quiet=True)
 def test_a_signal_ends_the_trainings_too(tmp_path, tiny_sysu, sent):
     out = tmp_path / "demo"
     shutil.copytree(tiny_sysu, out / "data")
-    process = subprocess.Popen([sys.executable, "-c", CODE, str(out)], stderr=subprocess.PIPE, text=True)
+    process = Running(call=[__name__, "long_demo", {"out": out}])
     try:
         end = time.monotonic() + 240
         logs = [out / name / "log.jsonl" for name in ("base", "full")]
         while not all(
             log.exists() and '"loss"' in log.read_text() for log in logs
         ):  # a training is under way
-            assert process.poll() is None, process.stderr.read()
+            assert process.poll() is None, process.said
             assert time.monotonic() < end
             time.sleep(0.1)
         trainings = spawned_by(process.pid)

@@ -35,7 +35,7 @@ from tests.data import trees
 from tests.experiments.fake_run import FakeRun
 from tests.forked import Running
 
-LONG = 30
+LONG = 21
 
 
 def words(out, *more):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import subprocess
-import sys
 import time
 
 import httpx2
@@ -17,6 +15,7 @@ from fmcnet.retrieval import Gallery, Searcher
 from fmcnet.retrieval.sources import Rules, read_sources
 from fmcnet.types import Modality
 from tests.cli import run_command
+from tests.forked import Running
 
 SHIPPED = "fmcnet-lite"
 TOLERANCE = 1e-5
@@ -30,16 +29,14 @@ def typed(*arguments):
 
 
 @contextlib.contextmanager
-def served(place, model, log):
+def served(place, model):
     """The address of `fmcnet serve`, a process of its own."""
-    command = [sys.executable, "-m", "fmcnet", "serve", str(place), "--model", str(model), "--port", "0"]
-    with log.open("w") as stream:
-        process = subprocess.Popen([*command, "--threads", "1"], stderr=stream)
+    process = Running("serve", place, "--model", model, "--port", "0", "--threads", "1")
     try:
         deadline = time.monotonic() + 300
-        while not (found := re.search(r"page: (http://\S+)/", log.read_text())):
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
+        while not (found := re.search(r"page: (http://\S+)/", "".join(process.said))):
+            assert process.poll() is None, process.said
+            assert time.monotonic() < deadline, process.said
             time.sleep(0.05)
         yield found[1]
     finally:
@@ -72,7 +69,7 @@ def test_every_door_gives_the_same_top_20(tmp_path, tiny_sysu, lite_onnx):
         command = typed(
             "search", place, query, "--modality", "infrared", "--top", 20, "--model", model, "--json"
         )
-        with served(place, model, tmp_path / "log") as address:
+        with served(place, model) as address:
             http = asked(address, query)
         answers[encoder.backend.name] = {"python": python, "command line": command, "http": http}
     assert set(answers) == {"torch", "onnxruntime"}

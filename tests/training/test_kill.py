@@ -26,7 +26,7 @@ pytestmark = [
 
 SETTINGS = [
     "training.checkpoint_every=3",
-    "training.epochs=6",
+    "training.epochs=4",
     "training.steps_per_epoch=5",
     "training.log_every=1",
 ]
@@ -65,8 +65,8 @@ def kill_at_random(data, folder, world, kills, more):
 @pytest.mark.parametrize(
     ("world", "kills", "more"),
     [
-        (1, 5, ["training.select=val"]),
-        (2, 4, ["data.identities=3", "training.validate_every=2"]),
+        (1, 4, ["training.select=val"]),
+        (2, 3, ["data.identities=3", "training.validate_every=2"]),
     ],
 )
 def test_killed_again_and_again_and_resumed(tiny_sysu, tmp_path, world, kills, more):
