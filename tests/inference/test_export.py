@@ -215,29 +215,6 @@ def test_every_kind_of_model_exports_for_every_batch(settings, tmp_path):
         assert session.run(None, {"images": images})[0] == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.parametrize("used_twice", [False, True])
-def test_a_normalisation_joins_a_convolution_that_feeds_nothing_else(used_twice):
-    import torch
-    from torch import nn
-
-    from fmcnet.inference.export.graph import _quick_to_trace
-
-    class Graph(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
-            nn.init.constant_(self.norm.running_mean, 2.0)
-
-        def forward(self, x):
-            y = self.conv(x)
-            return self.norm(y) + y if used_twice else self.norm(y)
-
-    graph, x = Graph().eval(), torch.rand(2, 3, 8, 8)
-    quick = _quick_to_trace(graph, x)
-    assert any(isinstance(module, nn.BatchNorm2d) for module in quick.modules()) is used_twice
-    assert quick(x).detach().numpy() == pytest.approx(graph(x).detach().numpy(), abs=1e-5)
-
-
 @pytest.mark.usefixtures("known_graphs")
 def test_a_calibration_goes_along_in_float32_only(tiny_run, tiny_sysu, tmp_path, monkeypatch):
     from fmcnet.inference.fit_calibration import calibrate_model

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from fmcnet.errors import CheckpointError, require
 from fmcnet.inference.backends import INPUT, OUTPUT
@@ -71,7 +69,7 @@ def write_graph(
     example = torch.randint(
         0, 256, (2, height, width, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
-    graph = _quick_to_trace(ModalityGraph(model, modality, projection).eval(), example)
+    graph = ModalityGraph(model, modality, projection).eval()
     with quiet():
         program = torch.onnx.export(
             graph,
@@ -97,55 +95,6 @@ def write_graph(
             f"this model exports for batches of {len(example)} only: please report it with model.json"
         )
     return max(int(entry.version) for entry in proto.opset_import if entry.domain == "")
-
-
-def _quick_to_trace(graph: nn.Module, example: Tensor) -> nn.Module:
-    """A copy that computes the same in half as many steps: the exporter takes long over each.
-
-    In-place activations are switched off: tracing them goes through Python's decompositions. A batch normalisation
-    becomes part of the convolution before it, as the exporter's own last pass would make it.
-    """
-    plain = copy.deepcopy(graph)
-    for module in plain.modules():
-        if getattr(module, "inplace", False):
-            cast(Any, module).inplace = False
-    joined = copy.deepcopy(plain)
-    with torch.no_grad():
-        for name, convolution in _joinable(joined, example).items():
-            norm = cast(nn.BatchNorm2d, joined.get_submodule(name))
-            assert norm.running_mean is not None
-            assert norm.running_var is not None
-            convolution.weight, bias = fuse_conv_bn_weights(
-                convolution.weight, convolution.bias, norm.running_mean, norm.running_var, norm.eps,
-                norm.weight, norm.bias,
-            )  # fmt: skip
-            convolution.bias = bias
-            joined.set_submodule(name, nn.Identity())
-        expected = plain(example)
-        difference = (joined(example) - expected).abs().max()
-    # Otherwise a layer runs twice, or its output is used elsewhere, too.
-    return joined if difference <= 1e-3 * expected.abs().max() else plain
-
-
-def _joinable(graph: nn.Module, example: Tensor) -> dict[str, nn.Conv2d]:
-    """Names of normalisations, and the convolutions on whose outputs they run."""
-    calls: list[tuple[str, nn.Module, Tensor, Tensor]] = []
-    hooks = [
-        layer.register_forward_hook(
-            lambda layer, given, made, name=name: calls.append((name, layer, given[0], made))
-        )
-        for name, layer in graph.named_modules()
-        if isinstance(layer, (nn.Conv2d, nn.BatchNorm2d))
-    ]
-    graph(example)
-    for hook in hooks:
-        hook.remove()
-    makers = {id(made): layer for _, layer, _, made in calls if isinstance(layer, nn.Conv2d)}
-    return {
-        name: makers[id(given)]
-        for name, layer, given, _ in calls
-        if isinstance(layer, nn.BatchNorm2d) and layer.track_running_stats and id(given) in makers
-    }
 
 
 @contextmanager
