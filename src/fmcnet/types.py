@@ -271,12 +271,7 @@ class Embeddings:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         """The features, for NumPy."""
-        features = self.features if dtype is None else self.features.astype(dtype, copy=False)
-        if features is self.features and copy:
-            return features.copy()
-        if copy is False and features is not self.features:
-            raise ValueError(f"features of type {self.features.dtype} become {features.dtype} by a copy only")
-        return features
+        return np.array(self.features, dtype=dtype, copy=copy)
 
     def take(self, rows: NDArray[Any]) -> Embeddings:
         """Return the embeddings of some rows, in the order given.

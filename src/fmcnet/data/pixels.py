@@ -219,9 +219,8 @@ def eight_bits_of_alpha(values: NDArray[Any]) -> NDArray[np.uint8]:
     return _to_uint8(values.astype(np.float64) * (255 / scale))
 
 
-def _to_uint8(values: NDArray[np.float64]) -> NDArray[np.uint8]:
-    rounded: NDArray[np.uint8] = np.rint(values.clip(0, 255)).astype(np.uint8)
-    return rounded
+def _to_uint8(values: NDArray[np.float64]) -> Pixels:
+    return np.asarray(np.rint(values.clip(0, 255)), np.uint8)
 
 
 COLOURLESS_BELOW, COLOURED_FROM = 1.5, 4.0
@@ -287,8 +286,7 @@ def colour_notes(
 
     Args:
         modality: (N,) codes.
-        load: gives the (H, W, 3) pixels of an image by its number. `LOOKED_AT` of each camera are loaded; those
-            that raise DataError are left out.
+        load: gives the (H, W, 3) pixels of an image by its number. Those that raise DataError are left out.
         camera: (N,) numbers; None: one camera a modality.
     """
     codes = np.asarray(modality)

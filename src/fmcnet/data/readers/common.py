@@ -15,7 +15,7 @@ import numpy as np
 
 from fmcnet.data.listing import is_hidden, is_image, near_file
 from fmcnet.data.mat import read_mat
-from fmcnet.data.table import SPLITS, Record
+from fmcnet.data.table import SPLITS, Record, Table
 from fmcnet.errors import DataError, first_of
 from fmcnet.files import file_key
 from fmcnet.parsing import read_text
@@ -236,11 +236,24 @@ class DatasetFolder:
             )
 
     def note(self, sentence: str) -> None:
-        """Add a sentence to `notes`."""
+        """Add a sentence to the table's notes."""
         self._notes.append(sentence)
 
-    def notes(self) -> list[str]:
-        """What was corrected, left out or ignored so far, a sentence each."""
+    def table(self, name: str, records: list[Record], training: bool, where: str = "") -> Table:
+        """The table of the records, with notes on all that was corrected, left out or ignored.
+
+        Args:
+            name: of the layout.
+            records: the rows.
+            training: whether `check_splits` applies.
+            where: the dataset, for messages; "": its folder.
+        """
+        notes: list[str] = []
+        if training:
+            records, notes = check_splits(self.without_links(records), where or str(self.root))
+        return Table.from_records(name, self.root, records, notes=[*notes, *self._all_notes()])
+
+    def _all_notes(self) -> list[str]:
         notes = [*self._notes]
         folders = [name for name, is_folder in self.entries("").items() if is_folder and not is_hidden(name)]
         self._ignored |= {name: name for name in folders if name not in self._listings}

@@ -50,15 +50,10 @@ def write_graph(
     path: Path,
     projection: Projection | None = None,
 ) -> int:
-    """Write one modality's graph and check it; returns the version of ONNX's operators.
+    """Write one modality's graph of a model in evaluation mode, on the CPU, and check it.
 
-    Args:
-        model: in eval mode, on the CPU.
-        modality: which.
-        height: of the input, in pixels.
-        width: of the input, in pixels.
-        path: the .onnx file.
-        projection: of the descriptors to fewer values, if there is one.
+    Returns:
+        The version of ONNX's operators.
 
     Raises:
         MissingDependencyError: without onnx or onnxscript.
