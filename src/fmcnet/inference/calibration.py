@@ -174,12 +174,7 @@ class Calibration:
     source: dict[str, Any] = field(default_factory=dict)
 
     def covers(self, query_modality: Modality | str, gallery_modality: Modality | str) -> bool:
-        """Whether a direction was learnt.
-
-        Args:
-            query_modality: of the query image.
-            gallery_modality: of the gallery image.
-        """
+        """Whether a direction was learnt."""
         return (parse_modality(query_modality), parse_modality(gallery_modality)) in self.curves
 
     def probability(
@@ -231,15 +226,7 @@ class Calibration:
         return self.curve(query_modality, gallery_modality).at(self.fmr if fmr is None else fmr)
 
     def curve(self, query_modality: Modality | str, gallery_modality: Modality | str) -> Curve:
-        """One direction.
-
-        Args:
-            query_modality: of the query image.
-            gallery_modality: of the gallery image.
-
-        Raises:
-            FmcnetError: when it was not learnt; names those that were.
-        """
+        """One direction; raises `FmcnetError` when it was not learnt, naming those that were."""
         pair = parse_modality(query_modality), parse_modality(gallery_modality)
         if pair not in self.curves:
             known = ", ".join(direction(*known_pair) for known_pair in self.curves)
