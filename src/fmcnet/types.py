@@ -268,7 +268,10 @@ class Embeddings:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         """The features, for NumPy."""
-        return np.array(self.features, dtype=dtype, copy=copy)
+        features = np.asarray(self.features, dtype)
+        if copy is False and features is not self.features:
+            raise ValueError(f"features of type {self.features.dtype} become {features.dtype} by a copy only")
+        return features.copy() if copy and features is self.features else features
 
     def take(self, rows: NDArray[Any]) -> Embeddings:
         """Return the embeddings of some rows, in the order given.
