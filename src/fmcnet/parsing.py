@@ -124,12 +124,7 @@ def parse_json(text: str) -> Any:
 
 
 def read_yaml(path: Path, texts: Collection[str] = ()) -> Any:
-    """The content of a YAML file of at most `YAML_BYTES`, None where it is empty; errors as of `read_json`.
-
-    Args:
-        path: the file.
-        texts: as of `parse_yaml`.
-    """
+    """As `parse_yaml`, of a file of at most `YAML_BYTES`, None where it is empty; errors as of `read_json`."""
     return parse_yaml(read_text(path, YAML_BYTES), texts)
 
 

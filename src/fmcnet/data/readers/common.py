@@ -242,11 +242,7 @@ class DatasetFolder:
     def table(self, name: str, records: list[Record], training: bool, where: str = "") -> Table:
         """The table of the records, with notes on all that was corrected, left out or ignored.
 
-        Args:
-            name: of the layout.
-            records: the rows.
-            training: whether `check_splits` applies.
-            where: the dataset, for messages; "": its folder.
+        With `training`, `check_splits` applies; `where` is the dataset in its messages, "" the folder.
         """
         notes: list[str] = []
         if training:
