@@ -39,9 +39,8 @@ from public_recipe import PublicLoader, PublicStep
 
 from fmcnet.config import Config, load_config
 from fmcnet.data.cache import ImageCache, default_folder
-from fmcnet.data.loader import TrainingBatch, TrainingImages, load_batches
+from fmcnet.data.loader import TrainingBatch, TrainingImages, load_batches, make_sampler
 from fmcnet.data.readers import read_dataset
-from fmcnet.data.sampler import make_sampler
 from fmcnet.data.table import Table
 from fmcnet.distributed import DistributedContext, keep_freed_memory
 from fmcnet.models.build import build_model

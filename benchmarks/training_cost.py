@@ -30,8 +30,7 @@ import torch
 from evaluation import log, machine
 
 from fmcnet.config import load_config
-from fmcnet.data.loader import TrainingImages, load_batches
-from fmcnet.data.sampler import make_sampler
+from fmcnet.data.loader import TrainingImages, load_batches, make_sampler
 from fmcnet.data.table import Record, Table
 from fmcnet.distributed import (
     DistributedContext,

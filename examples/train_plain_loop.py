@@ -17,8 +17,7 @@ from torch.utils.data import DataLoader
 import fmcnet
 from fmcnet.config import AugmentConfig
 from fmcnet.data.cache import ImageCache
-from fmcnet.data.loader import TrainingImages, collate
-from fmcnet.data.sampler import IdentityModalitySampler
+from fmcnet.data.loader import IdentityModalitySampler, TrainingImages, collate
 from fmcnet.data.table import sample_images
 from fmcnet.losses.criterion import FMCNetLoss
 from fmcnet.models.card import ModelCard

@@ -101,11 +101,9 @@ def take_from_others(paths: Iterable[Path]) -> list[Path]:
 
 
 def check_writable(path: Path, advice: str) -> None:
-    """Raise a `DataError` where no file or folder can be written at `path`: before the work for it, not after.
+    """Raise a `DataError`, with advice, where no file or folder can be written at `path`: before the work for it.
 
-    Args:
-        path: of the file or folder; folders above it may be missing.
-        advice: what to do, for the message.
+    Folders above it may be missing.
     """
     above = path.absolute().parents or (path,)
     existing = next(folder for folder in above if os.access(folder, os.F_OK))

@@ -117,9 +117,6 @@ def identity_number(identity: str) -> int:
 
     A number stands for itself. Another text has 62 bits of its SHA-256, and 2**62 added: two of a million names
     collide with a probability of about 1e-7.
-
-    Args:
-        identity: of `parse_identity`.
     """
     if is_number(identity):
         return int(identity)
@@ -127,11 +124,7 @@ def identity_number(identity: str) -> int:
 
 
 def near_identities(names: Iterable[str]) -> list[str]:
-    """A note for each group of identities with one `near_spelling`, and one for those that may mean unknown.
-
-    Args:
-        names: identities, each once.
-    """
+    """A note for each group of identities with one `near_spelling`, and one for those that may mean unknown."""
     groups = defaultdict[str, list[str]](list)
     for name in names:
         groups[near_spelling(name)].append(name)

@@ -50,12 +50,7 @@ def hidden_character(text: str) -> str:
 
 
 def control_fault(text: str, what: str) -> str:
-    """The fault of a text that holds a line break or another control character; "" if there is none.
-
-    Args:
-        text: a cell of a table, as written.
-        what: its column, for the message.
-    """
+    """The fault of a cell of the column `what` that holds a line break or another control character, or ""."""
     if text.isprintable():
         return ""
     control = next((character for character in text if unicodedata.category(character) in CONTROL), "")

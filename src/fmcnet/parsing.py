@@ -11,6 +11,7 @@ import json
 import math
 import re
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections import Counter
@@ -40,6 +41,16 @@ LARGEST_INTEGER = 2**64
 NPZ_BYTES = 64 * 2**20
 NPZ_RATIO = 20
 """An NPZ file may unpack to `NPZ_BYTES`, or to this many times its size."""
+_DAMAGED = (
+    ValueError,
+    SyntaxError,
+    tokenize.TokenError,
+    TypeError,
+    RecursionError,
+    MemoryError,
+    OverflowError,
+)
+"""What NumPy raises for a damaged array."""
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 """Units of durations, in seconds."""
 
@@ -113,12 +124,7 @@ def parse_json(text: str) -> Any:
 
 
 def read_yaml(path: Path, texts: Collection[str] = ()) -> Any:
-    """The content of a YAML file of at most `YAML_BYTES`, None where it is empty; errors as of `read_json`.
-
-    Args:
-        path: the file.
-        texts: as of `parse_yaml`.
-    """
+    """As `parse_yaml`, of a file of at most `YAML_BYTES`, None where it is empty; errors as of `read_json`."""
     return parse_yaml(read_text(path, YAML_BYTES), texts)
 
 
@@ -143,6 +149,8 @@ def parse_yaml(text: str, texts: Collection[str] = ()) -> Any:
             if key.value in texts:
                 _keep_texts(value)
         return loader.construct_document(node)
+    except RecursionError:
+        raise ValueError(f"it has more than {DEPTH} levels of brackets") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line_prefix = f"line {mark.line + 1}: " if mark is not None else ""
@@ -157,22 +165,10 @@ def parse_yaml(text: str, texts: Collection[str] = ()) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """A loader without dates, as no setting is one and PyYAML fails on impossible ones. At most `DEPTH` levels.
+    """A loader without dates, as no setting is one and PyYAML fails on impossible ones.
 
     Whole numbers are those of YAML 1.2: 010 is 10 and 1:30 a text, where PyYAML reads 8 and 90.
     """
-
-    depth = 0
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        """Compose one node and its children."""
-        self.depth += 1
-        if self.depth > DEPTH:  # PyYAML's time grows with the square of the levels
-            raise ValueError(f"it has more than {DEPTH} levels of brackets")
-        try:
-            return super().compose_node(parent, index)
-        finally:
-            self.depth -= 1
 
     def compose_mapping_node(self, anchor: Any) -> Any:
         """Refuse a key that occurs twice; PyYAML would silently take the last."""
@@ -252,7 +248,7 @@ def first_fault(error: ValidationError) -> str:
 
 
 def read_npz(path: Path) -> dict[str, NDArray[Any]]:
-    """All arrays of an NPZ file; a header that claims more bytes than the file has is refused.
+    """All arrays of an NPZ file.
 
     Raises:
         OSError: it cannot be read.
@@ -293,22 +289,10 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[A
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise ValueError("it is compressed by another method than deflate")
         with archive.open(member) as stream:
-            version = npy.read_magic(stream)
-            if version not in ((1, 0), (2, 0)):
-                raise ValueError(f"its version is {version[0]}.{version[1]}")
-            read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-            shape, _, dtype = read(stream)
-            available = member.file_size - stream.tell()
-        if dtype.hasobject:
-            raise ValueError(
-                "it holds Python objects, which are not loaded: convert it, texts with astype(str)"
-            )
-        if any(length < 0 for length in shape) or math.prod(shape) * max(dtype.itemsize, 1) > available:
-            raise ValueError(f"its header claims {dtype} of shape {shape}; it has {available:,} bytes")
-        with archive.open(member) as stream:
             return npy.read_array(stream, allow_pickle=False)
-    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError, OverflowError) as error:
+    except _DAMAGED as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason += ": convert it, texts with astype(str)" * reason.startswith("Object arrays")
         raise ValueError(f"the array {member.filename.removesuffix('.npy')!r:.60}: {reason:.200}") from error
 
 

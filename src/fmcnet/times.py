@@ -328,11 +328,7 @@ def _pattern_fault(used: Collection[str]) -> str:
 
 
 def doubtful_times(times: Iterable[tuple[str, datetime | None]]) -> list[str]:
-    """A note on times later than tomorrow, and one on times more than `OLD` ago, which come from wrong clocks.
-
-    Args:
-        times: name and time of each image.
-    """
+    """A note on (name, time) later than tomorrow, and one on those more than `OLD` ago: both are of wrong clocks."""
     now, images = datetime.now(timezone.utc), list(times)
     known = [(name, time) for name, time in images if time is not None]
     late = [image for image in known if image[1] > now + timedelta(days=1)]

@@ -57,11 +57,11 @@ def identity_names(values: NDArray[Any]) -> NDArray[np.str_]:
     return np.array([names[value] for value in rows], dtype=np.str_)
 
 
-def check_exact(values: NDArray[Any]) -> None:
+def check_exact(values: NDArray[Any], prefix: str = "") -> None:
     """Refuse floats, below 2^63, so large that their type has not every whole number: neighbours may have become one.
 
     Raises:
-        DataError: naming the first row.
+        DataError: naming the first row, behind the prefix.
     """
     if values.dtype.kind == "f":
         limit = 2.0 ** (np.finfo(values.dtype).nmant + 1)
@@ -69,8 +69,8 @@ def check_exact(values: NDArray[Any]) -> None:
         large = np.flatnonzero((size >= limit) & (size < 2.0**63))
         if len(large):
             raise DataError(
-                f"row {large[0]} is {values.flat[large[0]]:.0f}, but {values.dtype} does not hold every whole number "
-                f"from {limit:,.0f} on: save them as int64 or texts"
+                f"{prefix}row {large[0]} is {values.flat[large[0]]:.0f}, but {values.dtype} does not hold every "
+                f"whole number from {limit:,.0f} on: save them as int64 or texts"
             )
 
 
@@ -134,10 +134,7 @@ def check_arrays(owner: object, names: Sequence[str]) -> None:
 
 def whole_numbers(column: NDArray[Any], name: str, meaning: str) -> IntArray:
     """The column `name` of whole numbers as int64; raises `DataError` naming the first invalid row."""
-    try:
-        check_exact(column)
-    except DataError as error:
-        raise DataError(f"{name}: {error}") from error
+    check_exact(column, f"{name}: ")
     if column.dtype.kind in "iu" and (column.dtype != np.uint64 or not (column >> 63).any()):
         return column.astype(np.int64, copy=False)
     try:
@@ -271,12 +268,10 @@ class Embeddings:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         """The features, for NumPy."""
-        features = self.features if dtype is None else self.features.astype(dtype, copy=False)
-        if features is self.features and copy:
-            return features.copy()
+        features = np.asarray(self.features, dtype)
         if copy is False and features is not self.features:
             raise ValueError(f"features of type {self.features.dtype} become {features.dtype} by a copy only")
-        return features
+        return features.copy() if copy and features is self.features else features
 
     def take(self, rows: NDArray[Any]) -> Embeddings:
         """Return the embeddings of some rows, in the order given.

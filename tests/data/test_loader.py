@@ -14,8 +14,7 @@ from torch.utils.data import DataLoader
 from fmcnet.config import AugmentConfig
 from fmcnet.data import loader
 from fmcnet.data.augmentation import augment_image, draw_params
-from fmcnet.data.loader import TrainingImages, collate, load_batches
-from fmcnet.data.sampler import IdentityModalitySampler
+from fmcnet.data.loader import IdentityModalitySampler, TrainingImages, collate, load_batches
 from fmcnet.distributed import seeded_generator
 from fmcnet.errors import DataError
 from fmcnet.types import Modality

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fmcnet.data.sampler import IdentityModalitySampler
+from fmcnet.data.loader import IdentityModalitySampler
 from fmcnet.errors import DataError
 
 

@@ -434,7 +434,7 @@ def test_lists_where_arrays_are_meant_are_a_line(tmp_path):
     with pytest.raises(ProtocolError, match="'sysu' is no protocol"):
         fmcnet.evaluate(e, "sysu")
     with pytest.raises(DataError, match="'path' is of type list"):
-        Table("mine", tmp_path, ["a.png"], *[np.zeros(1)] * 10)
+        Table("mine", tmp_path, ["a.png"], *[np.zeros(1)] * 11)
     with pytest.raises(DataError, match="'pid' is of type list: give a NumPy array"):
         Embeddings(e.features, e.pid.tolist(), e.camid, e.modality, e.index, e.name)
     with pytest.raises(DataError, match="'features' is of type list"):

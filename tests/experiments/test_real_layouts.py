@@ -8,8 +8,8 @@ from __future__ import annotations
 import pytest
 
 from fmcnet.config import load_config
+from fmcnet.data.loader import total_steps
 from fmcnet.data.readers import read_dataset
-from fmcnet.data.sampler import total_steps
 from fmcnet.evaluation.evaluate_model import evaluate_model
 from fmcnet.experiments.rows import select_studies
 from fmcnet.experiments.study import StudyOptions, plan_runs

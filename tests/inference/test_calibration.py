@@ -146,7 +146,7 @@ def test_saved_and_read_back_for_the_same_weights_only(calibration, tmp_path):
     tree = json.loads(text)
     for damaged in (text[:-40], "[]", "{}", text.replace("visible-visible", "visible"), '{"format": 1}'):
         path.write_text(damaged)
-        with pytest.raises(CheckpointError, match=r"missing or damaged|not a calibration"):
+        with pytest.raises(CheckpointError, match=r"damaged|not a calibration"):
             Calibration.load(path)
     assert set(tree["held_out"]["visible-infrared"]) >= {"expected_calibration_error", "brier", "rates"}
 
@@ -154,20 +154,26 @@ def test_saved_and_read_back_for_the_same_weights_only(calibration, tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda t: t.update(prior="0.5"), r"prior = '0\.5' is no number"),
-        (lambda t: t.update(prior=1), r"prior = 1\.0 is not between 0 and 1"),
-        (lambda t: t.update(fmr=0), r"fmr = 0\.0 is not above 0"),
-        (lambda t: t.update(fmr=float("nan")), "fmr = nan is no number"),
-        (lambda t: t.pop("fmr"), "'fmr' is missing"),
-        (lambda t: t.update(model=7), "model is 7"),
-        (lambda t: t.update(curves={}), r"curves is \{\}"),
-        (lambda t: t.update(held_out=[]), r"held_out is \[\]"),
-        (lambda t: t["curves"].update({"visible-thermal": {}}), "curves.visible-thermal: a curve of one of"),
-        (lambda t: t["curves"].update({"visible-visible": 3}), "curves.visible-visible: a curve"),
-        (lambda t: t["curves"]["visible-visible"].pop("same"), "curves.visible-visible.same is missing"),
+        (lambda t: t.update(prior="0.5"), r"prior = '0\.5': input should be a valid number"),
+        (lambda t: t.update(prior=1), "prior = 1: input should be less than 1"),
+        (lambda t: t.update(fmr=0), "fmr = 0: input should be greater than 0"),
+        (lambda t: t.update(fmr=float("nan")), "fmr = nan: input should be"),
+        (lambda t: t.pop("fmr"), "fmr: field required"),
+        (lambda t: t.update(model=7), "model = 7: input should be a valid string"),
+        (lambda t: t.update(curves={}), r"curves = \{\}: dictionary should have at least 1 item"),
+        (lambda t: t.update(held_out=[]), r"held_out = \[\]: input should be a valid dictionary"),
+        (
+            lambda t: t["curves"].update({"visible-thermal": {}}),
+            "curves.visible-thermal.*: input should be 'visible-visible'",
+        ),
+        (
+            lambda t: t["curves"].update({"visible-visible": 3}),
+            "curves.visible-visible = 3: input should be a valid dictionary",
+        ),
+        (lambda t: t["curves"]["visible-visible"].pop("same"), "curves.visible-visible.same: field required"),
         (
             lambda t: t["curves"]["infrared-visible"]["threshold"].reverse(),
-            r"curves.infrared-visible.threshold\[1\] = .*out of order",
+            "curves.infrared-visible.*threshold.* out of order",
         ),
     ],
 )

@@ -18,8 +18,8 @@ import torch.distributed as dist
 from torch import nn
 
 from fmcnet.config import load_config
+from fmcnet.data.loader import make_sampler
 from fmcnet.data.readers import read_dataset
-from fmcnet.data.sampler import make_sampler
 from fmcnet.distributed import (
     agree,
     agree_on_errors,

@@ -7,8 +7,8 @@ from math import ceil
 import pytest
 
 from fmcnet.config import load_config
+from fmcnet.data.loader import identities_of, make_sampler, total_steps
 from fmcnet.data.readers import read_dataset
-from fmcnet.data.sampler import identities_of, make_sampler, total_steps
 from fmcnet.errors import ConfigError
 
 

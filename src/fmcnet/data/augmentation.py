@@ -52,16 +52,7 @@ class AugmentationParams(NamedTuple):
 def draw_params(
     count: int, height: int, width: int, modality: Modality, config: AugmentConfig, generator: torch.Generator
 ) -> AugmentationParams:
-    """Draw the parameters of `count` images: a function of the generator's state.
-
-    Args:
-        count: B.
-        height: H.
-        width: W.
-        modality: channel augmentation is for visible images only.
-        config: strengths and probabilities.
-        generator: on the CPU.
-    """
+    """Draw the parameters of `count` images of one modality: a function of the generator's state, on the CPU."""
     u = torch.rand((count, 12), generator=generator)
     shift_u, flip_u, grey_u, mix_u, box_u = u.split([2, 1, 1, 3, 5], dim=1)
     if config.channel == "mix":

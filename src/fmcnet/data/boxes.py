@@ -10,7 +10,7 @@ import contextlib
 import csv
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,15 +69,14 @@ class LeftOut:
     """What is left out, by reason: the count, and the first `MAX_NAMED` names."""
 
     def __init__(self) -> None:
-        self.counts: dict[str, int] = {}
-        self.first: dict[str, list[str]] = {}
+        self.counts = Counter[str]()
+        self.first = defaultdict[str, list[str]](list)
 
     def add(self, reason: str, name: str, count: int = 1) -> None:
         """Add `count` things of one name."""
-        self.counts[reason] = self.counts.get(reason, 0) + count
-        names = self.first.setdefault(reason, [])
-        if len(names) < MAX_NAMED:
-            names.append(name)
+        self.counts[reason] += count
+        if len(self.first[reason]) < MAX_NAMED:
+            self.first[reason].append(name)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""

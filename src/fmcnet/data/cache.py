@@ -109,13 +109,10 @@ class ImageCache:
             self._hold_in_memory()
             return
         try:
-            self.images = open_cache(target, self._shape)
-        except (OSError, UnusableCacheError):
-            try:
-                self._build(target)
-            except OSError as error:
-                self._warn_or_raise(folder, error.strerror or str(error))
-                self._hold_in_memory()
+            self._open_or_build(target)
+        except OSError as error:
+            self._warn_or_raise(folder, error.strerror or str(error))
+            self._hold_in_memory()
         log_notes(table, self.images, self._notes or _stored_notes(target))
 
     def digest(self) -> str:
@@ -131,11 +128,14 @@ class ImageCache:
     def __len__(self) -> int:
         return len(self.images)
 
-    def _build(self, target: Path) -> None:
-        """Build the file, unless another process builds it first; OSError when it cannot be stored."""
+    def _open_or_build(self, target: Path) -> None:
+        """Map the file, or build it unless another process builds it first; OSError when it cannot be stored."""
+        with contextlib.suppress(OSError, UnusableCacheError):
+            self.images = open_cache(target, self._shape)
+            return
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         waiting = "another process builds this image cache: waiting for it"
-        with lock_file(lock_path(target), waiting=waiting, optional=True) as locked:
+        with lock_file(lock_path(target), waiting=waiting, optional=True):
             try:
                 self.images = open_cache(target, self._shape)
                 return
@@ -143,8 +143,6 @@ class ImageCache:
                 pass
             except UnusableCacheError as error:
                 logger.warning("the image cache %s cannot be used (%s): building it again", target, error)
-            if locked:
-                remove_left_overs(target)
             require_disk(target.parent, self._bytes)
             root = str(self.table.root.resolve())
             # Like the key, but of the images' paths alone, so that it stays when images change.
@@ -159,9 +157,8 @@ class ImageCache:
                 remove_cache(other)
 
     def _decode(self) -> Generator[NDArray[np.uint8]]:
-        remarks = Remarks()
-        options: dict[str, Any] = {"remarks": remarks, "progress": self._progress}
-        yield from decode_images(self.table, self.height, self.width, **options)
+        remarks, size = Remarks(), (self.height, self.width)
+        yield from decode_images(self.table, *size, remarks=remarks, progress=self._progress)
         self._notes[:] = remarks.lines(NO_RANGE)
 
     def _hold_in_memory(self) -> None:
@@ -194,19 +191,14 @@ def default_folder() -> Path:
 
 
 def cache_folder(setting: str | Path, root: Path) -> Path:
-    """The folder that `data.cache` means.
-
-    Args:
-        setting: "auto" (`default_folder()`), "beside" (`.fmcnet-cache` in the dataset's folder), or a folder.
-        root: the dataset's folder (`Table.root`).
-    """
+    """The folder that `data.cache` means: `default_folder()` for "auto", one in the dataset's folder for "beside"."""
     if setting == "auto":
         return default_folder()
     return root / BESIDE if setting == "beside" else Path(setting).expanduser()
 
 
 def cache_key(table: Table, height: int, width: int) -> str:
-    """24 hex digits that change with the images (paths and `file_state`), their order and the size wanted."""
+    """24 hex digits that change with the images (paths and `file_state`), their order and the size."""
     digest = hashlib.sha256(f"{VERSION}\n{table.root.resolve()}\n{height}x{width}\n".encode())
     for path in table.full_paths():
         try:
@@ -288,13 +280,8 @@ def write_cache(
 ) -> NDArray[np.uint8]:
     """Write NAME.npy and then NAME.json, each under a temporary name until it is whole.
 
-    Images go to the file one by one, so memory never holds all of them.
-
-    Args:
-        path: the .npy file.
-        shape: (N, H, W, 3).
-        description: further entries of the .json.
-        images: N images (H, W, 3) uint8.
+    Images go to the file one by one, so memory never holds all of them. `description` holds further entries of the
+    .json.
 
     Returns:
         (N, H, W, 3) uint8, mapped from the file, read-only.
@@ -366,13 +353,6 @@ def remove_cache(path: Path) -> bool:
             path.with_suffix(".json").unlink(missing_ok=True)
             return True
     return False
-
-
-def remove_left_overs(path: Path) -> None:
-    """Remove what a killed builder of this cache left; the caller holds the lock."""
-    for file, cache in left_overs(path.parent):
-        if cache == path and file.suffix != ".lock":
-            file.unlink(missing_ok=True)
 
 
 def left_overs(folder: Path) -> list[tuple[Path, Path]]:

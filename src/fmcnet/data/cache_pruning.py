@@ -8,16 +8,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
-from fmcnet.data.cache import (
-    STEM,
-    iso_time,
-    left_overs,
-    lock_path,
-    mib,
-    read_description,
-    remove_cache,
-    remove_left_overs,
-)
+from fmcnet.data.cache import STEM, iso_time, left_overs, lock_path, mib, read_description, remove_cache
 from fmcnet.errors import DataError
 from fmcnet.files import lock_file
 
@@ -91,10 +82,10 @@ def prune_caches(folder: str | Path, age: timedelta) -> CacheFolder:
     removed = tuple(cache for cache in old if remove_cache(listed.folder / cache.name))
     kept = tuple(cache for cache in listed.caches if cache not in removed)
     left_files = left_overs(listed.folder) if listed.folder.is_dir() else []
-    for path in {cache for _, cache in left_files}:
-        with contextlib.suppress(OSError), lock_file(lock_path(path), optional=True) as locked:
-            if locked:
-                remove_left_overs(path)
+    for file, cache in left_files:
+        with contextlib.suppress(OSError), lock_file(lock_path(cache), optional=True) as locked:
+            if locked and file.suffix != ".lock":
+                file.unlink()
     return CacheFolder(listed.folder, kept, removed, sum(not file.exists() for file, _ in left_files))
 
 

@@ -283,7 +283,7 @@ def _texts_and_numbers(name: str) -> list[Any]:
 
 
 def _read_counter(stems: Sequence[str]) -> list[int]:
-    """The numbers of frames in their names; empty unless the names are a counter.
+    """The numbers of frames in their names without suffix, in natural order; empty unless the names are a counter.
 
     - A counter is the one run of digits that differs between names that are otherwise equal. It increases from each
       name to the next. Of a single name it is the last run.
@@ -292,9 +292,6 @@ def _read_counter(stems: Sequence[str]) -> list[int]:
     - Six digits without a date are a time only where their steps take fewer values as HHMMSS than as numbers:
       221558, 221559, 221600.
     - Six or more digits that begin with 00 are a number, also behind a date.
-
-    Args:
-        stems: the names without suffix, in natural order.
     """
     rows = [_NUMBER.split(stem) for stem in stems]
     runs = range(1, len(rows[0]), 2) if len({tuple(row[::2]) for row in rows}) == 1 else range(0)

@@ -10,11 +10,12 @@ import struct
 import sys
 import zlib
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,9 @@ from fmcnet.data.pixels import (
 from fmcnet.data.table import Table
 from fmcnet.errors import DataError, fault_lines
 from fmcnet.progress import Progress
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 MOST_THREADS = 16
 """Threads that decode images at once."""
@@ -107,16 +111,7 @@ def to_rgb(image: Image.Image, value_range: ValueRange | None = None) -> Image.I
 
 
 def resize(image: Image.Image, height: int, width: int) -> NDArray[np.uint8]:
-    """Resize an image, bilinear with antialiasing: the only resizing of model inputs.
-
-    Args:
-        image: of mode RGB.
-        height: H, in pixels.
-        width: W, in pixels.
-
-    Returns:
-        (H, W, 3) uint8.
-    """
+    """An image of mode RGB as (H, W, 3) uint8, resized bilinearly with antialiasing: how all model inputs are."""
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(image)
@@ -409,16 +404,9 @@ def decode_images(
     remarks: Remarks | None = None,
     progress: bool | None = None,
 ) -> Generator[NDArray[np.uint8]]:
-    """Decode and resize the images of a table, in its order.
+    """Decode and resize the images of a table, in its order; `remarks` gets the doubtful ones.
 
     Close the iterator where you leave it early: it holds threads and a progress bar.
-
-    Args:
-        table: the images.
-        height: H, in pixels.
-        width: W, in pixels.
-        remarks: gets the doubtful images.
-        progress: show a bar; None: only on a terminal.
 
     Yields:
         (H, W, 3) uint8, image after image, until the first that cannot be read.
@@ -443,29 +431,17 @@ def decode_images(
 def unreadable_images(
     table: Table, remarks: Remarks | None = None, progress: bool | None = None
 ) -> list[tuple[str, str]]:
-    """Decode every image of a table.
-
-    Args:
-        table: the images.
-        remarks: gets the doubtful images.
-        progress: show a bar; None: only on a terminal.
-
-    Returns:
-        (path, reason) of each image that cannot be read, in the table's order.
-    """
+    """Decode every image of a table: (path, reason) of each that cannot be read, in its order; as `decode_images`."""
     decoded = _decode_all(table, None, "checking images", remarks, progress)
     return [(path, reason) for path, _, reason in decoded if reason]
 
 
 def _decode_all(
     table: Table, size: tuple[int, int] | None, label: str, remarks: Remarks | None, progress: bool | None
-) -> Iterator[tuple[str, NDArray[np.uint8] | None, str]]:
-    """(path, pixels (H, W, 3), fault or "") of each image; without a size there are no pixels.
+) -> Iterator[tuple[str, Pixels | None, str]]:
+    """(path, pixels (H, W, 3), fault or "") of each image; without a size there are no pixels."""
 
-    Threads decode, since Pillow releases the interpreter's lock. Few images are in memory at a time.
-    """
-
-    def decode(path: str) -> tuple[str, NDArray[np.uint8] | None, str]:
+    def decode(path: str) -> tuple[str, Pixels | None, str]:
         try:
             image = open_rgb(table.root / path)
         except DataError as error:
@@ -477,14 +453,30 @@ def _decode_all(
         return path, None if size is None else pixels, ""
 
     threads = min(MOST_THREADS, os.cpu_count() or 1)
-    with ThreadPoolExecutor(threads) as pool, Progress(label, len(table), show=progress) as bar:
-        jobs = (pool.submit(decode, path) for path in table.path.tolist())
-        running = deque(islice(jobs, 2 * threads))  # later jobs start as the caller takes results
-        while running:
-            decoded = running.popleft().result()
-            running.extend(islice(jobs, 1))
+    images = map_ahead(decode, table.path.tolist(), threads, 2 * threads)
+    with closing(images), Progress(label, len(table), show=progress) as bar:
+        for decoded in images:
             yield decoded
             bar.advance()
+
+
+def map_ahead(
+    function: Callable[[Item], Result], items: Iterable[Item], threads: int, ahead: int
+) -> Generator[Result]:
+    """Results of a function in the order of the items; threads compute the next `ahead` while the caller uses one.
+
+    Pillow releases the interpreter's lock while it decodes. Results that the caller has not taken are few.
+    """
+    pool = ThreadPoolExecutor(threads)
+    try:
+        jobs = (pool.submit(function, item) for item in items)
+        running = deque(islice(jobs, ahead))
+        while running:
+            result = running.popleft().result()
+            running.extend(islice(jobs, 1))
+            yield result
+    finally:
+        pool.shutdown(cancel_futures=True)  # a caller that stops early does not wait for queued images
 
 
 def _failure_reason(path: Path, error: BaseException) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import stat
 import unicodedata
@@ -164,14 +163,9 @@ def _name_key(name: str) -> str:
 def _names_by_key(folder: Path) -> dict[str, str]:
     """The names in a folder by `_name_key`, those of images also by that of their stem."""
     try:
-        return _listed_names(folder, folder.stat().st_mtime_ns)
+        names = sorted(path.name for path in folder.iterdir())
     except OSError:
         return {}
-
-
-@functools.lru_cache(8)
-def _listed_names(folder: Path, _: int) -> dict[str, str]:
-    names = sorted(os.listdir(folder))  # noqa: PTH208 (names are all that is needed)
     stems = {_name_key(os.path.splitext(name)[0]): name for name in names if is_image(name)}  # noqa: PTH122
     return stems | {_name_key(name): name for name in names}
 

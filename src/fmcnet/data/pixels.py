@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import reduce
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -219,9 +218,8 @@ def eight_bits_of_alpha(values: NDArray[Any]) -> NDArray[np.uint8]:
     return _to_uint8(values.astype(np.float64) * (255 / scale))
 
 
-def _to_uint8(values: NDArray[np.float64]) -> NDArray[np.uint8]:
-    rounded: NDArray[np.uint8] = np.rint(values.clip(0, 255)).astype(np.uint8)
-    return rounded
+def _to_uint8(values: NDArray[np.float64]) -> Pixels:
+    return np.asarray(np.rint(values.clip(0, 255)), np.uint8)
 
 
 COLOURLESS_BELOW, COLOURED_FROM = 1.5, 4.0
@@ -250,11 +248,9 @@ def colours_doubtful(pixels: Pixels, modality: Modality) -> BoolArray:
     count, height, width, _ = pixels.shape
     # Sums over blocks, so that a sensor's colour noise does not count as colour.
     rows, columns = min(4, height), min(4, width)
-    height, width = height - height % rows, width - width % columns
-    lines = pixels[:, :height, :width].reshape(count, height // rows, rows, width * 3)
-    sums = reduce(np.add, (lines[:, :, row] for row in range(1, rows)), lines[:, :, 0].astype(np.uint16))
-    sums = sums.reshape(count, -1, columns, 3)
-    sums = reduce(np.add, (sums[:, :, column] for column in range(1, columns)), sums[:, :, 0])
+    whole = pixels[:, : height - height % rows, : width - width % columns]
+    blocks = whole.reshape(count, height // rows, rows, width // columns, columns, 3)
+    sums = blocks.sum(2, dtype=np.uint16).sum(3, dtype=np.uint16).reshape(count, -1, 3)
     values = sums.astype(np.float32) / (rows * columns)
     light = values.mean(2) - values.mean((1, 2))[:, None]
     light_variance = (light**2).mean(1)
@@ -287,8 +283,7 @@ def colour_notes(
 
     Args:
         modality: (N,) codes.
-        load: gives the (H, W, 3) pixels of an image by its number. `LOOKED_AT` of each camera are loaded; those
-            that raise DataError are left out.
+        load: gives the (H, W, 3) pixels of an image by its number. Those that raise DataError are left out.
         camera: (N,) numbers; None: one camera a modality.
     """
     codes = np.asarray(modality)

@@ -7,7 +7,7 @@ import os
 import zlib
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -15,8 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmcnet.errors import DataError, FmcnetError
-from fmcnet.identities import identity_number, is_number, parse_identity
-from fmcnet.types import NO_CAMERA, NO_PID, IntArray, Modality, check_arrays, parse_modality
+from fmcnet.identities import parse_identity
+from fmcnet.types import (
+    NO_CAMERA,
+    NO_PID,
+    IntArray,
+    Modality,
+    check_arrays,
+    identity_names,
+    identity_numbers,
+    parse_modality,
+)
 
 if TYPE_CHECKING:
     from fmcnet.config import Config
@@ -86,9 +95,9 @@ class Table:
     track: NDArray[np.str_]
     tags: NDArray[np.str_]
     source: NDArray[np.str_]
+    range: NDArray[np.str_]
     pid_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    range: NDArray[np.str_] = field(default_factory=lambda: np.zeros(0, dtype="<U1"))
     file: Path | None = None
     header: tuple[str, ...] = ()
     unknown: frozenset[tuple[str, str]] = frozenset()
@@ -97,8 +106,6 @@ class Table:
     TEXTS: ClassVar[tuple[str, ...]] = ("camera", "track", "tags", "source", "range")
 
     def __post_init__(self) -> None:
-        if not len(self.range):
-            object.__setattr__(self, "range", np.full(len(self.path), ""))
         check_arrays(self, self.COLUMNS)
         lengths = {name: len(getattr(self, name)) for name in self.COLUMNS}
         if len(set(lengths.values())) > 1:
@@ -263,17 +270,14 @@ class Table:
 
     def identity_names(self) -> NDArray[np.str_]:
         """(N,) str, the identity where it is a text, as galleries keep it; "" where it is a number or unknown."""
-        identities = [parse_identity(name) or "" for name in self.pid_names]
-        names = ["" if is_number(name) else name for name in identities]
-        return np.array([*names, ""], dtype=np.str_)[self.pid] if names else np.full(len(self), "")
+        names = identity_names(np.array(self.pid_names))
+        return np.append(names, "")[self.pid] if self.pid_names else np.full(len(self), "")
 
     def identity_numbers(self) -> IntArray:
         """(N,) int64, equal for the same identity in every table; `pid` itself where identities are numbers."""
         if not self.pid_names:
             return self.pid
-        identities = [parse_identity(name) for name in self.pid_names]
-        numbers = [NO_PID if name is None else identity_number(name) for name in identities]
-        return np.array([*numbers, NO_PID], dtype=np.int64)[self.pid]
+        return np.append(identity_numbers(np.array(self.pid_names)), NO_PID)[self.pid]
 
     def records(self) -> list[Record]:
         """The rows, one by one."""
@@ -332,9 +336,7 @@ def _whole_number(column: str, value: Any, unknown: int) -> int:
 def fingerprint(table: Table, *columns: NDArray[np.str_]) -> str:
     """16 hex digits that name a dataset: its paths and identities, independent of its folder, order and splits.
 
-    Args:
-        table: the dataset.
-        columns: further columns (N,) to include, as the split.
+    Further columns (N,) may be included, as the split.
     """
     names = [str(pid) if pid == NO_PID else table.pid_name(pid) for pid in table.pid.tolist()]
     rows = zip(table.path.tolist(), names, *(column.tolist() for column in columns), strict=True)
@@ -371,10 +373,7 @@ def seen_identities(samples: tuple[str, ...], table: Table) -> IntArray:
 def names_note(identities: Collection[int], rows: Table, trained: str) -> str:
     """A sentence if more than `FEW_SEEN` of a table's identities have the name of one that was trained on, else "".
 
-    Args:
-        identities: `Table.identity_numbers` of the training.
-        rows: the table.
-        trained: who was trained on them, for the sentence.
+    `identities` are `Table.identity_numbers` of the training, `trained` is the model, for the sentence.
     """
     numbers = rows.identity_numbers()
     known = (rows.pid != NO_PID) & np.isin(numbers, np.array([*identities], dtype=np.int64))

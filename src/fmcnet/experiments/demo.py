@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from fmcnet.config import Config, load_config
+from fmcnet.data.loader import total_steps
 from fmcnet.data.readers import read_dataset
-from fmcnet.data.sampler import total_steps
 from fmcnet.errors import FmcnetError, TrainingError
 from fmcnet.evaluation.evaluate import METRICS
 from fmcnet.evaluation.evaluate_model import EvaluatedRun, evaluate_model

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -182,8 +182,9 @@ def adapt_model(
     card, source_digest = encoder.card, encoder.digest
     model = _standardized(encoder)
     del encoder  # its weights
+    options = {"batch_size": batch, "progress": progress, "value_range": value_range}
     with model.unstandardized():
-        features, rows, faults = _adapt_norms_and_encode(model, card, crops, batch, progress, value_range)
+        features, rows, faults = _adapt_norms_and_encode(model, card, crops, options)
     _check_count([crops.modality[row] for row in rows], faults, len(crops.images))
     images, cameras = _set_standard(model, features, rows, crops)
     if faults:
@@ -244,14 +245,12 @@ def moments(values: FloatArray, camera: IntArray) -> tuple[FloatArray, FloatArra
 
 
 def _adapt_norms_and_encode(
-    model: FMCNet,
-    card: ModelCard,
-    crops: Crops,
-    batch: int,
-    progress: bool | None,
-    value_range: ValueRange | None,
+    model: FMCNet, card: ModelCard, crops: Crops, options: dict[str, Any]
 ) -> tuple[FloatArray, IntArray, list[Fault]]:
-    """Set the statistics of `FeatureNorm`; then return descriptors (N', E), their rows, and faults."""
+    """Set the statistics of `FeatureNorm`; then return descriptors (N', E), their rows, and faults.
+
+    `options` are of `Encoder.encode`.
+    """
     import torch
 
     from fmcnet.models.normalization import watch_norms
@@ -264,10 +263,10 @@ def _adapt_norms_and_encode(
 
     remarks = Remarks()
     with watch_norms(model, record):
-        features, rows, faults = _encode(encoder, crops, batch, progress, value_range, remarks)
+        features, rows, faults = _encode(encoder, crops, remarks, options)
     for line in remarks.lines():
         logger.warning("%s", line)
-    if value_range is not None and not remarks.ranged():
+    if options["value_range"] is not None and not remarks.ranged():
         logger.warning("%s", RANGE_UNUSED)
     if not recorded:
         return features, rows, faults
@@ -276,28 +275,15 @@ def _adapt_norms_and_encode(
     for (norm, modality), parts in recorded.items():
         mean, variance = moments(np.concatenate(parts), camera[codes == modality.code])
         norm.set(modality, torch.from_numpy(mean), torch.from_numpy(variance))
-    return _encode(encoder, crops, batch, progress, value_range, Remarks())  # they are logged already
+    return _encode(encoder, crops, Remarks(), options)  # they are logged already
 
 
 def _encode(
-    encoder: Encoder,
-    crops: Crops,
-    batch: int,
-    progress: bool | None,
-    value_range: ValueRange | None,
-    remarks: Remarks,
+    encoder: Encoder, crops: Crops, remarks: Remarks, options: dict[str, Any]
 ) -> tuple[FloatArray, IntArray, list[Fault]]:
     faults: list[Fault] = []
-    embeddings = encoder.encode(
-        crops.images,
-        crops.modality,
-        batch_size=batch,
-        normalize=False,
-        on_error=faults.append,
-        progress=progress,
-        value_range=value_range,
-        remarks=remarks,
-    )
+    settings: dict[str, Any] = {"normalize": False, "on_error": faults.append, "remarks": remarks, **options}
+    embeddings = encoder.encode(crops.images, crops.modality, **settings)
     rows = np.setdiff1d(np.arange(len(crops.images)), [fault.position for fault in faults])
     return embeddings.features, rows.astype(np.int64), faults
 

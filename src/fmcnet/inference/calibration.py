@@ -5,29 +5,68 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from fmcnet.errors import CheckpointError, DataError, FmcnetError
 from fmcnet.files import write_json
-from fmcnet.parsing import read_json
+from fmcnet.parsing import first_fault, read_json
 from fmcnet.types import Modality, parse_modality
 
 CALIBRATION = "calibration.json"
 CALIBRATION_FORMAT = "fmcnet-calibration-1"
 DIRECTIONS = tuple((query, gallery) for query in Modality for gallery in Modality)
 FloatVector = NDArray[np.float64]
+VECTORS = ("similarity", "evidence", "false_match_rate", "threshold", "true_match_rate")
+"""Those of a curve."""
+Direction = Literal["visible-visible", "visible-infrared", "infrared-visible", "infrared-infrared"]
 
-KNOTS = {
-    "similarity": (1, -1.0, 1.0),
-    "evidence": (1, -np.inf, np.inf),
-    "false_match_rate": (-1, np.nextafter(0.0, 1.0), 1.0),
-    "threshold": (1, -1.0, 1.0),
-    "true_match_rate": (-1, 0.0, 1.0),
-}
-"""The vectors of a curve: whether they ascend (1) or descend (-1), smallest and largest value."""
+Count = Annotated[int, Field(strict=True, ge=1)]
+Finite = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Similarity = Annotated[Finite, Field(ge=-1, le=1)]
+Rate = Annotated[Finite, Field(gt=0, le=1)]
+
+
+class _StoredCurve(BaseModel):
+    """A `Curve` in JSON."""
+
+    same: Count
+    different: Count
+    similarity: Annotated[list[Similarity], Field(min_length=1)]
+    evidence: list[Finite]
+    false_match_rate: Annotated[list[Rate], Field(min_length=1)]
+    threshold: list[Similarity]
+    true_match_rate: list[Annotated[Finite, Field(ge=0, le=1)]]
+
+    @model_validator(mode="after")
+    def _check_knots(self) -> _StoredCurve:
+        for name, other, sign in (
+            ("similarity", "evidence", 1),
+            ("threshold", "false_match_rate", -1),
+            ("threshold", "true_match_rate", -1),
+        ):
+            knots, values = np.array(getattr(self, name)), np.array(getattr(self, other))
+            if len(knots) != len(values):
+                raise ValueError(f"{name} has {len(knots)} knots and {other} {len(values)}")
+            if (np.diff(knots) < 0).any() or (np.diff(sign * values) < 0).any():
+                raise ValueError(f"knots of {name} and {other} are out of order")
+        if self.false_match_rate[0] != 1:
+            raise ValueError(f"false_match_rate begins with {self.false_match_rate[0]}, not with 1")
+        return self
+
+
+class _StoredCalibration(BaseModel):
+    """A `Calibration` in JSON, without its format."""
+
+    model: Annotated[str, Field(min_length=1)]
+    curves: Annotated[dict[Direction, _StoredCurve], Field(min_length=1)]
+    prior: Annotated[Finite, Field(gt=0, lt=1)]
+    fmr: Rate
+    held_out: dict[str, Any]
+    source: dict[str, Any]
 
 
 def _rounded_up(rate: float) -> str:
@@ -110,47 +149,8 @@ class Curve:
         return {
             "same": self.same,
             "different": self.different,
-            **{name: [float(f"{v:.7g}") for v in getattr(self, name)] for name in KNOTS},
+            **{name: [float(f"{v:.7g}") for v in getattr(self, name)] for name in VECTORS},
         }
-
-    @staticmethod
-    def from_dict(tree: dict[str, Any]) -> Curve:
-        """What `to_dict` gave; raises ValueError or KeyError that names the field that is wrong, or missing."""
-        for name in ("same", "different"):
-            if number(tree[name], name) < 1 or int(tree[name]) != tree[name]:
-                raise ValueError(f"{name} = {tree[name]} is no number of pairs")
-        vectors = {name: _knots(tree[name], name) for name in KNOTS}
-        pairs = {"evidence": "similarity", "false_match_rate": "threshold", "true_match_rate": "threshold"}
-        for name, other in pairs.items():
-            if len(vectors[name]) != len(vectors[other]):
-                raise ValueError(f"{name} has {len(vectors[name])} knots and {other} {len(vectors[other])}")
-        if vectors["false_match_rate"][0] != 1:
-            raise ValueError(f"false_match_rate begins with {vectors['false_match_rate'][0]}, not with 1")
-        return Curve(int(tree["same"]), int(tree["different"]), **vectors)
-
-
-def number(value: Any, name: str) -> float:
-    """A finite number from JSON, not true or "1"; raises ValueError naming the field."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not -1e300 < value < 1e300:
-        raise ValueError(f"{name} = {value!r:.60} is no number")
-    return float(value)
-
-
-def _knots(values: Any, name: str) -> FloatVector:
-    if not isinstance(values, list) or not values:
-        raise ValueError(f"{name} = {values!r:.60} is no list of knots")
-    vector = np.array([number(value, f"{name}[{index}]") for index, value in enumerate(values)])
-    sign, low, high = KNOTS[name]
-    outside = np.flatnonzero((vector < low) | (vector > high))
-    if len(outside):
-        index = int(outside[0])
-        raise ValueError(f"{name}[{index}] = {vector[index]} is not in {low:g}..{high:g}")
-    unordered = np.flatnonzero(np.diff(sign * vector) < 0)
-    if len(unordered):
-        index = int(unordered[0]) + 1
-        order = "descends" if sign > 0 else "ascends"
-        raise ValueError(f"{name}[{index}] = {vector[index]}: knots out of order, it {order}")
-    return vector
 
 
 @dataclass(frozen=True)
@@ -174,12 +174,7 @@ class Calibration:
     source: dict[str, Any] = field(default_factory=dict)
 
     def covers(self, query_modality: Modality | str, gallery_modality: Modality | str) -> bool:
-        """Whether a direction was learnt.
-
-        Args:
-            query_modality: of the query image.
-            gallery_modality: of the gallery image.
-        """
+        """Whether a direction was learnt."""
         return (parse_modality(query_modality), parse_modality(gallery_modality)) in self.curves
 
     def probability(
@@ -231,15 +226,7 @@ class Calibration:
         return self.curve(query_modality, gallery_modality).at(self.fmr if fmr is None else fmr)
 
     def curve(self, query_modality: Modality | str, gallery_modality: Modality | str) -> Curve:
-        """One direction.
-
-        Args:
-            query_modality: of the query image.
-            gallery_modality: of the gallery image.
-
-        Raises:
-            FmcnetError: when it was not learnt; names those that were.
-        """
+        """One direction; raises `FmcnetError` when it was not learnt, naming those that were."""
         pair = parse_modality(query_modality), parse_modality(gallery_modality)
         if pair not in self.curves:
             known = ", ".join(direction(*known_pair) for known_pair in self.curves)
@@ -292,41 +279,22 @@ class Calibration:
                 raise CheckpointError(
                     f"{path} is not a calibration of this version (format {CALIBRATION_FORMAT})"
                 )
-            calibration = _parse_calibration(tree)
-        except KeyError as error:
-            raise CheckpointError(f"{path} is damaged: {error} is missing; calibrate again") from error
+            stored = _StoredCalibration.model_validate(tree)
+        except ValidationError as error:
+            raise CheckpointError(f"{path} is damaged: {first_fault(error)}; calibrate again") from error
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{path} is missing or damaged: {error}; calibrate again") from error
-        if model is not None and calibration.model != model:
+        if model is not None and stored.model != model:
             raise CheckpointError(
-                f"{path} was made for another model (digest {calibration.model}, this one's is {model}): calibrate "
+                f"{path} was made for another model (digest {stored.model}, this one's is {model}): calibrate "
                 "again with fmcnet calibrate"
             )
-        return calibration
-
-
-def _parse_calibration(tree: dict[str, Any]) -> Calibration:
-    """What `to_dict` gave; raises ValueError or KeyError that names the field that is wrong, or missing."""
-    for name, expected_type in (("model", str), ("curves", dict), ("held_out", dict), ("source", dict)):
-        if not isinstance(tree[name], expected_type) or (name in ("model", "curves") and not tree[name]):
-            raise ValueError(f"{name} is {tree[name]!r:.60}")
-    names = {direction(*pair): pair for pair in DIRECTIONS}
-    curves = {}
-    for name, curve in tree["curves"].items():
-        if name not in names or not isinstance(curve, dict):
-            raise ValueError(f"curves.{name}: a curve of one of {', '.join(names)} should be there")
-        try:
-            curves[names[name]] = Curve.from_dict(curve)
-        except KeyError as error:
-            raise ValueError(f"curves.{name}.{error.args[0]} is missing") from error
-        except ValueError as error:
-            raise ValueError(f"curves.{name}.{error}") from error
-    prior, fmr = (number(tree[name], name) for name in ("prior", "fmr"))
-    if not 0.0 < prior < 1.0:
-        raise ValueError(f"prior = {prior} is not between 0 and 1")
-    if not 0.0 < fmr <= 1.0:
-        raise ValueError(f"fmr = {fmr} is not above 0 and at most 1")
-    return Calibration(tree["model"], curves, prior, fmr, tree["held_out"], tree["source"])
+        curves = {}
+        for name, curve in stored.curves.items():
+            query, gallery = map(Modality, name.split("-"))
+            vectors = {vector: np.array(getattr(curve, vector)) for vector in VECTORS}
+            curves[query, gallery] = Curve(curve.same, curve.different, **vectors)
+        return Calibration(stored.model, curves, stored.prior, stored.fmr, stored.held_out, stored.source)
 
 
 def direction(query: Modality, gallery: Modality) -> str:

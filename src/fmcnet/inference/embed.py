@@ -112,13 +112,7 @@ def embed_dataset(
 
 
 def all_as_test(table: Table, data: str | Path, card: ModelCard) -> Table:
-    """The table; a CSV without splits with all rows as test rows, unless the model was trained on some.
-
-    Args:
-        table: the dataset.
-        data: its folder or CSV.
-        card: of the model.
-    """
+    """The table; a CSV without splits with all rows as test rows, unless the model was trained on some."""
     if not any(note.startswith(HELD_OUT) for note in table.notes) or card.data == fingerprint(table):
         return table
     if len(seen_identities(card.seen_samples, table)) > FEW_SEEN * len(np.unique(table.pid)):
@@ -160,19 +154,10 @@ def embed_files(
     remarks: Remarks | None = None,
     ignored: list[Ignored] | None = None,
 ) -> tuple[int, int]:
-    """Embed images and folders and write `Embeddings` to an `.npz`; identity and camera are not known (-1).
+    """Embed images and folders of one modality and write `Embeddings` to an `.npz`; identity and camera are -1.
 
-    Args:
-        run: a run folder, an exported model, or a shipped model's name.
-        sources: images and folders.
-        modality: "visible" or "infrared", of all images.
-        out: the file to write.
-        batch: images at once.
-        normalize: to unit length.
+    Args as of `Encoder.encode`, and:
         skip: leave out what cannot be read.
-        device: where to compute.
-        value_range: as that of `Encoder.encode`.
-        remarks: as that of `Encoder.encode`.
         ignored: gets the files of the folders that are no images.
 
     Returns:

@@ -324,14 +324,7 @@ class Encoder:
         return table
 
     def cached_images(self, table: Table, progress: bool | None = None) -> NDArray[np.uint8]:
-        """Every image of a table at the input size, decoded once and cached.
-
-        Args:
-            table: the dataset.
-            progress: show a bar; None: on a terminal only.
-
-        Returns:
-            (N, H, W, 3) uint8.
+        """Every image of a table, (N, H, W, 3) uint8 at the input size, decoded once and cached.
 
         Raises:
             DataError: when one cannot be read.
@@ -356,14 +349,7 @@ class Encoder:
         flip: bool = False,
         progress: bool | None = None,
     ) -> FloatArray:
-        """Descriptors of some rows of a table.
-
-        Args:
-            table: the dataset.
-            rows: (R,) positions in the table.
-            batch_size: images at once.
-            flip: average with the descriptor of the mirrored image.
-            progress: show a bar; None: on a terminal only.
+        """Descriptors of some rows (R,) of a table; other arguments as of `embed_table`.
 
         Returns:
             (R, E) float32, in the order of `rows`, not brought to unit length.

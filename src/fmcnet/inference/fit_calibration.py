@@ -406,24 +406,14 @@ def count_pairs(
 
 
 def fit(same: IntArray, different: IntArray) -> Curve:
-    """The curve of counts (BINS,) of pairs of one person and of two.
+    """The curve of counts (BINS,) of pairs of one person and of two, at least `MIN_PAIRS` of either.
 
     Evidence is an isotonic regression of "same or not", where both sides weigh one half. It runs over up to 64 groups
     of equal mass and, towards the ends, smaller ones. Each of its steps is a knot. Half a pair is added on either
     side, so that nothing is certain.
-
-    Raises:
-        DataError: with fewer than `MIN_PAIRS` of either.
     """
-    total_same, total_different = int(same.sum()), int(different.sum())
-    if min(total_same, total_different) < MIN_PAIRS:
-        raise DataError(
-            f"{total_same} pairs of one person and {total_different} of two are too few to learn from: "
-            f"{MIN_PAIRS} of each are needed"
-        )
-    return Curve(
-        total_same, total_different, *_fit_evidence(same, different), *_fit_thresholds(same, different)
-    )
+    totals = int(same.sum()), int(different.sum())
+    return Curve(*totals, *_fit_evidence(same, different), *_fit_thresholds(same, different))
 
 
 def _fit_evidence(same: IntArray, different: IntArray) -> tuple[FloatVector, FloatVector]:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, Union, cast
@@ -14,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fmcnet.data.images import add_remarks, open_rgb, resize, to_rgb
+from fmcnet.data.images import add_remarks, map_ahead, open_rgb, resize, to_rgb
 from fmcnet.data.listing import IMAGE_SUFFIXES, Ignored, has_image_head, is_hidden, list_folder, near_file
-from fmcnet.data.pixels import Remarks, ValueRange
+from fmcnet.data.pixels import Pixels, Remarks, ValueRange
 from fmcnet.errors import DataError, FmcnetError, fault_lines
 from fmcnet.names import printable
 from fmcnet.types import Modality, parse_modality
@@ -31,7 +30,6 @@ ImageLike: TypeAlias = Union[str, Path, Image.Image, NDArray[np.uint8], "torch.T
 """A path, a folder, a Pillow image, a uint8 array ((N,) H, W, 3), a tensor ((N,) 3, H, W) of uint8 or 0..1 floats."""
 
 ModalityLike: TypeAlias = Modality | str
-Pixels: TypeAlias = NDArray[np.uint8]
 
 
 class Item(NamedTuple):
@@ -135,13 +133,7 @@ def read_pixels(
 ) -> Pixels:
     """One item's source as (H, W, 3) uint8 of the given size; every encoder reads images with it.
 
-    Args:
-        source: a path, a Pillow image, an array or a tensor.
-        height: H.
-        width: W.
-        value_range: as `fmcnet.data.images.load_image`.
-        remarks: gets doubtful properties of the image, under `name`.
-        name: of the image.
+    `remarks` gets doubtful properties of the image, under `name`.
 
     Raises:
         DataError: when it cannot be read, has no pixels or not the shape or type of an image.
@@ -203,10 +195,7 @@ def read_ahead(
     """
     if batch_size < 1:
         raise FmcnetError(f"batch_size must be 1 or more, got {batch_size}")
-    batches = []
-    for modality in Modality:
-        positions = [position for position, item in enumerate(items) if item.modality is modality]
-        batches += [positions[start : start + batch_size] for start in range(0, len(positions), batch_size)]
+    positions = [[at for at, item in enumerate(items) if item.modality is modality] for modality in Modality]
 
     def read(position: int) -> Pixels | Fault:
         name, source, _ = items[position]
@@ -216,17 +205,13 @@ def read_ahead(
             reason = str(error).removeprefix("cannot read the image").removeprefix(f" {source}")
             return Fault(position, name, reason.removeprefix(": "))
 
-    pool = ThreadPoolExecutor(max(1, workers))
-    try:
-        waiting: deque[list[Future[Pixels | Fault]]] = deque()
-        for number, batch in enumerate(batches):
-            for following in batches[number + len(waiting) : number + 3]:
-                waiting.append([pool.submit(read, position) for position in following])
-            results = dict(zip(batch, [future.result() for future in waiting.popleft()], strict=True))
-            faults = [result for result in results.values() if isinstance(result, Fault)]
-            yield {at: result for at, result in results.items() if not isinstance(result, Fault)}, faults
-    finally:
-        pool.shutdown(cancel_futures=True)  # a caller that stops early does not wait for queued images
+    with closing(map_ahead(read, chain(*positions), max(1, workers), 2 * batch_size)) as results:
+        for of_modality in positions:
+            for start in range(0, len(of_modality), batch_size):
+                batch = of_modality[start : start + batch_size]
+                found = dict(zip(batch, results, strict=False))
+                faults = [result for result in found.values() if isinstance(result, Fault)]
+                yield {at: result for at, result in found.items() if not isinstance(result, Fault)}, faults
 
 
 def list_faults(faults: Sequence[Fault], total: int) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmcnet.errors import CheckpointError
-from fmcnet.files import as_os_error, write_atomically
+from fmcnet.files import write_atomically
 from fmcnet.parsing import parse_json
 from fmcnet.types import FloatArray
 
@@ -60,8 +60,7 @@ class Projection:
 
     def save(self, path: Path) -> Path:
         """A safetensors file, whole or not at all; equal projections give equal files."""
-        from safetensors import SafetensorError
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
         description = {
             "format": PROJECTION_FORMAT,
@@ -71,15 +70,8 @@ class Projection:
         }
         # One entry: safetensors writes several in no fixed order, and the model's digest is of the bytes.
         metadata = {"fmcnet": json.dumps(description, sort_keys=True)}
-        tensors = {"mean": self.mean, "matrix": np.ascontiguousarray(self.matrix)}
-
-        def write(temporary: Path) -> None:
-            try:
-                save_file(tensors, temporary, metadata)
-            except SafetensorError as error:
-                raise as_os_error(error, temporary) from error
-
-        return write_atomically(path, write)
+        content = save({"mean": self.mean, "matrix": np.ascontiguousarray(self.matrix)}, metadata)
+        return write_atomically(path, lambda temporary: temporary.write_bytes(content))
 
     @staticmethod
     def load(path: Path) -> Projection:

@@ -18,9 +18,8 @@ from torch.profiler import record_function
 
 from fmcnet.config import AugmentConfig, Config
 from fmcnet.data.cache import ImageCache
-from fmcnet.data.loader import TrainingBatch, TrainingImages, load_batches
+from fmcnet.data.loader import TrainingBatch, TrainingImages, load_batches, make_sampler
 from fmcnet.data.readers import check_split, detect_layout, read_dataset
-from fmcnet.data.sampler import make_sampler
 from fmcnet.data.table import Table, fingerprint, hold_out, sample_images, seen_identities
 from fmcnet.distributed import (
     DistributedContext,

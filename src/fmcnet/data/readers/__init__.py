@@ -211,15 +211,7 @@ def modality_of_folder(layout: str, name: str) -> Modality | None:
 
 
 def check_split(config: Config, dataset: str) -> None:
-    """Refuse `data.split` for data with one split.
-
-    Args:
-        config: settings.
-        dataset: the name of its table.
-
-    Raises:
-        ConfigError: for a split other than 1 of another benchmark than RegDB.
-    """
+    """Raise ConfigError for a `data.split` other than 1 where the table `dataset` is not RegDB, and has one split."""
     if config.data.split != 1 and dataset != "regdb":
         raise ConfigError(f"data.split is for RegDB; the data are {dataset}, which has one: leave it out")
 

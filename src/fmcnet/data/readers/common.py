@@ -15,7 +15,7 @@ import numpy as np
 
 from fmcnet.data.listing import is_hidden, is_image, near_file
 from fmcnet.data.mat import read_mat
-from fmcnet.data.table import SPLITS, Record
+from fmcnet.data.table import SPLITS, Record, Table
 from fmcnet.errors import DataError, first_of
 from fmcnet.files import file_key
 from fmcnet.parsing import read_text
@@ -26,8 +26,6 @@ _IDENTITY_FOLDER = re.compile(r"(\d+)")
 
 MANIFEST = "generated.json"
 """In the folder of a generated dataset."""
-_NO_INODE = 2**32 - 1
-"""What FUSE (sshfs) lists for every file that it does not number."""
 
 
 def require_complete(folder: Path) -> None:
@@ -53,7 +51,6 @@ class DatasetFolder:
         self.root = Path(root).expanduser()
         self.expected = expected.strip("\n")
         self._listings: dict[str, dict[str, bool]] = {}
-        self._inodes: dict[str, dict[str, int | None]] = {}  # None: a symbolic link
         self._corrected: dict[str, str] = {}
         self._ignored: dict[str, str] = {}
         self._notes: list[str] = []
@@ -82,7 +79,6 @@ class DatasetFolder:
             except OSError as error:
                 raise DataError(f"cannot list {self.root / folder}: {error.strerror}") from error
             self._listings[folder] = {entry.name: entry.is_dir() for entry in entries}
-            self._inodes[folder] = {e.name: None if e.is_symlink() else e.inode() for e in entries}
         return self._listings[folder]
 
     def find(self, relative: str) -> str | None:
@@ -200,34 +196,28 @@ class DatasetFolder:
         """The records without those of a file that an earlier one names by another path or link; notes them.
 
         A file that two identities, cameras, modalities or splits have stays in each, as in a store that keeps equal
-        contents once. The numbers that come with a folder's listing tell which files to look at: only these, and
-        symbolic links, cost a call each.
+        contents once.
         """
-        by_number = defaultdict[int, list[int]](list)
-        for row, record in enumerate(records):
-            folder, _, name = record.path.rpartition("/")
-            number = self._inodes[folder][name]
-            with contextlib.suppress(OSError):  # a broken link
-                by_number[file_key(self.root / record.path)[1] if number is None else number].append(row)
-        by_number.pop(_NO_INODE, None)
         first_records: dict[Hashable, Record] = {}
-        links: dict[int, str] = {}
-        others: list[str] = []
-        for row in sorted(row for rows in by_number.values() if len(rows) > 1 for row in rows):
-            record = records[row]
-            first = first_records.setdefault(file_key(self.root / record.path), record)
+        kept, links, others = list[Record](), list[str](), list[str]()
+        for record in records:
+            first = record
+            with contextlib.suppress(OSError):  # a broken link
+                first = first_records.setdefault(file_key(self.root / record.path), record)
             if first._replace(path=record.path) == record != first:
-                links[row] = f"{record.path} (is {first.path})"
-            elif first is not record:
+                links.append(f"{record.path} (is {first.path})")
+                continue
+            kept.append(record)
+            if first is not record:
                 others.append(f"{record.path} (is {first.path})")
         for found, consequence in (
-            ([*links.values()], "counted once"),
+            (links, "counted once"),
             (others, "though identity, camera, modality or split differ: counted in each"),
         ):
             if found:
                 subject = "1 image is the file" if len(found) == 1 else f"{len(found)} images are files"
                 self.note(f"{subject} of another image, by a link, {consequence}: {first_of(found, 3)}")
-        return [record for row, record in enumerate(records) if row not in links]
+        return kept
 
     def note_cameras(self, top: str, published: Iterable[int], found: Iterable[int]) -> None:
         """Note cameras of the published dataset without an image in `top` ("" for the root), and others with some."""
@@ -246,11 +236,20 @@ class DatasetFolder:
             )
 
     def note(self, sentence: str) -> None:
-        """Add a sentence to `notes`."""
+        """Add a sentence to the table's notes."""
         self._notes.append(sentence)
 
-    def notes(self) -> list[str]:
-        """What was corrected, left out or ignored so far, a sentence each."""
+    def table(self, name: str, records: list[Record], training: bool, where: str = "") -> Table:
+        """The table of the records, with notes on all that was corrected, left out or ignored.
+
+        With `training`, `check_splits` applies; `where` is the dataset in its messages, "" the folder.
+        """
+        notes: list[str] = []
+        if training:
+            records, notes = check_splits(self.without_links(records), where or str(self.root))
+        return Table.from_records(name, self.root, records, notes=[*notes, *self._all_notes()])
+
+    def _all_notes(self) -> list[str]:
         notes = [*self._notes]
         folders = [name for name, is_folder in self.entries("").items() if is_folder and not is_hidden(name)]
         self._ignored |= {name: name for name in folders if name not in self._listings}

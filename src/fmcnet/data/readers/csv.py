@@ -384,13 +384,8 @@ def _number_cameras(records: list[Record], unknown: set[tuple[str, str]], notes:
 
     A row with a number and an empty name takes the name that other rows give the number, if they give one.
 
-    Where no row has a number: by the names' numbers, if each has another, else in sorted order.
-
-    Args:
-        records: the rows.
-        unknown: (path, "camera") of rows that are written to have no camera.
-        notes: are told of numbers that have several names, and of names that have several numbers, where a row
-            needs one.
+    Where no row has a number: by the names' numbers, if each has another, else in sorted order. `unknown` rows (path,
+    "camera") are written to have no camera. `notes` get numbers of several names, and names of several numbers.
     """
     names = sorted({record.camera for record in records if not is_unknown(record.camera)})
     given = {record.camid for record in records} - {NO_CAMERA}

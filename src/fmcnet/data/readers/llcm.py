@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from fmcnet.data.readers.common import DatasetFolder, check_labels, check_splits, read_ids, read_idx
+from fmcnet.data.readers.common import DatasetFolder, check_labels, read_ids, read_idx
 from fmcnet.data.table import Record, Table
 from fmcnet.errors import DataError, first_of
 from fmcnet.types import Modality
@@ -46,10 +46,7 @@ def read_llcm(root: str | Path, *, training: bool = True) -> Table:
     records = [*_training_records(folder), *_test_records(folder)]
     tops = [folder.find_folder(kind) or "" for kind in _KINDS]
     folder.note_unlisted_images(tops, {record.path for record in records}, "idx/")
-    notes: list[str] = []
-    if training:
-        records, notes = check_splits(folder.without_links(records), str(folder.root))
-    return Table.from_records("llcm", folder.root, records, notes=[*notes, *folder.notes()])
+    return folder.table("llcm", records, training)
 
 
 def _training_records(folder: DatasetFolder) -> list[Record]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from numbers import Integral
 from pathlib import Path
 
-from fmcnet.data.readers.common import DatasetFolder, check_labels, check_splits, read_idx
+from fmcnet.data.readers.common import DatasetFolder, check_labels, read_idx
 from fmcnet.data.table import Record, Table
 from fmcnet.errors import DataError
 from fmcnet.types import Modality
@@ -61,8 +61,4 @@ def read_regdb(root: str | Path, regdb_split: int = 1, *, training: bool = True)
         check_labels(listed, f"{folder.root}/idx, {split} split {regdb_split}")
     tops = [folder.find_folder(kind) or "" for kind in ("Visible", "Thermal")]
     folder.note_unlisted_images(tops, {record.path for record in records}, "this split in idx/")
-    notes: list[str] = []
-    if training:
-        where = f"{folder.root}, split {regdb_split}"
-        records, notes = check_splits(folder.without_links(records), where)
-    return Table.from_records("regdb", folder.root, records, notes=[*notes, *folder.notes()])
+    return folder.table("regdb", records, training, f"{folder.root}, split {regdb_split}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fmcnet.data.readers.common import DatasetFolder, check_splits, read_ids, read_mat_ids
+from fmcnet.data.readers.common import DatasetFolder, read_ids, read_mat_ids
 from fmcnet.data.table import SPLITS, Record, Table
 from fmcnet.errors import DataError, first_of
 from fmcnet.types import Modality
@@ -37,7 +37,7 @@ def read_sysu(root: str | Path, *, training: bool = True) -> Table:
     folder = DatasetFolder(root, EXPECTED)
     lists = [f"exp/{split}_id.txt" for split in ("train", "test") if not folder.find(f"exp/{split}_id.mat")]
     folder.require(CAMERAS, lists, "camera folder")
-    ids, notes = _split_ids(folder)
+    ids = _split_ids(folder)
     cameras = [folder.find(name) or name for name in CAMERAS]
     records: list[Record] = []
     absent: list[str] = []
@@ -55,22 +55,18 @@ def read_sysu(root: str | Path, *, training: bool = True) -> Table:
             f"{first_of(absent, 20)}; unpack the missing images or correct the lists"
         )
     folder.note_cameras("", range(1, len(CAMERAS) + 1), {record.camid for record in records})
-    if training:
-        records, split_notes = check_splits(folder.without_links(records), str(folder.root))
-        notes += split_notes
     folder.note_unlisted_folders(cameras, (pid for pids in ids.values() for pid in pids), "exp/")
-    return Table.from_records("sysu", folder.root, records, notes=[*notes, *folder.notes()])
+    return folder.table("sysu", records, training)
 
 
-def _split_ids(folder: DatasetFolder) -> tuple[dict[str, list[int]], list[str]]:
-    """Identities of each split, and notes."""
+def _split_ids(folder: DatasetFolder) -> dict[str, list[int]]:
+    """Identities of each split."""
     ids: dict[str, list[int]] = {}
-    notes: list[str] = []
     for split in SPLITS:
         if found := folder.find(f"exp/{split}_id.txt"):
             ids[split] = read_ids(folder.root / found)
         elif found := folder.find(f"exp/{split}_id.mat"):
             ids[split] = read_mat_ids(folder.root / found)
         else:
-            notes.append(f"exp/{split}_id.txt is absent: no {split} split")
-    return ids, notes
+            folder.note(f"exp/{split}_id.txt is absent: no {split} split")
+    return ids

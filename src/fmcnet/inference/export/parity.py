@@ -78,18 +78,9 @@ def rates(
     rounds: int = 3,
     seconds: float = 0.3,
 ) -> list[dict[int, list[float]]]:
-    """Images/s of each backend, measured in turns, so that a busy machine slows all alike.
+    """Images/s by backend and batch size, one figure a round of at least `seconds`.
 
-    Args:
-        backends: what is measured.
-        images: (N, H, W, 3) uint8 of the input size; repeated as needed.
-        modality: of all images.
-        batches: batch sizes.
-        rounds: number of measurements of each.
-        seconds: least length of each measurement.
-
-    Returns:
-        By backend and batch size, one figure a round.
+    Backends take turns, so that a busy machine slows all alike. Images (N, H, W, 3) are repeated as needed.
     """
     figures: list[dict[int, list[float]]] = [{size: [] for size in batches} for _ in backends]
     for size in batches:
@@ -115,16 +106,7 @@ def compare(
     *,
     seconds: float = 0.3,
 ) -> list[BackendReport]:
-    """Compare forms of one model with the first of them.
-
-    Args:
-        forms: the first is what the others are compared with.
-        images: (N, H, W, 3) uint8.
-        modality: (N,) of each image.
-        table: (N,) the labels of these images; None: nothing is scored.
-        config: of the evaluation.
-        seconds: as that of `rates`.
-    """
+    """Compare forms of one model with the first of them, on images (N, H, W, 3) and, if given, their labels."""
     speeds = rates([backend for _, backend, *_ in forms], images, Modality.VISIBLE, seconds=seconds)
     rows = np.arange(len(images))
     reports: list[BackendReport] = []
