@@ -217,11 +217,16 @@ def evaluate(
 
 def _chance(embeddings: Embeddings, skip: SkipRule, trials: Sequence[tuple[Trial, Ranks]]) -> float:
     """See `Evaluation.chance`."""
-    shares = (
-        (ranks.matches / np.maximum(skip.remaining(embeddings, *trial), 1))[ranks.matches > 0]
-        for trial, ranks in trials
-    )
-    return float(np.mean([share.mean() for share in shares]))
+    means = []
+    for (query, gallery), ranks in trials:
+        step = max(1, CHUNK_BYTES // (4 * len(gallery)))
+        remaining = [
+            len(gallery) - skip.hidden(embeddings, query[start : start + step, None], gallery).sum(axis=1)
+            for start in range(0, len(query), step)
+        ]
+        counted = ranks.matches > 0
+        means.append((ranks.matches[counted] / np.concatenate(remaining)[counted]).mean())
+    return float(np.mean(means))
 
 
 def _rank(
