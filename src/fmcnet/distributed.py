@@ -27,19 +27,12 @@ TIMEOUT = timedelta(hours=2)
 
 @dataclass(frozen=True)
 class DistributedContext:
-    """The device of a process, and its position among the processes of a job.
-
-    Attributes:
-        device: of this process.
-        rank: 0..world-1.
-        world: number of processes.
-        control: a gloo group of all processes, for flags and errors: it does not wait for a GPU's queue; None for
-            one process.
-    """
+    """The device of a process, and its position among the processes of a job."""
 
     device: torch.device
-    rank: int = 0
-    world: int = 1
+    rank: int = 0  # 0..world-1
+    world: int = 1  # number of processes
+    # A gloo group of all processes, for flags and errors: it does not wait for a GPU's queue. None for one process.
     control: dist.ProcessGroup | None = None
 
     @property

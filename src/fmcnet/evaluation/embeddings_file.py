@@ -63,10 +63,8 @@ class Sets:
     """Embeddings read from a file, and its query and gallery, if it holds two sets."""
 
     embeddings: Embeddings
-    known: BoolArray
-    """(N,) whether the file gives the modality; it is 0 where it does not."""
-    of_query: BoolArray | None = None
-    """(N,) the queries; None where the file leaves the choice to the protocol."""
+    known: BoolArray  # (N,) whether the file gives the modality; it is 0 where it does not
+    of_query: BoolArray | None = None  # (N,) the queries; None: the protocol chooses them
 
 
 class EmbeddingsFile:

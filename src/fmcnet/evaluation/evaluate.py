@@ -333,17 +333,11 @@ def pool(evaluations: Sequence[Evaluation]) -> Evaluation:
 
 @dataclass(frozen=True)
 class QueryScores:
-    """Scores of the queries that are counted in at least one trial, in ascending order of row.
+    """Scores of the queries that are counted in at least one trial, in ascending order of row."""
 
-    Attributes:
-        row: (Q,) int64, position among the embeddings.
-        ap: (Q,) float64, average precision, mean over the trials in which the query is counted, 0..1.
-        hit: (Q,) float64, share of those trials whose first answer is right, 0..1.
-    """
-
-    row: IntArray
-    ap: NDArray[np.float64]
-    hit: NDArray[np.float64]
+    row: IntArray  # (Q,) position among the embeddings
+    ap: NDArray[np.float64]  # (Q,) average precision 0..1, mean over the trials that count the query
+    hit: NDArray[np.float64]  # (Q,) share of those trials whose first answer is right, 0..1
 
 
 def query_scores(

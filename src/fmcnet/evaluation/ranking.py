@@ -45,23 +45,14 @@ Load: TypeAlias = Callable[[IntArray], Compare]
 
 @dataclass
 class Ranks:
-    """What ranking gives for each query of a trial; all arrays are (Q,).
+    """What ranking gives for each query of a trial; all arrays are (Q,)."""
 
-    Attributes:
-        matches: int64, true matches left after the skip rule; 0: the query is not counted.
-        first_image: int64, rank of the best true match among images.
-        first_identity: int64, its rank among identities, each at its best image.
-        ap: float64, average precision.
-        inp: float64, matches / rank of the last true match.
-        precision: "float32" or "float64", the arithmetic of the similarities.
-    """
-
-    matches: NDArray[np.int64]
-    first_image: NDArray[np.int64]
-    first_identity: NDArray[np.int64]
-    ap: NDArray[np.float64]
-    inp: NDArray[np.float64]
-    precision: str
+    matches: NDArray[np.int64]  # true matches left after the skip rule; 0: the query is not counted
+    first_image: NDArray[np.int64]  # rank of the best true match among images
+    first_identity: NDArray[np.int64]  # its rank among identities, each at its best image
+    ap: NDArray[np.float64]  # average precision
+    inp: NDArray[np.float64]  # matches / rank of the last true match
+    precision: str  # "float32" or "float64", the arithmetic of the similarities
 
     @staticmethod
     def empty(n: int, precision: str) -> Ranks:
@@ -282,19 +273,12 @@ def _count(others: Tensor, limits: Tensor, pid: IntArray) -> tuple[Tensor, Tenso
 
 @dataclass(frozen=True)
 class RankedList:
-    """A query and its best answers.
+    """A query and its best answers."""
 
-    Attributes:
-        query: row of the query among the embeddings.
-        gallery: (k,) int64, rows of the answers, best first.
-        similarity: (k,) float64, cosine, or minus the Euclidean distance.
-        correct: (k,) bool, whether an answer shows the query's identity.
-    """
-
-    query: int
-    gallery: NDArray[np.int64]
-    similarity: NDArray[np.float64]
-    correct: NDArray[np.bool_]
+    query: int  # row of the query among the embeddings
+    gallery: NDArray[np.int64]  # (k,) rows of the answers, best first
+    similarity: NDArray[np.float64]  # (k,) cosine, or minus the Euclidean distance
+    correct: NDArray[np.bool_]  # (k,) whether an answer shows the query's identity
 
 
 def largest(values: NDArray[np.float64], k: int, last: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:

@@ -24,17 +24,13 @@ class SkipRule:
     A camera rule never applies to an image whose camera is not known (`NO_CAMERA`). Whatever the rule, an
     image that is in both sets is never its own match.
 
-    Attributes:
-        kind: "none"; "same_identity_and_camera" (the single-modality and LLCM rule); "same_camera" (every
-            identity); "camera_pairs" (SYSU-MM01's rule: every gallery image of a camera that is paired with
-            the query's).
-        pairs: for "camera_pairs", the pairs (query camera, gallery camera).
-        partial: the images may lack cameras of `pairs`, as a part of SYSU-MM01 does.
     """
 
+    # "none"; "same_identity_and_camera" (the single-modality and LLCM rule); "same_camera" (every identity);
+    # "camera_pairs" (SYSU-MM01's rule: every gallery image of a camera that is paired with the query's)
     kind: SkipKind = "none"
-    pairs: tuple[tuple[int, int], ...] = ()
-    partial: bool = False
+    pairs: tuple[tuple[int, int], ...] = ()  # for "camera_pairs": (query camera, gallery camera)
+    partial: bool = False  # the images may lack cameras of `pairs`, as a part of SYSU-MM01 does
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(SkipKind):
@@ -76,7 +72,7 @@ class SkipRule:
 
     def hidden(self, embeddings: Embeddings, query: IntArray, gallery: IntArray) -> BoolArray:
         """True where a query row skips a gallery row: by the rule, or as the same image; rows broadcast."""
-        hidden = np.asarray(query == gallery)
+        hidden: BoolArray = np.asarray(query == gallery)
         if self.kind == "none":
             return hidden
         pid, query_cam, gallery_cam = embeddings.pid, embeddings.camid[query], embeddings.camid[gallery]
@@ -88,7 +84,8 @@ class SkipRule:
             by_rule = query_cam == gallery_cam
         if self.kind == "same_identity_and_camera":
             by_rule &= pid[query] == pid[gallery]
-        return hidden | by_rule & (query_cam != NO_CAMERA) & (gallery_cam != NO_CAMERA)
+        hidden |= by_rule & (query_cam != NO_CAMERA) & (gallery_cam != NO_CAMERA)
+        return hidden
 
     def check(
         self,

@@ -34,30 +34,19 @@ FloatVector = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Verification:
-    """How well a threshold on the similarity tells true pairs from false ones.
+    """How well a threshold on the similarity tells true pairs from false ones."""
 
-    Attributes:
-        protocol: the sets and the skip rule, in one sentence.
-        distance: "cosine" (similarity in -1..1) or "euclidean" (similarity is minus the distance).
-        positives, negatives: numbers of true and of false pairs.
-        auc: area under the ROC curve, ties counted half.
-        true_match_rates: false-match rate -> (true-match rate, threshold), or None where the false pairs are too
-            few (fewer than `ENOUGH` expected false matches).
-        roc: (2, P) false-match rates and true-match rates, ascending, at most `POINTS` points.
-        edges: (B + 1,) histogram edges.
-        positive_histogram, negative_histogram: (B,) int64 counts.
-    """
-
-    protocol: str
-    distance: str
-    positives: int
-    negatives: int
-    auc: float
+    protocol: str  # the sets and the skip rule, in one sentence
+    distance: str  # "cosine" (similarity in -1..1) or "euclidean" (similarity is minus the distance)
+    positives: int  # true pairs
+    negatives: int  # false pairs
+    auc: float  # area under the ROC curve, ties counted half
+    # false-match rate -> (true-match rate, threshold); None: fewer than `ENOUGH` expected false matches
     true_match_rates: dict[float, tuple[float, float] | None]
-    roc: NDArray[np.float64]
-    edges: FloatVector
-    positive_histogram: IntArray
-    negative_histogram: IntArray
+    roc: NDArray[np.float64]  # (2, P) false- and true-match rates, ascending, at most `POINTS` points
+    edges: FloatVector  # (B + 1,) of the histograms
+    positive_histogram: IntArray  # (B,) counts
+    negative_histogram: IntArray  # (B,) counts
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; false-match rates become text keys such as "0.001"."""

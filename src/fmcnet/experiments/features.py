@@ -39,12 +39,9 @@ class Features:
     """Features of test images, by modality of the IMAGE (0 visible, 1 infrared)."""
 
     pid: Identities
-    shared: Pair
-    """F_sh."""
-    specific: Pair | None
-    """F_sp, None where the model has none."""
-    generated: Pair | None
-    """F'_sp of the OTHER modality made from these images' F_sh, None where the model has none."""
+    shared: Pair  # F_sh
+    specific: Pair | None  # F_sp, None where the model has none
+    generated: Pair | None  # F'_sp of the OTHER modality, of these images' F_sh; None likewise
 
 
 @torch.inference_mode()

@@ -58,35 +58,20 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainingSummary:
-    """What `train` did.
+    """What `train` did."""
 
-    Attributes:
-        run: the run folder.
-        variant: row of the paper's Table 2: "base", "sfd", "fmc" or "full".
-        dataset: name of the table.
-        steps: of the whole training.
-        resumed_from: steps done before this call.
-        seconds: time of the steps of this call, with validation.
-        images_per_second: in that time.
-        images: number of training images.
-        identities: number of training identities.
-        parameters: of the model.
-        last_terms: of the last step, by name.
-        selected: how the weights were picked: "last", "val" or "test".
-    """
-
-    run: Path
-    variant: str
-    dataset: str
-    steps: int
-    resumed_from: int
-    seconds: float
-    images_per_second: float
-    images: int
-    identities: int
-    parameters: int
-    last_terms: dict[str, float]
-    selected: str
+    run: Path  # the run folder
+    variant: str  # row of the paper's Table 2: "base", "sfd", "fmc" or "full"
+    dataset: str  # name of the table
+    steps: int  # of the whole training
+    resumed_from: int  # steps done before this call
+    seconds: float  # time of the steps of this call, with validation
+    images_per_second: float  # in that time
+    images: int  # number of training images
+    identities: int  # number of training identities
+    parameters: int  # of the model
+    last_terms: dict[str, float]  # of the last step, by name
+    selected: str  # how the weights were picked: "last", "val" or "test"
 
     def to_dict(self) -> dict[str, Any]:
         """Convert for `--json`."""
