@@ -142,14 +142,8 @@ def rank_given(
 ) -> Ranks:
     """Rank a trial from similarities computed elsewhere (re-ranking, another model's scores).
 
-    Args:
-        embeddings: identities, cameras; the features are not used.
-        trial: (query rows, gallery rows).
-        skip: the rule.
-        similarities: given positions (q,) in the trial's query rows, their (q, G) similarities in the order of
-            the trial's gallery rows; larger is more alike.
-        tie: similarities closer than this are equal.
-        chunk_bytes: bound of a block.
+    Given positions (q,) in the trial's query rows, `similarities` gives theirs (q, G), in the order of the trial's
+    gallery rows; larger is more alike, and closer than `tie` is equal. The features are not used.
     """
     gallery = trial[1]
     order = np.argsort(embeddings.pid[gallery], kind="stable")
@@ -315,16 +309,12 @@ def ranked_lists(
 ) -> list[RankedList]:
     """The best k gallery images of some queries, for figures and for looking at mistakes.
 
+    The other arguments are those of `evaluate`.
+
     Args:
-        embeddings: all images.
-        protocol: sets, draw and skip rule.
         queries: rows of `embeddings`, each a query of the protocol; None takes them all.
         k: length of a list; shorter where the skip rule leaves fewer.
         trial: which draw, from 0.
-        distance: "cosine" or "euclidean".
-        query_mask: (N,) bool, which rows may be queries.
-        gallery_mask: (N,) bool, which rows may be searched.
-        chunk_bytes: bound of a block of similarities with its copies.
 
     Returns:
         A list per query, in the order of `queries`. Among equal similarities wrong answers come first (a tie counts

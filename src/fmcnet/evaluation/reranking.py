@@ -91,13 +91,8 @@ def rank_with_extras(
 ) -> Ranks:
     """Rank one trial after the extras, in float64 on the CPU.
 
-    Args:
-        embeddings: all images.
-        trial: (query rows, gallery rows).
-        skip: the rule; it applies to the ranking, not to the neighbourhoods of re-ranking.
-        extras: in the order of application; re-ranking last.
-        distance: "cosine" or "euclidean"; query expansion needs cosine.
-        chunk_bytes: bound of a block.
+    Re-ranking must be the last of the extras, and query expansion needs the cosine distance. The skip rule applies to
+    the ranking, not to the neighbourhoods of re-ranking.
 
     Raises:
         ProtocolError: when extras and distance or their order do not fit.

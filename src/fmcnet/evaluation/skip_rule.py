@@ -100,7 +100,7 @@ class SkipRule:
             protocol: its name, for messages.
             camid: (N,) the cameras of all images.
             rows: of the queries and of the gallery images.
-            selected: (N,) which images the protocol takes as queries and in the gallery, whatever the masks.
+            selected: (N,) which images the protocol takes as such, whatever the masks.
 
         Raises:
             ProtocolError: when a set has no cameras, a pair's camera has no image, or no pair fits the sets.

@@ -79,16 +79,9 @@ def verification(
     query_mask: BoolArray | None = None,
     gallery_mask: BoolArray | None = None,
 ) -> Verification:
-    """Compare every query with every gallery image of a protocol's sets.
+    """Compare every query with every gallery image of a protocol's sets; its draw is not used.
 
-    Args:
-        embeddings: all images.
-        protocol: its sets and skip rule; its draw is not used.
-        distance: "cosine" or "euclidean".
-        bins: of the histograms.
-        chunk_bytes: bound of a block of similarities with its copies.
-        query_mask: (N,) bool, which rows may be queries.
-        gallery_mask: (N,) bool, which rows may be searched.
+    `bins` are of the histograms; the other arguments are those of `evaluate`.
 
     Raises:
         ProtocolError: when there is no true or no false pair.

@@ -96,14 +96,10 @@ def evaluate_run(
         data: the dataset.
         overrides: evaluation settings that differ from the run's, as "mode=indoor". Without mode, shots or direction:
             all standard protocols of the benchmark (SYSU-MM01: all-search and indoor-search, single-shot).
-        flip: average each embedding with its mirror image's; named in every report, as the next two.
-        rerank: k-reciprocal re-ranking.
-        expand: average query expansion.
+        flip: as of `evaluate_model`; likewise `rerank`, `expand`, `device` and `progress`.
         out: where the report goes; None: `report` in the run's folder, or none where that is read-only or a shipped
             model's.
         report: whether to write one.
-        device: where to embed: "auto", "cpu", "cuda", ...
-        progress: show a bar; None: on a terminal only.
         protocol: a YAML file (`fmcnet.evaluation.protocol_file`) in place of the dataset's protocols.
 
     Returns:

@@ -49,7 +49,7 @@ def write_report(
     last model.
 
     Args:
-        evaluated: runs of a folder, with embeddings and evaluations, by title.
+        evaluated: runs by title.
         out: the folder.
         extra: facts for both files (dataset, seeds, timings).
         keep: keep the evaluations by other protocols that a report of the same models and data in `out` holds.

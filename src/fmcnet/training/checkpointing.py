@@ -71,14 +71,8 @@ class _UnusableError(CheckpointError):
 class Checkpointer:
     """Writes and restores the checkpoints of one training.
 
-    Args:
-        run: the run folder.
-        ctx: device and rank.
-        train_step: model, optimisers, schedules and scaler.
-        card: the model's, without its step.
-        selection: the best weights so far.
-        step_logger: its log is flushed to disk before each checkpoint, which stores its last terms.
-        invariants: the values of `INVARIANTS` in this training.
+    The log of `step_logger` is flushed to disk before each checkpoint, which stores its last terms. `invariants` are
+    the values of `INVARIANTS` in this training.
     """
 
     def __init__(

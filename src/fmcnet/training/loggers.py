@@ -124,13 +124,6 @@ class StepLogger:
     Every record of the log has the key "step" or "validated_step". Records that do not fit on a full disk stay in
     memory and are written before the next ones.
 
-    Args:
-        run: the run folder.
-        config: settings.
-        steps: of the whole training.
-
-    Attributes:
-        terms: of the last step, by name; a resume restores them from its checkpoint.
     """
 
     def __init__(self, run: Path, config: Config, steps: int) -> None:
@@ -138,7 +131,7 @@ class StepLogger:
         self._trackers: list[Tracker] = []
         self._stream: FileIO | None = None
         self._waiting = b""
-        self.terms: dict[str, float] = {}
+        self.terms: dict[str, float] = {}  # of the last step; a resume restores them from its checkpoint
         self._monitor = health.HealthMonitor(math.ceil(config.training.warmup * steps))
 
     def open(self, trackers: Sequence[str | Tracker], first: int) -> None:
