@@ -27,25 +27,17 @@ CURVE = 1000
 
 @dataclass(frozen=True)
 class Scores:
-    """The figures of one trial, fractions in 0..1.
+    """The figures of one trial, fractions in 0..1."""
 
-    Attributes:
-        rank1, rank5, rank10, rank20: share of counted queries with a true match among the first k (CMC).
-        mAP: mean over counted queries of mean_k(k / rank_k), over all remaining gallery images.
-        mINP: mean over counted queries of number of true matches / rank of the last one.
-        queries: queries counted; a query with no true match left after the skip rule is not.
-        gallery: gallery images of the trial.
-        cmc: (C,) float64, the CMC curve from rank 1 to the largest of a first true match; C is 20 to `CURVE`.
-    """
-
-    rank1: float
+    rank1: float  # share of counted queries with a true match among the first k (CMC), as the next three
     rank5: float
     rank10: float
     rank20: float
-    mAP: float
-    mINP: float
-    queries: int
-    gallery: int
+    mAP: float  # mean over counted queries of mean_k(k / rank_k), over all remaining gallery images
+    mINP: float  # mean over counted queries of number of true matches / rank of the last one
+    queries: int  # queries counted; a query with no true match left after the skip rule is not
+    gallery: int  # gallery images of the trial
+    # (C,) the CMC curve from rank 1 to the largest of a first true match; C is 20 to `CURVE`
     cmc: NDArray[np.float64] = field(repr=False, compare=False)
 
     def to_dict(self) -> dict[str, float]:
@@ -55,29 +47,20 @@ class Scores:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Trials of one protocol on one set of embeddings.
+    """Trials of one protocol on one set of embeddings."""
 
-    Attributes:
-        protocol: the protocol in one sentence.
-        distance: "cosine" or "euclidean".
-        precision: "float32" or "float64", the arithmetic of the similarities.
-        trials: the scores, in order.
-        unmatched: of each trial, the queries that have no true match in its gallery, and are not counted: names, or
-            "row 7" (of the embeddings, from 0) of those without one.
-        chance: the Rank-1 that a random order of each query's gallery expects, 0..1, mean over trials and counted
-            queries. It is the same for both rules of counting: the first image decides.
-        extras: names of what was applied beyond the plain ranking; empty for a plain figure.
-        plain: with extras, the evaluation without them: never show one without the other.
-    """
-
-    protocol: str
-    distance: str
-    precision: str
-    trials: tuple[Scores, ...]
+    protocol: str  # the protocol in one sentence
+    distance: str  # "cosine" or "euclidean"
+    precision: str  # "float32" or "float64", the arithmetic of the similarities
+    trials: tuple[Scores, ...]  # in order
+    # Of each trial, the queries that have no true match in its gallery, and are not counted: names, or "row 7" (of
+    # the embeddings, from 0) of those without one.
     unmatched: tuple[tuple[str, ...], ...]
+    # The Rank-1 that a random order of each query's gallery expects, 0..1, mean over trials and counted queries. It
+    # is the same for both rules of counting: the first image decides.
     chance: float
-    extras: tuple[str, ...] = ()
-    plain: Evaluation | None = None
+    extras: tuple[str, ...] = ()  # names of what was applied beyond the plain ranking
+    plain: Evaluation | None = None  # with extras, the one without them: never show one without the other
 
     def __repr__(self) -> str:
         mean, trials = self.mean, len(self.trials)

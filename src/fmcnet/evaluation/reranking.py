@@ -29,17 +29,11 @@ Matrix = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class KReciprocal:
-    """k-reciprocal re-ranking (Zhong et al., CVPR 2017), with the paper's default numbers.
+    """k-reciprocal re-ranking (Zhong et al., CVPR 2017), with the paper's default numbers."""
 
-    Attributes:
-        k1: neighbours that must be mutual.
-        k2: neighbours over which the encoding is averaged.
-        weight: lambda, the share of the original distance in the final one.
-    """
-
-    k1: int = 20
-    k2: int = 6
-    weight: float = 0.3
+    k1: int = 20  # neighbours that must be mutual
+    k2: int = 6  # neighbours over which the encoding is averaged
+    weight: float = 0.3  # lambda, the share of the original distance in the final one
 
     def __post_init__(self) -> None:
         if self.k1 < 1 or self.k2 < 1 or not 0 <= self.weight <= 1:

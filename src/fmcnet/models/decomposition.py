@@ -22,17 +22,11 @@ RESERVED = frozenset({"head", "pool", "norm", "dim", "maps", "stripes", "channel
 
 
 class DecomposedFeatures(NamedTuple):
-    """Features of eq. (1) for images of one modality.
+    """Features of eq. (1) for images of one modality."""
 
-    Attributes:
-        stem: F_m (B, C, h, w).
-        shared: F_sh,m (B, D).
-        specific: F_sp,m (B, D); None in the Base variant.
-    """
-
-    stem: Tensor
-    shared: Tensor
-    specific: Tensor | None
+    stem: Tensor  # F_m (B, C, h, w)
+    shared: Tensor  # F_sh,m (B, D)
+    specific: Tensor | None  # F_sp,m (B, D); None in the Base variant
 
 
 class Decomposition(nn.Module):

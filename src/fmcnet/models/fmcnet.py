@@ -34,29 +34,17 @@ OVERSHOOT = 0.5
 
 
 class ModalityOutput(NamedTuple):
-    """Every feature and score of one half of the batch; None for those that a variant lacks.
+    """Every feature and score of one half of the batch; None for those that a variant lacks."""
 
-    Attributes:
-        shared: F_sh,m (B, D).
-        shared_scores: S_sh,m (B, C).
-        specific: F_sp,m (B, D).
-        specific_scores: S_sp,m (B, C).
-        generated: F'_sp of the OTHER modality (B, D).
-        generated_scores: P_sp^other of `generated` (B, C).
-        fused: F_fp,m (B, 2D).
-        fused_scores: S_fp,m (B, C).
-        embedding: the descriptor used for search, (B, E).
-    """
-
-    shared: Tensor
-    shared_scores: Tensor
-    specific: Tensor | None
-    specific_scores: Tensor | None
-    generated: Tensor | None
-    generated_scores: Tensor | None
-    fused: Tensor | None
-    fused_scores: Tensor | None
-    embedding: Tensor
+    shared: Tensor  # F_sh,m (B, D)
+    shared_scores: Tensor  # S_sh,m (B, C)
+    specific: Tensor | None  # F_sp,m (B, D)
+    specific_scores: Tensor | None  # S_sp,m (B, C)
+    generated: Tensor | None  # F'_sp of the OTHER modality (B, D)
+    generated_scores: Tensor | None  # P_sp^other of `generated` (B, C)
+    fused: Tensor | None  # F_fp,m (B, 2D)
+    fused_scores: Tensor | None  # S_fp,m (B, C)
+    embedding: Tensor  # the descriptor used for search, (B, E)
 
     def float(self) -> ModalityOutput:
         """Everything in float32."""
