@@ -82,13 +82,7 @@ def distributed_context(device: str = "auto") -> Iterator[DistributedContext]:
     """Join the process group when started by `torchrun`, and leave it at the end.
 
     An error that leaves the block of a job that was started so is printed by each process that raises it, but one
-    that all raise (`mark_agreed`) by rank 0 alone.
-
-    Args:
-        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
-
-    Raises:
-        FmcnetError: as `pick_device`.
+    that all raise (`mark_agreed`) by rank 0 alone. `device` is as of `pick_device`, and so are its errors.
     """
     try:
         torch_device = pick_device(device)

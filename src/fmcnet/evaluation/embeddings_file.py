@@ -70,9 +70,6 @@ class Sets:
 class EmbeddingsFile:
     """An `.npz` file of embeddings. A fault names the file, the array and the row.
 
-    Args:
-        path: the file.
-
     Raises:
         DataError: when it cannot be read.
     """
@@ -104,10 +101,7 @@ class EmbeddingsFile:
         return str(dataset) if dataset.ndim == 0 else ""
 
     def read(self, protocol: str) -> Sets:
-        """Read what a protocol needs.
-
-        Args:
-            protocol: "sysu", "regdb", "llcm", "csv" or "custom".
+        """Read what a protocol needs; `protocol` is a key of `NEEDED`.
 
         Raises:
             DataError: when arrays are missing, shapes disagree or a value is not usable.

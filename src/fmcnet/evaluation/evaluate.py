@@ -258,12 +258,7 @@ def _row_hashes(features: NDArray[np.float32]) -> set[int]:
 
 
 def scores(ranks: Ranks, cmc: str, gallery: int) -> Scores:
-    """The figures of a trial.
-
-    Args:
-        ranks: of its queries.
-        cmc: "identity" or "image".
-        gallery: number of gallery images.
+    """The figures of a trial with a number of gallery images; `cmc` is "identity" or "image".
 
     Raises:
         ProtocolError: when no query has a true match.

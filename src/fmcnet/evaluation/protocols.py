@@ -365,13 +365,7 @@ def across(name: str, direction: str = "i2v") -> Protocol:
 
     Args:
         name: of the dataset, for reports.
-        direction: "i2v" (infrared queries, visible gallery) or "v2i".
-
-    Returns:
-        The protocol.
-
-    Raises:
-        ProtocolError: for another direction.
+        direction: "i2v" (infrared queries, visible gallery) or "v2i"; `ProtocolError` for another.
     """
     check_choice(direction, ("i2v", "v2i"), "direction")
     query = Modality.INFRARED if direction == "i2v" else Modality.VISIBLE
