@@ -203,13 +203,6 @@ def gather(item: _Item, ctx: DistributedContext) -> list[_Item]:
     return items or []
 
 
-def broadcast(values: Tensor, ctx: DistributedContext) -> Tensor:
-    """Replace `values` (on the CPU, of one size on all processes) by those of rank 0."""
-    if ctx.world > 1:
-        dist.broadcast(values, 0, group=ctx.control)
-    return values
-
-
 def mean_over_ranks(values: Tensor, ctx: DistributedContext) -> Tensor:
     """Average `values` (on the CPU) over the processes, in place."""
     _average([values], ctx.world, ctx.control)
