@@ -149,9 +149,8 @@ class EmbeddingsFile:
             names = [f"{side}_{name}" for name in (f"cam_{protocol}", "cam", "camid", "camera")]
             cameras = next((name for name in names if name in self.arrays), None)
             needed = [f"{side}_features", f"{side}_pid"]
-            needed += (
-                [f"{side}_cam"] if cameras is None and protocol not in ("regdb", "csv", "custom") else []
-            )
+            if cameras is None and "cam" in NEEDED[protocol]:
+                needed.append(f"{side}_cam")
             sides.append(self._read_columns(f"{side}_", self.arrays, protocol, needed, cameras))
         widths = [features.shape[1] for features, *_ in sides]
         if widths[0] != widths[1]:

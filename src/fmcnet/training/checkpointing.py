@@ -176,11 +176,7 @@ class Checkpointer:
         return 0 < self._card.config.training.checkpoint_minutes < minutes
 
     def save(self, done: int, must: bool) -> None:
-        """Write a checkpoint; every process must call.
-
-        Args:
-            done: number of steps done.
-            must: whether the training cannot continue without it.
+        """Write a checkpoint after `done` steps; every process must call.
 
         Raises:
             CheckpointError: when it cannot be written and `must` is true; otherwise a warning is logged.

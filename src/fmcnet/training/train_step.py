@@ -68,13 +68,7 @@ class NotFinite(Exception):
 class TrainStep:
     """A model in training with its loss, optimisers, schedules and float16 scaler.
 
-    Args:
-        config: settings.
-        model: moved to the device here.
-        ctx: device and rank.
-        identities: P of one process.
-        steps: of the whole training.
-        terms: losses of your own, by name.
+    The model is moved to the device here. `identities` is P of one process, `steps` is of the whole training.
 
     Attributes:
         model: the weights, by their plain names.
