@@ -68,7 +68,7 @@ def no_plots(monkeypatch):
 
     for name in ("cmc_curves", "training_curves", "ranked_lists", "similarity_histogram"):
         monkeypatch.setattr(f"fmcnet.experiments.plots.{name}", touch)
-    monkeypatch.setattr("fmcnet.experiments.maps.feature_map", touch)
+    monkeypatch.setattr("fmcnet.experiments.report.feature_map", touch)
 
 
 @pytest.fixture(scope="session")

@@ -27,19 +27,12 @@ TIMEOUT = timedelta(hours=2)
 
 @dataclass(frozen=True)
 class DistributedContext:
-    """The device of a process, and its position among the processes of a job.
-
-    Attributes:
-        device: of this process.
-        rank: 0..world-1.
-        world: number of processes.
-        control: a gloo group of all processes, for flags and errors: it does not wait for a GPU's queue; None for
-            one process.
-    """
+    """The device of a process, and its position among the processes of a job."""
 
     device: torch.device
-    rank: int = 0
-    world: int = 1
+    rank: int = 0  # 0..world-1
+    world: int = 1  # number of processes
+    # A gloo group of all processes, for flags and errors: it does not wait for a GPU's queue. None for one process.
     control: dist.ProcessGroup | None = None
 
     @property
@@ -89,13 +82,7 @@ def distributed_context(device: str = "auto") -> Iterator[DistributedContext]:
     """Join the process group when started by `torchrun`, and leave it at the end.
 
     An error that leaves the block of a job that was started so is printed by each process that raises it, but one
-    that all raise (`mark_agreed`) by rank 0 alone.
-
-    Args:
-        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
-
-    Raises:
-        FmcnetError: as `pick_device`.
+    that all raise (`mark_agreed`) by rank 0 alone. `device` is as of `pick_device`, and so are its errors.
     """
     try:
         torch_device = pick_device(device)
@@ -214,13 +201,6 @@ def gather(item: _Item, ctx: DistributedContext) -> list[_Item]:
     items: list[Any] | None = [None] * ctx.world if ctx.main else None
     dist.gather_object(item, items, dst=0, group=ctx.control)
     return items or []
-
-
-def broadcast(values: Tensor, ctx: DistributedContext) -> Tensor:
-    """Replace `values` (on the CPU, of one size on all processes) by those of rank 0."""
-    if ctx.world > 1:
-        dist.broadcast(values, 0, group=ctx.control)
-    return values
 
 
 def mean_over_ranks(values: Tensor, ctx: DistributedContext) -> Tensor:

@@ -9,8 +9,7 @@ import pytest
 
 from fmcnet.config import Config
 from fmcnet.data.readers.csv import read_csv
-from fmcnet.experiments import maps, plots
-from fmcnet.experiments.features import Features
+from fmcnet.experiments import features, plots
 from fmcnet.experiments.rows import STUDIES
 from fmcnet.experiments.runs import StudyRun
 from tests.data import trees
@@ -20,14 +19,14 @@ def test_a_map_is_said_to_be_of_the_seed_that_it_shows(tmp_path, monkeypatch):
     """The first seed's run may have failed."""
     rng = np.random.default_rng(0)
     pair = rng.normal(size=(8, 4)), rng.normal(size=(8, 4))
-    features = Features((np.arange(8), np.arange(8)), pair, pair, pair)
-    monkeypatch.setattr(maps, "_features", lambda run, progress: features)
-    monkeypatch.setattr(maps, "_statistics", lambda run, features, progress: {"mixing": 1.0})
-    monkeypatch.setattr(maps, "_draw", lambda panels, path: path)
+    collected = features.Features((np.arange(8), np.arange(8)), pair, pair, pair)
+    monkeypatch.setattr(features, "_features", lambda run, progress: collected)
+    monkeypatch.setattr(features, "_statistics", lambda *_: {"mixing": 1.0})
+    monkeypatch.setattr(features, "_draw", lambda panels, path: path)
     runs = {
         key: {1: StudyRun(key, "d", Config(), tmp_path, tmp_path, seed=1)} for key in ("md-none", "md-all")
     }
-    _, [(caption, _)] = maps.draw_study(STUDIES["figure4"], runs, tmp_path, progress=False)
+    _, [(caption, _)] = features.draw_study(STUDIES["figure4"], runs, tmp_path, progress=False)
     assert caption == "t-SNE, test identities, seed 1"
 
 

@@ -32,25 +32,16 @@ PERMUTATION_FILE = "rand_perm_cam.mat"
 
 @dataclass(frozen=True)
 class Draw:
-    """How many images per identity and camera enter a trial, and how they are drawn.
+    """How many images per identity and camera enter a trial, and how they are drawn."""
 
-    Attributes:
-        kind: "all" (every image, one trial); "official" (`rand_perm_cam.mat`); "seeded" (Python's `random`).
-        shots: images per identity, camera and modality; None takes all.
-        trials: number of trials.
-        seed: of a seeded draw, 0 or more; trial t uses `random.seed(seed + t)`, t = 0, 1, ...
-        permutation: the official draw's file.
-    """
-
+    # "all" (every image, one trial), "official" (`rand_perm_cam.mat`) or "seeded" (Python's `random`)
     kind: DrawKind = "all"
-    shots: int | None = None
-    trials: int = 1
-    seed: int = 0
-    permutation: Path | None = None
+    shots: int | None = None  # images per identity, camera and modality; None takes all
+    trials: int = 1  # number of trials
+    seed: int = 0  # of a seeded draw, 0 or more; trial t uses `random.seed(seed + t)`, t = 0, 1, ...
+    permutation: Path | None = None  # the official draw's file
 
     def __post_init__(self) -> None:
-        if self.kind not in ("all", "official", "seeded"):
-            raise ProtocolError(f"unknown draw '{self.kind}': use official, seeded or all")
         for name in ("shots", "trials", "seed"):
             value = getattr(self, name)
             if name == "shots" and value is None:

@@ -63,17 +63,12 @@ class Sets:
     """Embeddings read from a file, and its query and gallery, if it holds two sets."""
 
     embeddings: Embeddings
-    known: BoolArray
-    """(N,) whether the file gives the modality; it is 0 where it does not."""
-    of_query: BoolArray | None = None
-    """(N,) the queries; None where the file leaves the choice to the protocol."""
+    known: BoolArray  # (N,) whether the file gives the modality; it is 0 where it does not
+    of_query: BoolArray | None = None  # (N,) the queries; None: the protocol chooses them
 
 
 class EmbeddingsFile:
     """An `.npz` file of embeddings. A fault names the file, the array and the row.
-
-    Args:
-        path: the file.
 
     Raises:
         DataError: when it cannot be read.
@@ -106,10 +101,7 @@ class EmbeddingsFile:
         return str(dataset) if dataset.ndim == 0 else ""
 
     def read(self, protocol: str) -> Sets:
-        """Read what a protocol needs.
-
-        Args:
-            protocol: "sysu", "regdb", "llcm", "csv" or "custom".
+        """Read what a protocol needs; `protocol` is a key of `NEEDED`.
 
         Raises:
             DataError: when arrays are missing, shapes disagree or a value is not usable.
@@ -157,9 +149,8 @@ class EmbeddingsFile:
             names = [f"{side}_{name}" for name in (f"cam_{protocol}", "cam", "camid", "camera")]
             cameras = next((name for name in names if name in self.arrays), None)
             needed = [f"{side}_features", f"{side}_pid"]
-            needed += (
-                [f"{side}_cam"] if cameras is None and protocol not in ("regdb", "csv", "custom") else []
-            )
+            if cameras is None and "cam" in NEEDED[protocol]:
+                needed.append(f"{side}_cam")
             sides.append(self._read_columns(f"{side}_", self.arrays, protocol, needed, cameras))
         widths = [features.shape[1] for features, *_ in sides]
         if widths[0] != widths[1]:

@@ -217,11 +217,16 @@ def evaluate(
 
 def _chance(embeddings: Embeddings, skip: SkipRule, trials: Sequence[tuple[Trial, Ranks]]) -> float:
     """See `Evaluation.chance`."""
-    shares = (
-        (ranks.matches / np.maximum(skip.remaining(embeddings, *trial), 1))[ranks.matches > 0]
-        for trial, ranks in trials
-    )
-    return float(np.mean([share.mean() for share in shares]))
+    means = []
+    for (query, gallery), ranks in trials:
+        step = max(1, CHUNK_BYTES // (4 * len(gallery)))
+        remaining = [
+            len(gallery) - skip.hidden(embeddings, query[start : start + step, None], gallery).sum(axis=1)
+            for start in range(0, len(query), step)
+        ]
+        counted = ranks.matches > 0
+        means.append((ranks.matches[counted] / np.concatenate(remaining)[counted]).mean())
+    return float(np.mean(means))
 
 
 def _rank(
@@ -270,12 +275,7 @@ def _row_hashes(features: NDArray[np.float32]) -> set[int]:
 
 
 def scores(ranks: Ranks, cmc: str, gallery: int) -> Scores:
-    """The figures of a trial.
-
-    Args:
-        ranks: of its queries.
-        cmc: "identity" or "image".
-        gallery: number of gallery images.
+    """The figures of a trial with a number of gallery images; `cmc` is "identity" or "image".
 
     Raises:
         ProtocolError: when no query has a true match.
@@ -328,17 +328,11 @@ def pool(evaluations: Sequence[Evaluation]) -> Evaluation:
 
 @dataclass(frozen=True)
 class QueryScores:
-    """Scores of the queries that are counted in at least one trial, in ascending order of row.
+    """Scores of the queries that are counted in at least one trial, in ascending order of row."""
 
-    Attributes:
-        row: (Q,) int64, position among the embeddings.
-        ap: (Q,) float64, average precision, mean over the trials in which the query is counted, 0..1.
-        hit: (Q,) float64, share of those trials whose first answer is right, 0..1.
-    """
-
-    row: IntArray
-    ap: NDArray[np.float64]
-    hit: NDArray[np.float64]
+    row: IntArray  # (Q,) position among the embeddings
+    ap: NDArray[np.float64]  # (Q,) average precision 0..1, mean over the trials that count the query
+    hit: NDArray[np.float64]  # (Q,) share of those trials whose first answer is right, 0..1
 
 
 def query_scores(

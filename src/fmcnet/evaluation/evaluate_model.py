@@ -36,15 +36,9 @@ PROTOCOL_SETTINGS = {
 
 @dataclass(frozen=True)
 class DirectionResult:
-    """One direction of one run.
+    """One direction of one run."""
 
-    Attributes:
-        direction: "i2v" or "v2i" (RegDB: i is thermal); "custom" for your own protocol.
-        protocol: what was evaluated.
-        result: the figures.
-    """
-
-    direction: str
+    direction: str  # "i2v" or "v2i" (RegDB: i is thermal); "custom" for your own protocol
     protocol: Protocol
     result: Evaluation
 
@@ -59,20 +53,13 @@ class DirectionResult:
 
 @dataclass(frozen=True)
 class EvaluatedRun:
-    """A run's embeddings of a test set and their evaluations.
-
-    Attributes:
-        encoder: the run's model.
-        table: the test set.
-        embeddings: of the table's images.
-        evaluations: by protocol.
-        parts: the runs of all RegDB splits, if `evaluations` pools them; all else is then the last run's.
-    """
+    """A run's embeddings of a test set and their evaluations."""
 
     encoder: Encoder
-    table: Table
-    embeddings: Embeddings
-    evaluations: tuple[DirectionResult, ...]
+    table: Table  # the test set
+    embeddings: Embeddings  # of the table's images
+    evaluations: tuple[DirectionResult, ...]  # by protocol
+    # The runs of all RegDB splits, if `evaluations` pools them; all else is then the last run's.
     parts: tuple[EvaluatedRun, ...] = ()
 
 

@@ -154,11 +154,8 @@ def _parse_skip(value: Any, cameras: Mapping[str, list[int]]) -> str | list[tupl
         for camera in pair:
             if str(camera) not in cameras:
                 suggestion = nearest(str(camera), cameras)
-                hint = (
-                    f"did you mean '{suggestion}'?"
-                    if suggestion
-                    else f"known are {', '.join(sorted(cameras))}"
-                )
+                known = f"known are {', '.join(sorted(cameras))}"
+                hint = f"did you mean '{suggestion}'?" if suggestion else known
                 raise ProtocolError(f"no image to be evaluated is of camera '{camera}': {hint}")
         pairs += product(cameras[str(pair[0])], cameras[str(pair[1])])
     if not pairs:

@@ -226,22 +226,19 @@ def _first_names(identities: tuple[Identity, ...]) -> str:
 def check_choice(value: Any, choices: Sequence[object], what: str = "", advice: str = "") -> Any:
     """The value of `what`; raises `ProtocolError`, with `advice` where no choice is near, if it is none of these."""
     if value not in choices:
-        raise _no_choice(value, choices, what, advice)
+        suggestion = nearest(value, map(str, choices)) if isinstance(value, str) else None
+        hint = f": did you mean {suggestion}?" if suggestion else advice
+        raise ProtocolError(f"{what} {value!r:.60} is none of {', '.join(map(str, choices))}{hint}".lstrip())
     return value
-
-
-def _no_choice(value: object, choices: Sequence[object], what: str, advice: str = "") -> ProtocolError:
-    suggestion = nearest(value, map(str, choices)) if isinstance(value, str) else None
-    hint = f": did you mean {suggestion}?" if suggestion else advice
-    return ProtocolError(f"{what} {value!r:.60} is none of {', '.join(map(str, choices))}{hint}".lstrip())
 
 
 def parse_modalities(value: Modality | str | None, what: str = "") -> Modality | None:
     """The modality of a set named `what`; None for "both"; raises `ProtocolError` for anything else."""
     try:
         return None if value is None or value == "both" else parse_modality(value)
-    except FmcnetError as error:
-        raise _no_choice(value, ("visible", "infrared", "both"), what) from error
+    except FmcnetError:
+        check_choice(value, ("visible", "infrared", "both"), what)
+        raise
 
 
 def sysu(
@@ -368,13 +365,7 @@ def across(name: str, direction: str = "i2v") -> Protocol:
 
     Args:
         name: of the dataset, for reports.
-        direction: "i2v" (infrared queries, visible gallery) or "v2i".
-
-    Returns:
-        The protocol.
-
-    Raises:
-        ProtocolError: for another direction.
+        direction: "i2v" (infrared queries, visible gallery) or "v2i"; `ProtocolError` for another.
     """
     check_choice(direction, ("i2v", "v2i"), "direction")
     query = Modality.INFRARED if direction == "i2v" else Modality.VISIBLE

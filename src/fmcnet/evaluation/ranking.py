@@ -34,6 +34,9 @@ CHUNK_BYTES = 32 * 2**20
 COPIES = 4
 """Blocks of similarities alive at once, at most."""
 
+LOADED = 4096
+"""Gallery images that `ranked_lists` loads at once."""
+
 SLICE = 64
 """Queries whose true matches are gathered at once. They are ordered by identity, so they share most of these."""
 
@@ -45,23 +48,14 @@ Load: TypeAlias = Callable[[IntArray], Compare]
 
 @dataclass
 class Ranks:
-    """What ranking gives for each query of a trial; all arrays are (Q,).
+    """What ranking gives for each query of a trial; all arrays are (Q,)."""
 
-    Attributes:
-        matches: int64, true matches left after the skip rule; 0: the query is not counted.
-        first_image: int64, rank of the best true match among images.
-        first_identity: int64, its rank among identities, each at its best image.
-        ap: float64, average precision.
-        inp: float64, matches / rank of the last true match.
-        precision: "float32" or "float64", the arithmetic of the similarities.
-    """
-
-    matches: NDArray[np.int64]
-    first_image: NDArray[np.int64]
-    first_identity: NDArray[np.int64]
-    ap: NDArray[np.float64]
-    inp: NDArray[np.float64]
-    precision: str
+    matches: NDArray[np.int64]  # true matches left after the skip rule; 0: the query is not counted
+    first_image: NDArray[np.int64]  # rank of the best true match among images
+    first_identity: NDArray[np.int64]  # its rank among identities, each at its best image
+    ap: NDArray[np.float64]  # average precision
+    inp: NDArray[np.float64]  # matches / rank of the last true match
+    precision: str  # "float32" or "float64", the arithmetic of the similarities
 
     @staticmethod
     def empty(n: int, precision: str) -> Ranks:
@@ -151,14 +145,8 @@ def rank_given(
 ) -> Ranks:
     """Rank a trial from similarities computed elsewhere (re-ranking, another model's scores).
 
-    Args:
-        embeddings: identities, cameras; the features are not used.
-        trial: (query rows, gallery rows).
-        skip: the rule.
-        similarities: given positions (q,) in the trial's query rows, their (q, G) similarities in the order of
-            the trial's gallery rows; larger is more alike.
-        tie: similarities closer than this are equal.
-        chunk_bytes: bound of a block.
+    Given positions (q,) in the trial's query rows, `similarities` gives theirs (q, G), in the order of the trial's
+    gallery rows; larger is more alike, and closer than `tie` is equal. The features are not used.
     """
     gallery = trial[1]
     order = np.argsort(embeddings.pid[gallery], kind="stable")
@@ -282,19 +270,12 @@ def _count(others: Tensor, limits: Tensor, pid: IntArray) -> tuple[Tensor, Tenso
 
 @dataclass(frozen=True)
 class RankedList:
-    """A query and its best answers.
+    """A query and its best answers."""
 
-    Attributes:
-        query: row of the query among the embeddings.
-        gallery: (k,) int64, rows of the answers, best first.
-        similarity: (k,) float64, cosine, or minus the Euclidean distance.
-        correct: (k,) bool, whether an answer shows the query's identity.
-    """
-
-    query: int
-    gallery: NDArray[np.int64]
-    similarity: NDArray[np.float64]
-    correct: NDArray[np.bool_]
+    query: int  # row of the query among the embeddings
+    gallery: NDArray[np.int64]  # (k,) rows of the answers, best first
+    similarity: NDArray[np.float64]  # (k,) cosine, or minus the Euclidean distance
+    correct: NDArray[np.bool_]  # (k,) whether an answer shows the query's identity
 
 
 def largest(values: NDArray[np.float64], k: int, last: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
@@ -323,38 +304,28 @@ def ranked_lists(
     *,
     queries: Sequence[int] | NDArray[np.int64] | None = None,
     k: int = 10,
-    trial: int = 0,
     distance: str = "cosine",
     query_mask: NDArray[np.bool_] | None = None,
     gallery_mask: NDArray[np.bool_] | None = None,
-    chunk_bytes: int = CHUNK_BYTES,
 ) -> list[RankedList]:
-    """The best k gallery images of some queries, for figures and for looking at mistakes.
+    """The best k gallery images of some queries in the first trial, for figures and for looking at mistakes.
+
+    The other arguments are those of `evaluate`. All similarities of the queries are in memory at once.
 
     Args:
-        embeddings: all images.
-        protocol: sets, draw and skip rule.
         queries: rows of `embeddings`, each a query of the protocol; None takes them all.
         k: length of a list; shorter where the skip rule leaves fewer.
-        trial: which draw, from 0.
-        distance: "cosine" or "euclidean".
-        query_mask: (N,) bool, which rows may be queries.
-        gallery_mask: (N,) bool, which rows may be searched.
-        chunk_bytes: bound of a block of similarities with its copies.
 
     Returns:
         A list per query, in the order of `queries`. Among equal similarities wrong answers come first (a tie counts
         against the query), then the order of the rows. Similarities are cosine, or minus the Euclidean distance.
 
     Raises:
-        ProtocolError: when a row is not a query, the trial does not exist, or k is below 1.
+        ProtocolError: when a row is not a query, or k is below 1.
     """
     if k < 1:
         raise ProtocolError(f"a ranked list needs k of 1 or more, got {k}")
-    trials = protocol.trials(embeddings, query_mask=query_mask, gallery_mask=gallery_mask)
-    if not 0 <= trial < len(trials):
-        raise ProtocolError(f"there is no trial {trial}: the protocol has {len(trials)}, counted from 0")
-    query_rows, gallery = trials[trial]
+    query_rows, gallery = protocol.trials(embeddings, query_mask=query_mask, gallery_mask=gallery_mask)[0]
     requested = query_rows if queries is None else np.asarray(queries, dtype=np.int64)
     invalid = np.flatnonzero(~np.isin(requested, query_rows))
     if len(invalid):
@@ -367,19 +338,14 @@ def ranked_lists(
     gallery, pid = np.sort(gallery), embeddings.pid
     similarity = Similarity.prepare(embeddings, requested, gallery, distance=distance)
     loaded = similarity.load(embeddings, requested)
-    size = max(256, chunk_bytes // (64 * max(loaded.shape)))  # bounds similarities and loaded images
-    best, best_rows = np.empty((len(requested), 0)), np.empty((len(requested), 0), dtype=np.int64)
-    for part in np.split(gallery, range(size, len(gallery), size)):
-        block = similarity.between(loaded, similarity.load(embeddings, part))
-        values = similarity.readable(block.double().cpu().numpy())
-        values[protocol.skip.hidden(embeddings, requested[:, None], part)] = -np.inf
-        values = np.concatenate([best, values], axis=1)
-        rows = np.concatenate([best_rows, np.broadcast_to(part, block.shape)], axis=1)
-        columns = largest(values, k, last=pid[rows] == pid[requested][:, None])
-        best = np.take_along_axis(values, columns, axis=1)
-        best_rows = np.take_along_axis(rows, columns, axis=1)
+    parts = np.split(gallery, range(LOADED, len(gallery), LOADED))
+    blocks = [similarity.between(loaded, similarity.load(embeddings, part)) for part in parts]
+    values = similarity.readable(torch.cat(blocks, dim=1).double().cpu().numpy())
+    values[protocol.skip.hidden(embeddings, requested[:, None], gallery)] = -np.inf
+    columns = largest(values, k, last=pid[gallery] == pid[requested][:, None])
     ranked: list[RankedList] = []
-    for row, values, rows in zip(requested.tolist(), best, best_rows, strict=True):
-        answers = rows[values > -np.inf]
-        ranked.append(RankedList(row, answers, values[: len(answers)], pid[answers] == pid[row]))
+    for row, best, similarities in zip(requested.tolist(), columns, values, strict=True):
+        left = best[similarities[best] > -np.inf]
+        answers = gallery[left]
+        ranked.append(RankedList(row, answers, similarities[left], pid[answers] == pid[row]))
     return ranked

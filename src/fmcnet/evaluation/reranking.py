@@ -29,17 +29,11 @@ Matrix = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class KReciprocal:
-    """k-reciprocal re-ranking (Zhong et al., CVPR 2017), with the paper's default numbers.
+    """k-reciprocal re-ranking (Zhong et al., CVPR 2017), with the paper's default numbers."""
 
-    Attributes:
-        k1: neighbours that must be mutual.
-        k2: neighbours over which the encoding is averaged.
-        weight: lambda, the share of the original distance in the final one.
-    """
-
-    k1: int = 20
-    k2: int = 6
-    weight: float = 0.3
+    k1: int = 20  # neighbours that must be mutual
+    k2: int = 6  # neighbours over which the encoding is averaged
+    weight: float = 0.3  # lambda, the share of the original distance in the final one
 
     def __post_init__(self) -> None:
         if self.k1 < 1 or self.k2 < 1 or not 0 <= self.weight <= 1:
@@ -91,13 +85,8 @@ def rank_with_extras(
 ) -> Ranks:
     """Rank one trial after the extras, in float64 on the CPU.
 
-    Args:
-        embeddings: all images.
-        trial: (query rows, gallery rows).
-        skip: the rule; it applies to the ranking, not to the neighbourhoods of re-ranking.
-        extras: in the order of application; re-ranking last.
-        distance: "cosine" or "euclidean"; query expansion needs cosine.
-        chunk_bytes: bound of a block.
+    Re-ranking must be the last of the extras, and query expansion needs the cosine distance. The skip rule applies to
+    the ranking, not to the neighbourhoods of re-ranking.
 
     Raises:
         ProtocolError: when extras and distance or their order do not fit.

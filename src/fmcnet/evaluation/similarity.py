@@ -21,22 +21,16 @@ DOUBLE_BELOW = 2**37
 class Similarity:
     """How similar two embeddings are: larger is more alike.
 
-    Attributes:
-        distance: "cosine" (of L2-normalised embeddings) or "euclidean" (minus half the squared distance, up to
-            a constant per query, which ranks alike).
-        dtype: torch.float32 or torch.float64.
-        device: where products are made.
-        centre: (D,) float64 subtracted before a Euclidean product: distances stay, cancellation shrinks.
-        tie: similarities that differ by less are equal.
-        radius: 1, or the largest distance of an embedding from the centre.
+    The cosine of L2-normalised embeddings, or minus half the squared Euclidean distance, up to a constant per query,
+    which ranks alike.
     """
 
-    distance: str
-    dtype: torch.dtype
-    device: torch.device
+    dtype: torch.dtype  # torch.float32 or torch.float64
+    device: torch.device  # where products are made
+    # (D,) float64 subtracted before a Euclidean product: distances stay, cancellation shrinks; None: cosine
     centre: NDArray[np.float64] | None
-    tie: float
-    radius: float = 1.0
+    tie: float  # similarities that differ by less are equal
+    radius: float = 1.0  # or the largest distance of an embedding from the centre
 
     @property
     def precision(self) -> str:
@@ -53,15 +47,7 @@ class Similarity:
         device: str | torch.device = "cpu",
         precision: str = "auto",
     ) -> Similarity:
-        """The similarity of queries with gallery images.
-
-        Args:
-            embeddings: all images.
-            query: rows of the queries.
-            gallery: rows of the gallery images.
-            distance: "cosine" or "euclidean".
-            device: of torch.
-            precision: "float32", "float64", or "auto" (see `DOUBLE_BELOW`).
+        """The similarity of query rows with gallery rows; `distance`, `device` and `precision` are of `evaluate`.
 
         Raises:
             ProtocolError: on an unknown option.
@@ -76,17 +62,20 @@ class Similarity:
         products = len(query) * len(gallery) * embeddings.features.shape[1]
         double = precision == "float64" or (precision == "auto" and products <= DOUBLE_BELOW)
         dtype = torch.float64 if double and torch_device.type != "mps" else torch.float32
-        epsilon = float(torch.finfo(dtype).eps)
-        rounding = epsilon * _rounding(embeddings.features.shape[1], dtype)
+        # By how many units products of equal embeddings differ with the product's shape, which orders their sums. In
+        # float64 no more than the bound of any order: embeddings of float32 do not differ by as little. In float32
+        # that bound would hide differences; 4 hold for most products (AVX2).
+        units = float(embeddings.features.shape[1]) if dtype == torch.float64 else 4.0
+        rounding = float(torch.finfo(dtype).eps) * units
         if distance == "cosine":
-            return Similarity(distance, dtype, torch_device, None, rounding)
+            return Similarity(dtype, torch_device, None, rounding)
         centre, largest = _centre_and_largest(embeddings, np.union1d(query, gallery), dtype)
         if largest and not torch.finfo(dtype).tiny ** 0.8 < largest < torch.finfo(dtype).max / 4:
             raise DataError(
                 f"the embeddings differ by up to {largest**0.5:.3g}, whose square "
                 f"{str(dtype).removeprefix('torch.')} does not hold: scale all by one factor"
             )
-        return Similarity(distance, dtype, torch_device, centre, rounding * 1.5 * largest, largest**0.5)
+        return Similarity(dtype, torch_device, centre, rounding * 1.5 * largest, largest**0.5)
 
     def load(self, embeddings: Embeddings, rows: IntArray) -> Tensor:
         """(n, D): the embeddings of `rows` as they enter the product.
@@ -126,15 +115,6 @@ class Similarity:
     def readable(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Values of `between` as reported: cosine in -1..1, or minus the Euclidean distance."""
         return values if self.centre is None else -np.sqrt(np.maximum(-2 * values, 0))
-
-
-def _rounding(dim: int, dtype: torch.dtype) -> float:
-    """By how many units products of equal embeddings differ with the product's shape, which orders their sums.
-
-    In float64 no more than the bound of any order, which costs nothing: embeddings of float32 do not differ by as
-    little. In float32 that bound would hide differences; 4 hold for most products (AVX2).
-    """
-    return float(dim) if dtype == torch.float64 else 4.0
 
 
 def _half_squared_norms(loaded: Tensor) -> Tensor:

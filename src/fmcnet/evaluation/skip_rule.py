@@ -24,17 +24,13 @@ class SkipRule:
     A camera rule never applies to an image whose camera is not known (`NO_CAMERA`). Whatever the rule, an
     image that is in both sets is never its own match.
 
-    Attributes:
-        kind: "none"; "same_identity_and_camera" (the single-modality and LLCM rule); "same_camera" (every
-            identity); "camera_pairs" (SYSU-MM01's rule: every gallery image of a camera that is paired with
-            the query's).
-        pairs: for "camera_pairs", the pairs (query camera, gallery camera).
-        partial: the images may lack cameras of `pairs`, as a part of SYSU-MM01 does.
     """
 
+    # "none"; "same_identity_and_camera" (the single-modality and LLCM rule); "same_camera" (every identity);
+    # "camera_pairs" (SYSU-MM01's rule: every gallery image of a camera that is paired with the query's)
     kind: SkipKind = "none"
-    pairs: tuple[tuple[int, int], ...] = ()
-    partial: bool = False
+    pairs: tuple[tuple[int, int], ...] = ()  # for "camera_pairs": (query camera, gallery camera)
+    partial: bool = False  # the images may lack cameras of `pairs`, as a part of SYSU-MM01 does
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(SkipKind):
@@ -74,45 +70,22 @@ class SkipRule:
         """Whether it hides images of other identities than the query's."""
         return self.kind in ("same_camera", "camera_pairs")
 
-    def hides(
-        self, query_pid: IntArray, query_cam: IntArray, gallery_pid: IntArray, gallery_cam: IntArray
-    ) -> BoolArray:
-        """True where a query skips a gallery image; the four arrays broadcast."""
-        hidden: BoolArray = np.zeros(np.broadcast(query_cam, gallery_cam).shape, dtype=np.bool_)
-        if self.kind == "none":
-            return hidden
-        if self.kind == "camera_pairs":
-            for query, gallery in self.pairs:
-                hidden |= (query_cam == query) & (gallery_cam == gallery)
-        else:
-            hidden |= query_cam == gallery_cam
-        if self.kind == "same_identity_and_camera":
-            hidden &= query_pid == gallery_pid
-        hidden &= (query_cam != NO_CAMERA) & (gallery_cam != NO_CAMERA)
-        return hidden
-
     def hidden(self, embeddings: Embeddings, query: IntArray, gallery: IntArray) -> BoolArray:
         """True where a query row skips a gallery row: by the rule, or as the same image; rows broadcast."""
-        pid, camid = embeddings.pid, embeddings.camid
-        by_rule = self.hides(pid[query], camid[query], pid[gallery], camid[gallery])
-        return np.asarray(by_rule | (query == gallery))
-
-    def remaining(self, embeddings: Embeddings, query: IntArray, gallery: IntArray) -> IntArray:
-        """(Q,) how many of the gallery rows each query row does not skip."""
-        pid, camid = embeddings.pid, embeddings.camid
-        cameras, codes = np.unique(camid, return_inverse=True)
-        if self.kind == "same_identity_and_camera":
-            codes = np.unique(np.stack([pid, codes]), axis=1, return_inverse=True)[1].reshape(-1)
-            images = np.bincount(codes[gallery], minlength=len(pid))
-            skipped = np.where(camid[query] == NO_CAMERA, 0, images[codes[query]])
+        hidden: BoolArray = np.asarray(query == gallery)
+        if self.kind == "none":
+            return hidden
+        pid, query_cam, gallery_cam = embeddings.pid, embeddings.camid[query], embeddings.camid[gallery]
+        if self.kind == "camera_pairs":
+            by_rule = np.zeros_like(hidden)
+            for first, second in self.pairs:
+                by_rule |= (query_cam == first) & (gallery_cam == second)
         else:
-            images = np.bincount(codes[gallery], minlength=len(cameras))
-            nobody = np.zeros_like(cameras)
-            skipped = (self.hides(nobody, cameras[:, None], nobody, cameras) @ images)[codes[query]]
-        by_rule = self.hides(pid[query], camid[query], pid[query], camid[query])
-        itself = np.isin(query, gallery) & ~by_rule  # an image is never its own match
-        counts: IntArray = len(gallery) - skipped - itself
-        return counts
+            by_rule = query_cam == gallery_cam
+        if self.kind == "same_identity_and_camera":
+            by_rule &= pid[query] == pid[gallery]
+        hidden |= by_rule & (query_cam != NO_CAMERA) & (gallery_cam != NO_CAMERA)
+        return hidden
 
     def check(
         self,
@@ -127,7 +100,7 @@ class SkipRule:
             protocol: its name, for messages.
             camid: (N,) the cameras of all images.
             rows: of the queries and of the gallery images.
-            selected: (N,) which images the protocol takes as queries and in the gallery, whatever the masks.
+            selected: (N,) which images the protocol takes as such, whatever the masks.
 
         Raises:
             ProtocolError: when a set has no cameras, a pair's camera has no image, or no pair fits the sets.

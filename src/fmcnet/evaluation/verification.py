@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,30 +33,19 @@ FloatVector = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Verification:
-    """How well a threshold on the similarity tells true pairs from false ones.
+    """How well a threshold on the similarity tells true pairs from false ones."""
 
-    Attributes:
-        protocol: the sets and the skip rule, in one sentence.
-        distance: "cosine" (similarity in -1..1) or "euclidean" (similarity is minus the distance).
-        positives, negatives: numbers of true and of false pairs.
-        auc: area under the ROC curve, ties counted half.
-        true_match_rates: false-match rate -> (true-match rate, threshold), or None where the false pairs are too
-            few (fewer than `ENOUGH` expected false matches).
-        roc: (2, P) false-match rates and true-match rates, ascending, at most `POINTS` points.
-        edges: (B + 1,) histogram edges.
-        positive_histogram, negative_histogram: (B,) int64 counts.
-    """
-
-    protocol: str
-    distance: str
-    positives: int
-    negatives: int
-    auc: float
+    protocol: str  # the sets and the skip rule, in one sentence
+    distance: str  # "cosine" (similarity in -1..1) or "euclidean" (similarity is minus the distance)
+    positives: int  # true pairs
+    negatives: int  # false pairs
+    auc: float  # area under the ROC curve, ties counted half
+    # false-match rate -> (true-match rate, threshold); None: fewer than `ENOUGH` expected false matches
     true_match_rates: dict[float, tuple[float, float] | None]
-    roc: NDArray[np.float64]
-    edges: FloatVector
-    positive_histogram: IntArray
-    negative_histogram: IntArray
+    roc: NDArray[np.float64]  # (2, P) false- and true-match rates, ascending, at most `POINTS` points
+    edges: FloatVector  # (B + 1,) of the histograms
+    positive_histogram: IntArray  # (B,) counts
+    negative_histogram: IntArray  # (B,) counts
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; false-match rates become text keys such as "0.001"."""
@@ -90,16 +78,9 @@ def verification(
     query_mask: BoolArray | None = None,
     gallery_mask: BoolArray | None = None,
 ) -> Verification:
-    """Compare every query with every gallery image of a protocol's sets.
+    """Compare every query with every gallery image of a protocol's sets; its draw is not used.
 
-    Args:
-        embeddings: all images.
-        protocol: its sets and skip rule; its draw is not used.
-        distance: "cosine" or "euclidean".
-        bins: of the histograms.
-        chunk_bytes: bound of a block of similarities with its copies.
-        query_mask: (N,) bool, which rows may be queries.
-        gallery_mask: (N,) bool, which rows may be searched.
+    `bins` are of the histograms; the other arguments are those of `evaluate`.
 
     Raises:
         ProtocolError: when there is no true or no false pair.
@@ -108,9 +89,21 @@ def verification(
     undrawn = replace(protocol, draw=Draw(), drawn="gallery", ours=())
     query, gallery = undrawn.trials(embeddings, query_mask=query_mask, gallery_mask=gallery_mask)[0]
     similarity = Similarity.prepare(embeddings, query, gallery, distance=distance)
-    blocks = partial(
-        _pair_similarities, embeddings, undrawn, similarity, query, gallery, max(1024, chunk_bytes // 64)
-    )
+    budget = max(1024, chunk_bytes // 64)
+    gallery_chunk = max(1, min(len(gallery), budget // min(len(query), 256)))
+    query_chunk = max(1, budget // gallery_chunk)
+
+    def blocks() -> Iterator[tuple[FloatVector, FloatVector]]:
+        """Similarities of the true and of the false pairs that the skip rule leaves, block by block."""
+        for part in np.split(gallery, range(gallery_chunk, len(gallery), gallery_chunk)):
+            gallery_loaded = similarity.load(embeddings, part)
+            for rows in np.split(query, range(query_chunk, len(query), query_chunk)):
+                block = similarity.between(similarity.load(embeddings, rows), gallery_loaded)
+                values = block.double().cpu().numpy()
+                compared = ~undrawn.skip.hidden(embeddings, rows[:, None], part)
+                same_identity = embeddings.pid[rows][:, None] == embeddings.pid[part]
+                yield values[same_identity & compared], values[~same_identity & compared]
+
     positive = np.sort(np.concatenate([true for true, _ in blocks()]))
     low, high = (-1.0, 1.0) if distance == "cosine" else (-2.0 * similarity.radius, 0.0)
     edges = np.linspace(low, high if high > low else low + 1.0, bins + 1)
@@ -166,27 +159,3 @@ def _roc_curve(positive: FloatVector, false_matches: IntArray, total: int) -> ND
         kept = np.unique(np.linspace(0, len(firsts) - 1, POINTS - 2).round().astype(np.int64))
         false, true = false[kept], true[kept]
     return np.stack([np.concatenate([[0.0], false, [1.0]]), np.concatenate([[0.0], true, [1.0]])])
-
-
-def _pair_similarities(
-    embeddings: Embeddings,
-    protocol: Protocol,
-    similarity: Similarity,
-    query: IntArray,
-    gallery: IntArray,
-    budget: int,
-) -> Iterator[tuple[FloatVector, FloatVector]]:
-    """Similarities of the true and of the false pairs that the skip rule leaves, block by block."""
-    pid = embeddings.pid
-    gallery_chunk = max(1, min(len(gallery), budget // min(len(query), 256)))
-    query_chunk = max(1, budget // gallery_chunk)
-    for column in range(0, len(gallery), gallery_chunk):
-        part = gallery[column : column + gallery_chunk]
-        gallery_loaded = similarity.load(embeddings, part)
-        for row in range(0, len(query), query_chunk):
-            rows = query[row : row + query_chunk]
-            block = similarity.between(similarity.load(embeddings, rows), gallery_loaded)
-            values = block.double().cpu().numpy()
-            compared = ~protocol.skip.hidden(embeddings, rows[:, None], part)
-            same_identity = pid[rows][:, None] == pid[part]
-            yield values[same_identity & compared], values[~same_identity & compared]

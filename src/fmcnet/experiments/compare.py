@@ -41,17 +41,12 @@ class ComparisonRow:
     """One method or run."""
 
     name: str
-    where: str
-    """Venue and year, or "this run"."""
+    where: str  # venue and year, or "this run"
+    # (Rank-1, mAP) in percent, None where there is none, by key of `PUBLISHED_COLUMNS` or the title of another column
     figures: dict[str, tuple[float | None, float | None]]
-    """(Rank-1, mAP) in percent by key of `PUBLISHED_COLUMNS`, or of your own data by the column's title; None where
-    there is none."""
-    flags: tuple[str, ...] = ()
-    """Differences from the others' protocol."""
-    model: tuple[str, ...] = ()
-    """Identifies a run's weights and test set; empty if unknown."""
-    generated: str = ""
-    """Fingerprint of the generated benchmark that a run was evaluated on."""
+    flags: tuple[str, ...] = ()  # differences from the others' protocol
+    model: tuple[str, ...] = ()  # identifies a run's weights and test set; empty if unknown
+    generated: str = ""  # fingerprint of the generated benchmark that a run was evaluated on
 
 
 @dataclass(frozen=True)

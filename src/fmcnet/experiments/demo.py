@@ -50,11 +50,7 @@ def run_demo(
     Base and FMCNet train side by side, each in a process with one thread. On a small CPU that is faster than one
     after the other with two threads. Both have the same settings, seed, batches and number of steps.
 
-    Args:
-        out: gets `data/`, `base/`, `full/` and `report/`.
-        preset: "tiny" or "small".
-        seed: of data and training.
-        quiet: print no table.
+    `out` gets `data/`, `base/`, `full/` and `report/`; `quiet` prints no table.
 
     Returns:
         The figures and the paths, as printed by `--json`.

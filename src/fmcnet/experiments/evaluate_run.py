@@ -31,7 +31,7 @@ from fmcnet.experiments.report import VARIANT_TITLES, dataset_facts, write_repor
 from fmcnet.experiments.runs import is_generated
 from fmcnet.inference.embed import all_as_test, embed_shared
 from fmcnet.inference.encoder import load
-from fmcnet.models.card import CARD, ModelCard, read_card
+from fmcnet.models.card import CARD, read_card
 from fmcnet.models.shipped import find_model, is_shipped
 from fmcnet.training.checkpointing import checkpoints
 from fmcnet.training.run_folder import check_splits, split_runs, unfinished_splits
@@ -47,25 +47,16 @@ STAMP = "SELECTED ON THE TEST SET: optimistic, and comparable with no figure tha
 
 @dataclass(frozen=True)
 class EvaluateResult:
-    """Figures by direction, and where the report is.
+    """Figures by direction, and where the report is."""
 
-    Attributes:
-        run: what was evaluated.
-        runs: the run folders (several for RegDB's splits).
-        evaluations: by direction; trials of several splits are pooled.
-        stamp: a warning that must stand beside the figures, or "": weights selected on the test set, splits left out.
-        report: the path of report.md, None where none was written.
-        notes: one sentence for each thing that the dataset's reader left out or renamed.
-        warnings: what was logged besides, a sentence each.
-    """
-
-    run: Path
-    runs: tuple[Path, ...]
-    evaluations: tuple[DirectionResult, ...]
+    run: Path  # what was evaluated
+    runs: tuple[Path, ...]  # the run folders (several for RegDB's splits)
+    evaluations: tuple[DirectionResult, ...]  # by direction; trials of several splits are pooled
+    # A warning that must stand beside the figures, or "": weights selected on the test set, splits left out.
     stamp: str
-    report: Path | None
-    notes: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
+    report: Path | None  # the path of report.md, None where none was written
+    notes: tuple[str, ...] = ()  # one sentence for each thing that the dataset's reader left out or renamed
+    warnings: tuple[str, ...] = ()  # what was logged besides, a sentence each
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -105,14 +96,10 @@ def evaluate_run(
         data: the dataset.
         overrides: evaluation settings that differ from the run's, as "mode=indoor". Without mode, shots or direction:
             all standard protocols of the benchmark (SYSU-MM01: all-search and indoor-search, single-shot).
-        flip: average each embedding with its mirror image's; named in every report, as the next two.
-        rerank: k-reciprocal re-ranking.
-        expand: average query expansion.
+        flip: as of `evaluate_model`; likewise `rerank`, `expand`, `device` and `progress`.
         out: where the report goes; None: `report` in the run's folder, or none where that is read-only or a shipped
             model's.
         report: whether to write one.
-        device: where to embed: "auto", "cpu", "cuda", ...
-        progress: show a bar; None: on a terminal only.
         protocol: a YAML file (`fmcnet.evaluation.protocol_file`) in place of the dataset's protocols.
 
     Returns:
@@ -221,8 +208,13 @@ def _evaluate_one(
     table = all_as_test(_read_table(data, card.config.data, unknown=protocol is not None), data, card)
     if table.name == "regdb":
         overrides = [REGDB_DIRECTIONS.get(item.removeprefix("evaluation."), item) for item in overrides]
-    settings = _run_settings(run, card, overrides)
-    names = _setting_names(overrides)
+    names = _setting_names(overrides)  # refuses other sections
+    stored = {"evaluation": card.config.evaluation.model_dump(mode="json")}
+    items = [f"evaluation.{item.removeprefix('evaluation.')}" for item in overrides]
+    settings = load_config(stored, items).evaluation
+    if is_shipped(run) and "direction" not in names:
+        # It is for several benchmarks, each with its own direction.
+        settings = settings.model_copy(update={"direction": "auto"})
     check_settings(table, names)
     notes = ["GENERATED data: these figures compare with no published one"] if is_generated(table) else []
     if not notes and protocol is None:
@@ -241,18 +233,6 @@ def _evaluate_one(
         except ProtocolError as error:  # a part of SYSU-MM01 may lack the indoor cameras
             notes.append(f"indoor-search was left out: {error}")
     return evaluate_model(run, table, settings, **options), notes
-
-
-def _run_settings(run: Path, card: ModelCard, overrides: Sequence[str]) -> EvaluationConfig:
-    """The run's evaluation settings with the overrides."""
-    stored = {"evaluation": card.config.evaluation.model_dump(mode="json")}
-    given = _setting_names(overrides)  # refuses other sections
-    items = [f"evaluation.{item.removeprefix('evaluation.')}" for item in overrides]
-    settings = load_config(stored, items).evaluation
-    if is_shipped(run) and "direction" not in given:
-        # It is for several benchmarks, each with its own direction.
-        return settings.model_copy(update={"direction": "auto"})
-    return settings
 
 
 def _read_table(data: str | Path, settings: DataConfig, *, unknown: bool) -> Table:

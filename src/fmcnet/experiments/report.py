@@ -14,7 +14,8 @@ from fmcnet.errors import ProtocolError
 from fmcnet.evaluation.evaluate import METRICS
 from fmcnet.evaluation.evaluate_model import EvaluatedRun, role_masks
 from fmcnet.evaluation.verification import Verification, verification
-from fmcnet.experiments import maps, plots
+from fmcnet.experiments import plots
+from fmcnet.experiments.features import feature_map
 from fmcnet.experiments.rows import DIRECTION_NAMES
 from fmcnet.experiments.runs import is_generated
 from fmcnet.files import write_json, write_text
@@ -49,7 +50,7 @@ def write_report(
     last model.
 
     Args:
-        evaluated: runs of a folder, with embeddings and evaluations, by title.
+        evaluated: runs by title.
         out: the folder.
         extra: facts for both files (dataset, seeds, timings).
         keep: keep the evaluations by other protocols that a report of the same models and data in `out` holds.
@@ -124,7 +125,7 @@ def _draw(evaluated: dict[str, EvaluatedRun], verified: Verification | None, out
     if verified is not None:
         title = f"Similarity of pairs{_across_modalities(main)}{of_split}"
         drawn[title] = plots.similarity_histogram(verified, out / "similarity.png")
-    if path := maps.feature_map(main.encoder, main.table, out / "features.png"):
+    if path := feature_map(main.encoder, main.table, out / "features.png"):
         drawn[f"Feature maps{of_split}, test identities"] = path
     return drawn
 

@@ -38,13 +38,11 @@ Differences = Sequence[NDArray[np.float64]]
 class PairedDifference:
     """A mean difference and its 95 percent interval, in the unit of the compared values."""
 
-    mean: float
-    """Over seeds of the mean over queries."""
+    mean: float  # over seeds of the mean over queries
     low: float
     high: float
     seeds: int
-    queries: int
-    """Of the seed that has fewest."""
+    queries: int  # of the seed that has fewest
 
     @property
     def clear(self) -> bool:

@@ -16,42 +16,26 @@ DIRECTION_NAMES = {"i2v": "infrared to visible", "v2i": "visible to infrared"}
 
 @dataclass(frozen=True)
 class TableRow:
-    """One row of a table.
+    """One row of a table."""
 
-    Attributes:
-        key: names the row, and the runs that only it has.
-        title: as reports print it.
-        overrides: settings, "section.key=value".
-        paper: Rank-1 and mAP in percent on SYSU-MM01, all-search, single-shot; None where the paper has none.
-        source: the publication, for a baseline.
-        deviations: what differs from it here.
-    """
-
-    key: str
-    title: str
-    overrides: tuple[str, ...]
+    key: str  # names the row, and the runs that only it has
+    title: str  # as reports print it
+    overrides: tuple[str, ...]  # settings, "section.key=value"
+    # Rank-1 and mAP in percent on SYSU-MM01, all-search, single-shot; None where the paper has none.
     paper: tuple[float, float] | None = None
-    source: str = ""
-    deviations: tuple[str, ...] = ()
+    source: str = ""  # the publication, for a baseline
+    deviations: tuple[str, ...] = ()  # what differs from it here
 
 
 @dataclass(frozen=True)
 class Study:
-    """One table or figure.
+    """One table or figure."""
 
-    Attributes:
-        name: as the command takes it.
-        title: as reports print it.
-        rows: in the paper's order.
-        pairs: (row, what it is compared with), by key.
-        maps: t-SNE maps and the numbers of Figures 4 and 5 are made of its rows.
-    """
-
-    name: str
-    title: str
-    rows: tuple[TableRow, ...]
-    pairs: tuple[tuple[str, str], ...]
-    maps: bool = False
+    name: str  # as the command takes it
+    title: str  # as reports print it
+    rows: tuple[TableRow, ...]  # in the paper's order
+    pairs: tuple[tuple[str, str], ...]  # (row, what it is compared with), by key
+    maps: bool = False  # t-SNE maps and the numbers of Figures 4 and 5 are made of its rows
 
     def only(self, keys: tuple[str, ...]) -> Study:
         """The study with the rows of these keys, and the pairs between them; no keys: the whole study."""

@@ -48,25 +48,15 @@ cameras, seasons and people than those of the dataset are unknown; finding peopl
 
 @dataclass(frozen=True)
 class StudyRun:
-    """One training and its evaluation on the test identities.
+    """One training and its evaluation on the test identities."""
 
-    Attributes:
-        name: the folder's name: a row's key, the seed and the start of the digest.
-        digest: 16 hex digits of configuration and data. Runs of equal digest are one run.
-        config: every setting.
-        data: the dataset's folder or CSV.
-        study: the study's folder, which has the run's files in `plans/` and `runs/`.
-        rows: keys of the table rows that show the run.
-        seed: of the training.
-    """
-
-    name: str
-    digest: str
+    name: str  # the folder's name: a row's key, the seed and the start of the digest
+    digest: str  # 16 hex digits of configuration and data; runs of equal digest are one run
     config: Config
-    data: Path
-    study: Path
-    rows: tuple[str, ...] = ()
-    seed: int = 0
+    data: Path  # the dataset's folder or CSV
+    study: Path  # the study's folder, which has the run's files in `plans/` and `runs/`
+    rows: tuple[str, ...] = ()  # keys of the table rows that show the run
+    seed: int = 0  # of the training
 
     @property
     def folder(self) -> Path:

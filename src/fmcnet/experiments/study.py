@@ -37,37 +37,21 @@ CONFIGS = {"tiny": "tiny", "small": "generated"}
 
 @dataclass(frozen=True)
 class StudyOptions:
-    """The options of `fmcnet study`.
+    """The options of `fmcnet study`."""
 
-    Attributes:
-        name: of the study, or "all".
-        out: the study's folder.
-        data: a dataset's folder or CSV; None: the generated benchmark of `preset` in out/data.
-        preset: of the generated benchmark.
-        config: a YAML file or the name of a shipped one; None: the one for the data.
-        overrides: settings of all rows. A row's own settings win.
-        seeds: of training.
-        budget: steps of each run; None: the configuration's.
-        rows: keys of the rows to run; empty: all.
-        worlds: "same": all seeds train on generated world 0; "own": seed s on world s.
-        jobs: number of processes.
-        device: "auto" takes every GPU.
-        report: folder of results.md, results.json and figures/; None: out/report.
-    """
-
-    name: str
-    out: Path
-    data: Path | None = None
-    preset: str = "small"
-    config: str | None = None
-    overrides: tuple[str, ...] = ()
-    seeds: tuple[int, ...] = (0, 1, 2)
-    budget: int | None = None
-    rows: tuple[str, ...] = ()
-    worlds: str = "same"
-    jobs: int = 1
-    device: str = "auto"
-    report: Path | None = None
+    name: str  # of the study, or "all"
+    out: Path  # the study's folder
+    data: Path | None = None  # a dataset's folder or CSV; None: generated data of `preset` in out/data
+    preset: str = "small"  # of the generated benchmark
+    config: str | None = None  # a YAML file or the name of a shipped one; None: the one for the data
+    overrides: tuple[str, ...] = ()  # settings of all rows; a row's own settings win
+    seeds: tuple[int, ...] = (0, 1, 2)  # of training
+    budget: int | None = None  # steps of each run; None: the configuration's
+    rows: tuple[str, ...] = ()  # keys of the rows to run; empty: all
+    worlds: str = "same"  # all seeds train on generated world 0; "own": seed s on world s
+    jobs: int = 1  # number of processes
+    device: str = "auto"  # takes every GPU
+    report: Path | None = None  # folder of results.md, results.json and figures/; None: out/report
 
     @property
     def crossed(self) -> bool:
@@ -138,11 +122,7 @@ def parse_seeds(text: str) -> tuple[int, ...]:
 
 
 def run_study(options: StudyOptions, *, quiet: bool = False) -> dict[str, Any]:
-    """Run a study. The same call continues an interrupted study and repeats no finished run.
-
-    Args:
-        options: of the command.
-        quiet: show no bars.
+    """Run a study; `quiet` shows no bars. The same call continues it and repeats no finished run.
 
     Returns:
         The content of report/results.json, and the path of the report.

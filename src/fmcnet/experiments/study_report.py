@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fmcnet.experiments import maps, plots
+from fmcnet.experiments import plots
+from fmcnet.experiments.features import draw_study
 from fmcnet.experiments.plots import Plots
 from fmcnet.experiments.report import SELECTED_ON_TEST
 from fmcnet.experiments.results import COMPARED_METRICS, MIN_SEEDS, interval, study_facts, too_few
@@ -90,7 +91,7 @@ def write_study(
     if plots.can_draw():
         for study, content in zip(studies, facts["studies"], strict=True):
             if study.maps:
-                content["numbers"], drawn = maps.draw_study(study, by_row, out / "figures", progress)
+                content["numbers"], drawn = draw_study(study, by_row, out / "figures", progress)
             else:
                 drawn = _draw_table(content, out / "figures")
             facts["pictures"][study.name] = [

@@ -74,11 +74,9 @@ class WorkerPool(ThreadPoolExecutor):
             signal.signal(signal.SIGTERM, self._handler)
 
     def work_in_process(self, work: Callable[[], object], log: Path) -> str:
-        """Call `work` in a process of one CPU thread, and wait; the reason where it fails, else "".
+        """Call `work` (pickled) in a process of one CPU thread, and wait; the reason where it fails, else "".
 
-        Args:
-            work: can be pickled.
-            log: gets, at its end, what the process prints.
+        What the process prints is added to `log`.
         """
         receiver, sender = self._context.Pipe(duplex=False)
         process = self._context.Process(target=_work_and_answer, args=(pickle.dumps(work), log, sender))
@@ -158,11 +156,8 @@ def complete_runs(
 ) -> None:
     """Complete all runs that are not finished, and log each with its scores. One that fails does not stop the others.
 
-    Args:
-        runs: in order.
-        workers: processes of one CPU thread each, at least one a device; 1: this process.
-        device: "auto" and "cuda" use all GPUs.
-        progress: show a bar for each training (one worker only).
+    There are `workers` processes of one CPU thread, at least one a device; a single worker is this process, and only
+    it shows `progress`. The devices "auto" and "cuda" are all GPUs.
 
     Raises:
         FmcnetError: at the end, when runs failed, with the reason of each.

@@ -6,14 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fmcnet.losses.functional import (
-    PAPER,
-    check_alike,
-    check_labels,
-    distances_across,
-    lift,
-    pairwise_distances,
-)
+from fmcnet.losses import functional as losses
 
 
 def weighted_regularized_triplet_loss(features: Tensor, labels: Tensor) -> Tensor:
@@ -37,13 +30,13 @@ def weighted_regularized_triplet_loss(features: Tensor, labels: Tensor) -> Tenso
     Raises:
         ValueError: when there is not one label for each feature.
     """
-    check_labels(labels)
+    losses.check_labels(labels)
     if labels.shape != features.shape[:1]:
         raise ValueError(
             f"{len(features)} features need labels of shape ({len(features)},), got {(*labels.shape,)}"
         )
-    features = lift(features)
-    distances = pairwise_distances(features, features)
+    features = losses.lift(features)
+    distances = losses.pairwise_distances(features, features)
     same = labels[:, None] == labels[None, :]
     positive = same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
     usable = positive.any(dim=1) & ~same.all(dim=1)
@@ -68,11 +61,13 @@ def hetero_center_loss(center_v: Tensor, center_i: Tensor) -> Tensor:
     Returns:
         Scalar, at least 0. Symmetric under exchange of the modalities.
     """
-    check_alike(center_v, center_i)
-    return (lift(center_v) - lift(center_i)).square().sum()
+    losses.check_alike(center_v, center_i)
+    return (losses.lift(center_v) - losses.lift(center_i)).square().sum()
 
 
-def hetero_center_triplet_loss(center_v: Tensor, center_i: Tensor, margin: float = PAPER.hc_margin) -> Tensor:
+def hetero_center_triplet_loss(
+    center_v: Tensor, center_i: Tensor, margin: float = losses.PAPER.hc_margin
+) -> Tensor:
     """Hetero-centre triplet loss.
 
     sum_p [ margin + ||C_V^p - C_I^p|| - min_{j != p, m} ||C_V^p - C_m^j|| ]_+ and its mirror image.
@@ -88,5 +83,5 @@ def hetero_center_triplet_loss(center_v: Tensor, center_i: Tensor, margin: float
     Returns:
         Scalar, at least 0; 0 for P = 1. Symmetric under exchange of the modalities.
     """
-    positive, negative_v, negative_i = distances_across(center_v, center_i)
+    positive, negative_v, negative_i = losses.distances_across(center_v, center_i)
     return F.relu(margin + positive - negative_v).sum() + F.relu(margin + positive - negative_i).sum()

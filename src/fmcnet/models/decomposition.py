@@ -285,20 +285,15 @@ class GeM(nn.Module):
     """Generalised-mean pooling with a learnable power (Radenovic et al., TPAMI 2019).
 
     Ours: FMCNet uses average pooling. p = 1 is the average, a large p approaches the maximum.
-
-    Args:
-        p: initial power.
-        eps: lower limit of the values.
     """
 
-    def __init__(self, p: float = 3.0, eps: float = 1e-6) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.p = nn.Parameter(torch.tensor(p))
-        self.eps = eps
+        self.p = nn.Parameter(torch.tensor(3.0))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C)."""
-        x, p = x.clamp(min=self.eps), self.p
+        x, p = x.clamp(min=1e-6), self.p
         if x.dtype == torch.float16:  # which 41 ** 3 is beyond; autocast lifts powers on a GPU only
             return x.float().pow(p.float()).mean(dim=(2, 3)).pow(1.0 / p.float()).to(p.dtype)
         return x.pow(p).mean(dim=(2, 3)).pow(1.0 / p)

@@ -104,12 +104,9 @@ class Standardization(nn.Module):
 
     @torch.no_grad()
     def set(self, modality: Modality, mean: Tensor, variance: Tensor) -> None:
-        """Set the statistics of one modality.
+        """Set the statistics of one modality: mean and variance (E,).
 
-        Args:
-            modality: that of the images.
-            mean: (E,).
-            variance: (E,); a deviation counts as at least `FLOOR` of the mean deviation.
+        A deviation counts as at least `FLOOR` of the mean deviation.
         """
         deviation = variance.sqrt()
         self.mean[modality.code] = mean

@@ -284,11 +284,7 @@ def _bag(build: _Builder, who: Identity, lean: Matrix, hips: Matrix, chest: floa
 def build_body(who: Identity, pose: Pose, pitch: float, distance: float) -> list[Limb | Quadric]:
     """The primitives of a person in view space, origin at half stature above the feet.
 
-    Args:
-        who: the person.
-        pose: of this image.
-        pitch: of the camera in radians; positive looks down.
-        distance: of the camera in metres.
+    `pitch` of the camera is in radians (positive looks down), `distance` in metres.
     """
     body, h = who.body, who.body.height
     build = _Builder(pose.yaw, pitch, distance, h)

@@ -146,12 +146,7 @@ def _draw_occluder(canvas: Float, cam: Camera, rng: np.random.Generator) -> None
 
 
 def render_image(key: ImageKey, height: int, width: int) -> NDArray[np.uint8]:
-    """Render one image.
-
-    Args:
-        key: its address; the only source of randomness.
-        height: rows to return.
-        width: columns to return.
+    """Render one image; its key is the only source of randomness.
 
     Returns:
         uint8, (height, width, 3) RGB from a visible camera, (height, width) grey from an infrared one.
@@ -167,14 +162,7 @@ def render_image(key: ImageKey, height: int, width: int) -> NDArray[np.uint8]:
 def render_pair(
     seed: int, pid: int, index: int, height: int, width: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Render one moment by two registered cameras side by side: RegDB's visible and thermal one.
-
-    Args:
-        seed: seed of the world.
-        pid: identity, 1 and up.
-        index: number of the moment, 1 and up.
-        height: rows to return.
-        width: columns to return.
+    """Render one moment (`index`) by two registered cameras side by side: RegDB's visible and thermal one.
 
     Returns:
         uint8, (height, width, 3) RGB and (height, width) grey: one pose, one place in the crop, two spectra.

@@ -49,12 +49,7 @@ _PRESETS: dict[tuple[str, str], Preset] = {
 
 
 def resolve_preset(layout: str, name: str, overrides: dict[str, int] | None = None) -> Preset:
-    """The preset of a layout with single numbers replaced.
-
-    Args:
-        layout: "sysu", "regdb", "llcm" or "wild".
-        name: "tiny", "small" or "full".
-        overrides: field name of `Preset` -> number.
+    """The preset of a layout with single numbers replaced: `overrides`, by field of `Preset`.
 
     Raises:
         ConfigError: an unknown layout, preset or field, or a number out of range; all faults are listed.

@@ -32,7 +32,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fmcnet.distributed import DistributedContext, agree, agree_on_errors, broadcast, gather, mark_agreed
+from fmcnet.distributed import DistributedContext, agree, agree_on_errors, gather, mark_agreed
 from fmcnet.errors import CheckpointError
 from fmcnet.files import file_digest, to_disk
 from fmcnet.models.card import CARD, TRAINING_STATE, WEIGHTS, ModelCard
@@ -67,18 +67,17 @@ logger = logging.getLogger(__name__)
 class _UnusableError(CheckpointError):
     """A checkpoint that is damaged or cannot be read."""
 
+    def __init__(self, folder: Path, error: Exception) -> None:
+        missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
+        denied = isinstance(error, OSError) and not missing
+        super().__init__(f"the checkpoint {folder} {'cannot be read' if denied else 'is damaged'} ({error})")
+
 
 class Checkpointer:
     """Writes and restores the checkpoints of one training.
 
-    Args:
-        run: the run folder.
-        ctx: device and rank.
-        train_step: model, optimisers, schedules and scaler.
-        card: the model's, without its step.
-        selection: the best weights so far.
-        step_logger: its log is flushed to disk before each checkpoint, which stores its last terms.
-        invariants: the values of `INVARIANTS` in this training.
+    The log of `step_logger` is flushed to disk before each checkpoint, which stores its last terms. `invariants` are
+    the values of `INVARIANTS` in this training.
     """
 
     def __init__(
@@ -105,7 +104,7 @@ class Checkpointer:
         with agree_on_errors(self._ctx):
             facts = self._load_newest()
         done = facts["step"] if facts else 0
-        if any(agree([done != int(broadcast(torch.tensor([done]), self._ctx))], self._ctx)):
+        if any(agree([len(set(gather(done, self._ctx))) > 1], self._ctx)):
             raise mark_agreed(
                 CheckpointError(
                     f"the processes do not find the same checkpoint in {self._run}: all must see one folder"
@@ -177,11 +176,7 @@ class Checkpointer:
         return 0 < self._card.config.training.checkpoint_minutes < minutes
 
     def save(self, done: int, must: bool) -> None:
-        """Write a checkpoint; every process must call.
-
-        Args:
-            done: number of steps done.
-            must: whether the training cannot continue without it.
+        """Write a checkpoint after `done` steps; every process must call.
 
         Raises:
             CheckpointError: when it cannot be written and `must` is true; otherwise a warning is logged.
@@ -286,7 +281,7 @@ def _read_tensors(folder: Path, facts: dict[str, Any], train_step: TrainStep) ->
         tensors = load_file(folder / STATE)
         load_weights(train_step.model, folder / WEIGHTS)
     except (OSError, SafetensorError, CheckpointError) as error:
-        raise _unusable_error(folder, error) from error
+        raise _UnusableError(folder, error) from error
     return tensors
 
 
@@ -296,13 +291,8 @@ def _read_facts(folder: Path) -> dict[str, Any]:
         if facts.pop("sha256") != _facts_digest(facts):
             raise CheckpointError(f"{TRAINING_STATE} is not what was written")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, CheckpointError) as error:
-        raise _unusable_error(folder, error) from error
+        raise _UnusableError(folder, error) from error
     return facts
-
-
-def _unusable_error(folder: Path, error: Exception) -> _UnusableError:
-    denied = isinstance(error, OSError) and not isinstance(error, (FileNotFoundError, NotADirectoryError))
-    return _UnusableError(f"the checkpoint {folder} {'cannot be read' if denied else 'is damaged'} ({error})")
 
 
 def _facts_digest(facts: dict[str, Any]) -> str:

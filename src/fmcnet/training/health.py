@@ -79,11 +79,7 @@ def measure(model: FMCNet, output: FMCNetOutput, labels: Tensor) -> dict[str, Te
 
 
 class HealthMonitor:
-    """Warns once when the fusion, the compensation or its discriminators do nothing.
-
-    Args:
-        first: number of warm-up steps, which are ignored.
-    """
+    """Warns once when the fusion, the compensation or its discriminators do nothing; ignores the `first` steps."""
 
     def __init__(self, first: int = 0) -> None:
         self._first = first

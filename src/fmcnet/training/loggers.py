@@ -124,13 +124,6 @@ class StepLogger:
     Every record of the log has the key "step" or "validated_step". Records that do not fit on a full disk stay in
     memory and are written before the next ones.
 
-    Args:
-        run: the run folder.
-        config: settings.
-        steps: of the whole training.
-
-    Attributes:
-        terms: of the last step, by name; a resume restores them from its checkpoint.
     """
 
     def __init__(self, run: Path, config: Config, steps: int) -> None:
@@ -138,15 +131,11 @@ class StepLogger:
         self._trackers: list[Tracker] = []
         self._stream: FileIO | None = None
         self._waiting = b""
-        self.terms: dict[str, float] = {}
+        self.terms: dict[str, float] = {}  # of the last step; a resume restores them from its checkpoint
         self._monitor = health.HealthMonitor(math.ceil(config.training.warmup * steps))
 
     def open(self, trackers: Sequence[str | Tracker], first: int) -> None:
-        """Open the log and the trackers.
-
-        Args:
-            trackers: names in `TRACKERS`, or objects.
-            first: number of steps done; records of later ones are removed.
+        """Open the log, without records of steps after `first`, and the trackers: names in `TRACKERS`, or objects.
 
         Raises:
             DataError: when the log cannot be written.
@@ -183,13 +172,9 @@ class StepLogger:
         self.write(records, "step")
 
     def write(self, records: Sequence[dict[str, Any]], key: str) -> None:
-        """Write records to the log and the trackers; a full disk does not end a training.
+        """Write records, whose step is `key`, to the log and the trackers; a full disk does not end a training.
 
         In the log, infinity becomes null, as of a gradient that overflowed in float16.
-
-        Args:
-            records: numbers by name.
-            key: name of the number that is the step.
         """
         if not self._stream or not records:
             return

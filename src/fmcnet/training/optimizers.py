@@ -65,16 +65,7 @@ def build_optimizers(
 
 
 def lr_factor(step: int, steps: int, config: TrainingConfig) -> float:
-    """Compute the factor of the learning rates at a step.
-
-    Args:
-        step: from 0.
-        steps: of the whole training.
-        config: settings.
-
-    Returns:
-        A factor in 0..1.
-    """
+    """Compute the factor, 0..1, of the learning rates at `step` (from 0) of a training of `steps`."""
     warmup_steps = config.warmup * steps
     if step < warmup_steps:
         start = 0.04 if config.schedule == "onecycle" else 0.1

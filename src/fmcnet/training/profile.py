@@ -24,15 +24,8 @@ PHASES = ("data", "forward", "discriminators", "losses", "backward", "optimizer"
 class StepProfile(profile):
     """Profiles `STEPS` steps (fewer if the training ends earlier) after `WARM` others, then writes `RUN/profile/`.
 
-    The files are trace.json (chrome://tracing, Perfetto), where.md (PyTorch's table) and where.json.
-
-    Args:
-        run: the run folder.
-        cuda: whether the training runs on a GPU.
-
-    Attributes:
-        folder: `RUN/profile`.
-        table: for the terminal; empty until it is written.
+    The files are trace.json (chrome://tracing, Perfetto), where.md (PyTorch's table) and where.json. `cuda`: the
+    training runs on a GPU.
 
     Raises:
         DataError: when the folder cannot be made.
@@ -47,7 +40,7 @@ class StepProfile(profile):
         activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if cuda else [])
         steps = schedule(wait=0, warmup=WARM, active=STEPS, repeat=1)
         super().__init__(activities=activities, schedule=steps, on_trace_ready=StepProfile._write)
-        self.table = ""
+        self.table = ""  # for the terminal; empty until it is written
 
     def __exit__(self, *exception: Any) -> None:
         super().__exit__(*exception)  # type: ignore[no-untyped-call]

@@ -57,17 +57,6 @@ class ModelSelection:
     The measure is mAP of infrared queries in a visible gallery, over the identities of split "val" (see `hold_out`).
     With `training.select=test` the test identities take their place, and every report of the run says so.
 
-    Args:
-        config: settings.
-        table: the dataset, with the identities to validate on (`hold_out`).
-        run: the run folder.
-        ctx: device and rank.
-
-    Attributes:
-        best: mAP and step of the best weights so far, for the checkpoint; empty before the first validation, and
-            always with `training.select=last`.
-        digest: of the images to validate on; None without validation.
-
     Raises:
         DataError: when the identities to validate on are missing or too few.
     """
@@ -75,8 +64,10 @@ class ModelSelection:
     def __init__(self, config: Config, table: Table, run: Path, ctx: DistributedContext) -> None:
         self.select, self.every = config.training.select, config.training.validate_every
         self.batch, self.ctx, self.folder = config.evaluation.batch, ctx, run / "checkpoints"
+        # mAP and step of the best weights so far, for the checkpoint; empty before the first validation, and always
+        # with training.select=last
         self.best: dict[str, float] = {}
-        self.digest: str | None = None
+        self.digest: str | None = None  # of the images to validate on
         self._unsaved: tuple[FMCNet, ModelCard] | None = None
         self.rows: Table | None = None
         if not self.every:

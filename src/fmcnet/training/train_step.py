@@ -58,12 +58,7 @@ NO_TERMS = {
 
 
 class NotFinite(Exception):
-    """Some values of a step are NaN or infinite.
-
-    Attributes:
-        step: its number, from 1.
-        names: of the values.
-    """
+    """The values `names` of a step (from 1) are NaN or infinite."""
 
     def __init__(self, step: int, names: list[str]) -> None:
         super().__init__(f"step {step}: {', '.join(names)}")
@@ -73,13 +68,7 @@ class NotFinite(Exception):
 class TrainStep:
     """A model in training with its loss, optimisers, schedules and float16 scaler.
 
-    Args:
-        config: settings.
-        model: moved to the device here.
-        ctx: device and rank.
-        identities: P of one process.
-        steps: of the whole training.
-        terms: losses of your own, by name.
+    The model is moved to the device here. `identities` is P of one process, `steps` is of the whole training.
 
     Attributes:
         model: the weights, by their plain names.
@@ -130,14 +119,10 @@ class TrainStep:
         return {"main": self.optimizer, "judge": self.discriminator_optimizer}
 
     def step(self, batches: Sequence[TrainingBatch], step: int) -> None:
-        """Take one step; `read` returns what it measures.
+        """Take `step` (from 0) on `training.accumulate` whole batches; `read` returns what it measures.
 
         With several batches, the discriminators step after each batch. All other parts step once, with the mean of
         the batches' gradients.
-
-        Args:
-            batches: `training.accumulate` whole batches.
-            step: number of the step, from 0.
         """
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)

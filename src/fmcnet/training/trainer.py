@@ -160,22 +160,9 @@ def train_splits(
     *,
     resume: bool = False,
     device: str = "auto",
-    progress: bool | None = None,
-    trackers: Sequence[str] = (),
-    profile: bool = False,
+    **options: Any,
 ) -> list[TrainingSummary]:
-    """Train one run for each split in `out/split-NN`.
-
-    Args:
-        config: all settings but `data.split`.
-        data: RegDB's folder.
-        out: the folder of all runs.
-        splits: numbers, 1 to 10.
-        resume: continue each run from its newest checkpoint; finished ones are kept.
-        device: as that of `train`, and so are the following.
-        progress: show a bar; None: on a terminal only.
-        trackers: names, beside the log.
-        profile: profile a few steps of each run.
+    """Train one run for each of RegDB's splits (1 to 10), in `out/split-NN`; `options` are further ones of `train`.
 
     Raises:
         ConfigError: for a dataset without splits.
@@ -184,6 +171,7 @@ def train_splits(
     layout = config.data.layout if config.data.layout != "auto" else detect_layout(data)
     if layout != "regdb":
         raise ConfigError(f"--splits is for RegDB; {data} is {layout}, which has one split")
+    options |= {"resume": resume, "device": device}
     runs = []  # of each split its number, folder and settings
     for split in splits:
         data_config = config.data.model_copy(update={"split": split})
@@ -196,18 +184,7 @@ def train_splits(
                     check_folder(folder, split_config, resume)
                 read_dataset(data, layout=layout, regdb_split=split)
         for split, folder, split_config in runs:
-            summary = train(
-                split_config,
-                data,
-                folder,
-                resume=resume,
-                device=device,
-                progress=progress,
-                description=f"split {split}",
-                trackers=trackers,
-                profile=profile,
-            )
-            summaries.append(summary)
+            summaries.append(train(split_config, data, folder, description=f"split {split}", **options))
     return summaries
 
 
