@@ -24,7 +24,7 @@ demo: $(BIN)/.installed ## set up, generate a benchmark, train Base and FMCNet, 
 	@$(BIN)/fmcnet demo --out $(OUT)
 
 test: $(BIN)/.installed ## set up and run all tests
-	@$(BIN)/python -m pytest -n 3 --dist worksteal
+	@$(BIN)/python -m pytest -n 4 --dist worksteal
 
 $(BIN)/.docs: $(BIN)/.installed
 	@$(PIP) -e '.[docs]'

@@ -289,7 +289,10 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[A
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise ValueError("it is compressed by another method than deflate")
         with archive.open(member) as stream:
-            return npy.read_array(stream, allow_pickle=False)
+            array: NDArray[Any] = npy.read_array(stream, allow_pickle=False)
+        if array.size and not array.dtype.itemsize:
+            raise ValueError("its values have no bytes")
+        return array
     except _DAMAGED as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         reason += ": convert it, texts with astype(str)" * reason.startswith("Object arrays")

@@ -46,16 +46,17 @@ class Progress:
             ),
             console=console,
             expand=True,
-            disable=not self._shown,
         )
         self._task = self._bar.add_task(description, total=total, completed=done, note="")
 
     def __enter__(self) -> Progress:
-        self._bar.start()
+        if self._shown:
+            self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        if self._shown:  # rich 13 ends a disabled bar with an empty line
+            self._bar.stop()
 
     def advance(self, note: str = "", count: int = 1, line: bool = False) -> None:
         """Add `count` finished steps; `note` is shown after them until the next note.

@@ -268,7 +268,7 @@ class Embeddings:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         """The features, for NumPy."""
-        features = np.asarray(self.features, dtype)
+        features = self.features if dtype is None else self.features.astype(dtype, copy=False)
         if copy is False and features is not self.features:
             raise ValueError(f"features of type {self.features.dtype} become {features.dtype} by a copy only")
         return features.copy() if copy and features is self.features else features

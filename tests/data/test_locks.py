@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -75,7 +76,10 @@ def test_two_processes_build_one_cache(tmp_path: Path, table: Table) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="kill -9 is POSIX")
-def test_a_killed_builder_frees_the_lock_and_the_next_one_cleans_up(tmp_path: Path, table: Table) -> None:
+def test_a_killed_builder_frees_the_lock_and_the_next_one_cleans_up(
+    tmp_path: Path, table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before it asks whether the disk has room, also when the builder was of another machine, or a container."""
     folder = tmp_path / "cache"
     child = start(table, folder, 1000)
     child.stdin.write("go\n")
@@ -88,8 +92,13 @@ def test_a_killed_builder_frees_the_lock_and_the_next_one_cleans_up(tmp_path: Pa
     child.send_signal(signal.SIGKILL)
     child.communicate()
     assert {p.suffix for p in folder.iterdir()} == {".tmp", ".lock"}
+    [left] = folder.glob(".*.tmp")
+    left.rename(re.sub(r"[0-9a-f]{8}-[0-9]+\.tmp$", "00000000-1.tmp", str(left)))
+    found: list[Path] = []
+    monkeypatch.setattr("fmcnet.data.cache.require_disk", lambda place, _: found.extend(place.glob(".*.tmp")))
     cache = ImageCache(table, 12, 6, folder=folder)
     assert cache.built
+    assert found == []
     np.testing.assert_array_equal(cache.images, ImageCache(table, 12, 6, folder=tmp_path / "other").images)
     assert {p.suffix for p in folder.iterdir()} == {".npy", ".json"}
 

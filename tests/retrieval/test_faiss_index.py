@@ -278,6 +278,28 @@ def test_what_is_left_of_a_person_is_found_after_removals_and_reopening(tmp_path
         assert {kept[ids[row]] for row in left} <= stored()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_all_rows_of_a_graph_are_removed_while_newer_ones_stay(tmp_path, dtype):
+    """Nothing of the graph is left to search, and the newer rows stand in for the removed ones."""
+    rng = np.random.default_rng(0)
+    removed, newer = rng.normal(size=(20, 16)), rng.normal(size=(5, 16))
+    with Gallery(tmp_path / "g", model="m", index="hnsw", dtype=dtype) as gallery:
+        gallery.add(rng.normal(size=(300, 16)), modality="infrared")
+        gallery.add(removed, ids=[f"old{row}" for row in range(20)], modality="visible")
+        gallery.compact()
+        stored = [gallery.embedding(f"old{row}").astype(dtype).tobytes() for row in range(20)]
+        gallery.add(newer, ids=[f"new{row}" for row in range(5)], modality="visible")
+        assert gallery.remove(Where(ids=[f"old{row}" for row in range(20)])) == 20
+    with Gallery(tmp_path / "g", model="m") as gallery:
+        assert [gallery.search(row, top=1, where=Where(modality="visible"))[0].id for row in newer] == [
+            f"new{row}" for row in range(5)
+        ]
+        gallery.compact()
+        assert gallery.check() == []
+    data = b"".join(path.read_bytes() for path in (tmp_path / "g").iterdir() if path.is_file())
+    assert not any(embedding in data for embedding in stored)
+
+
 @pytest.mark.parametrize("dimension", [16, 32])
 @pytest.mark.parametrize("how", ["replaced", "removed and added"])
 def test_graphs_that_grow_after_removals_find_all_when_reopened(tmp_path, monkeypatch, dimension, how):

@@ -135,7 +135,7 @@ class ImageCache:
             return
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         waiting = "another process builds this image cache: waiting for it"
-        with lock_file(lock_path(target), waiting=waiting, optional=True):
+        with lock_file(lock_path(target), waiting=waiting, optional=True) as locked:
             try:
                 self.images = open_cache(target, self._shape)
                 return
@@ -143,6 +143,9 @@ class ImageCache:
                 pass
             except UnusableCacheError as error:
                 logger.warning("the image cache %s cannot be used (%s): building it again", target, error)
+            for file, cache in left_overs(target.parent) if locked else ():  # of killed builders
+                if cache == target and file.suffix != ".lock":
+                    file.unlink(missing_ok=True)
             require_disk(target.parent, self._bytes)
             root = str(self.table.root.resolve())
             # Like the key, but of the images' paths alone, so that it stays when images change.

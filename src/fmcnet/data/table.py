@@ -7,7 +7,7 @@ import os
 import zlib
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -95,9 +95,9 @@ class Table:
     track: NDArray[np.str_]
     tags: NDArray[np.str_]
     source: NDArray[np.str_]
-    range: NDArray[np.str_]
     pid_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    range: NDArray[np.str_] = field(default_factory=lambda: np.zeros(0, dtype="<U1"))
     file: Path | None = None
     header: tuple[str, ...] = ()
     unknown: frozenset[tuple[str, str]] = frozenset()
@@ -106,6 +106,8 @@ class Table:
     TEXTS: ClassVar[tuple[str, ...]] = ("camera", "track", "tags", "source", "range")
 
     def __post_init__(self) -> None:
+        if not len(self.range):
+            object.__setattr__(self, "range", np.full(len(self.path), ""))
         check_arrays(self, self.COLUMNS)
         lengths = {name: len(getattr(self, name)) for name in self.COLUMNS}
         if len(set(lengths.values())) > 1:

@@ -42,6 +42,8 @@ class Draw:
     permutation: Path | None = None  # the official draw's file
 
     def __post_init__(self) -> None:
+        if self.kind not in ("all", "official", "seeded"):
+            raise ProtocolError(f"unknown draw '{self.kind}': use official, seeded or all")
         for name in ("shots", "trials", "seed"):
             value = getattr(self, name)
             if name == "shots" and value is None:

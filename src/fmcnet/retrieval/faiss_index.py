@@ -61,9 +61,15 @@ def empty_flat(dimension: int, dtype: np.dtype[Any]) -> Any:
 
 def exact(index: Any, queries: FloatArray, top: int, mask: BoolArray) -> Nearest:
     """The `top` largest inner products of (Q, D) queries with the rows of a flat index where `mask` is true."""
-    if mask.all():
+    rows = np.flatnonzero(mask)
+    if len(rows) == len(mask):
         return index.search(queries, top)  # type: ignore[no-any-return]
-    selector = faiss().IDSelectorBitmap(np.packbits(mask, bitorder="little"))
+    if int(rows[-1]) - int(rows[0]) < len(rows):  # FAISS searches a range as if it were all
+        selector = faiss().IDSelectorRange(int(rows[0]), int(rows[-1]) + 1)
+    elif index.sa_code_size() == 4 * index.d:  # of float32 rows it reads only those listed
+        selector = faiss().IDSelectorArray(rows)
+    else:
+        selector = faiss().IDSelectorBitmap(np.packbits(mask, bitorder="little"))
     return index.search(queries, top, params=faiss().SearchParameters(sel=selector))  # type: ignore[no-any-return]
 
 
@@ -162,7 +168,7 @@ class ModalityIndex:
         """
         answers, by_graph = [], np.zeros(len(mask), np.bool_)
         by_graph[: self.graph_rows] = self.reached
-        if ef_search:
+        if ef_search and (mask & by_graph).any():
             answer = self._search_graph(queries, top, mask & by_graph, ef_search)
             if answer:
                 answers.append(answer)

@@ -130,7 +130,9 @@ class FileRecords:
     def any_removed(self) -> bool:
         """Whether there is something that was removed and not added since."""
         with self.reading():
-            return bool(self.database.removed_digests())
+            return REMOVED in self.database.tables() and bool(
+                self.database.run(f"SELECT 1 FROM {REMOVED} LIMIT 1")
+            )
 
     def remember_removed(self, seqs: Sequence[int], *, changed: bool) -> None:
         """Remember removed entries by the digest of their file, or by id without a record.

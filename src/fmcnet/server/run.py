@@ -149,6 +149,8 @@ def serve(settings: ServeOptions) -> None:
             threads=settings.threads,
             calibration=settings.calibration,
         )
+        if settings.calibration is not None:
+            encoder.calibration  # noqa: B018  (refuses that of another model before a gallery is made)
         read_only = settings.read_only or not _can_write(settings.gallery)
         if read_only:
             if settings.keep_images is not None:
