@@ -116,6 +116,21 @@ def test_known_cameras_are_no_reason_to_warn(calibration, caplog):
     assert "unknown camera" not in " ".join(calibration_lines(calibration))
 
 
+def test_the_pairs_that_are_missing_are_named():
+    with pytest.raises(DataError, match=r"identities: 1\) make at most 3,600 pairs of one .* and 0 of two"):
+        fit_calibration(people(1, 60), "abc")
+    with pytest.raises(DataError, match=r"identities: 60\) make at most 0 pairs of one .* and 3,540 of two"):
+        fit_calibration(people(60, 1, cameras=False), "abc")
+
+
+def test_pairs_of_one_identity_alone_leave_the_error_unknown():
+    found = people(40, 1)
+    found.pid[:12] = 0  # and one image a modality of every other one
+    found.camid[12:] = 1
+    lines = " ".join(calibration_lines(fit_calibration(found, "abc")))
+    assert lines.count("too few identities with pairs to hold some out") == 2, lines
+
+
 def test_unknown_or_zero_embeddings_are_refused():
     found = people()
     nobody = Embeddings.unlabelled(found.features, found.modality, found.name)
@@ -159,6 +174,7 @@ def test_saved_and_read_back_for_the_same_weights_only(calibration, tmp_path):
         (lambda t: t.update(fmr=0), "fmr = 0: input should be greater than 0"),
         (lambda t: t.update(fmr=float("nan")), "fmr = nan: input should be"),
         (lambda t: t.pop("fmr"), "fmr: field required"),
+        (lambda t: t.update(similarity="euclid"), "similarity = 'euclid': input should be 'cosine'"),
         (lambda t: t.update(model=7), "model = 7: input should be a valid string"),
         (lambda t: t.update(curves={}), r"curves = \{\}: dictionary should have at least 1 item"),
         (lambda t: t.update(held_out=[]), r"held_out = \[\]: input should be a valid dictionary"),

@@ -70,6 +70,14 @@ PLAIN = ("--modality", "visible", "--model", "run")
 RULES = ("--modality", "visible", "--model", "run", "--camera-from-name", "gate([0-9])")
 
 
+def test_pillow_does_not_warn_of_large_images(crops, monkeypatch, recwarn):
+    """From 89 megapixels; from twice as many it refuses them."""
+    width, height = Image.open(next(crops.rglob("*.png"))).size
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", width * height - 1)
+    run("index", "people.gallery", crops, *PLAIN)
+    assert not [str(w.message) for w in recwarn if "bomb" in str(w.message)]
+
+
 def test_index_once_search_filter_and_forget(crops):
     made = as_json("index", "g", crops, *RULES, "--pid-from-name", "([0-9])_")
     assert (made["added"], made["already"], made["entries"]) == (4, 0, 4)

@@ -114,6 +114,20 @@ def test_float16_halves_the_files_and_hardly_moves_similarities(tmp_path):
         assert gallery.settings.dtype == "float16"
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_float16_similarities_beyond_one_are_equal_and_ordered_by_id(tmp_path, sign):
+    """Rounded to float16 a vector is longer or shorter than 1: by up to 4e-5 here."""
+    query = crops(1, 64, seed=1)[0]
+    near = query + np.random.default_rng(0).normal(scale=1e-4, size=(600, 64))
+    with Gallery(tmp_path / "g", dtype="float16", index="exact") as gallery:
+        gallery.add(sign * near, modality="visible", model=MODEL, ids=[f"{i:04d}" for i in range(600)])
+        every = gallery.search(query, 600)
+        ends = [h.similarity for h in every].count(float(sign))
+        assert 100 < ends < 600
+        for top in (3, 600 - ends + 3):
+            assert [h.id for h in gallery.search(query, top)] == [h.id for h in every[:top]]
+
+
 def test_compaction_gives_space_back(tmp_path):
     with Gallery(tmp_path / "g", flush_rows=100) as gallery:
         add(gallery, crops(2000, 128), entries(2000))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -132,5 +133,6 @@ def _root(
     logging.getLogger("fmcnet").setLevel(logging.DEBUG if verbose else logging.INFO)
     for name in ("matplotlib", "PIL", "torch", "httpx", "httpx2"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", "Image size .*decompression bomb")  # our notes tell of large images
     if threads:
         os.environ["OMP_NUM_THREADS"] = str(threads)  # PyTorch is imported by the command

@@ -62,6 +62,7 @@ class _StoredCalibration(BaseModel):
     """A `Calibration` in JSON, without its format."""
 
     model: Annotated[str, Field(min_length=1)]
+    similarity: Literal["cosine"]
     curves: Annotated[dict[Direction, _StoredCurve], Field(min_length=1)]
     prior: Annotated[Finite, Field(gt=0, lt=1)]
     fmr: Rate

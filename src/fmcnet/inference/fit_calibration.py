@@ -175,7 +175,7 @@ def calibration_lines(found: Calibration) -> Iterator[str]:
             expected_error = found.held_out[name]["expected_calibration_error"]
             yield f"  held-out identities: expected calibration error {expected_error:.3f} at prior {found.prior:g}"
         else:
-            yield "  too few identities to hold some out: nothing is known about its error"
+            yield "  too few identities with pairs to hold some out: nothing is known about its error"
 
 
 def threshold_notes(found: Calibration) -> Iterator[str]:
@@ -228,11 +228,13 @@ def fit_calibration(
     identities = len(np.unique(embeddings.pid))
     fold = folds_of(embeddings.pid, min(FOLDS, max(1, identities // 4)))
     curves: dict[tuple[Modality, Modality], Curve] = {}
+    most = [0, 0]
     held_out_results: dict[str, Any] = {}
     masks: dict[str, Any] = {"query_mask": query_mask, "gallery_mask": gallery_mask}
     for pair in DIRECTIONS:
         counts = count_pairs(embeddings, *pair, fold=fold, **masks)
         total = counts.sum(axis=(0, 1))
+        most = max(most, total.sum(axis=1).tolist(), key=sorted)
         if total.sum(axis=1).min() < MIN_PAIRS:
             continue
         curves[pair] = fit(total[1], total[0])
@@ -241,8 +243,9 @@ def fit_calibration(
             held_out_results[direction(*pair)] = result
     if not curves:
         raise DataError(
-            f"{len(embeddings)} images of {identities} identities make fewer than {MIN_PAIRS} pairs of one person "
-            "(by two cameras) in every direction: calibrate on more"
+            f"{len(embeddings):,} images (identities: {identities:,}) make at most {most[1]:,} pairs of one person "
+            f"(by two cameras) and {most[0]:,} of two in a direction, where {MIN_PAIRS} of each are needed: "
+            "calibrate on more"
         )
     facts = {"identities": identities, "images": len(embeddings), **(source or {})}
     unknown, shares = dict[str, int](), list[str]()

@@ -20,7 +20,7 @@ from fmcnet.errors import require
 from fmcnet.parsing import read_npz
 from fmcnet.retrieval.entry_columns import EntryColumns
 from fmcnet.retrieval.records import Entry
-from fmcnet.retrieval.similarity import NEAR, SPARE, ties_go_on
+from fmcnet.retrieval.similarity import SPARE, is_near, ties_go_on
 from fmcnet.types import BoolArray, FloatArray, IntArray, Modality
 
 Codes = NDArray[np.float32 | np.float16]
@@ -382,6 +382,6 @@ class FaissIndex:
                 if len(similarity) < row_count:
                     break
             if len(rows):
-                rows = rows[(rows >= 0) & (similarity >= similarity[min(top, len(rows)) - 1] - NEAR)]
+                rows = rows[(rows >= 0) & is_near(similarity, similarity[min(top, len(rows)) - 1])]
             found.append(rows)
         return found

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from fmcnet.errors import GalleryError
 from fmcnet.retrieval.records import Entry, Hit, HitGroup, Stored
-from fmcnet.types import FloatArray, Modality
+from fmcnet.types import BoolArray, FloatArray, Modality
 
 SPARE = 16
 """Candidates asked for beyond `top`, to see ties at the end of the list: an index compares in float32, where equal
@@ -85,7 +85,13 @@ def pool(embeddings: ArrayLike) -> FloatArray:
 
 def ties_go_on(similarity: Sequence[float] | FloatArray, top: int) -> bool:
     """Whether further candidates may be as similar as the `top`-th of these (K,), which are best first."""
-    return len(similarity) >= top and bool(similarity[-1] >= similarity[top - 1] - NEAR)
+    return len(similarity) >= top and bool(is_near(np.asarray(similarity[-1:]), similarity[top - 1])[0])
+
+
+def is_near(similarity: FloatArray, other: float) -> BoolArray:
+    """(K,) which are as high as `other`, or nearly. Of float16 embeddings they may pass 1, which counts as 1."""
+    near: BoolArray = np.clip(similarity, -1.0, 1.0) >= np.clip(other, -1.0, 1.0) - NEAR
+    return near
 
 
 def ranked(query: FloatArray, stored: Sequence[Stored], top: int) -> list[Hit]:
