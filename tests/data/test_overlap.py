@@ -15,6 +15,7 @@ from fmcnet.data.table import Table, fingerprint, sample_images, seen_identities
 from fmcnet.errors import DataError
 from fmcnet.evaluation.evaluate_model import evaluate_model
 from fmcnet.inference.fit_calibration import calibrate_model
+from fmcnet.inference.fit_projection import project_model
 from fmcnet.models.card import read_card
 from fmcnet.training.trainer import train
 
@@ -198,3 +199,30 @@ def test_people_of_the_names_that_were_trained_on_are_told_whatever_their_files(
     test = read_dataset(tmp_path / "people.csv")
     evaluate_model(tmp_path / "run", test, load_config("tiny").evaluation, progress=False)
     assert "have the name of one" not in caplog.text
+
+
+def test_what_a_projection_was_learnt_from_is_left_out_of_its_calibration(
+    tiny_run, tiny_sysu, tmp_path, caplog
+):
+    """People that the model itself never saw: in splits by which nobody trained, each in a file of its own."""
+    table = read_dataset(tiny_sysu)
+    strangers = table.take(~np.isin(table.pid, read_card(tiny_run).pids))
+    half = strangers.pid < np.median(strangers.pid)
+    split = np.where(half, "train", "test").astype(table.split.dtype)
+    file = write_csv(replace(strangers, name="csv", split=split), tmp_path / "strangers.csv")
+    folder = tmp_path / "projected"
+    project_model(tiny_run, file, dim=2, out=folder, device="cpu", progress=False)
+    learnt = len(np.unique(strangers.pid[half]))
+    assert set(read_card(folder).start_samples) == set(
+        sample_images(read_dataset(file).select(split="train"))
+    )
+    with pytest.raises(DataError, match=f"{learnt} identities of split 'train' have images"):
+        calibrate_model(folder, file, split="train", progress=False)
+    found, _ = calibrate_model(folder, file, progress=False)
+    assert found.source["identities"] == len(np.unique(strangers.pid)) - learnt
+    assert f"left out: {learnt} identities that have images" in caplog.text
+    everyone = write_csv(
+        replace(strangers, name="csv", split=np.where(half, "test", "train")), tmp_path / "all.csv"
+    )
+    with pytest.raises(DataError, match=f"{learnt} of the test identities have images"):
+        evaluate_model(folder, read_dataset(everyone), load_config("tiny").evaluation, progress=False)

@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fmcnet.data.table import Table, fingerprint
+from fmcnet.data.table import Table, fingerprint, sample_images
 from fmcnet.errors import DataError, FmcnetError
+from fmcnet.files import write_json
 from fmcnet.inference.calibration import CALIBRATION
 from fmcnet.inference.encoder import Encoder
 from fmcnet.inference.projection import METHODS, Method, Projection, l2_normalize
 from fmcnet.models.card import CARD, PROJECTION, WEIGHTS, ModelCard, model_digest
 from fmcnet.models.shipped import check_target, refuse_shipped, replaced
+from fmcnet.parsing import read_json
 from fmcnet.types import NO_PID, FloatArray, IntArray
 
 
@@ -73,8 +75,10 @@ def project_model(
     table = learnt_from(encoder.card, encoder.read_dataset(data))
     projection = _learn_projection(encoder, table, dim, method, progress)
     with replaced(target) as folder:
-        for name in (CARD, WEIGHTS):
-            shutil.copy(encoder.folder / name, folder / name)
+        shutil.copy(encoder.folder / WEIGHTS, folder / WEIGHTS)
+        card = read_json(encoder.folder / CARD)  # as it was written: the digest is of its settings
+        card["start_samples"] = sorted({*card.get("start_samples", ()), *sample_images(table)})
+        write_json(folder / CARD, card)
         projection.save(folder / PROJECTION)
     return projection, target
 

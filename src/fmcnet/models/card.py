@@ -37,7 +37,8 @@ class ModelCard:
         data: the training dataset's `fingerprint`.
         identities: `Table.identity_numbers` of the training images; a model of 0.1.0 has none.
         samples: `fmcnet.data.table.sample_images` of the training images; a model of 0.1.0 has none.
-        start_samples: `samples` and `start_samples` of the model that the training started from.
+        start_samples: `samples` and `start_samples` of the model that the training started from, and samples of
+            what a projection was learnt from.
         selected: how the weights were picked: "last", "val" or "test".
         similarity: what embeddings are compared by.
         adapted: what `fmcnet adapt` estimated statistics from; empty if it was not used.
