@@ -10,13 +10,16 @@ import subprocess
 import sys
 import textwrap
 from datetime import datetime, timezone
+from types import SimpleNamespace
 from zoneinfo import ZoneInfo
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from fmcnet.data.boxes import read_boxes
 from fmcnet.data.crop import CropOptions, crop
+from fmcnet.data.frames import _turn
 from fmcnet.data.readers.csv import read_csv
 from fmcnet.errors import DataError
 from fmcnet.names import printable
@@ -209,6 +212,54 @@ def test_coco_names_frames(frames, video, tmp_path):
     assert (pixels(tmp_path / "told", "000003_00.png") == image(4)[6:36, 5:25]).all()
 
 
+def test_frame_ids_of_coco_from_1_are_counted_from_1(video, tmp_path):
+    content = {
+        "images": [{"id": n, "file_name": f"img_{'abcd'[n]}.jpg", "frame_id": n + 1.0} for n in range(4)],
+        "annotations": [{"image_id": n, "bbox": [5, 6, 20, 30]} for n in range(4)],
+    }
+    found = boxes(tmp_path, json.dumps(content))
+    for first, seed in ((None, 1), (1, 1), (0, 2)):
+        out = tmp_path / f"out-{first}"
+        report = crop(video, found, out, CropOptions(Modality.INFRARED, first=first))
+        path = rows(out)[0]["path"]
+        assert (pixels(out, path) == image(seed)[6:36, 5:25]).all()
+        assert report.crops == 4
+        told = "frame_id begins with 1: frames count from 1; --first-frame 0 says otherwise"
+        assert (told in report.notes) is (first is None)
+
+
+@pytest.mark.parametrize(
+    ("value", "track"),
+    [
+        (7.0, "7"),
+        (7, "7"),
+        ("7", "7"),
+        (0, "0"),
+        (-2, ""),
+        (-1.0, ""),
+        (None, ""),
+        (2**60, str(2**60)),
+        ("nan", ""),
+    ],
+)
+def test_tracks_of_coco_may_be_decimals(frames, tmp_path, value, track):
+    annotation = {"image_id": 0, "bbox": [5, 6, 20, 30], "track_id": value}
+    content = {"images": [{"id": 0, "file_name": "000001.png"}], "annotations": [annotation]}
+    crop(frames, boxes(tmp_path, json.dumps(content)), tmp_path / "out", NIGHT)
+    (row,) = rows(tmp_path / "out")
+    assert row.get("track", "") == (f"{tmp_path.name}/frames/{track}" if track else "")
+
+
+@pytest.mark.parametrize(
+    ("value", "fault"), [(7.5, "is no whole number"), (True, "neither"), ([7], "neither")]
+)
+def test_tracks_of_coco_that_are_no_names_are_refused(tmp_path, value, fault):
+    annotation = {"image_id": 0, "bbox": [5, 6, 20, 30], "track_id": value}
+    content = {"images": [{"id": 0, "file_name": "000001.png"}], "annotations": [annotation]}
+    with pytest.raises(DataError, match=f"annotation 1: track_id .*{fault}"):
+        read_boxes(boxes(tmp_path, json.dumps(content)))
+
+
 def test_boxes_of_frames_of_another_size_are_left_out(frames, tmp_path):
     found = coco(tmp_path, "000004.png", width=128, height=96)
     with pytest.raises(DataError, match="it is 64 x 48 pixels, the boxes say 128 x 96"):
@@ -241,6 +292,48 @@ def test_the_second_frame_of_a_folder(names, expected, tmp_path):
     else:
         assert not doubtful
     assert row["path"] == expected.replace(".png", "_00.png")
+
+
+def test_numbers_that_fit_the_names_in_part_are_taken_as_told(tmp_path):
+    """Boxes 1 to 10 of images 5 to 14: by the names, six are those of other frames."""
+    folder = numbered_frames(tmp_path / "frames", [f"f{n:04d}.png" for n in range(5, 15)])
+    found = boxes(tmp_path, *(f"{n},{n},5,6,20,30,1" for n in range(1, 11)))
+    with pytest.raises(
+        DataError, match=r"say --first-frame 1 if f0005\.png is frame 1 .* --first-frame 5 if"
+    ):
+        crop(folder, found, tmp_path / "out", NIGHT)
+    for first, count in ((1, 10), (5, 6)):
+        report = crop(folder, found, tmp_path / f"out-{first}", CropOptions(Modality.INFRARED, first=first))
+        assert report.crops == count
+        track = rows(tmp_path / f"out-{first}")[0]["track"]
+        assert track.endswith(f"/{first}")
+    sparse = boxes(
+        tmp_path, *(f"{n},{n},5,6,20,30,1" for n in (5, 9, 14, 30))
+    )  # as the names, but for the last
+    assert crop(folder, sparse, tmp_path / "sparse", NIGHT).crops == 3
+
+
+def test_every_fifth_frame_with_boxes_of_its_place_is_counted_in_order(tmp_path):
+    folder = numbered_frames(tmp_path / "frames", [f"f{n:04d}.png" for n in range(1, 51, 5)])
+    found = boxes(tmp_path, *(f"{n},{n},5,6,20,30,1" for n in range(1, 11)))
+    report = crop(folder, found, tmp_path / "out", NIGHT)
+    assert [row["path"] for row in rows(tmp_path / "out")][:2] == ["f0001_00.png", "f0006_00.png"]
+    assert rows(tmp_path / "out")[1]["track"].endswith("/2")
+    assert any("they were counted in order" in note for note in report.notes)
+    every = boxes(tmp_path, *(f"{n},{n},5,6,20,30,1" for n in range(1, 47)))  # of the whole video
+    assert crop(folder, every, tmp_path / "every", NIGHT).crops == 10
+    assert rows(tmp_path / "every")[1]["track"].endswith("/6")
+
+
+def test_crops_of_two_images_never_share_a_name(tmp_path):
+    (tmp_path / "frames").mkdir()
+    names = ["a.png", "a.bmp", "a_png.png"]
+    for seed, name in enumerate(names):
+        Image.fromarray(image(seed)).save(tmp_path / "frames" / name)
+    crop(tmp_path / "frames", coco(tmp_path, *names), tmp_path / "out", NIGHT)
+    paths = {row["path"] for row in rows(tmp_path / "out")}
+    assert paths == {"a_png_00.png", "a_png__00.png", "a_bmp_00.png"}
+    assert (pixels(tmp_path / "out", "a_png__00.png") == image(0)[6:36, 5:25]).all()
 
 
 def numbered_frames(folder, names):
@@ -383,7 +476,7 @@ def test_images_counted_in_order_have_times_in_order(tmp_path):
 @pytest.mark.parametrize(
     ("names", "reason"),
     [
-        (["a/frame_1.png", "b/frame_2.png"], "the images lie in several folders"),
+        (["a/frame_1.png", "b/frame_2.png"], "the images lie in several folders, taken one after another"),
         (
             ["frame_1.png", "frame_2.png", "thumb.png"],
             "frame_1.png and thumb.png differ in more than a number",
@@ -627,6 +720,37 @@ def test_a_video_that_ends_in_the_middle_keeps_what_was_cropped(video, tmp_path)
     (tmp_path / "no.mkv").write_bytes(b"no video at all")
     with pytest.raises(DataError, match=r"cannot read the video .*no\.mkv"):
         crop(tmp_path / "no.mkv", found, tmp_path / "new", NIGHT)
+
+
+MATRICES = {  # a, b, c, d: the pixel (x, y) is shown at (a x + c y, b x + d y)
+    "right": (0, 1, -1, 0), "half": (-1, 0, 0, -1), "left": (0, -1, 1, 0),
+    "mirrored": (-1, 0, 0, 1), "upside down": (1, 0, 0, -1), "transposed": (0, 1, 1, 0), "both": (0, -1, -1, 0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_a_frame_is_shown_as_its_matrix_says(name):
+    a, b, c, d = MATRICES[name]
+    stored = np.array([a, b, 0, c, d, 0, 0, 0, 1 << 14], np.int32) << 16
+    decoded = SimpleNamespace(side_data={"DISPLAYMATRIX": stored.tobytes()}, rotation=None)
+    before = image(3)[:, :40]
+    shown = np.asarray(_turn(Image.fromarray(before), decoded))
+    height, width = before.shape[:2]
+    y, x = np.mgrid[:height, :width]
+    right, down = a * x + c * y, b * x + d * y
+    assert (shown[down - down.min(), right - right.min()] == before).all()
+    assert shown.size == before.size
+
+
+def test_a_time_beyond_the_calendar_is_one_line(video, tmp_path):
+    start = datetime(9999, 12, 31, 23, 59, 59, 900_000, tzinfo=timezone.utc)
+    with pytest.raises(DataError, match=r"frame 000003 lies 0\.3 s after --start-time, beyond the year 9999"):
+        crop(
+            video,
+            coco(tmp_path, "x", frame_id=3),
+            tmp_path / "o",
+            CropOptions(Modality.INFRARED, start=start),
+        )
 
 
 def test_a_kill_changes_nothing(video, tmp_path):

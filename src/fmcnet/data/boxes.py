@@ -101,8 +101,10 @@ class Boxes:
     format: str  # "MOTChallenge", "COCO" or "supervision"
     # In the file's order; an image without a box has an empty list.
     of_frame: dict[FrameKey, list[Box]] = field(default_factory=dict)
-    first: int | None = None  # number of the first frame by the format's rule; None where frames have names
-    # Of frames, where the file states them: numbers from 0 of those that have names; width and height.
+    first: int | None = (
+        None  # number of the first frame by the format's rule; None where they have names alone
+    )
+    # Of frames, where the file states them: numbers (from `first`, or 0) of those that have names; width and height.
     numbers: dict[FrameKey, int] = field(default_factory=dict)
     sizes: dict[FrameKey, tuple[int, int]] = field(default_factory=dict)
     total: int = 0  # boxes in the file
@@ -416,11 +418,16 @@ def _read_coco_images(
         keys[image["id"]] = name
         boxes.of_frame[name] = []
         frame = image.get("frame_id", image.get("frame_index"))
+        if isinstance(frame, float) and frame.is_integer():  # as of pandas
+            frame = int(frame)
         if isinstance(frame, int) and frame >= 0:
             boxes.numbers[name] = frame
         size = image.get("width"), image.get("height")
         if all(isinstance(side, int) and side > 0 for side in size):
             boxes.sizes[name] = size
+    if min(boxes.numbers.values(), default=0) == 1:
+        boxes.first = 1
+        boxes.first_note = "frame_id begins with 1: frames count from 1; --first-frame 0 says otherwise"
     return keys
 
 
@@ -446,8 +453,14 @@ def _coco_track(annotation: Mapping[str, Any]) -> str:
     for fields in (annotation, annotation.get("attributes")):
         for name in _COCO_TRACKS:
             value = fields.get(name) if isinstance(fields, dict) else None
-            if isinstance(value, (int, str)) and not isinstance(value, bool) and str(value) not in ("", "-1"):
-                return printable(str(value))
+            if isinstance(value, (bool, list, dict)):
+                raise ValueError(f"{name} is neither a number nor a text")
+            if isinstance(value, str) and value.strip().lower() not in ("", "-1", "none", "nan"):
+                return printable(value)
+            if isinstance(value, int) and value >= 0:
+                return str(value)
+            if isinstance(value, float) and (track := _track_id(str(value), name)):  # as of pandas
+                return track
     return ""
 
 

@@ -241,7 +241,12 @@ class _Cropper:
         if seconds is None:
             raise DataError("the video has no clock: give --fps")
         start = options.start.astimezone(timezone.utc)  # local time would count a change of clocks as footage
-        return (start + timedelta(seconds=seconds)).isoformat(timespec="milliseconds")
+        try:
+            return (start + timedelta(seconds=seconds)).isoformat(timespec="milliseconds")
+        except OverflowError:
+            raise DataError(
+                f"frame {frame.name} lies {seconds:g} s after --start-time, beyond the year 9999: check --fps"
+            ) from None
 
     def finish(self, notes: tuple[str, ...], ignored: tuple[Ignored, ...]) -> CropReport:
         """Write the table, and count."""
@@ -273,9 +278,10 @@ class _Cropper:
                 "height, as YOLO's xywh: if so, subtract half of width and height, for a box begins with its corner",
             )
         elif count >= DOUBTFUL and 2 * beyond > count:
+            corners = "corners (x1, y1, x2, y2) where widths and heights are read, or "
+            corners = "" if self.boxes.format == "supervision" else corners
             notes += (
-                f"{beyond} of {count} boxes reach beyond their frame: are they corners (x1, y1, x2, y2) where widths "
-                "and heights are read, or of frames of another size?",
+                f"{beyond} of {count} boxes reach beyond their frame: are they {corners}of frames of another size?",
             )
         report.notes, report.ignored = (*self.boxes.notes, *notes, *remarks.lines()), ignored
         return report

@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from fmcnet.data.boxes import Boxes, FrameKey
@@ -91,7 +92,8 @@ def open_frames(
     if is_image(path.name) or has_image_head(path):
         raise DataError(f"{path} is one image: give the folder of the frames, or a video")
     require("av", "video")
-    return Frames(_decode_video(path, _keys_by_index(path, boxes, first), value_range), boxes)
+    notes = (boxes.first_note,) if boxes.numbers and boxes.first and first is None else ()
+    return Frames(_decode_video(path, _keys_by_index(path, boxes, first), value_range), boxes, notes)
 
 
 def _open_folder(folder: Path, boxes: Boxes, first: int | None, value_range: ValueRange | None) -> Frames:
@@ -169,12 +171,14 @@ def _number_images(folder: Path, names: dict[Path, str], boxes: Boxes, first: in
 
     - Boxes with names: by name.
     - Boxes with numbers: names numbered from 0 or 1 count from the boxes' first frame; other numbers are frame
-      numbers. If none of these is a frame of the boxes, the images are counted in order.
+      numbers. If none of these is a frame of the boxes, or few and all are when counted in order, then so.
     """
     images = list(names)
     one_folder = len({image.parent for image in images}) == 1
     counter = _read_counter([image.stem for image in images]) if one_folder else []
-    fault = _name_fault(images) if one_folder else "the images lie in several folders"
+    fault = (
+        _name_fault(images) if one_folder else "the images lie in several folders, taken one after another"
+    )
     indices = [number - counter[0] for number in counter] or list(range(len(images)))
     order_note = _order_note(list(names.values()), counter, fault)
     keys = _keys_by_name(names, boxes)
@@ -193,8 +197,16 @@ def _number_images(folder: Path, names: dict[Path, str], boxes: Boxes, first: in
             f"images in order with --first-frame {1 if boxes.first is None else boxes.first}"
         )
     start = boxes.first if first is None else first
+    in_order = [] if start is None else [index + start for index in range(len(images))]
     if counter and (start is None or (counter[0] > 1 and first is None)):
         numbers = counter
+        shifted = set() if start is None else {index + start for index in indices}
+        if not requested <= {*counter} and not requested.isdisjoint(counter) and requested <= shifted:
+            raise DataError(
+                f"the boxes number frames {min(requested)} to {max(requested)}, the images' names {counter[0]} to "
+                f"{counter[-1]}: say --first-frame {start} if {names[images[0]]} is frame {start} of the boxes, or "
+                f"--first-frame {counter[0]} if the numbers are those of the names"
+            )
     elif start is not None:
         numbers = [index + start for index in indices]
     else:
@@ -202,9 +214,13 @@ def _number_images(folder: Path, names: dict[Path, str], boxes: Boxes, first: in
             "the boxes number their frames, but the images' names hold no number each: say --first-frame 0 or 1"
         )
     notes = [order_note] if order_note else []
-    if counter and start is not None and requested.isdisjoint(numbers):
-        indices = list(range(len(images)))
-        numbers = [index + start for index in indices]
+    matched = len(requested.intersection(numbers))
+    if (
+        counter
+        and start is not None
+        and (not matched or (2 * matched < len(requested) and requested <= {*in_order}))
+    ):
+        indices, numbers = list(range(len(images))), in_order
         notes = ["the images' names hold other numbers than the boxes' frames: they were counted in order"]
     elif counter and numbers != counter and first is None and requested <= set(counter):
         notes.insert(
@@ -232,10 +248,15 @@ def _crop_names(names: dict[Path, str]) -> list[str]:
     """The images' paths below the folder without suffix; where two share one, as a.jpg and a.png: a_jpg, a_png."""
     paths = [PurePosixPath(name).with_suffix("") for name in names.values()]
     counts = Counter(paths)
-    return [
-        (path if counts[path] == 1 else path.with_name(image.name.replace(".", "_"))).as_posix()
-        for image, path in zip(names, paths, strict=True)
-    ]
+    taken = {path for path in paths if counts[path] == 1}
+    for index, image in enumerate(names):
+        if counts[path := paths[index]] > 1:
+            path = path.with_name(image.name.replace(".", "_"))
+            while path in taken:  # an image is called a_jpg
+                path = path.with_name(f"{path.name}_")
+            taken.add(path)
+            paths[index] = path
+    return [path.as_posix() for path in paths]
 
 
 def _order_note(names: Sequence[str], counter: Sequence[int], fault: str) -> str:
@@ -356,6 +377,8 @@ def _decode_video(path: Path, keys: dict[int, FrameKey], value_range: ValueRange
                 # Up to the next key frame all are made from the damaged one.
                 damaged = decoded.is_corrupt or (damaged and not decoded.key_frame)
                 yield Frame(name, key, index, elapsed, partial(_convert_frame, decoded, value_range, damaged))
+            if index < 0:
+                raise DataError(f"{path} holds no frame that can be decoded: is it cut off?")
     except (av.error.FFmpegError, OSError) as error:
         reason = getattr(error, "strerror", error)
         if index < 0:
@@ -376,8 +399,8 @@ def _keys_by_index(path: Path, boxes: Boxes, first: int | None) -> dict[int, Fra
     for key in boxes.of_frame:
         if isinstance(key, int) and start is not None:
             index = key - start
-        elif first is None and key in boxes.numbers:
-            index = boxes.numbers[key]
+        elif key in boxes.numbers:
+            index = boxes.numbers[key] - (start or 0)
         elif first is None:
             raise DataError(
                 f"the boxes name their frames ('{key}'), but {path} is a video: say --first-frame 0 or 1, the "
@@ -406,6 +429,26 @@ def _convert_frame(decoded: Any, value_range: ValueRange | None, damaged: bool) 
             raise DataError(str(error)) from error
     else:
         image = decoded.to_image()
-    upright: Image.Image = image.rotate(decoded.rotation, expand=True) if decoded.rotation else image
+    upright = _turn(image, decoded)
     upright.info[REMARKS] = tuple(remarks)
     return upright
+
+
+def _turn(image: Image.Image, decoded: Any) -> Image.Image:
+    """A frame as its video says that it is shown: turned, mirrored or both."""
+    stored = decoded.side_data.get("DISPLAYMATRIX")
+    if stored is None:
+        return image
+    # The pixel (x, y) is shown at (a x + c y, b x + d y), and moved.
+    a, b, _, c, d = np.frombuffer(stored, np.int32)[:5].tolist()
+    if (a or d) and (b or c):  # no right angle
+        turned: Image.Image = image.rotate(decoded.rotation, expand=True)
+        return turned
+    x, y = (a, d) if a or d else (c, b)
+    for applies, method in (
+        (not (a or d), Image.Transpose.TRANSPOSE),
+        (x < 0, Image.Transpose.FLIP_LEFT_RIGHT),
+        (y < 0, Image.Transpose.FLIP_TOP_BOTTOM),
+    ):
+        image = image.transpose(method) if applies else image
+    return image
