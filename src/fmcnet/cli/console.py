@@ -46,6 +46,7 @@ CalibrationFile = Annotated[
     Option("--calibration", help="A file of fmcnet calibrate; default: calibration.json of the model."),
 ]
 Model = Annotated[Path, Argument(help="The folder of a run or an exported model, or a shipped model's name.")]
+TrainedModel = Annotated[Path, Argument(help="A run folder, or a shipped model's name.")]
 GalleryModel = Annotated[
     str | None, Option(help="Folder of a run or exported model, or a shipped name; default: as indexed.")
 ]

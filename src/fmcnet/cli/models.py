@@ -171,7 +171,7 @@ def calibrate(
 
 
 def project(
-    run: console.Model,
+    run: console.TrainedModel,
     data: Annotated[
         Path,
         Option("--data", help="The dataset or CSV it was trained on; its training images are learnt from."),
@@ -218,7 +218,7 @@ def project(
 
 
 def adapt(
-    run: console.Model,
+    run: console.TrainedModel,
     out: Annotated[Path, Option(help="The folder to write.")],
     data: Annotated[
         Path | None, Argument(help="A dataset or CSV with both modalities; identities are not used.")
@@ -281,7 +281,7 @@ def adapt(
 
 
 def export(
-    run: Annotated[Path, Argument(help="A run folder, or a shipped model's name.")],
+    run: console.TrainedModel,
     to: Annotated[str, Option(help="The format: onnx.")] = "onnx",
     int8: Annotated[
         bool, Option("--int8", help="Quantise to int8; refused when it loses more than 0.5 points of mAP.")

@@ -275,7 +275,10 @@ def _choose_runtime(folder: Path, runtime: str) -> str:
         raise FmcnetError(f"runtime='{runtime}': say auto, torch or onnxruntime")
     if runtime != "auto":
         if not available[runtime]:
-            missing = WEIGHTS if runtime == "torch" else f"{EXPORT_MANIFEST} (fmcnet export makes it)"
+            missing = {
+                "torch": f"{WEIGHTS}; give the run that it was exported from",
+                "onnxruntime": f"{EXPORT_MANIFEST} (fmcnet export makes it)",
+            }[runtime]
             raise CheckpointError(f"{folder} holds no model for {runtime}: it lacks {missing}")
         return runtime
     if all(available.values()):
