@@ -679,6 +679,15 @@ def test_without_plotting_packages_the_report_has_figures_in_numbers(
 
 
 @pytest.mark.usefixtures("no_plots")
+def test_a_report_names_a_distance_that_is_not_cosine(tiny_run, tiny_sysu, tmp_path):
+    for distance, rows in (("cosine", 0), ("euclidean", 2)):
+        command = ("evaluate", tiny_run, "--data", tiny_sysu, "--out", tmp_path / distance)
+        run(*command, f"distance={distance}")
+        page = (tmp_path / distance / "report.md").read_text()
+        assert page.count("| FMCNet (full), euclidean |") == rows
+
+
+@pytest.mark.usefixtures("no_plots")
 def test_extras_are_named_beside_the_plain_figure(tiny_run, tiny_sysu, tmp_path):
     shutil.copytree(tiny_run, tmp_path / "run")
     answer = as_json("evaluate", tmp_path / "run", "--data", tiny_sysu, "--flip", "--rerank", "--expand")

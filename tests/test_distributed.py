@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,12 +13,18 @@ import torch
 
 from fmcnet import progress
 from fmcnet.cli.app import _fail
-from fmcnet.distributed import keep_freed_memory, mark_agreed, pick_device, seeded_generator
+from fmcnet.config import load_config
+from fmcnet.distributed import keep_freed_memory, mark_agreed, pick_device, seeded_generator, world_size
 from fmcnet.errors import FmcnetError, Interrupted, MissingDependencyError, PrintedBy, require
 from fmcnet.evaluation.evaluate import evaluate
 from fmcnet.evaluation.protocols import custom
+from fmcnet.experiments.demo import run_demo
+from fmcnet.experiments.evaluate_run import evaluate_run
+from fmcnet.experiments.study import StudyOptions, run_study
 from fmcnet.inference.encoder import load
+from fmcnet.models.build import build_model
 from fmcnet.models.fmcnet import FMCNet
+from fmcnet.models.pretrained import load_pretrained
 from fmcnet.types import Embeddings
 
 
@@ -82,6 +89,54 @@ def test_a_device_that_is_not_there_is_one_line_wherever_it_is_given(device, tin
         with pytest.raises(FmcnetError, match=rf"device '{device}' cannot be used here: ") as caught:
             call()
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("given", [{}, {"RANK": "0"}, {"MASTER_ADDR": "localhost"}])
+def test_half_the_environment_of_a_job_is_one_line(monkeypatch, given, tiny_run, tiny_sysu):
+    """WORLD_SIZE may be left over from a cluster's job."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(FmcnetError, match=r"WORLD_SIZE=2 is set without .*: start with torchrun, or unset"):
+        evaluate_run(tiny_run, tiny_sysu)
+    monkeypatch.setenv("WORLD_SIZE", "")
+    assert world_size() == 1
+
+
+def test_what_starts_processes_itself_is_no_job(monkeypatch, tmp_path):
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "localhost"}.items():
+        monkeypatch.setenv(name, value)
+    for start in (
+        partial(run_demo, tmp_path / "d"),
+        partial(run_study, StudyOptions("table2", tmp_path / "d")),
+    ):
+        with pytest.raises(FmcnetError, match="does not run under torchrun") as found:
+            start()
+        assert found.value.printed_by is PrintedBy.ONE
+    assert not (tmp_path / "d").exists()
+
+
+def test_a_job_embeds_what_one_process_would(monkeypatch, tiny_run, tiny_sysu, tmp_path):
+    """The batch that was asked for, and unknown identities with a protocol of one's own."""
+    asked = []
+    monkeypatch.setattr("fmcnet.experiments.evaluate_run._embed_together", lambda *given: asked.append(given))
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "localhost"}.items():
+        monkeypatch.setenv(name, value)
+    evaluate_run(tiny_run, tiny_sysu, ["evaluation.batch=3", "mode=all"], flip=True, device="cpu")
+    evaluate_run(tiny_run, tiny_sysu, protocol=tmp_path / "p.yaml")
+    batch = load_config("tiny").evaluation.batch
+    assert asked == [
+        ({tiny_run: 3}, tiny_sysu, False, True, "cpu", None),
+        ({tiny_run: batch}, tiny_sysu, True, False, "auto", None),
+    ]
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_random_initialisation_is_told_once_in_a_job(monkeypatch, caplog, rank):
+    monkeypatch.setenv("RANK", rank)
+    config = load_config("tiny").model
+    load_pretrained(build_model(config, 2), None, config.arch)
+    assert ("RANDOM INITIALISATION" in caplog.text) is (rank == "0")
 
 
 def test_two_processes_are_not_put_on_one_gpu(monkeypatch):

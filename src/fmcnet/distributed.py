@@ -48,7 +48,7 @@ def pick_device(name: str | torch.device = "auto") -> torch.device:
         FmcnetError: for a device this machine does not have.
     """
     name = str(name)
-    rank, world = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    rank, world = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("WORLD_SIZE") or "1")
     if name in ("auto", "cuda") and torch.cuda.is_available() and rank >= torch.cuda.device_count():
         raise FmcnetError(
             f"process {rank} of this machine has no GPU: there are {torch.cuda.device_count()}; start as many "
@@ -65,6 +65,28 @@ def pick_device(name: str | torch.device = "auto") -> torch.device:
     elif name.startswith("cuda:") and world > 1:
         raise FmcnetError(f"--device {name} would put all {world} processes on one GPU: say cuda or auto")
     return check_device(name)
+
+
+def world_size() -> int:
+    """Processes of the job, by torchrun's environment; 1 without a job.
+
+    Raises:
+        FmcnetError: when the environment is of half a job, such as a variable left over from a cluster.
+    """
+    size = os.environ.get("WORLD_SIZE") or "1"
+    if size != "1" and (missing := [name for name in ("RANK", "MASTER_ADDR") if not os.environ.get(name)]):
+        raise FmcnetError(
+            f"WORLD_SIZE={size} is set without {' and '.join(missing)}: start with torchrun, or unset WORLD_SIZE"
+        )
+    return int(size)
+
+
+def refuse_job(command: str, instead: str) -> None:
+    """Raise FmcnetError in the processes of torchrun: the command starts processes of its own."""
+    if world_size() > 1:
+        error = FmcnetError(f"{command} does not run under torchrun: start it alone{instead}")
+        error.printed_by = PrintedBy.ONE
+        raise error
 
 
 def check_device(device: str | torch.device) -> torch.device:
@@ -89,7 +111,7 @@ def distributed_context(device: str = "auto") -> Iterator[DistributedContext]:
     except FmcnetError as error:
         error.printed_by = PrintedBy.EACH
         raise
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    if world_size() < 2:
         yield DistributedContext(torch_device)
         return
     if torch_device.type == "cuda":

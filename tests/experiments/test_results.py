@@ -9,6 +9,7 @@ import pytest
 
 from fmcnet.config import Config
 from fmcnet.errors import DataError
+from fmcnet.experiments import study_report
 from fmcnet.experiments.results import order_of, paired_interval, query_gap, study_facts
 from fmcnet.experiments.rows import STUDIES
 from fmcnet.experiments.runs import QUERIES, RESULT, StudyRun
@@ -30,7 +31,7 @@ def finished(folder, name, map_, seed):
     np.savez(run.folder / QUERIES, **arrays)
     mean = {"rank1": hit.mean(), "rank10": 1.0, "mAP": ap.mean(), "mINP": 0.1}
     evaluations = [
-        {"direction": d, "protocol": f"protocol {d}.", "chance_rank1": 0.02, "mean": mean}
+        {"direction": d, "protocol": f"protocol {d}.", "chance_rank1": 0.02, "trials": [{}], "mean": mean}
         for d in ("i2v", "v2i")
     ]
     facts = {"digest": "d", "name": run.name, "images_seen": 640, "steps": 10, "evaluations": evaluations}
@@ -132,3 +133,22 @@ def test_the_papers_figures_stand_beside_those_of_its_data_only(table2, comparab
     assert differences
     assert not any("**" in line for line in differences)
     assert text.count("protocol i2v.") == 1
+
+
+def test_another_protocol_than_the_published_one_is_named_beside_the_papers_figures(tmp_path):
+    runs = {row.key: {0: finished(tmp_path, row.key, 0.3, 0)} for row in STUDIES["table2"].rows}
+    settings = {"mode": "all", "shots": 1, "draw": "seeded"}
+    for run in (found for of_row in runs.values() for found in of_row.values()):
+        result = json.loads((run.folder / RESULT).read_text())
+        for one in result["evaluations"]:
+            one |= {"protocol": "SYSU-MM01 all-search: rules.", "settings": settings, "distance": "euclidean"}
+        (run.folder / RESULT).write_text(json.dumps(result))
+    found = study_facts(STUDIES["table2"], runs, (0,), crossed=True)
+    flags = ["euclidean distance", "1 of ten trials", "seeded gallery draw"]
+    assert found["rows"][0]["figures"]["i2v"]["flags"] == flags
+    study = {**found, "maps": False, "statistics": None}
+    told = "The paper's figures are of its own protocol, without: 1 of ten trials, euclidean distance, seeded"
+    assert any(part.startswith(told) for part in study_report._table(study, comparable=True))
+    assert not any("its own protocol" in part for part in study_report._table(study, comparable=False))
+    [lines] = study_report._protocols({"studies": [study]})
+    assert lines.count(" Not as published: euclidean distance, 1 of ten trials, seeded gallery draw.") == 2

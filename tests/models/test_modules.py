@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
-from fmcnet.config import ModelConfig
+from fmcnet.config import ModelConfig, load_config
 from fmcnet.errors import CheckpointError, ConfigError
 from fmcnet.models.backbones import make_backbone
-from fmcnet.models.build import build_model
+from fmcnet.models.build import build_model, last_stride_matters
 from fmcnet.models.decomposition import GeM, Stem, Tail
 from fmcnet.models.fmcnet import VARIANTS
 from fmcnet.models.pretrained import load_pretrained
@@ -148,6 +148,18 @@ def test_published_sizes(arch, dim):
     # torchvision's counts with the 1000-class layer, which is dim * 1000 + 1000
     published = {"resnet18": 11_689_512, "resnet34": 21_797_672, "resnet50": 25_557_032}[arch]
     assert parameters == published - (dim * 1000 + 1000)
+
+
+@pytest.mark.parametrize(
+    ("config", "settings", "matters"),
+    [("tiny", [], True), ("paper", [], True), ("generated", [], False), ("pairs", [], False),
+     ("paper", ["model.tail_blocks=1"], False), ("generated", ["model.tail_blocks=3"], True)],
+)  # fmt: skip
+def test_whether_the_last_stride_changes_the_network_is_known(config, settings, matters):
+    torch.manual_seed(0)
+    before = torch.random.get_rng_state()
+    assert last_stride_matters(load_config(config, settings).model) is matters
+    assert torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_last_stride_keeps_the_map_large():

@@ -165,13 +165,13 @@ def _row_from_report(run: str, facts: Any) -> ComparisonRow:
             words = f", {DIRECTION_NAMES[direction]}" if direction in DIRECTION_NAMES else ""
             flags.append(f"not a published setting, left out: {name}{words}")
     for key, evaluation in chosen.items():
-        flags += _evaluation_flags(dataset["name"], evaluation)
+        flags += protocol_flags(dataset["name"], evaluation)
         for other in by_closeness:
             same_column = _column(dataset, other) == key
             if same_column and any(
                 other["mean"][name] != evaluation["mean"][name] for name in ("rank1", "mAP")
             ):
-                differences = ", ".join(_evaluation_flags(dataset["name"], other))
+                differences = ", ".join(protocol_flags(dataset["name"], other))
                 name = other["protocol"].partition(":")[0] + (f" ({differences})" if differences else "")
                 flags.append(f"another figure of this column, left out: {name}")
     if dataset.get("generated"):
@@ -209,8 +209,8 @@ def _with_plain(evaluations: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any
         yield evaluation
 
 
-def _evaluation_flags(dataset: str, evaluation: dict[str, Any]) -> list[str]:
-    """How an evaluation's protocol differs from the published one."""
+def protocol_flags(dataset: str, evaluation: dict[str, Any]) -> list[str]:
+    """How an evaluation of a dataset (of `BENCHMARKS`, else of any name) differs from the published protocol."""
     settings, trials = _settings(evaluation), len(evaluation["trials"])
     flags = [str(extra) for extra in evaluation.get("extras", [])]
     if evaluation.get("distance", "cosine") != "cosine":

@@ -14,7 +14,7 @@ from fmcnet.config import Config, DataConfig, EvaluationConfig, load_config
 from fmcnet.data.check import unpublished_counts
 from fmcnet.data.readers import read_dataset
 from fmcnet.data.table import Table
-from fmcnet.distributed import agree, distributed_context
+from fmcnet.distributed import agree, distributed_context, world_size
 from fmcnet.errors import CheckpointError, ConfigError, DataError, ProtocolError, collect_warnings
 from fmcnet.evaluation.evaluate import pool
 from fmcnet.evaluation.evaluate_model import (
@@ -31,7 +31,7 @@ from fmcnet.experiments.report import VARIANT_TITLES, dataset_facts, write_repor
 from fmcnet.experiments.runs import is_generated
 from fmcnet.inference.embed import all_as_test, embed_shared
 from fmcnet.inference.encoder import load
-from fmcnet.models.card import CARD, read_card
+from fmcnet.models.card import CARD, ModelCard, read_card
 from fmcnet.models.shipped import find_model, is_shipped
 from fmcnet.training.checkpointing import checkpoints
 from fmcnet.training.run_folder import check_splits, split_runs, unfinished_splits
@@ -116,9 +116,11 @@ def evaluate_run(
         _refuse_protocol_settings(overrides, protocol)
     run = find_model(run)
     runs = _find_runs(run)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if world_size() > 1:
         if not is_shipped(run):  # the package is read-only: rank 0 computes these embeddings
-            _embed_together(runs, data, flip, device, progress)
+            given = [item for name, item in _setting_names(overrides).items() if name == "batch"]
+            batches = {folder: _settings(read_card(folder), given).batch for folder in runs}
+            _embed_together(batches, data, protocol is not None, flip, device, progress)
         if int(os.environ["RANK"]):
             return EvaluateResult(run, runs, (), "", None)
     options: dict[str, Any] = {"flip": flip, "rerank": rerank, "expand": expand}
@@ -209,9 +211,7 @@ def _evaluate_one(
     if table.name == "regdb":
         overrides = [REGDB_DIRECTIONS.get(item.removeprefix("evaluation."), item) for item in overrides]
     names = _setting_names(overrides)  # refuses other sections
-    stored = {"evaluation": card.config.evaluation.model_dump(mode="json")}
-    items = [f"evaluation.{item.removeprefix('evaluation.')}" for item in overrides]
-    settings = load_config(stored, items).evaluation
+    settings = _settings(card, overrides)
     if is_shipped(run) and "direction" not in names:
         # It is for several benchmarks, each with its own direction.
         settings = settings.model_copy(update={"direction": "auto"})
@@ -233,6 +233,13 @@ def _evaluate_one(
         except ProtocolError as error:  # a part of SYSU-MM01 may lack the indoor cameras
             notes.append(f"indoor-search was left out: {error}")
     return evaluate_model(run, table, settings, **options), notes
+
+
+def _settings(card: ModelCard, overrides: Sequence[str]) -> EvaluationConfig:
+    """The run's evaluation settings with those given."""
+    stored = {"evaluation": card.config.evaluation.model_dump(mode="json")}
+    items = [f"evaluation.{item.removeprefix('evaluation.')}" for item in overrides]
+    return load_config(stored, items).evaluation
 
 
 def _read_table(data: str | Path, settings: DataConfig, *, unknown: bool) -> Table:
@@ -259,15 +266,18 @@ def _pool(parts: Sequence[EvaluatedRun]) -> EvaluatedRun:
 
 
 def _embed_together(
-    runs: tuple[Path, ...], data: str | Path, flip: bool, device: str, progress: bool | None
+    batches: dict[Path, int], data: str | Path, unknown: bool, flip: bool, device: str, progress: bool | None
 ) -> None:
-    """Compute the runs' embeddings on all processes and store them for the evaluation."""
+    """Compute the embeddings of each run on all processes, so many images at once, and store them for the evaluation.
+
+    `unknown` as `_read_table`.
+    """
     with distributed_context(device) as ctx:
-        for run in runs:
+        for run, batch in batches.items():
             encoder = load(run, str(ctx.device))
-            table = _read_table(data, encoder.card.config.data, unknown=False)
+            table = _read_table(data, encoder.card.config.data, unknown=unknown)
             table = all_as_test(table, data, encoder.card).select(split="test")
-            batch, store = encoder.card.config.evaluation.batch, run / EMBEDDINGS
+            store = run / EMBEDDINGS
             for mirror in (False, True) if flip else (False,):
                 embeddings_file = encoder.kept_at(table, mirror, store)
                 [missing] = agree([embeddings_file is None or not embeddings_file.is_file()], ctx)

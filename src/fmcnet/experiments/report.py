@@ -197,7 +197,7 @@ def _page(facts: dict[str, Any], plot_paths: dict[str, str], across: str, of_spl
         rows = [
             (title, evaluation) for title, evaluation in evaluations if evaluation["protocol"] == protocol
         ]
-        if len({evaluation["distance"] for _, evaluation in rows}) > 1:
+        if {evaluation["distance"] for _, evaluation in rows} != {"cosine"}:
             rows = [(f"{title}, {evaluation['distance']}", evaluation) for title, evaluation in rows]
         name = protocol.partition(":")[0]
         direction = DIRECTION_NAMES.get(rows[0][1]["direction"])

@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fmcnet.data.check import TITLES
 from fmcnet.errors import DataError, ProtocolError
+from fmcnet.experiments.compare import protocol_flags
 from fmcnet.experiments.rows import DIRECTION_NAMES, Study, TableRow
 from fmcnet.experiments.runs import StudyRun
 
@@ -149,8 +151,12 @@ def _row_facts(row: TableRow, runs: Mapping[int, StudyRun], seeds: Sequence[int]
     for direction in DIRECTION_NAMES:
         evaluations = [e for r in results.values() for e in r["evaluations"] if e["direction"] == direction]
         if evaluations:
+            title = evaluations[0]["protocol"].partition(" ")[0]
+            benchmark = next((name for name, known in TITLES.items() if known == title), "")
+            flags = [flag for e in evaluations for flag in protocol_flags(benchmark, e)]
             figures[direction] = {
                 "protocol": evaluations[0]["protocol"],
+                "flags": list(dict.fromkeys(flags)),
                 "chance_rank1": 100 * float(np.mean([e["chance_rank1"] for e in evaluations])),
             }
             for metric in ("rank1", "rank10", "mAP", "mINP"):

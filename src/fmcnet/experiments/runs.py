@@ -234,7 +234,8 @@ def write_model_card(run: Path, card: ModelCard, result: dict[str, Any], *, gene
     for evaluation in result["evaluations"]:
         scores = [evaluation["mean"][key] for key in ("rank1", "rank10", "rank20", "mAP", "mINP")]
         scores = [f"{100 * score:.2f}" for score in (*scores, evaluation["chance_rank1"])]
-        rows.append([DIRECTION_NAMES[evaluation["direction"]], *scores])
+        distance = "" if evaluation["distance"] == "cosine" else f", {evaluation['distance']}"
+        rows.append([DIRECTION_NAMES[evaluation["direction"]] + distance, *scores])
     head = ("direction", "Rank-1", "Rank-10", "Rank-20", "mAP", "mINP", "random order, Rank-1")
     protocols = dict.fromkeys(evaluation["protocol"] for evaluation in result["evaluations"])
     settings = json.dumps(config.model_dump(mode="json"), indent=1)

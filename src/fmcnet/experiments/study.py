@@ -20,7 +20,7 @@ from fmcnet.config import Config, load_config, shipped
 from fmcnet.data.check import TITLES, unpublished_counts
 from fmcnet.data.readers import check_split, detect_layout, read_dataset, warn_of_other_benchmark
 from fmcnet.data.table import Table, fingerprint
-from fmcnet.distributed import pick_device
+from fmcnet.distributed import pick_device, refuse_job
 from fmcnet.errors import ConfigError, FmcnetError
 from fmcnet.experiments.report import dataset_facts
 from fmcnet.experiments.rows import STUDIES, Study, TableRow, select_studies
@@ -93,6 +93,21 @@ class StudyOptions:
         overrides += [*(row.overrides if row else ()), f"training.seed={seed}"]
         return load_config(self.source, overrides)
 
+    def check_overrides(self) -> None:
+        """Refuse settings that the study's own options replace."""
+        replaced = {
+            "training.seed": "--seeds gives the seeds",
+            "evaluation.direction": "a study takes both directions",
+        }
+        if self.budget is not None:
+            replaced |= dict.fromkeys(
+                [item.partition("=")[0] for item in self._budget_settings if item not in self.overrides],
+                f"--budget {self.budget} gives the steps",
+            )
+        for item in self.overrides:
+            if reason := replaced.get(item.partition("=")[0].strip()):
+                raise FmcnetError(f"{reason}, so {item} would do nothing: leave it out")
+
     @cached_property
     def _budget_settings(self) -> list[str]:
         """Settings for a run of `budget` steps, in epochs of the configured length if that divides it."""
@@ -134,6 +149,7 @@ def run_study(options: StudyOptions, *, quiet: bool = False) -> dict[str, Any]:
     studies = [study for study in studies if study.rows]
     if not studies:
         raise FmcnetError(f"study {options.name} has none of the rows {', '.join(options.rows)}")
+    refuse_job("a study", "; --jobs takes several runs at once")
     pick_device(options.device)
     check_folder(options.out, ("data", "plans", "runs", LOGS, "report"))
     for study in studies:
@@ -241,8 +257,7 @@ def _data_facts(table: Table, config: Config) -> dict[str, Any]:
 
 def _read_tables(options: StudyOptions, config: Config, quiet: bool) -> dict[int, Table]:
     """The dataset of each seed; generates worlds that are missing."""
-    if any(item.startswith("training.seed=") for item in options.overrides):
-        raise FmcnetError("--seeds gives the seeds, so training.seed would do nothing: leave it out")
+    options.check_overrides()
     if options.worlds not in ("same", "own"):
         raise FmcnetError(f"--worlds {options.worlds}: say same or own")
     if options.data is not None:

@@ -180,7 +180,8 @@ def _protocols(facts: dict[str, Any]) -> list[str]:
     for direction, name in DIRECTION_NAMES.items():
         if scores := next((row["figures"][direction] for row in rows if direction in row["figures"]), None):
             chance = f"A random order expects Rank-1 {scores['chance_rank1']:.2f}."
-            lines.append(f"- {name.capitalize()}: {scores['protocol']} {chance}")
+            flags = f" Not as published: {', '.join(scores['flags'])}." if scores.get("flags") else ""
+            lines.append(f"- {name.capitalize()}: {scores['protocol']}{flags} {chance}")
     return ["\n".join(lines)] if lines else []
 
 
@@ -211,7 +212,11 @@ def _table(study: dict[str, Any], comparable: bool) -> list[str]:
             cells += [f"{value:.2f}" for value in row["paper"] or ()] or ["-", "-"]
         lines.append(cells)
     warning = too_few(min((len(row["runs"]) for row in rows if row["runs"]), default=MIN_SEEDS))
-    return [markdown_table(head, lines), *([f"Rows of {warning}."] if warning else [])]
+    parts = [markdown_table(head, lines), *([f"Rows of {warning}."] if warning else [])]
+    flags = {flag for row in rows for scores in row["figures"].values() for flag in scores.get("flags", ())}
+    if paper and flags:
+        parts.append(f"The paper's figures are of its own protocol, without: {', '.join(sorted(flags))}.")
+    return parts
 
 
 def _pairs(study: dict[str, Any]) -> list[str]:

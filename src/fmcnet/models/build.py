@@ -80,6 +80,16 @@ def model_settings(config: Config | ModelConfig) -> ModelConfig:
     return config.model if isinstance(config, Config) else config
 
 
+def last_stride_matters(config: ModelConfig) -> bool:
+    """Whether `model.last_stride` changes the network: with few `tail_blocks` a tail ends before that block."""
+    described = []
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        for stride in (1, 2):
+            backbone = make_backbone(config.arch, config.width, stride)
+            described.append(str(Tail(backbone, config.tail_blocks, config.dim, config.pooling, False)))
+    return described[0] != described[1]
+
+
 def _decomposition(config: ModelConfig, backbone: Backbone, classes: int) -> Decomposition:
     """SFD, with equal weights in both stems and in all tails."""
     by_modality, has_specific = config.normalization == "modality", config.variant != "base"

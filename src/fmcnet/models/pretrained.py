@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,9 +39,10 @@ def load_pretrained(model: FMCNet, source: str | None, arch: str) -> None:
         CheckpointError: when the weights are missing or do not fit, naming the keys or shapes that differ.
     """
     if source is None:
-        logger.warning(
+        logger.log(
+            logging.WARNING if os.environ.get("RANK", "0") == "0" else logging.DEBUG,  # once in a job
             "RANDOM INITIALISATION: model.pretrained is empty. Published results start from ImageNet: set "
-            "model.pretrained=imagenet, or a path to a file of weights."
+            "model.pretrained=imagenet, or a path to a file of weights.",
         )
         return
     if is_model(source):

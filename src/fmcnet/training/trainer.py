@@ -33,7 +33,7 @@ from fmcnet.distributed import (
 from fmcnet.errors import CheckpointError, ConfigError, Interrupted, TrainingError, translate_errors
 from fmcnet.losses.criterion import ExtraTerm, check_extra_terms
 from fmcnet.models.backbones import make_backbone
-from fmcnet.models.build import build_model
+from fmcnet.models.build import build_model, last_stride_matters
 from fmcnet.models.card import ModelCard, read_card
 from fmcnet.models.fmcnet import FMCNet
 from fmcnet.models.pretrained import is_model, load_pretrained
@@ -228,6 +228,12 @@ class Trainer:
             model = build_model(config.model, len(pids))
             if not (resume and checkpoints(run)):
                 load_pretrained(model, config.model.pretrained, config.model.arch)
+            if ctx.main and config.model.last_stride != 1 and not last_stride_matters(config.model):
+                logger.warning(
+                    "model.last_stride=%d does nothing here: a tail of model.tail_blocks=%s blocks ends before it",
+                    config.model.last_stride,
+                    config.model.tail_blocks,
+                )
             torch.manual_seed((seed * 1_000_003 + ctx.rank) % 2**63)  # for draws of own terms
             self._card = ModelCard(
                 config=config,
