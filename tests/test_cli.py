@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -789,6 +790,10 @@ def test_a_csv_without_splits_is_all_for_test_where_the_model_has_not_seen_it(ti
     [probes], notes = evaluated(new)
     assert probes == len(rows.select(modality="infrared"))
     assert notes == ["no split column: all images are for test, as the model was not trained on this file"]
+    card = read_card(tiny_run)
+    for start in ((), card.samples):  # of a shipped model, and of its projection
+        [note] = all_as_test(read_dataset(new), new, replace(card, samples=(), start_samples=start)).notes
+        assert "the model does not record what it was trained on" in note
     more, rows = written("more.csv", "train", "test")
     kept = all_as_test(read_dataset(more), more, read_card(tiny_run))  # as of a table that grew since
     assert {"train", "test"} == {*kept.split.tolist()}

@@ -320,9 +320,19 @@ def test_every_fifth_frame_with_boxes_of_its_place_is_counted_in_order(tmp_path)
     assert [row["path"] for row in rows(tmp_path / "out")][:2] == ["f0001_00.png", "f0006_00.png"]
     assert rows(tmp_path / "out")[1]["track"].endswith("/2")
     assert any("they were counted in order" in note for note in report.notes)
-    every = boxes(tmp_path, *(f"{n},{n},5,6,20,30,1" for n in range(1, 47)))  # of the whole video
-    assert crop(folder, every, tmp_path / "every", NIGHT).crops == 10
-    assert rows(tmp_path / "every")[1]["track"].endswith("/6")
+    for last, count in ((46, 10), (9, 2)):  # of the whole video; of its beginning
+        every = boxes(tmp_path, *(f"{n},{n},5,6,20,30,1" for n in range(1, last + 1)))
+        assert crop(folder, every, tmp_path / str(last), NIGHT).crops == count
+        assert rows(tmp_path / str(last))[1]["track"].endswith("/6")
+    told = CropOptions(Modality.INFRARED, first=1)  # gaps count
+    assert crop(folder, found, tmp_path / "told", told).crops == 2
+
+
+def test_a_folder_that_lacks_frames_is_counted_by_its_names(tmp_path):
+    folder = numbered_frames(tmp_path / "frames", [f"f{n:04d}.png" for n in (1, *range(9, 30))])
+    found = boxes(tmp_path, *(f"{n},{n},5,6,20,30,1" for n in range(1, 10)))
+    assert crop(folder, found, tmp_path / "out", NIGHT).crops == 2
+    assert [row["track"][-2:] for row in rows(tmp_path / "out")] == ["/1", "/9"]
 
 
 def test_crops_of_two_images_never_share_a_name(tmp_path):
@@ -726,6 +736,18 @@ MATRICES = {  # a, b, c, d: the pixel (x, y) is shown at (a x + c y, b x + d y)
     "right": (0, 1, -1, 0), "half": (-1, 0, 0, -1), "left": (0, -1, 1, 0),
     "mirrored": (-1, 0, 0, 1), "upside down": (1, 0, 0, -1), "transposed": (0, 1, 1, 0), "both": (0, -1, -1, 0),
 }  # fmt: skip
+
+
+def test_a_matrix_that_is_not_set_turns_nothing():
+    decoded = SimpleNamespace(side_data={"DISPLAYMATRIX": bytes(36)}, rotation=-180)
+    assert (np.asarray(_turn(Image.fromarray(image(3)), decoded)) == image(3)).all()
+
+
+def test_a_video_that_ends_before_its_first_frame_is_told(video, tmp_path):
+    content = video.read_bytes()
+    (tmp_path / "gate.mkv").write_bytes(content[: content.index(bytes.fromhex("1F43B675")) + 40])  # a cluster
+    with pytest.raises(DataError, match=r"gate\.mkv holds no frame that can be decoded"):
+        crop(tmp_path / "gate.mkv", boxes(tmp_path, "1,7,5,6,20,30,1"), tmp_path / "out", NIGHT)
 
 
 @pytest.mark.parametrize("name", MATRICES)

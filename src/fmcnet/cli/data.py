@@ -139,7 +139,11 @@ def crop(
     every: Annotated[int, Option(help="Take each Nth frame only.", min=1)] = 1,
     first_frame: Annotated[
         int | None,
-        Option(help="First frame's number in BOXES; default 1 (MOTChallenge) or 0 (supervision).", min=0),
+        Option(
+            help="First frame's number in BOXES; default 1 (MOTChallenge) or 0 (supervision). Of COCO in a video: in "
+            "the images' names, or frame_id where these hold no counter.",
+            min=0,
+        ),
     ] = None,
     range_: console.Range = None,
     json_: console.Json = False,

@@ -425,9 +425,13 @@ def _read_coco_images(
         size = image.get("width"), image.get("height")
         if all(isinstance(side, int) and side > 0 for side in size):
             boxes.sizes[name] = size
-    if min(boxes.numbers.values(), default=0) == 1:
-        boxes.first = 1
-        boxes.first_note = "frame_id begins with 1: frames count from 1; --first-frame 0 says otherwise"
+    found = sorted(boxes.numbers.values())
+    if found[:1] == [1] and any("frame_id" in image for image in images if isinstance(image, dict)):
+        boxes.first = int(found == list(range(1, len(found) + 1)))  # with gaps, frame 0 may have no image
+        other = 1 - boxes.first
+        boxes.first_note = (
+            f"frame_id begins with 1: frames count from {boxes.first}; --first-frame {other} says otherwise"
+        )
     return keys
 
 
@@ -454,12 +458,18 @@ def _coco_track(annotation: Mapping[str, Any]) -> str:
         for name in _COCO_TRACKS:
             value = fields.get(name) if isinstance(fields, dict) else None
             if isinstance(value, (bool, list, dict)):
-                raise ValueError(f"{name} is neither a number nor a text")
-            if isinstance(value, str) and value.strip().lower() not in ("", "-1", "none", "nan"):
-                return printable(value)
-            if isinstance(value, int) and value >= 0:
-                return str(value)
-            if isinstance(value, float) and (track := _track_id(str(value), name)):  # as of pandas
+                if fields is annotation:
+                    raise ValueError(f"{name} is neither a number nor a text")
+                continue  # an attribute of another meaning
+            if isinstance(value, int):
+                track = "" if value < 0 else str(value)
+            elif isinstance(value, float) or re.fullmatch(
+                r"-?(0|[1-9][0-9]{,14})(\.0*)?", str(value).strip()
+            ):
+                track = _track_id(str(value), name)  # 7.0 as of pandas
+            else:
+                track = "" if str(value).strip().lower() in ("", "none", "nan") else printable(str(value))
+            if track:
                 return track
     return ""
 

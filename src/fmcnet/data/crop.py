@@ -38,8 +38,8 @@ from fmcnet.types import MODALITY_WORDS, Modality
 
 TABLE = "people.csv"
 JOURNAL, LOCK = ".crops.jsonl", ".crops.lock"
-RULES = "4"
-"""Of frames' order and tracks' names: crops by other rules are not continued."""
+RULES = "5"
+"""Of frames' order, how they are turned, and tracks' names: crops by other rules are not continued."""
 CLIPPED, OUTSIDE = "clipped", "outside the frame"
 AS_CENTRES = ("as centres", "as centres only")
 """Remarks of frames that hold all their boxes if left and top are taken as centres; the second: only then."""

@@ -92,7 +92,7 @@ def open_frames(
     if is_image(path.name) or has_image_head(path):
         raise DataError(f"{path} is one image: give the folder of the frames, or a video")
     require("av", "video")
-    notes = (boxes.first_note,) if boxes.numbers and boxes.first and first is None else ()
+    notes = (boxes.first_note,) if boxes.numbers and boxes.first_note and first is None else ()
     return Frames(_decode_video(path, _keys_by_index(path, boxes, first), value_range), boxes, notes)
 
 
@@ -101,6 +101,8 @@ def _open_folder(folder: Path, boxes: Boxes, first: int | None, value_range: Val
     names = _sorted_names(folder, listing.images)
     boxes = _choose_keys(folder, names, boxes, first)
     numbering = _number_images(folder, names, boxes, first)
+    if numbering.doubt:
+        raise DataError(numbering.doubt)
     frames = [
         Frame(crop_name, numbering.keys.get(image, ""), index, None, partial(open_rgb, image, value_range))
         for image, crop_name, index in zip(names, _crop_names(names), numbering.indices, strict=True)
@@ -164,6 +166,7 @@ class Numbering:
     keys: dict[Path, FrameKey]  # number or name of the frame in the boxes, of the images that have one there
     notes: Sequence[str] = ()  # how numbered boxes were matched
     order_note: str = ""  # as of `Frames`
+    doubt: str = ""  # why the numbers of boxes and names do not tell which frame is which
 
 
 def _number_images(folder: Path, names: dict[Path, str], boxes: Boxes, first: int | None) -> Numbering:
@@ -171,7 +174,8 @@ def _number_images(folder: Path, names: dict[Path, str], boxes: Boxes, first: in
 
     - Boxes with names: by name.
     - Boxes with numbers: names numbered from 0 or 1 count from the boxes' first frame; other numbers are frame
-      numbers. If none of these is a frame of the boxes, or few and all are when counted in order, then so.
+      numbers. If none of these is a frame of the boxes, the images are counted in order; and if each of
+      the names' equal steps is a box's.
     """
     images = list(names)
     one_folder = len({image.parent for image in images}) == 1
@@ -197,12 +201,12 @@ def _number_images(folder: Path, names: dict[Path, str], boxes: Boxes, first: in
             f"images in order with --first-frame {1 if boxes.first is None else boxes.first}"
         )
     start = boxes.first if first is None else first
-    in_order = [] if start is None else [index + start for index in range(len(images))]
+    doubt = ""
     if counter and (start is None or (counter[0] > 1 and first is None)):
         numbers = counter
         shifted = set() if start is None else {index + start for index in indices}
         if not requested <= {*counter} and not requested.isdisjoint(counter) and requested <= shifted:
-            raise DataError(
+            doubt = (
                 f"the boxes number frames {min(requested)} to {max(requested)}, the images' names {counter[0]} to "
                 f"{counter[-1]}: say --first-frame {start} if {names[images[0]]} is frame {start} of the boxes, or "
                 f"--first-frame {counter[0]} if the numbers are those of the names"
@@ -214,11 +218,14 @@ def _number_images(folder: Path, names: dict[Path, str], boxes: Boxes, first: in
             "the boxes number their frames, but the images' names hold no number each: say --first-frame 0 or 1"
         )
     notes = [order_note] if order_note else []
-    matched = len(requested.intersection(numbers))
+    # Every fifth frame of a video, as f0001 and f0006, with boxes of the images' places: one of the last image, too.
+    in_order = [index + (start or 0) for index in range(len(images))]
+    thinned = first is None and len(_steps(counter)) == 1 and _steps(counter) != {1}
+    by_place = thinned and requested <= {*in_order} and in_order[-1] in requested
     if (
         counter
         and start is not None
-        and (not matched or (2 * matched < len(requested) and requested <= {*in_order}))
+        and (requested.isdisjoint(numbers) or (by_place and not requested <= {*numbers}))
     ):
         indices, numbers = list(range(len(images))), in_order
         notes = ["the images' names hold other numbers than the boxes' frames: they were counted in order"]
@@ -228,7 +235,7 @@ def _number_images(folder: Path, names: dict[Path, str], boxes: Boxes, first: in
             f"frame {numbers[0]} of the boxes is taken as {names[images[0]]}, the first; where the numbers are those "
             f"of the names: --first-frame {counter[0]}",
         )
-    return Numbering(indices, dict(zip(images, numbers, strict=True)), notes)
+    return Numbering(indices, dict(zip(images, numbers, strict=True)), notes, doubt=doubt)
 
 
 def _check_named(folder: Path, boxes: Boxes, first: int | None, keys: dict[Path, FrameKey]) -> None:
@@ -399,7 +406,7 @@ def _keys_by_index(path: Path, boxes: Boxes, first: int | None) -> dict[int, Fra
     for key in boxes.of_frame:
         if isinstance(key, int) and start is not None:
             index = key - start
-        elif key in boxes.numbers:
+        elif first is None and key in boxes.numbers:
             index = boxes.numbers[key] - (start or 0)
         elif first is None:
             raise DataError(
@@ -408,6 +415,8 @@ def _keys_by_index(path: Path, boxes: Boxes, first: int | None) -> dict[int, Fra
             )
         elif key in numbers:
             index = numbers[key] - first
+        elif not numbers and key in boxes.numbers:
+            index = boxes.numbers[key] - first
         else:
             raise DataError(
                 f"the boxes name their frames ('{key}'), and the names hold no counter, but {path} is a video: give "
@@ -441,6 +450,8 @@ def _turn(image: Image.Image, decoded: Any) -> Image.Image:
         return image
     # The pixel (x, y) is shown at (a x + c y, b x + d y), and moved.
     a, b, _, c, d = np.frombuffer(stored, np.int32)[:5].tolist()
+    if a * d == b * c:  # not set
+        return image
     if (a or d) and (b or c):  # no right angle
         turned: Image.Image = image.rotate(decoded.rotation, expand=True)
         return turned

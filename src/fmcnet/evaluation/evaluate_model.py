@@ -199,8 +199,9 @@ def _check_unseen(encoder: Encoder, run: str | Path, table: Table, rows: Table, 
             )
     if len(seen := seen_identities(encoder.card.seen_samples, rows)):
         message = (
-            f"{len(seen)} of the {split} identities have images that {run}, or the model that it started "
-            f"from, was trained on, the first is {table.pid_name(int(seen[0]))}: leave them out of the {split} split"
+            f"{len(seen)} of the {split} identities have images that {run}, the model that it started from or its "
+            f"projection was trained on, the first is {table.pid_name(int(seen[0]))}: leave them out of the {split} "
+            "split"
         )
         if len(seen) > FEW_SEEN * len(np.unique(rows.pid)):
             raise DataError(message)

@@ -119,7 +119,7 @@ def all_as_test(table: Table, data: str | Path, card: ModelCard) -> Table:
         return table  # it has grown since
     all_rows = read_dataset(data, layout="csv", training=False)
     reason = "as the model was not trained on this file"
-    if not card.seen_samples:  # shipped, or of 0.1.0
+    if not card.samples:  # shipped, or of 0.1.0
         reason = (
             "and the model does not record what it was trained on: if on some of them, add a column split"
         )

@@ -140,10 +140,12 @@ def _calibration_rows(encoder: Encoder, table: Table, split: str) -> Table:
     if len(seen := seen_identities(encoder.card.seen_samples, rows)):
         if split != "auto":
             raise DataError(
-                f"{len(seen)} identities of split '{split}' have images that the model was trained on, whose "
-                "similarities are too good to learn from: take --split auto"
+                f"{len(seen)} identities of split '{split}' have images that the model or its projection was trained "
+                "on, whose similarities are too good to learn from: take --split auto"
             )
-        logger.warning("left out: %d identities that have images of the model's training", len(seen))
+        logger.warning(
+            "left out: %d identities that have images of the model's training, or its projection's", len(seen)
+        )
         rows = rows.take(~np.isin(rows.pid, seen))
     if rows.name == encoder.card.dataset and (note := names_note(encoder.card.identities, rows, "the model")):
         logger.warning("%s", note)
