@@ -121,6 +121,12 @@ def test_the_pairs_that_are_missing_are_named():
         fit_calibration(people(1, 60), "abc")
     with pytest.raises(DataError, match=r"identities: 60\) make at most 0 pairs of one .* and 3,540 of two"):
         fit_calibration(people(60, 1, cameras=False), "abc")
+    found = people(7, 4)  # 16 visible images of one person, 40 infrared ones of 40 persons
+    pid = np.array([*[0] * 17, *range(1, 40)])
+    modality = (np.arange(56) >= 16).astype(np.uint8)
+    one = Embeddings(found.features, pid, np.arange(56), modality, found.index, found.name)
+    with pytest.raises(DataError, match=r"make at most 16 pairs of one .* and 624 of two"):
+        fit_calibration(one, "abc")
 
 
 def test_pairs_of_one_identity_alone_leave_the_error_unknown():

@@ -174,8 +174,8 @@ def _number_images(folder: Path, names: dict[Path, str], boxes: Boxes, first: in
 
     - Boxes with names: by name.
     - Boxes with numbers: names numbered from 0 or 1 count from the boxes' first frame; other numbers are frame
-      numbers. If none of these is a frame of the boxes, the images are counted in order; and if each of
-      the names' equal steps is a box's.
+      numbers. If none of these is a frame of the boxes, the images are counted in order. So they are if
+      the names count in equal steps above 1 and the boxes number each image.
     """
     images = list(names)
     one_folder = len({image.parent for image in images}) == 1
