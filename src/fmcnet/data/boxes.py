@@ -101,9 +101,7 @@ class Boxes:
     format: str  # "MOTChallenge", "COCO" or "supervision"
     # In the file's order; an image without a box has an empty list.
     of_frame: dict[FrameKey, list[Box]] = field(default_factory=dict)
-    first: int | None = (
-        None  # number of the first frame by the format's rule; None where they have names alone
-    )
+    first: int | None = None  # number of the first frame by the format's rule; None where all have names
     # Of frames, where the file states them: numbers (from `first`, or 0) of those that have names; width and height.
     numbers: dict[FrameKey, int] = field(default_factory=dict)
     sizes: dict[FrameKey, tuple[int, int]] = field(default_factory=dict)

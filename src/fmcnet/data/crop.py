@@ -278,8 +278,8 @@ class _Cropper:
                 "height, as YOLO's xywh: if so, subtract half of width and height, for a box begins with its corner",
             )
         elif count >= DOUBTFUL and 2 * beyond > count:
-            corners = "corners (x1, y1, x2, y2) where widths and heights are read, or "
-            corners = "" if self.boxes.format == "supervision" else corners
+            sizes = "corners (x1, y1, x2, y2) where widths and heights are read, or "
+            corners = "" if self.boxes.format == "supervision" else sizes
             notes += (
                 f"{beyond} of {count} boxes reach beyond their frame: are they {corners}of frames of another size?",
             )

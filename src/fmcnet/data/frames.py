@@ -221,12 +221,10 @@ def _number_images(folder: Path, names: dict[Path, str], boxes: Boxes, first: in
     # Every fifth frame of a video, as f0001 and f0006, with boxes of the images' places: one of the last image, too.
     in_order = [index + (start or 0) for index in range(len(images))]
     thinned = first is None and len(_steps(counter)) == 1 and _steps(counter) != {1}
-    by_place = thinned and requested <= {*in_order} and in_order[-1] in requested
-    if (
-        counter
-        and start is not None
-        and (requested.isdisjoint(numbers) or (by_place and not requested <= {*numbers}))
-    ):
+    by_place = (
+        thinned and requested <= {*in_order} and in_order[-1] in requested and not requested <= {*numbers}
+    )
+    if counter and start is not None and (by_place or requested.isdisjoint(numbers)):
         indices, numbers = list(range(len(images))), in_order
         notes = ["the images' names hold other numbers than the boxes' frames: they were counted in order"]
     elif counter and numbers != counter and first is None and requested <= set(counter):

@@ -210,7 +210,7 @@ def _with_plain(evaluations: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any
 
 
 def protocol_flags(dataset: str, evaluation: dict[str, Any]) -> list[str]:
-    """How an evaluation of a dataset (of `BENCHMARKS`, else of any name) differs from the published protocol."""
+    """How an evaluation differs from the published protocol; `dataset` is one of `BENCHMARKS`, or another name."""
     settings, trials = _settings(evaluation), len(evaluation["trials"])
     flags = [str(extra) for extra in evaluation.get("extras", [])]
     if evaluation.get("distance", "cosine") != "cosine":

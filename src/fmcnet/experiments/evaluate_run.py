@@ -268,9 +268,9 @@ def _pool(parts: Sequence[EvaluatedRun]) -> EvaluatedRun:
 def _embed_together(
     batches: dict[Path, int], data: str | Path, unknown: bool, flip: bool, device: str, progress: bool | None
 ) -> None:
-    """Compute the embeddings of each run on all processes, so many images at once, and store them for the evaluation.
+    """Compute the runs' embeddings on all processes and store them for the evaluation.
 
-    `unknown` as `_read_table`.
+    `batches` has for each run how many images are embedded at once; `unknown` as `_read_table`.
     """
     with distributed_context(device) as ctx:
         for run, batch in batches.items():

@@ -215,7 +215,9 @@ def _table(study: dict[str, Any], comparable: bool) -> list[str]:
     parts = [markdown_table(head, lines), *([f"Rows of {warning}."] if warning else [])]
     flags = {flag for row in rows for scores in row["figures"].values() for flag in scores.get("flags", ())}
     if paper and flags:
-        parts.append(f"The paper's figures are of its own protocol, without: {', '.join(sorted(flags))}.")
+        parts.append(
+            f"The paper's figures are of the published protocol; ours are not: {', '.join(sorted(flags))}."
+        )
     return parts
 
 
