@@ -133,6 +133,21 @@ def test_help_names_only_pages_that_an_installation_has():
     assert named <= pages
 
 
+@pytest.mark.parametrize(
+    "command", [("demo",), ("study", "table2"), ("index", "people"), ("gallery", "info", "g")]
+)
+def test_what_does_not_share_its_work_is_no_job_of_torchrun(command, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, message in (
+        ("0", f"fmcnet: {command[0]} does not run under torchrun: start it alone\n"),
+        ("1", ""),
+    ):
+        monkeypatch.setenv("RANK", rank)
+        assert run(*command, code=2).output == message
+    assert not any(tmp_path.iterdir())
+
+
 def test_version():
     assert run("--version").output.startswith("fmcnet 0.")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
-from functools import partial
 
 import numpy as np
 import pytest
@@ -18,9 +17,7 @@ from fmcnet.distributed import keep_freed_memory, mark_agreed, pick_device, seed
 from fmcnet.errors import FmcnetError, Interrupted, MissingDependencyError, PrintedBy, require
 from fmcnet.evaluation.evaluate import evaluate
 from fmcnet.evaluation.protocols import custom
-from fmcnet.experiments.demo import run_demo
 from fmcnet.experiments.evaluate_run import evaluate_run
-from fmcnet.experiments.study import StudyOptions, run_study
 from fmcnet.inference.encoder import load
 from fmcnet.models.build import build_model
 from fmcnet.models.fmcnet import FMCNet
@@ -101,19 +98,6 @@ def test_half_the_environment_of_a_job_is_one_line(monkeypatch, given, tiny_run,
         evaluate_run(tiny_run, tiny_sysu)
     monkeypatch.setenv("WORLD_SIZE", "")
     assert world_size() == 1
-
-
-def test_what_starts_processes_itself_is_no_job(monkeypatch, tmp_path):
-    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "localhost"}.items():
-        monkeypatch.setenv(name, value)
-    for start in (
-        partial(run_demo, tmp_path / "d"),
-        partial(run_study, StudyOptions("table2", tmp_path / "d")),
-    ):
-        with pytest.raises(FmcnetError, match="does not run under torchrun") as found:
-            start()
-        assert found.value.printed_by is PrintedBy.ONE
-    assert not (tmp_path / "d").exists()
 
 
 def test_a_job_embeds_what_one_process_would(monkeypatch, tiny_run, tiny_sysu, tmp_path):

@@ -81,14 +81,6 @@ def world_size() -> int:
     return int(size)
 
 
-def refuse_job(command: str, instead: str) -> None:
-    """Raise FmcnetError in the processes of torchrun: the command starts processes of its own."""
-    if world_size() > 1:
-        error = FmcnetError(f"{command} does not run under torchrun: start it alone{instead}")
-        error.printed_by = PrintedBy.ONE
-        raise error
-
-
 def check_device(device: str | torch.device) -> torch.device:
     """A device that this machine has; raises `FmcnetError` for others."""
     try:

@@ -201,11 +201,14 @@ def test_the_loss_owns_no_weights_and_trains_a_model_in_a_plain_loop(computed):
         ([0, 0, 1, 1, 2, 2], 2, "identity-major: 2 identities"),
         ([0, 0, 1, 1, 2, 2], 6, "identity-major: 6 identities"),
         ([0, 0, 1, 1, 0, 0], P, "identity-major"),
-        ([0, 0, 1, 1, -100, -100], P, "0 to C - 1, got -100"),
+        ([0, 0, 1, 1, -100, -100], P, "0 to C - 1 = 4, got -100"),
+        ([0, 0, 1, 1, 5, 5], P, "0 to C - 1 = 4, got 5"),
+        ([0, 0, 1, 1, 2, 2] * 2, P, r"of one half, \(6,\), the same for both; got \(12,\)"),
+        ([[0, 0], [1, 1], [2, 2]], P, r"of one half, \(6,\), the same for both; got \(3, 2\)"),
         (np.array([0, 0, 1, 1, 2, 2]), P, "a tensor of integers 0 to C - 1, got ndarray"),
     ],
 )
-def test_labels_in_another_order_are_refused(labels, identities, said):
+def test_labels_that_do_not_fit_the_batch_are_refused(labels, identities, said):
     model = build_model(ModelConfig(arch="resnet18", width=2, variant="full"), 5)
     images = torch.rand(2, P * K, 3, 32, 16)
     labels = torch.tensor(labels) if isinstance(labels, list) else labels

@@ -85,6 +85,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+JOBS = ("train", "evaluate")
+"""The commands whose work the processes of torchrun share."""
 report_app = typer.Typer(help="Compare runs.", no_args_is_help=True)
 for command in (
     demo, train, config, evaluate, embed, score, study, calibrate, project, adapt, export, crop, index, search, serve,
@@ -111,6 +113,7 @@ def _fail(message: str, code: int, error: BaseException) -> NoReturn:
 
 @app.callback(invoke_without_command=True)
 def _root(
+    ctx: typer.Context,
     version: Annotated[bool, Option("--version", help="Print the version and exit.")] = False,
     verbose: Annotated[
         bool, Option("--verbose", "-v", help="Print more, such as every loss term of a training.")
@@ -134,5 +137,13 @@ def _root(
     for name in ("matplotlib", "PIL", "torch", "httpx", "httpx2"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", "Image size .*decompression bomb")  # our notes tell of large images
+    if (
+        ctx.invoked_subcommand not in JOBS
+        and os.environ.get("RANK")
+        and os.environ.get("WORLD_SIZE", "1") != "1"
+    ):
+        error = FmcnetError(f"{ctx.invoked_subcommand} does not run under torchrun: start it alone")
+        error.printed_by = PrintedBy.ONE
+        raise error
     if threads:
         os.environ["OMP_NUM_THREADS"] = str(threads)  # PyTorch is imported by the command

@@ -16,7 +16,6 @@ from rich.table import Table as RichTable
 from fmcnet.config import Config, load_config
 from fmcnet.data.loader import total_steps
 from fmcnet.data.readers import read_dataset
-from fmcnet.distributed import refuse_job
 from fmcnet.errors import FmcnetError, TrainingError
 from fmcnet.evaluation.evaluate import METRICS
 from fmcnet.evaluation.evaluate_model import EvaluatedRun, evaluate_model
@@ -59,7 +58,6 @@ def run_demo(
     Raises:
         FmcnetError: for an unknown preset or a folder that holds something else.
     """
-    refuse_job("the demo", "")
     if preset not in CONFIGS:
         raise FmcnetError(f"unknown preset '{preset}' for the demo: choose {' or '.join(CONFIGS)}")
     out = Path(out)

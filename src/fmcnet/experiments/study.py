@@ -20,7 +20,7 @@ from fmcnet.config import Config, load_config, shipped
 from fmcnet.data.check import TITLES, unpublished_counts
 from fmcnet.data.readers import check_split, detect_layout, read_dataset, warn_of_other_benchmark
 from fmcnet.data.table import Table, fingerprint
-from fmcnet.distributed import pick_device, refuse_job
+from fmcnet.distributed import pick_device
 from fmcnet.errors import ConfigError, FmcnetError
 from fmcnet.experiments.report import dataset_facts
 from fmcnet.experiments.rows import STUDIES, Study, TableRow, select_studies
@@ -149,7 +149,6 @@ def run_study(options: StudyOptions, *, quiet: bool = False) -> dict[str, Any]:
     studies = [study for study in studies if study.rows]
     if not studies:
         raise FmcnetError(f"study {options.name} has none of the rows {', '.join(options.rows)}")
-    refuse_job("a study", "; --jobs takes several runs at once")
     pick_device(options.device)
     check_folder(options.out, ("data", "plans", "runs", LOGS, "report"))
     for study in studies:

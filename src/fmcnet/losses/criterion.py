@@ -124,8 +124,9 @@ class FMCNetLoss(nn.Module):
 
         Raises:
             TrainingError: when a term of your own is not a scalar tensor.
-            ValueError: for labels that are not identity-major or not of P identities, or without the `compensation`
-                of a model that has one. On a GPU, for which the check would wait, labels are checked once.
+            ValueError: for labels that are not of one half, not in 0..C-1, not identity-major or not of P identities,
+                or without the `compensation` of a model that has one. On a GPU, for which the check would wait,
+                labels are checked once.
         """
         v, i = output.visible, output.infrared
         uses_generated = self.config.gan or self.config.fc or self.config.ic
@@ -135,7 +136,7 @@ class FMCNetLoss(nn.Module):
             )
         losses.check_labels(labels)
         if not torch.compiler.is_compiling() and (labels.device.type == "cpu" or not self._labels_checked):
-            self._check_labels(labels, centers=v.specific is not None or self.config.hc > 0)
+            self._check_labels(labels, v.shared_scores, centers=v.specific is not None or self.config.hc > 0)
             self._labels_checked = True
         terms = {"id_shared": self._identity_loss(v.shared_scores, i.shared_scores, labels)}  # (8)
         terms |= self._baseline_terms(v, i, labels)
@@ -265,10 +266,16 @@ class FMCNetLoss(nn.Module):
         """Divisor of a sum over identities: 1 as the paper, or their number for the mean (ours)."""
         return len(centers) if self.config.reduction == "mean" else 1
 
-    def _check_labels(self, labels: Tensor, *, centers: bool) -> None:
-        """Refuse labels below 0 and, where centres are needed, a wrong order or number of identities."""
-        if (labels < 0).any():
-            raise ValueError(f"labels are 0 to C - 1, got {int(labels.min())}")
+    def _check_labels(self, labels: Tensor, scores: Tensor, *, centers: bool) -> None:
+        """Refuse labels that do not fit the scores and, where centres are needed, a wrong order or number."""
+        rows, classes = scores.shape
+        if labels.shape != (rows,):
+            raise ValueError(
+                f"labels are those of one half, ({rows},), the same for both; got {tuple(labels.shape)}"
+            )
+        for label in labels.aminmax():
+            if not 0 <= label < classes:
+                raise ValueError(f"labels are 0 to C - 1 = {classes - 1}, got {int(label)}")
         if centers and len(labels) % self.identities == 0:  # else `centers` raises
             groups = labels.view(self.identities, -1)
             if (groups != groups[:, :1]).any() or len(groups[:, 0].unique()) != self.identities:
