@@ -113,10 +113,10 @@ def parse_json(text: str) -> Any:
     """The content of a JSON text.
 
     Raises:
-        ValueError: it is not JSON, has more than `DEPTH` levels or an integer of more than 64 bits.
+        ValueError: it is not JSON, has more than `DEPTH` levels, an integer of more than 64 bits or a key twice.
     """
     try:
-        tree = json.loads(text, parse_int=_parse_integer)
+        tree = json.loads(text, parse_int=_parse_integer, object_pairs_hook=_unique)
     except RecursionError:
         raise ValueError(f"it has more than {DEPTH} levels of brackets") from None
     _check_levels(tree, lambda value: value.values() if isinstance(value, dict) else value, (dict, list))
@@ -209,6 +209,15 @@ def _children(node: Any) -> list[Any]:
     if isinstance(node, yaml.MappingNode):
         return [part for pair in node.value for part in pair]
     return cast(list[Any], node.value)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these keys and values; Python's own reader would silently take the last of two."""
+    tree = dict(pairs)
+    if len(tree) < len(pairs):
+        key, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise ValueError(f"{key!r:.60} is there twice in one object")
+    return tree
 
 
 def _parse_integer(digits: str, base: int = 10) -> int:

@@ -164,7 +164,7 @@ def test_an_override_that_is_no_yaml_is_named(value):
     assert len(str(found.value)) < 400
 
 
-def test_numbers_of_json():
+def test_json_within_its_limits():
     assert parse_json('[18446744073709551615, -3, 1e400, {"a": []}]') == [
         2**64 - 1,
         -3,
@@ -176,6 +176,8 @@ def test_numbers_of_json():
     assert parse_json("[" * 100 + "]" * 100)
     with pytest.raises(ValueError, match="levels"):
         parse_json("[" * 101 + "]" * 101)
+    with pytest.raises(ValueError, match=r"^'bbox' is there twice in one object$"):
+        parse_json('[{"id": 1}, {"id": 2, "bbox": [1], "bbox": [2]}]')
 
 
 def test_weights_far_smaller_than_the_card_claims_are_refused_before_the_model_is_built(files):
