@@ -39,17 +39,21 @@ _NEEDS = (("%f", ("%S", "%s")), ("%S", ("%M",)), ("%M", ("%H",)))
 """A directive, and directives of which it needs one."""
 _ISO = re.compile(r"\d{4}-?\d\d-?\d\d(?:[T _].+)?")
 _CLOCK = re.compile(r"\d{1,2}:\d\d(:\d\d)?([.,]\d+)?")
+_CLOCK_PARTS = frozenset({"%H", "%M", "%S", "%f"})
 _APART = r"(?:(?<!\d)|(?!\d))"
 """Not between two digits."""
 _BEGINS_NUMBER = re.compile(r"\d*%[a-zA-Z]")
 _ENDS_NUMBER = re.compile(r".*%[a-zA-Z]\d*", re.DOTALL)
-_HALF_DAY = r"([\s._-]?[AP]\.?M(?![A-Za-z0-9])|[ap]\.?m(?![A-Za-z0-9])|[\s._-][ap]\.?m\.?(?=\.\w+$|$))"
-"""AM or PM behind a time. Small letters apart from it count at the name's end alone: "am" is a German word."""
-_ZONE = (
-    r"(?:[.,]\d+)?(?:Z|[\s_-]?(?:UTC|GMT)(?P<named>[+-](?:0?\d|1[0-4])(?::?(?:00|15|30|45))?(?!\d))?"
-    r"|(?P<alone>\+(?:0\d|1[0-4]):?(?:00|15|30|45)))(?![A-Za-z0-9])"
+_HALF_DAY = re.compile(
+    r"\d*([\s._-]?[AP]\.?M(?![A-Za-z0-9])|[ap]\.?m(?![A-Za-z0-9])|[\s._-][ap]\.?m\.?(?=\.\w+$|$))"
 )
-"""A timezone behind a time. Alone, no offset west of Greenwich: -0100 may be a counter."""
+"""AM or PM behind a time. Small letters apart from it count at the name's end alone: "am" is a German word."""
+_ZONE = re.compile(
+    rf"(?:{_HALF_DAY.pattern})?\d*(?:[.,]\d+)?"
+    r"(?:[Zz]|[\s_-]?(?i:UTC|GMT)(?P<named>[+-](?:0?\d|1[0-4])(?::?(?:00|15|30|45))?(?!\d))?"
+    r"|(?P<alone>\+(?:0\d|1[0-4]):?(?:00|15|30|45)|-(?:0\d|1[0-2]):(?:00|30|45)))(?![A-Za-z0-9])"
+)
+"""A timezone behind a time. Alone, an offset west of Greenwich has a colon: -0100 may be a counter."""
 _EPOCH = re.compile(r"(?P<s>\d{10})(?:[.,](?P<f>\d{1,6})\d*)?|(?P<Q>\d{13})(?:[.,]0+)?")
 
 
@@ -203,29 +207,32 @@ class TimePattern:
         places = exact | longer  # a counter beside a time with milliseconds is not the time
         counters = {time for time in places if time.replace(tzinfo=timezone.utc) < CLOCKS_FROM}
         if len(places) > len(counters):
-            places = {time: text for time, text in places.items() if time not in counters}
+            places = {time: match for time, match in places.items() if time not in counters}
         if len(places) > 1:
             times = ", ".join(time.isoformat(" ").removesuffix("+00:00") for time in sorted(places)[:3])
             raise DataError(
                 f"its name holds several times as --time-from-name '{self._pattern}' ({times}): write more of "
                 "the name into the pattern"
             )
-        ((time, text),) = places.items()
-        half = re.search(re.escape(text) + _HALF_DAY, name)
-        if half and "%H" in self._used and 1 <= time.hour <= 12:
-            time = time.replace(hour=time.hour % 12 + 12 * ("P" in half[1].upper()))
+        ((time, match),) = places.items()
         is_date = "%H" not in self._used
-        zone = re.search(re.escape(text) + f"(?:{_HALF_DAY})?" + _ZONE, name)
-        if zone and not is_date and time.utcoffset() is None:
-            time = time.replace(tzinfo=_offset(zone["named"] or zone["alone"] or "+0"))
+        if not is_date:
+            # Behind the time of day, or behind all; the pattern may spell out what stands there, as in %M%SZ.
+            clock = max(self._used.index(directive) for directive in _CLOCK_PARTS & {*self._used})
+            ends = match.end(clock + 2), match.end(len(self._used) + 1)
+            halves, zones = ([regex.match(name, end) for end in ends] for regex in (_HALF_DAY, _ZONE))
+            if (half := next(filter(None, halves), None)) and 1 <= time.hour <= 12:
+                time = time.replace(hour=time.hour % 12 + 12 * ("P" in half[1].upper()))
+            if (zone := next(filter(None, zones), None)) and time.utcoffset() is None:
+                time = time.replace(tzinfo=_offset(zone["named"] or zone["alone"] or "+0"))
         if time.utcoffset() is None:
             time = start_of_day(time, self._zone) if is_date else localize(time, self._zone, self._doubtful)
-        return check_clock(time, f"its time '{text}'")
+        return check_clock(time, f"its time '{match[1]}'")
 
-    def _places(self, regexes: list[re.Pattern[str]], name: str) -> dict[datetime, str]:
+    def _places(self, regexes: list[re.Pattern[str]], name: str) -> dict[datetime, re.Match[str]]:
         """* as short and as long as fits: the first and the last number that may be the time."""
         return {
-            time: match[1]
+            time: match
             for regex in regexes
             for match in regex.finditer(name)
             if (time := self._parse(match.groups()[1:])) is not None

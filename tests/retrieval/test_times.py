@@ -292,7 +292,7 @@ def test_digits_behind_the_seconds_are_hinted_at():
         ("Z", 22), ("+0100", 21), ("+05:30", 16), ("_UTC", 22), ("_PM_UTC", 22), ("", 21), ("-0100", 21), ("-01", 21),
         ("+0100200", 21), ("Zed", 21), ("+25", 21),
         ("GMT+8", 14), ("_GMT+08-00", 14), ("UTC-0500", 3), ("UTC+01:00", 21), (".123Z", 22), ("_UTC-0001", 22),
-        ("+0012", 21),
+        ("+0012", 21), ("-05:00", 3), (".123456-05:00", 3), ("-05:10", 21), ("z", 22), ("_utc", 22), ("zed", 21),
     ],
 )  # fmt: skip
 def test_a_timezone_behind_a_time_counts(behind, hour):
@@ -301,6 +301,28 @@ def test_a_timezone_behind_a_time_counts(behind, hour):
     found = TimePattern("%Y%m%dT%H-%M-%S", parse_timezone("Europe/Berlin")).find(
         f"cam_20260301T{clock}{behind}_7.jpg"
     )
+    assert (found.astimezone(timezone.utc).hour, found.minute) == (hour, 15)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name", "hour"),
+    [
+        ("%Y%m%dT%H%M%SZ", "20260301T221500Z.jpg", 22),
+        ("%Y%m%dT%H%M%S.%fZ", "20260301T221500.1234567Z.jpg", 22),
+        ("%Y%m%dT%H%M%S_UTC", "20260301T221500_UTC_7.jpg", 22),
+        ("%Y%m%dT%H%M%S+0100", "20260301T221500+0100.jpg", 21),
+        ("%Y%m%d_%H%M%S*.jpg", "20260301_221500Z.jpg", 22),
+        ("%Y%m%d_%H%M00*.jpg", "20260301_221500Z.jpg", 22),
+        ("%Y-%m-%d at %H.%M.%S PM", "Screen 2026-03-01 at 10.15.00 PM.png", 3),
+        ("%Y%m%d_%H%M%S*cam", "20260301_101500PM_cam.jpg", 3),
+        ("%H%M%S*_%Y%m%d", "101500PM_20260301.jpg", 3),
+        ("%H%M%S_%Y%m%d", "221500_20260301Z.jpg", 22),
+        ("%Y%m%d_%H.%M PM %z", "20260301_10.15 PM +0100.jpg", 21),
+        ("%Y%m%dT%H%M%SZone", "20260301T221500Zone.jpg", 3),
+    ],
+)
+def test_a_timezone_and_a_half_of_the_day_that_the_pattern_spells_out_count(pattern, name, hour):
+    found = TimePattern(pattern, parse_timezone("America/New_York")).find(name)
     assert (found.astimezone(timezone.utc).hour, found.minute) == (hour, 15)
 
 
