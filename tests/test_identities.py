@@ -24,6 +24,7 @@ from fmcnet.types import Embeddings, Modality, identity_numbers
         *((one, "7") for one in (7, 7.0, np.int64(7), np.float32(7), "7", "007", " 7 ", "7.0", "07.00")),
         *((one, "0") for one in (0, "0", "000", "-0", "0.0")),
         *((one, "-7") for one in (-7, "-07", "-7.0")),
+        *((one, "2047") for one in (np.float16(2047), np.float32(2047), 2047.0)),
         (2**63 - 1, str(2**63 - 1)),
         (str(2**63 - 1), str(2**63 - 1)),
         ("anna", "anna"),
@@ -64,6 +65,10 @@ def test_what_is_given_and_what_is_read(given_, text):
         ("-9223372036854775809", "too large"),
         ("1.23457E+11", "scientific notation"),
         ("1e400", "scientific notation"),
+        (np.float32(20260301), "pid 20260300 is a float32, which does not hold every whole number"),
+        (np.float16(2048), "pid 2048 is a float16"),
+        (2.0**53, "pid 9007199254740992 is a float, which"),
+        (-(2.0**53), "pid -9007199254740992 is a float, which"),
         (7.5, "a text or a whole number, not 7.5"),
         (float("inf"), "a text or a whole number"),
         (True, "a text or a whole number, not True"),
@@ -129,7 +134,11 @@ def test_quotes_of_spreadsheets_and_decimal_commas_are_near():
 
 @pytest.mark.parametrize(
     "name",
-    ["??", "--", "n.a.", "na", "(null)", "<unknown>", "#REF!", "unk", "No one", "Unidentified", "unbekannt"],
+    [
+        *("??", "--", "n.a.", "na", "(null)", "<unknown>", "unk", "No one", "Unidentified", "unbekannt"),
+        *("#REF!", "#DIV/0!", "#NAME?", "#NUM!", "#SPILL!", "#WERT!", "#NV", "Err:502", "\\N"),
+        *("nil", "NaT", "N.N.", "(blank)", "no id", "TBD"),
+    ],
 )
 def test_what_may_mean_nobody_is_told(name):
     assert parse_identity(name) == name

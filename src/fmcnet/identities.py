@@ -15,6 +15,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 from numbers import Integral, Real
 
+import numpy as np
+
 from fmcnet.errors import DataError
 from fmcnet.names import LEADING_ZEROS, SEPARATORS, hidden_character, quoted, without_selectors
 
@@ -34,11 +36,14 @@ FIRST_TEXT_NUMBER = 2**62
 
 _NUMBER = re.compile(r"(-?)0*([0-9]+?)(?:\.0+)?")
 _ROUNDED = re.compile(r"-?[0-9](?:[.,][0-9]+)?[eE](\+?)([0-9]+)")
+_FAILED = re.compile(r"#[\w/]+[!?]|#NV|#N/D|Err:[0-9]+|\\N")
+"""What spreadsheets write for a formula that failed, in their languages; MySQL's null."""
 NEARLY_UNKNOWN = frozenset(
-    {"", "na", "unk", "nobody", "noone", "unbekannt", "unidentified", "missing", "ref", "value"}
+    {"", "na", "nn", "nat", "nil", "unk", "nobody", "noone", "noid", "unbekannt", "unidentified", "missing"}
+    | {"blank", "tbd"}
     | {word for word in UNKNOWN if word.isalpha()}
 )
-"""Letters and digits of identities that may mean nobody: "??", "n.a.", "<unknown>", "#REF!"."""
+"""Letters and digits of identities that may mean nobody: "??", "n.a.", "<unknown>"."""
 
 
 def parse_identity(value: object) -> str | None:
@@ -62,6 +67,12 @@ def parse_identity(value: object) -> str | None:
         number = float(value)
         if number != number:
             return None
+        dtype = np.asarray(value).dtype
+        if dtype.kind == "f" and 2.0 ** (np.finfo(dtype).nmant + 1) <= abs(number) < LARGEST:
+            raise DataError(
+                f"pid {number:.0f} is a {type(value).__name__}, which does not hold every whole number of this size: "
+                "give whole numbers or texts"
+            )
         value = int(number) if number.is_integer() else value
     if isinstance(value, Integral):
         if abs(int(value)) > LARGEST:
@@ -76,11 +87,18 @@ def parse_identity(value: object) -> str | None:
         if len(digits) > 19 or int(digits) > LARGEST:
             raise _too_large(f"'{text[:40]}'")
         text = digits if digits == "0" else sign + digits
-    elif (match := _ROUNDED.fullmatch(text)) and (match[1] or int(match[2]) > 18):
-        raise DataError(
-            f"pid '{text[:40]}' is a number in scientific notation, as spreadsheets round them: write all its digits"
-        )
+    elif fault := rounded_fault(text, "pid"):
+        raise DataError(fault)
     return None if text == "NA" or text.casefold() in UNKNOWN else text
+
+
+def rounded_fault(text: str, what: str) -> str:
+    """The fault of a name that is a number in scientific notation, several of which may be written alike, or ""."""
+    match = _ROUNDED.fullmatch(text)
+    if not match or not (match[1] or int(match[2]) > 18):
+        return ""
+    advice = "as spreadsheets round them: write all its digits"
+    return f"{what} '{text[:40]}' is a number in scientific notation, {advice}"
 
 
 def _too_large(shown: str) -> DataError:
@@ -129,7 +147,9 @@ def near_identities(names: Iterable[str]) -> list[str]:
     for name in names:
         groups[near_spelling(name)].append(name)
     letters = {name: re.sub(r"[\W_]+", "", name.casefold()) for group in groups.values() for name in group}
-    nobody = sorted(name for name, remaining in letters.items() if remaining in NEARLY_UNKNOWN)
+    nobody = sorted(
+        name for name, remaining in letters.items() if remaining in NEARLY_UNKNOWN or _FAILED.fullmatch(name)
+    )
     near_groups = sorted(sorted(group) for group in groups.values() if len(group) > 1)
     notes = [
         f"the identities {', '.join(map(quoted, group))} may be one person: they are taken as {len(group)}"

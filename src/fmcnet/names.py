@@ -96,8 +96,9 @@ def _takes_selector(base: str, selector: str, after: str) -> bool:
 
 
 def quoted(name: str) -> str:
-    """The name in quotes, with variation selectors as escapes."""
-    return _SELECTORS.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), repr(name))
+    """The name in quotes; as escapes variation selectors, and all of a name that is not in NFC, as macOS has them."""
+    shown = repr(name) if unicodedata.is_normalized("NFC", name) else ascii(name)
+    return _SELECTORS.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), shown)
 
 
 def nearest(word: str, choices: Iterable[str]) -> str | None:

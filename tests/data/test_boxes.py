@@ -71,6 +71,29 @@ def test_motchallenge_ground_truth_leaves_out_what_is_no_person(tmp_path):
     assert boxes.left_out.first["no person by its class"] == ["frame 1, line 3"]
 
 
+@pytest.mark.parametrize(
+    ("rows", "tracks", "note"),
+    [
+        (
+            "1,1,0,0,9,9,1,1,0,0|1,2,0,0,9,9,1,4,0,2|2,3,0,0,9,9,1,2,1,0|2,0,0,0,9,9,0,0,0,0",
+            "13",
+            "VisDrone's",
+        ),
+        ("1,1,0,0,9,9,0.9,2|1,2,0,0,9,9,0.8,0", "12", "the eighth value is 0, 2, without a name"),
+        ("1,1,0,0,9,9,0.9,0,-1,-1|1,2,0,0,9,9,0.8,7,-1,-1", "12", "the eighth value is 0, 7, without a name"),
+        ("1,1,0,0,9,9,0.9,0,0,0|1,2,0,0,9,9,0.8,0,0,0", "12", None),  # all of one class
+        ("1,1,0,0,9,9,1,-1,-1,-1|1,2,0,0,9,9,1,-1,-1,-1", "12", None),
+        ("1,1,0,0,9,9,1,4.5,2,0|1,2,0,0,9,9,1,-3,0,0", "12", None),  # a place in the world
+    ],
+)
+def test_classes_of_mot_files_that_are_not_motchallenges(tmp_path, rows, tracks, note):
+    boxes = read_boxes(write(tmp_path, rows.replace("|", "\n")))
+    assert "".join(box.track for boxes in boxes.of_frame.values() for box in boxes) == tracks
+    assert [note in found for found in boxes.notes] == ([True] if note else [])
+    if note == "VisDrone's":
+        assert boxes.left_out.counts["no person by its class"] == 1
+
+
 def coco(**more):
     images = [
         {"id": 5, "file_name": "a/1.jpg", "width": 64, "height": 48},

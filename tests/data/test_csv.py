@@ -235,6 +235,8 @@ def test_quoted_values_may_hold_the_separator(file: Path) -> None:
         ("source", "a\x01b", "a\\x01b", "control character U+0001"),
         ("time", "2026-\n03-01", "2026-\\n03-01", "line break U+000A"),
         ("path", "img/anna_\nvisible_1.png", "img/anna_\\nvisible_1.png", "line break U+000A"),
+        ("camera", "gate\u200b", "gate\\u200b", "invisible character U+200B"),
+        ("track", "1\u2066", "1\\u2066", "invisible character U+2066"),
     ],
 )
 @pytest.mark.parametrize("training", [True, False])
@@ -254,6 +256,34 @@ def test_a_line_break_in_a_cell_is_a_fault_of_its_row(
     assert faults[0] == f"  line 3: {column} '{shown}' holds the {held}: remove it"
     assert len([fault for fault in faults if "line 3" in fault]) == 1
     assert f"  line {4 + cell.count(chr(10)) + cell.count(chr(13))}: modality 'x-ray'" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("cells", "fault"),
+    [
+        (
+            {"camera": "1E+03"},
+            "camera '1E+03' is a number in scientific notation, as spreadsheets round them",
+        ),
+        ({"track": "1.70E+10"}, "track '1.70E+10' is a number in scientific notation"),
+        ({"date": "2026-03-02", "time": "2026-02-28T22:15:00Z"}, "are of different days: leave one out"),
+        ({"date": "2026-03-02", "time": "1740000000"}, "are of different days: leave one out"),
+        ({"date": "2026-03-02", "time": "2026-03-01T22:15:00Z"}, None),
+        ({"date": "2026-03-02", "time": "22:15"}, None),
+        ({"camera": "1e3"}, None),
+    ],
+)
+def test_rounded_names_and_days_that_differ_are_faults_of_a_row(file: Path, cells, fault) -> None:
+    row = {"path": "img/anna_visible_1.png", "pid": "a", "modality": "vis"} | cells
+    file.write_text("\n".join([",".join(row), ",".join(row.values())]))
+    if fault is None:
+        assert len(read_csv(file, training=False)) == 1
+        return
+    with pytest.raises(DataError) as caught:
+        read_csv(file, training=False)
+    (line,) = str(caught.value).splitlines()[1:]
+    assert line.startswith("  line 2: ")
+    assert fault in line
 
 
 def test_line_breaks_where_nothing_is_read_from(file: Path) -> None:

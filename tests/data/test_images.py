@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, features
+from PIL import Image, PngImagePlugin, features
 
 from fmcnet.data import images
 from fmcnet.data.cache import ImageCache
@@ -53,6 +53,16 @@ def test_broken_images_are_named_with_the_reason(tmp_path: Path, kind: str, suff
     path = damage(tmp_path / f"x{suffix}", kind)
     with pytest.raises(DataError, match=rf"cannot read the image .*x\{suffix}: .*{KINDS[kind]}"):
         load_image(path)
+
+
+def test_a_png_with_more_text_than_pillow_reads_is_told_what_to_do(tmp_path):
+    text = PngImagePlugin.PngInfo()
+    text.add_text("workflow", "a" * 2_000_000, zip=True)
+    Image.new("RGB", (8, 16)).save(tmp_path / "x.png", pnginfo=text)
+    with pytest.raises(
+        DataError, match=r"its metadata have more text than Pillow reads: save it without them$"
+    ):
+        load_image(tmp_path / "x.png")
 
 
 def test_a_huge_image_is_told_what_to_do(tmp_path, monkeypatch):

@@ -87,7 +87,7 @@ def test_what_is_in_no_list_is_told(published: Path) -> None:
     table = read_llcm(published)
     assert table.records() == [record for record in table.records() if "s0009" not in record.path]
     assert table.notes == (
-        "1 identity folders are in no list of idx/ and were not read",
+        "1 identity folders are in no list of idx/ and were not read: 0099",
         "1 image is in no list of idx/ and not read: vis/0001/0001_c01_s0009_f10_vis.jpg",
         "1 image is the file of another image, by a link, counted once: "
         f"test_vis/cam4/0002/0002_c04_s0009_f10_vis.jpg (is {TEST_IMAGE})",

@@ -43,6 +43,7 @@ def write_tiff(
     planar=1,
     turned=1,
     rows=0,
+    more=None,
 ) -> Path:
     """A TIFF of any type and number of channels, in strips of some rows (0: all), in planes or not."""
     values = values if values.ndim == 3 else values[..., None]
@@ -57,7 +58,7 @@ def write_tiff(
     if extra:
         arrays[338] = list(extra)
     single = {256: width, 257: height, 259: 8 if deflate else 1, 262: photometric, 277: samples, 278: rows}
-    single |= {274: turned, 284: planar}
+    single |= {274: turned, 284: planar, **(more or {})}
     sizes = [len(part) for part in parts]
     tags = {**{k: [v] for k, v in single.items()}, **arrays, 273: [0] * len(parts), 279: sizes}
     longs = (256, 257, 273, 278, 279)
@@ -282,6 +283,18 @@ def test_premultiplied_alpha_has_darkened_the_values_already(tmp_path):
     }
     assert np.abs(found[1].astype(int) - COLOUR // 2).max() <= 1
     assert np.abs(found[2].astype(int) - COLOUR // 4).max() <= 1
+    grey = np.dstack([SCENE // 2, np.full_like(SCENE, 128)])
+    for kind, expected in ((1, SCENE // 2), (2, SCENE // 4)):
+        found = load_image(write_tiff(tmp_path / "x.tif", grey, extra=(kind,), photometric=1))
+        assert np.abs(found[..., 0].astype(int) - expected).max() <= 1
+
+
+def test_bits_in_reverse_order_are_refused_where_pillow_does_not_turn_them(tmp_path):
+    bits = np.unpackbits(SCENE[..., None], axis=-1)
+    turned = np.packbits(bits[..., ::-1], axis=-1)[..., 0]
+    assert np.array_equal(load_image(write_tiff(tmp_path / "x.tif", turned, more={266: 2}))[..., 0], SCENE)
+    with pytest.raises(DataError, match=r"reverse order \(FillOrder 2\): save it anew"):
+        load_image(write_tiff(tmp_path / "x.tif", SCENE.astype(np.uint16) * 257, more={266: 2}))
 
 
 def test_degrees_are_stretched_and_told_or_mapped_by_a_range(tmp_path):

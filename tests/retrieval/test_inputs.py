@@ -145,6 +145,14 @@ def test_a_scan_of_no_entries_at_once_is_refused(tmp_path, chunk):
         ({"ids": {"a", "b"}}, "'ids' is a set, which has no order: give a list of 2 values"),
         ({"camera": frozenset("ab")}, "'camera' is a set"),
         ({"tags": {("a",), ("b",)}}, "'tags' is a set"),
+        ({"pid": {"x": "anna", "y": "ben"}}, "'pid' is a dict: give a list of 2 values"),
+        ({"pid": np.array([20260301, 7], np.float32)}, "pid 20260300 is a float32"),
+        ({"camera": "1E+03"}, "camera '1E\\+03' is a number in scientific notation"),
+        ({"track": ["1.70E+10", "2"]}, "track '1.70E\\+10' is a number in scientific notation"),
+        (
+            {"time": datetime(1970, 1, 1, 0, 5, tzinfo=timezone.utc)},
+            "before 1971, as of a clock that was never",
+        ),
     ],
 )
 def test_bad_metadata_is_named(fault, words):

@@ -29,6 +29,7 @@ def gallery(tmp_path):
         (Where(cameras=["gat"]), "camera", "gat", "gate"),
         (Where(tracks=["walk1"]), "track", "walk1", "walk10"),
         (Where(tags=["rad"]), "tag", "rad", "red"),
+        (Where(tags=["RED"]), "tag", "RED", "red"),
         (Where(pids=["ana"]), "identity", "ana", "anna"),
     ],
 )

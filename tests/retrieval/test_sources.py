@@ -249,6 +249,23 @@ def test_columns_of_a_gallery(tmp_path):
     assert read_sources([dated], Rules()).images[0].time == datetime(2026, 3, 1, 9, 15, tzinfo=UTC)
 
 
+@pytest.mark.parametrize(
+    ("cells", "shown"),
+    [
+        (['"red, bag"', "hat"], "'red, bag'"),
+        (["red|bag", ""], "'red|bag'"),
+        (["\"['red', 'bag']\"", "hat"], "\"['red', 'bag']\""),
+        (['"red, bag"', "hat; bag"], None),  # the file knows the separator
+        (["red", "hat"], None),
+    ],
+)
+def test_tags_with_other_separators_are_told(tmp_path, cells, shown):
+    rows = [f"{name}.png,visible,{cell}" for name, cell in zip("ab", cells, strict=True)]
+    notes = read_sources([write_table(tmp_path, rows, "path,modality,tags")], Rules()).notes
+    told = [note for note in notes if "tags" in note]
+    assert told == ([f"tags are separated by semicolons, so {shown} is one tag"] if shown else [])
+
+
 def test_one_file_by_several_names_is_indexed_once_and_told(tmp_path):
     image(1, 2, 3).save(tmp_path / "a.png")
     (tmp_path / "link.png").symlink_to("a.png")

@@ -11,7 +11,7 @@ import csv
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -28,6 +28,10 @@ NO_PERSON = "no person by its class"
 PERSON_WORDS = frozenset({"person", "people", "pedestrian", "human"})
 MOT_PERSONS = frozenset({1, 2, 7})
 """Classes of MOTChallenge's ground truth: pedestrian, person on a vehicle, static person."""
+VISDRONE_PERSONS = frozenset({1, 2})
+"""Categories of VisDrone: pedestrian, people (who sit or lie)."""
+_VISDRONE = re.compile(r"[01],([0-9]|1[01]),[01],[0-2]")
+"""Its values behind a box: score, category, truncation, occlusion."""
 CSV_HEADER = ("x_min", "y_min", "x_max", "y_max")
 _DECIMALS = (*CSV_HEADER, "tracker_id", "class_id")
 _NUMBER_COLUMNS = ("frame", "frame_index", "frame_number", "frame_idx", "frame_id")
@@ -203,23 +207,39 @@ def _faults_added(path: Path, faults: list[str], where: str) -> Iterator[None]:
 def _read_mot(path: Path, lines: Sequence[str], separator: str) -> Boxes:
     """Read lines whose values stand between `separator`s; "" is white space."""
     boxes, faults = Boxes("MOTChallenge", first=1), list[str]()
-    for line, row in enumerate(lines, 1):
-        if row.strip():
-            with _faults_added(path, faults, f"line {line}"):
-                _add_mot_row(path, boxes, line, row, separator)
+    rows = {line: _mot_cells(row, separator) for line, row in enumerate(lines, 1) if row.strip()}
+    others = [",".join(cells[6:]) for cells in rows.values()]
+    is_visdrone = all(map(_VISDRONE.fullmatch, others)) and any(
+        int(other.split(",")[1]) in VISDRONE_PERSONS for other in others
+    )
+    for line, cells in rows.items():
+        persons = VISDRONE_PERSONS if is_visdrone else MOT_PERSONS if len(cells) == 9 else None
+        with _faults_added(path, faults, f"line {line}"):
+            _add_mot_row(path, boxes, line, cells, separator, persons)
     refuse_faults(path, faults)
+    if is_visdrone:
+        boxes.notes.append("its values are VisDrone's, so the categories 1 and 2 are persons")
+    elif {*map(len, rows.values())} & {8, 10} and all(
+        cells[7:8] and cells[7].isdigit() for cells in rows.values()
+    ):
+        _note_classes(boxes, "the eighth value", {cells[7] for cells in rows.values()}, {"0", "1"})
     if 0 in boxes.of_frame:
         boxes.first = 0
         boxes.notes.append("the file has a frame 0: its frames count from 0, not from 1 as MOTChallenge's do")
     return boxes
 
 
-def _add_mot_row(path: Path, boxes: Boxes, line: int, row: str, separator: str) -> None:
+def _mot_cells(row: str, separator: str) -> list[str]:
     cells = [cell.strip() for cell in row.split(separator or None)]
     if separator != ",":  # a comma is a decimal one
         cells = [cell.replace(",", ".") for cell in cells]
-    if not any(cells[9:]):  # a separator may end the line
-        cells = cells[:9]
+    return cells if any(cells[9:]) else cells[:9]  # a separator may end the line
+
+
+def _add_mot_row(
+    path: Path, boxes: Boxes, line: int, cells: list[str], separator: str, persons: Set[int] | None
+) -> None:
+    """`persons`: their classes, in the eighth value; None: it is no class."""
     if _YOLO.fullmatch(" ".join(cells[1:5])):
         raise DataError(f"{path}, line {line}: {_FRACTIONS}")
     if len(cells) < 6:
@@ -234,7 +254,7 @@ def _add_mot_row(path: Path, boxes: Boxes, line: int, row: str, separator: str) 
     name = f"frame {frame}, line {line}"
     if others and others[0] == 0:
         boxes.leave_out(frame, "of confidence 0, which marks a box as ignored", name)
-    elif len(cells) == 9 and others[1] >= 0 and others[1] not in MOT_PERSONS:
+    elif persons is not None and others[1] >= 0 and others[1] not in persons:
         boxes.leave_out(frame, NO_PERSON, name)
     else:
         boxes.add(frame, Box(left, top, left + width, top + height, track, name))

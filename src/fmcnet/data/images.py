@@ -244,6 +244,10 @@ def _correct_tiles(image: Any) -> None:
     tags = _tiff_tags(image)
     if not getattr(image, "tile", None):
         return
+    if (
+        tags.get(266) == 2 and max(tags.get(tiff.BITSPERSAMPLE, (1,))) > 8
+    ):  # FillOrder, which Pillow heeds up to 8
+        raise ValueError("the bits of its values are in reverse order (FillOrder 2): save it anew")
     if tags.get(tiff.PLANAR_CONFIGURATION) == 2 and tags.get(tiff.SAMPLESPERPIXEL, 1) == 1:
         tags[tiff.PLANAR_CONFIGURATION] = 1  # of one channel it means nothing, and Pillow cuts the raw mode
         image.tile = []
@@ -499,4 +503,6 @@ def _failure_reason(path: Path, error: BaseException) -> str:
         return f"it is too large, more than {limit:,} pixels: cut the person out, or make it smaller"
     if "truncated" in str(error).lower() or "end of" in str(error).lower():
         return f"the file is truncated ({error})"
+    if "MAX_TEXT" in str(error):
+        return "its metadata have more text than Pillow reads: save it without them"
     return str(error) or type(error).__name__

@@ -6,7 +6,7 @@ import logging
 import secrets
 import time as clock
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from pathlib import PurePath
 from typing import Any
@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fmcnet.data.pixels import ValueRange
-from fmcnet.errors import ConfigError, DuplicateIdError, GalleryError
+from fmcnet.errors import ConfigError, DataError, DuplicateIdError, GalleryError
 from fmcnet.identities import LONGEST as LONGEST_PID
-from fmcnet.identities import is_unknown
+from fmcnet.identities import is_unknown, rounded_fault
 from fmcnet.names import hidden_character
 from fmcnet.parsing import parse_duration
 from fmcnet.retrieval.records import (
@@ -31,6 +31,7 @@ from fmcnet.retrieval.records import (
     is_nat,
 )
 from fmcnet.retrieval.similarity import unit_vectors
+from fmcnet.times import check_clock
 
 logger = logging.getLogger(__name__)
 
@@ -105,8 +106,9 @@ def column(value: Any, n: int, name: str) -> list[Any]:
     """N values of one value for all, or of N of them."""
     if value is None or isinstance(value, (str, bytes, int, float, np.generic, datetime, PurePath)):
         return [value] * n
-    if isinstance(value, (set, frozenset)):
-        raise GalleryError(f"'{name}' is a set, which has no order: give a list of {n} values")
+    if isinstance(value, (set, frozenset, Mapping)):
+        fault = "a dict" if isinstance(value, Mapping) else "a set, which has no order"
+        raise GalleryError(f"'{name}' is {fault}: give a list of {n} values")
     values = _as_list(value, name)
     if len(values) != n:
         raise GalleryError(f"'{name}' has {len(values)} values for {n} embeddings: give one for all, or {n}")
@@ -172,9 +174,16 @@ def as_id(value: object, *, stored: bool = False) -> str:
 
 
 def optional_text(value: object, what: str) -> str | None:
-    """`text`, or None; also for a camera or track that is written as unknown (`is_unknown`), as "-1" or "nan"."""
+    """`text`, or None; also for a camera or track that is written as unknown (`is_unknown`), as "-1" or "nan".
+
+    A camera or track that a spreadsheet rounded, as 1.7E+10, is refused.
+    """
     found = None if value is None else text(value, what)
-    return None if found and what in ("camera", "track") and is_unknown(found) else found
+    if not found or what not in ("camera", "track"):
+        return found
+    if fault := rounded_fault(found, what):
+        raise GalleryError(fault)
+    return None if is_unknown(found) else found
 
 
 def as_tags(value: Collection[object] | None) -> tuple[str, ...]:
@@ -246,13 +255,22 @@ def expires_before(keep: str | timedelta, now: datetime | None = None) -> dateti
     return moment - duration if duration < moment - EPOCH else EPOCH
 
 
+def _capture_time(value: object) -> datetime:
+    """An image's time in UTC; refused before 1971, when the camera's clock was never set."""
+    time = as_utc(value, "time")
+    try:
+        return check_clock(time, f"time {time.isoformat()}")
+    except DataError as error:
+        raise GalleryError(str(error)) from error
+
+
 KEEP: Any = ...
 """An attribute that `update` does not change."""
 CHECKS: dict[str, Callable[[Any], Any]] = {
     "pid": as_pid,
     "modality": as_modality,
     "camera": lambda value: optional_text(value, "camera"),
-    "time": lambda value: None if value is None or is_nat(value) else as_utc(value, "time"),
+    "time": lambda value: None if value is None or is_nat(value) else _capture_time(value),
     "source": lambda value: optional_text(str(value) if isinstance(value, PurePath) else value, "source"),
     "track": lambda value: optional_text(value, "track"),
     "tags": as_tags,

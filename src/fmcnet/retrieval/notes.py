@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from fmcnet.data.pixels import ValueRange, range_text
 from fmcnet.errors import first_of
 from fmcnet.identities import is_number, near_identities, near_spelling
-from fmcnet.names import FRACTION, near_cameras, nearest, spelling
+from fmcnet.names import FRACTION, near_cameras, nearest, quoted, spelling
 from fmcnet.retrieval.freshness import differences
 from fmcnet.retrieval.gallery import Gallery
 from fmcnet.retrieval.inputs import CHECKS, column
@@ -63,7 +63,7 @@ def _whole_number(track: str) -> str:
 FIELDS = (
     _Field("camera", "cameras", Gallery.cameras, spelling),
     _Field("track", "tracks", Gallery.tracks, _whole_number, many=True),
-    _Field("tag", "tags", Gallery.tags, str, many=True),
+    _Field("tag", "tags", Gallery.tags, near_spelling, many=True),
     _Field("identity", "pids", Gallery.identities, near_spelling),
 )
 
@@ -117,7 +117,7 @@ def _value_notes(gallery: Gallery, field: _Field, values: Collection[str] | None
             cost += len(value) * sum(map(len, compared))
             near = nearest(value, compared) if cost <= MOST_COMPARED else None
             others = [] if near is None else [near]
-        names = ", ".join(map(repr, others))
+        names = ", ".join(map(quoted, others))
         if value in missing:
             yield f"no entry has the {field.name} '{value}'" + (
                 f": did you mean {names}?" if names else listed

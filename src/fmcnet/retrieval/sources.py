@@ -380,7 +380,11 @@ def _read_table(source: Path, layout: str, rules: Rules) -> tuple[list[_Row], So
         if path.is_relative_to(table.root):
             image = image._replace(root=table.root)
         rows.append((record.path, image, record.time))
+    cells = [record.tags for record in chosen.records()]
+    joined = sorted({cell for cell in cells if re.search(r"[,|\[]", cell)})
     notes = [note for note in table.notes if rules.split != "all" or not note.startswith(HELD_OUT)]
+    if joined and not any(";" in cell for cell in cells):
+        notes.append(f"tags are separated by semicolons, so {joined[0]!r:.80} is one tag")
     not_listed = _not_listed(source, table) if layout == "csv" and source.is_dir() else ()
     not_chosen = {option: count for option, count in left_out.items() if count}
     return rows, Sources(not_chosen=not_chosen, notes=tuple(notes), not_listed=not_listed)

@@ -168,10 +168,14 @@ class DatasetFolder:
             else:
                 self._ignored[path] = name
 
-    def note_unlisted_folders(self, folders: Iterable[str], listed: Iterable[int], lists: str) -> None:
+    def note_unlisted_folders(self, folders: Iterable[str], listed: Collection[int], lists: str) -> None:
         """Note the identity folders inside `folders` of identities that `lists` do not name."""
-        if unlisted := {pid for folder in folders for pid in self.identity_folders(folder)} - set(listed):
-            self.note(f"{len(unlisted)} identity folders are in no list of {lists} and were not read")
+        names = {pid: name for folder in folders for pid, name in self.identity_folders(folder).items()}
+        if unlisted := [name for pid, name in sorted(names.items()) if pid not in listed]:
+            self.note(
+                f"{len(unlisted)} identity folders are in no list of {lists} and were not read: "
+                f"{first_of([PurePosixPath(name).name for name in unlisted])}"
+            )
 
     def note_unlisted_images(self, tops: Iterable[str], listed: Collection[str], lists: str) -> None:
         """Note the images in the identity folders inside `tops` that `lists` do not name."""

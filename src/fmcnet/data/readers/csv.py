@@ -16,12 +16,12 @@ from fmcnet.data.listing import near_file
 from fmcnet.data.pixels import parse_range
 from fmcnet.data.readers.common import check_splits, number_of, read_lines
 from fmcnet.data.table import ROLE_WORDS, SPLIT_WORDS, SPLITS, Record, Table
-from fmcnet.errors import LISTED, MOST_FAULTS, DataError, first_of, refuse_faults
+from fmcnet.errors import LISTED, MOST_FAULTS, DataError, FmcnetError, first_of, refuse_faults
 from fmcnet.files import file_key, write_rows
-from fmcnet.identities import is_unknown, near_identities, parse_identity
-from fmcnet.names import FRACTION, control_fault, near_cameras, nearest, printable
+from fmcnet.identities import is_unknown, near_identities, parse_identity, rounded_fault
+from fmcnet.names import FRACTION, control_fault, hidden_character, near_cameras, nearest, printable
 from fmcnet.parsing import read_rows
-from fmcnet.times import parse_capture_time
+from fmcnet.times import parse_capture_time, parse_time
 from fmcnet.types import MODALITY_WORDS, NO_CAMERA, NO_PID, Modality
 
 REQUIRED = ("path", "pid", "modality")
@@ -75,7 +75,8 @@ def read_csv(file: str | Path, *, training: bool = True, modality: Modality | No
     - `camera` is any text; without a `camid` column cameras are numbered: by their number ("cam3" is 3) where all
       have one that no other has, else in sorted order. An empty `camid` beside others is that of other rows of its
       `camera`, else its number, else a new one; one that is written as unknown, as -1, stays so.
-    - With a column `date`, `time` may be a time of day. `tags` are separated by semicolons.
+    - With a column `date`, `time` may be a time of day; a whole time must be of that day, or the next or last, as in
+      another timezone. `tags` are separated by semicolons.
     - A column of another name is ignored, with a note; those in `ALIASES` are read by another name.
     - An image may be in one row only: other spellings of its path, and links, are the same image.
     - A line break or another control character in a cell of these columns is a fault.
@@ -252,11 +253,21 @@ def _header_fault(columns: list[str], count: int, training: bool, modality: Moda
 
 
 def _cell_faults(columns: list[str], cells: list[str]) -> list[str]:
-    """Why a row's cells cannot be read: there are too few or too many, or they hold control characters."""
+    """Why a row's cells cannot be read: too few or too many, with hidden characters, or rounded names."""
     if len(cells) != len(columns):
         return [f"{len(cells)} values for {len(columns)} columns"]
     read = [(name, cell.strip(" \t")) for name, cell in zip(columns, cells, strict=True) if name in COLUMNS]
-    return [fault for name, cell in read if (fault := control_fault(cell, name))]
+    faults = [
+        control_fault(cell, name) or (_name_fault(cell.strip(), name) if name in ("camera", "track") else "")
+        for name, cell in read
+    ]
+    return [fault for fault in faults if fault]
+
+
+def _name_fault(text: str, what: str) -> str:
+    if hidden := hidden_character(text):
+        return f"{what} '{printable(text[:80])}' holds the invisible character U+{ord(hidden):04X}: remove it"
+    return rounded_fault(text, what)
 
 
 def _find_file(path: str, base: Path) -> tuple[str, Hashable, str]:
@@ -317,6 +328,9 @@ def _parse_row(
         faults.append(f"split '{split}' is none of {', '.join(SPLITS)}{hint}")
     if role not in ROLE_WORDS:
         faults.append(f"role '{role}' is neither query nor gallery (leave it empty for both)")
+    date, time = cells.get("date", ""), cells.get("time", "")
+    if fault := _date_fault(date, time):
+        faults.append(fault)
     record = Record(
         path=path,
         pid=NO_PID,
@@ -324,7 +338,7 @@ def _parse_row(
         camid=NO_CAMERA if number is None else number,
         split=SPLIT_WORDS.get(split, split),
         role=ROLE_WORDS.get(role, ""),
-        time=_joined_time(cells.get("date", ""), cells.get("time", "")),
+        time=_joined_time(date, time),
         **{name: cells.get(name, "") for name in Table.TEXTS},
     )
     return "" if identity is None else pid, record, image, faults
@@ -350,6 +364,19 @@ def _joined_time(date: str, time: str) -> str:
     if date and re.match(r"\d{1,2}:\d\d", time):
         return f"{date}T{time if time[2] == ':' else '0' + time}"
     return time or date
+
+
+def _date_fault(date: str, time: str) -> str:
+    """The fault of a date and a whole time, which may be in another timezone, that are days apart, or ""."""
+    if not date or not time or _joined_time(date, time) != time:
+        return ""
+    try:
+        days = abs(parse_time(time).date() - parse_time(date).date()).days
+    except FmcnetError:  # told elsewhere
+        return ""
+    return (
+        f"date '{date[:40]}' and time '{time[:40]}' are of different days: leave one out" if days > 1 else ""
+    )
 
 
 def _time_notes(records: dict[int, Record]) -> list[str]:

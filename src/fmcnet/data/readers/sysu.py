@@ -55,7 +55,7 @@ def read_sysu(root: str | Path, *, training: bool = True) -> Table:
             f"{first_of(absent, 20)}; unpack the missing images or correct the lists"
         )
     folder.note_cameras("", range(1, len(CAMERAS) + 1), {record.camid for record in records})
-    folder.note_unlisted_folders(cameras, (pid for pids in ids.values() for pid in pids), "exp/")
+    folder.note_unlisted_folders(cameras, {pid for pids in ids.values() for pid in pids}, "exp/")
     return folder.table("sysu", records, training)
 
 
