@@ -158,3 +158,11 @@ def test_a_batch_sampler_numbers_its_batches_and_positions() -> None:
         for batch, halves in zip(batches, sampler.batches(2, 1), strict=True):
             assert [index.row for index in batch] == np.concatenate(halves).tolist()
             assert [index.position for index in batch] == [4 * rank + i for i in range(4)] * 2
+
+
+@pytest.mark.parametrize(("modality", "shown"), [([1, 2], "2"), (["visible", "infrared"], "'infrared'")])
+def test_modalities_are_0_and_1(modality, shown):
+    with pytest.raises(
+        DataError, match=rf"modality is 0 \(visible\) or 1 \(infrared\) in each row, got {shown}"
+    ):
+        IdentityModalitySampler([0, 0], modality, identities=1)

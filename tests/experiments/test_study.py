@@ -178,7 +178,7 @@ def test_the_commands_of_the_report_give_the_same_run(done, tmp_path):
 
 
 def test_each_seed_can_have_a_world_of_its_own(tmp_path, monkeypatch, undrawn):
-    monkeypatch.setitem(plan._PRESETS, ("sysu", "tiny"), plan.Preset(4, 1, 2, 64, 32, 2, 2))
+    monkeypatch.setitem(plan._PRESETS, ("sysu", "tiny"), plan.Preset(4, 2, 2, 64, 32, 2, 2))
     options = StudyOptions("table2", tmp_path / "s", preset="tiny", seeds=(0, 1), budget=1, device="cpu")
     facts = run_study(replace(options, worlds="own", rows=("base", "sfd")), quiet=True)
     assert facts["crossed"] is False

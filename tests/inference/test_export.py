@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ import onnx
 import pytest
 
 from fmcnet.config import load_config
+from fmcnet.data.readers import read_dataset
+from fmcnet.data.readers.csv import write_csv
 from fmcnet.errors import CheckpointError, DataError, FmcnetError, MissingDependencyError
 from fmcnet.inference.backends import GRAPHS, read_manifest
 from fmcnet.inference.calibration import CALIBRATION
@@ -128,7 +131,21 @@ def test_int8_that_keeps_its_map_is_kept_and_smaller(tiny_run, tiny_sysu, tmp_pa
     assert mixed.kept
     assert read_manifest(result.out).precision == "int8"
     assert read_manifest(result.out).kept == ()  # in full
-    assert "kept: ONNX Runtime, int8 full" in (result.out / "parity.md").read_text()
+    told = (result.out / "parity.md").read_text()
+    assert "kept: ONNX Runtime, int8 full" in told
+    assert re.search("int8 ranges: of 8 visible and 8 infrared images of split train of .*sysu", told)
+    assert "among those scored" not in told
+
+
+def test_what_int8_ranges_were_learnt_from_is_told(tiny_run, tiny_sysu, tmp_path):
+    encoder, table = Encoder.from_pretrained(tiny_run, device="cpu"), read_dataset(tiny_sysu)
+    test = table.select(split="test")
+    write_csv(test, tmp_path / "test.csv")
+    ranges, told = write._range_images(encoder, tmp_path / "test.csv", 6, test, False)
+    assert [len(images) for images in ranges.values()] == [3, 3]
+    assert re.fullmatch(
+        r"int8 ranges: of 3 visible and 3 infrared images of \S+; 6 of them are among .* here", told
+    )
 
 
 def form(name, lost, speed=10.0):

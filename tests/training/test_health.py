@@ -101,6 +101,16 @@ def test_discriminators_that_teach_nothing_are_told(caplog, accuracy, state):
     )
 
 
+def test_a_term_whose_margins_are_met_is_told_once(caplog):
+    caplog.set_level("INFO")
+    monitor = health.HealthMonitor()
+    for step in range(1, 400):
+        monitor.watch(record(step, sps=0.0, dc=0.0 if step % 90 else 0.1))
+    assert [entry.message for entry in caplog.records] == [
+        "step 100: sps, eq. (5), has been 0 for 100 steps: its margins are met, so it trains nothing now"
+    ]
+
+
 def test_the_first_steps_are_not_judged(caplog):
     monitor = health.HealthMonitor(first=150)
     for step in range(1, 150 + health.WINDOW):

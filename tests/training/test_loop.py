@@ -445,6 +445,30 @@ def test_where_a_dataset_names_no_validation_identities_a_share_is_held_out(tiny
     assert np.array_equal(held.split == "test", bare.split == "test")
     assert np.array_equal(hold_out(bare, config).split, held.split)
     assert hold_out(bare, load_config("tiny", ["training.validate_every=0"])) is bare
+    few = hold_out(bare, load_config("tiny", ["data.val_share=0.01"]))
+    assert len({*few.select(split="val").pid.tolist()}) == 2  # of one every order is right
+
+
+@pytest.mark.parametrize("number", [1, "none"])
+def test_validation_needs_two_identities_seen_in_both_modalities(tiny_sysu, tmp_path, number):
+
+    import numpy as np
+
+    from fmcnet.data.readers import read_dataset
+
+    table = read_dataset(tiny_sysu)
+    first, second, *others = np.unique(table.pid[table.split == "val"])
+    keep = ~np.isin(table.pid, others)
+    if number == "none":
+        keep &= ~((table.pid == first) & (table.modality == 1))
+    keep &= ~((table.pid == second) & (table.modality == 0))
+    few = table.take(np.flatnonzero(keep))
+    assert {*few.select(split="val").modality.tolist()} == {0, 1}
+    with pytest.raises(
+        DataError, match=f"two 'val' identities, each seen in both modalities, .* has {number}:"
+    ):
+        loop.train(load_config("tiny"), few, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run" / "log.jsonl").exists() or not (tmp_path / "run" / "log.jsonl").read_text()
 
 
 @pytest.mark.parametrize(

@@ -295,6 +295,18 @@ def test_other_settings_are_refused(tiny_sysu, run, change):
         train(tiny_sysu, run, change, resume=True)
 
 
+@pytest.mark.parametrize("change", ["losses.md=0", "model.neck=false"])
+def test_settings_that_are_not_the_checkpoints_are_refused(tiny_sysu, run, change):
+    """Where config.yaml was written anew, as the message for a missing one says."""
+    config = load_config(run / "config.yaml", [change])
+    (run / "config.yaml").write_text(config.to_yaml())
+    key = change.partition("=")[0]
+    with pytest.raises(
+        CheckpointError, match=rf"cannot be resumed exactly: .* {key} \(\S+ there, \S+ now\)\. Give"
+    ):
+        loop.train(config, tiny_sysu, run, resume=True, progress=False)
+
+
 def test_the_scaler_comes_back(tmp_path):
     """No CPU trains in float16: the scaler of a GPU's training, put into a training here."""
     config = load_config("tiny", ["model.width=2", "training.validate_every=0"])

@@ -35,6 +35,12 @@ def test_they_are_the_mean_and_variance_of_all_features():
     assert changed == {key for key in before if "statistics" in key and "running" in key}
 
 
+def test_a_model_in_training_mode_is_refused():
+    model = build_model(load_config("tiny").model, 6)
+    with pytest.raises(ValueError, match=r"call model\.eval\(\) before"):
+        estimate_statistics(model, list)
+
+
 def test_a_standardised_descriptor_has_mean_0_and_deviation_1_of_the_training_images():
     torch.manual_seed(0)
     settings = load_config("tiny", ["model.standardized=true"]).model

@@ -105,6 +105,10 @@ class IdentityModalitySampler(Sampler[list[ImageIndex]]):
             raise DataError(
                 f"one identity and one modality a row: got {pid_labels.shape} and {modality.shape}"
             )
+        if unknown := {*np.unique(modality).tolist()} - {kind.code for kind in Modality}:
+            raise DataError(
+                f"modality is 0 (visible) or 1 (infrared) in each row, got {sorted(unknown)[0]!r}"
+            )
         self.identities, self.images = identities, images
         self.seed, self.rank, self.world = seed, rank, world
         self._epoch = self._start = 0

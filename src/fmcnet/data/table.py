@@ -437,7 +437,7 @@ def hold_out(table: Table, config: Config) -> Table:
     if not needs_validation or (table.split == "val").any() or not config.data.val_share:
         return table
     pids = np.unique(table.pid[table.split == "train"])
-    count = max(1, round(config.data.val_share * len(pids)))
+    count = max(2, round(config.data.val_share * len(pids)))  # of one identity every order is right
     held_out = np.random.default_rng(config.training.seed).permutation(pids)[:count]
     mask = (table.split == "train") & np.isin(table.pid, held_out)
     note = f"{count} of {len(pids)} training identities are held out for validation (data.val_share)"

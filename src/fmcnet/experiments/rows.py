@@ -89,6 +89,7 @@ _TABLE4 = (
 )
 
 _SHARED_DEVIATIONS = "FMCNet's data, sampler, augmentation, stems, optimiser, schedule and evaluator"
+_OF_CONFIGURATION = "pooling, neck, length and normalisation of the features as the configuration has them"
 _FROM_BASE = "the paper's Base: two stems, one shared tail, identity loss"
 _FROM_PLUS = "ours: FMCNet with a discriminant descriptor"
 # Of each other method the source, then what differs from it here.
@@ -119,7 +120,7 @@ def _baseline(key: str, title: str, overrides: tuple[str, ...], source: str, *de
 
 
 _BASELINES = (
-    _baseline("base-tuned", "Base", BASE, _FROM_BASE, _SHARED_DEVIATIONS),
+    _baseline("base-tuned", "Base", BASE, _FROM_BASE, _SHARED_DEVIATIONS, _OF_CONFIGURATION),
     _baseline("agw", "AGW's recipe", AGW, *_FROM_AGW),
     _baseline("hc", "Hetero-centre triplet", HC, *_FROM_HC),
     _baseline("base-caj", "Base + CAJ", (*BASE, *CAJ), *_FROM_CAJ),

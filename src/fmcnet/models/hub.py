@@ -6,6 +6,7 @@ the SHA-256 of each file. Files of other names are neither fetched nor pushed, s
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
@@ -92,19 +93,24 @@ def fetch(source: str, advice: str = "") -> Path:
     absent = f"there is no folder '{source}'{advice}"
     if advice:
         logger.info("%s: looking on the Hugging Face Hub", absent)
-    try:
-        folder = hub.snapshot_download(
-            name,
-            revision=revision or None,
-            allow_patterns=[*MODEL_FILES, README, DIGESTS],
-            library_name="fmcnet",
-        )
-    except Exception as error:
-        raise CheckpointError(
-            _error_message(hub, error, f"{absent}. As a name of the Hugging Face Hub:", source, FETCH)
-        ) from error
-    _check_digests(Path(folder), source)
-    return Path(folder)
+    for again in (False, True):
+        try:
+            folder = hub.snapshot_download(
+                name,
+                revision=revision or None,
+                allow_patterns=[*MODEL_FILES, README, DIGESTS],
+                library_name="fmcnet",
+                force_download=again,
+            )
+        except Exception as error:
+            raise CheckpointError(
+                _error_message(hub, error, f"{absent}. As a name of the Hugging Face Hub:", source, FETCH)
+            ) from error
+        if not (fault := _digest_fault(Path(folder), source)):
+            return Path(folder)
+        if not again:
+            logger.warning("%s: fetching it once more", fault)
+    raise CheckpointError(f"{fault}: ask its owner to push it again")
 
 
 def push(folder: str | Path, name: str, *, public: bool = False, message: str | None = None) -> str:
@@ -173,30 +179,28 @@ def _readme(folder: Path, name: str) -> str:
     return README_TEXT.format(title=name.partition("/")[2], name=name, table=table)
 
 
-def _check_digests(folder: Path, source: str) -> None:
-    """Raise a `CheckpointError` for files that differ from the digests pushed with them, or are missing."""
+def _digest_fault(folder: Path, source: str) -> str:
+    """Which files differ from the digests pushed with them, or are missing; "" for none."""
     digests_file = folder / DIGESTS
     if not digests_file.is_file():
         logger.warning(
             "%s has no %s, so its files are not checked: it was not pushed by fmcnet", source, DIGESTS
         )
-        return
-    try:
+        return ""
+    expected: dict[str, str] = {}
+    with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
         tree = read_json(digests_file)
-        expected = dict(tree["sha256"]) if tree["format"] == HUB_FORMAT else {}
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{source}: {DIGESTS} is damaged: ask its owner to push again") from error
+        if tree["format"] == HUB_FORMAT:
+            expected = {str(file): str(digest) for file, digest in tree["sha256"].items()}
+    if not expected:
+        return f"{source}: {DIGESTS} in {folder} is damaged"
     present = {path.name for pattern in MODEL_FILES for path in folder.glob(pattern)}
     wrong = [
         file
         for file in sorted({*expected, *present})
         if not (folder / file).is_file() or file_digest(folder / file) != expected.get(file)
     ]
-    if wrong or not expected:
-        raise CheckpointError(
-            f"{source}: {', '.join(wrong) or DIGESTS} in {folder} is not what was pushed. Delete that folder to "
-            "fetch it again, or ask the owner."
-        )
+    return f"{source}: {', '.join(wrong)} in {folder} is not what was pushed" if wrong else ""
 
 
 def _error_message(hub: Any, error: Exception, intro: str, source: str, offline: str) -> str:

@@ -35,11 +35,12 @@ from torch import Tensor
 from fmcnet.distributed import DistributedContext, agree, agree_on_errors, gather, mark_agreed
 from fmcnet.errors import CheckpointError
 from fmcnet.files import file_digest, to_disk
-from fmcnet.models.card import CARD, TRAINING_STATE, WEIGHTS, ModelCard
+from fmcnet.models.card import CARD, TRAINING_STATE, WEIGHTS, ModelCard, read_card
 from fmcnet.models.checkpoint import load_weights, save_pretrained, save_tensors
 from fmcnet.parsing import read_json
 from fmcnet.training.loggers import StepLogger
 from fmcnet.training.optimizers import restore_schedule
+from fmcnet.training.run_folder import changed_settings
 from fmcnet.training.selection import ModelSelection
 from fmcnet.training.train_step import TrainStep
 
@@ -130,7 +131,7 @@ class Checkpointer:
             folder = folders.pop()
             try:
                 facts = _read_facts(folder)
-                self._check_invariants(facts)  # first, since the weights may not fit other data
+                self._check_invariants(facts, folder)  # first, since the weights may not fit other data
                 tensors = _read_tensors(folder, facts, self._train_step)
             except _UnusableError as error:
                 if not folders:
@@ -144,12 +145,15 @@ class Checkpointer:
             return facts
         return None
 
-    def _check_invariants(self, facts: dict[str, Any]) -> None:
+    def _check_invariants(self, facts: dict[str, Any], folder: Path) -> None:
         changed = [
             f"{INVARIANTS[key]} ({facts.get(key, 'not recorded')} there, {value} now)"
             for key, value in self._invariants.items()
             if facts.get(key) != value and (key in facts or key not in UNRECORDED)
         ]
+        with contextlib.suppress(CheckpointError):  # a damaged card is told with the other files
+            settings = changed_settings(read_card(folder).config, self._card.config)
+            changed += [f"{key} ({change})" for key, change in settings.items()]
         if changed:
             raise CheckpointError(
                 f"{self._run} cannot be resumed exactly: it was made with {', '.join(changed)}. Give "

@@ -31,6 +31,9 @@ SMALLEST_WEIGHT, SMALLEST_RATIO, LARGEST_COSINE = 0.05, 0.1, 0.85
 """Limits beyond which a warning is logged. Healthy runs stay far from them: weights
 of 0.3 to 0.7, a ratio of 0.3 to 2, a cosine below 0.5 (docs/findings.md)."""
 
+MARGINS = {"sps": "eq. (5)", "dc": "eq. (4)"}
+"""Terms of the loss that are 0 where every margin is met."""
+
 IDLE, WON = 0.51, 0.99
 """Accuracies at which D guesses, or is always right: G learns nothing from it."""
 
@@ -79,7 +82,10 @@ def measure(model: FMCNet, output: FMCNetOutput, labels: Tensor) -> dict[str, Te
 
 
 class HealthMonitor:
-    """Warns once when the fusion, the compensation or its discriminators do nothing; ignores the `first` steps."""
+    """Warns once when the fusion, the compensation or its discriminators do nothing; ignores the `first` steps.
+
+    Of a term of `MARGINS` that trained nothing it tells once.
+    """
 
     def __init__(self, first: int = 0) -> None:
         self._first = first
@@ -93,6 +99,13 @@ class HealthMonitor:
         self._seen.append(record)
         if len(self._seen) < WINDOW:
             return
+        for term, equation in MARGINS.items():
+            if term not in self._warned and all(values.get(term) == 0 for values in self._seen):
+                self._warned.add(term)
+                logger.info(
+                    "step %d: %s, %s, has been 0 for %d steps: its margins are met, so it trains nothing now",
+                    int(record["step"]), term, equation, WINDOW,
+                )  # fmt: skip
         mean = {k: sum(values.get(k, 0.0) for values in self._seen) / WINDOW for k in NAMES if k in record}
         for part, fault in _find_faults(mean):
             if part not in self._warned:

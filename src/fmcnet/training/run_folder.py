@@ -51,19 +51,29 @@ def check_folder(run: Path, config: Config, resume: bool) -> None:
                 f"--out{hint}"
             )
         stored_values, stored_config = _read_stored_config(config_file)
-        old, new = (_flatten(tree.model_dump(mode="json")) for tree in (stored_config, config))
-        changed = [key for key in old if old[key] != new[key] and key not in MAY_CHANGE]
+        changed = changed_settings(stored_config, config)
         if missing := [key for key in changed if key not in stored_values]:
             raise _damaged_error(config_file, f"does not hold {', '.join(missing[:5])}")
         if changed:
-            differences = "; ".join(f"{key}: {old[key]} there, {new[key]} now" for key in changed[:5])
+            differences = "; ".join(f"{key}: {change}" for key, change in changed.items())
             raise CheckpointError(
-                f"{run} was started with other settings ({differences}): leave them as there, or give another --out"
+                f"{run} was started with other settings ({differences:.400}): leave them as there, or give another "
+                "--out"
             )
     elif resume and (run / "checkpoints").exists():
         raise _damaged_error(config_file, "is a folder" if config_file.is_dir() else "is missing")
     elif run.exists() and (not run.is_dir() or set(run.iterdir()) - {run / ".lock", *left_in(run)}):
         raise DataError(f"{run} exists and is not an fmcnet run: give a new or empty folder as --out")
+
+
+def changed_settings(before: Config, now: Config) -> dict[str, str]:
+    """The settings that a resume may not change (not `MAY_CHANGE`) and that differ: "OLD there, NEW now" by name."""
+    old, new = (_flatten(config.model_dump(mode="json")) for config in (before, now))
+    return {
+        key: f"{old[key]} there, {new[key]} now"
+        for key in old
+        if old[key] != new[key] and key not in MAY_CHANGE
+    }
 
 
 def _read_stored_config(config_file: Path) -> tuple[dict[str, Any], Config]:
@@ -92,8 +102,8 @@ def _is_config(config_file: Path) -> bool:
 
 def _damaged_error(path: Path, problem: str) -> CheckpointError:
     return CheckpointError(
-        f"{path} {problem}: write it again with the settings of this training (fmcnet config NAME key=value > FILE), "
-        "or give another --out"
+        f"{path} {problem}: write it again with the settings of this training (fmcnet config NAME key=value > FILE; "
+        "each checkpoint's model.json has them), or give another --out"
     )
 
 

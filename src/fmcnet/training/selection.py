@@ -82,10 +82,11 @@ class ModelSelection:
             )
         split = "test" if self.select == "test" else "val"
         rows = table.select(split=split)
-        if not all(len(rows.select(modality=modality)) for modality in Modality):
+        seen = [{*rows.select(modality=modality).pid.tolist()} for modality in Modality]
+        if (both := len(set.intersection(*seen))) < 2:  # of one every order is right
             raise DataError(
-                f"validation needs '{split}' identities seen in both modalities, and {table.origin} has none: set "
-                "training.validate_every=0 and training.select=last, or data.val_share above 0"
+                f"validation needs two '{split}' identities, each seen in both modalities, and {table.origin} has "
+                f"{both or 'none'}: set training.validate_every=0 and training.select=last, or data.val_share above 0"
             )
         if len(rows) < ctx.world:
             raise DataError(f"{len(rows)} '{split}' images cannot be shared by {ctx.world} processes")
@@ -182,7 +183,12 @@ def estimate_statistics(model: FMCNet, load: Callable[[], Iterable[TrainingBatch
         model: in evaluation mode; everything else stays as it is.
         load: gives the same batches of images without augmentation at each call.
         world: number of processes; the statistics are over all of them (each process must call).
+
+    Raises:
+        ValueError: when the model is in training mode, whose features depend on the batch.
     """
+    if model.training:
+        raise ValueError("statistics are of a model in evaluation mode: call model.eval() before")
     norms = feature_norms(model)
     if norms:
         norm_moments = {(norm, modality): Moments(norm.dim) for norm in norms for modality in Modality}

@@ -128,10 +128,12 @@ def export(
         pixels, modality, table, remark = _comparison_images(
             encoder, data if data is not None else calibrate, progress
         )
+        learnt_from: list[str] = []
         names, folders = ["ONNX Runtime, fp32"], [_float_graphs(encoder, scratch / "fp32")]
         if int8:
             assert calibrate is not None
-            range_images = _range_images(encoder, calibrate, images, progress)
+            range_images, origin = _range_images(encoder, calibrate, images, table, progress)
+            learnt_from.append(origin)
             names += [f"ONNX Runtime, int8 {scheme}" for scheme in SCHEMES]
             folders += [
                 _int8_graphs(folders[0], scratch / scheme, range_images, scheme) for scheme in SCHEMES
@@ -144,6 +146,7 @@ def export(
         )
         remarks = [
             remark,
+            *learnt_from,
             f"{torch.get_num_threads()} threads; speed: the forward pass, visible, median of 3 rounds",
         ]
         chosen_form, refusal = _choose_form(compared, int8, force, remarks)
@@ -217,18 +220,24 @@ def _comparison_images(
 
 
 def _range_images(
-    encoder: Encoder, calibrate: str | Path, count: int, progress: bool | None
-) -> dict[Modality, NDArray[np.uint8]]:
+    encoder: Encoder, calibrate: str | Path, count: int, scored: Table | None, progress: bool | None
+) -> tuple[dict[Modality, NDArray[np.uint8]], str]:
+    """Images to learn ranges from, and a description; it tells of those that are `scored`, too."""
     table = encoder.read_dataset(calibrate)
     train = table.select(split="train")
     table = train if len(train) else table
     table = table.take(choose(table.modality, max(2, count)))
+    counts = " and ".join(f"{len(table.select(modality=modality))} {modality}" for modality in Modality)
+    learnt_from = f"int8 ranges: of {counts} images{' of split train' * bool(len(train))} of {table.origin}"
+    same = {*table.full_paths()} & {*(scored.full_paths() if scored is not None else ())}
+    if same:
+        learnt_from += f"; {len(same)} of them are among those scored here"
     images = encoder.cached_images(table, progress)
     by_modality = {modality: images[np.flatnonzero(table.modality == modality.code)] for modality in Modality}
     for modality, modality_images in by_modality.items():
         if not len(modality_images):
             raise DataError(f"{calibrate} has no {modality} image to learn int8 ranges from")
-    return by_modality
+    return by_modality, learnt_from
 
 
 def _copy_calibration(sources: Sequence[Path], folder: Path, digest: str) -> None:
