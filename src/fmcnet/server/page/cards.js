@@ -94,7 +94,8 @@ export async function show(entry, image, name, trials = 5) {
     image.alt = `${name}: ${entry.modality}, camera ${entry.camera ?? "unknown"}, ${when(entry.time)}`;
     image.hidden = false;
     image.nextElementSibling.hidden = true;
-  } catch (error) { // 503: busy, it asks to come back; else there is none of this entry
+  } catch (error) { // 503: busy, it asks to come back; 404: there is none of this entry
+    if (error.status === 404) image.nextElementSibling.textContent = error.what;
     if (error.status !== 503 || trials === 1) return;
     await new Promise((resolve) => setTimeout(resolve, 500));
     await show(entry, image, name, trials - 1);

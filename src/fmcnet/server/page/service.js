@@ -9,6 +9,7 @@ class Refused extends Error {
   constructor(status, error) {
     super(error.do ? `${error.what} (${error.where}): ${error.do}.` : error.what);
     this.status = status;
+    this.what = error.what;
   }
 }
 
