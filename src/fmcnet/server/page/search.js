@@ -3,7 +3,7 @@
 import { instant } from "./cards.js";
 import { askForModality, imagesOf, watchModality } from "./images.js";
 import { CropList, listOf, showList } from "./list.js";
-import { $, call, count, isPhone, make, say, state, toAnswer } from "./service.js";
+import { $, call, count, isolated, isPhone, make, say, state, toAnswer } from "./service.js";
 
 const MOST_HITS = 120;
 
@@ -28,7 +28,7 @@ function drawPreviews() {
   box.querySelectorAll("img").forEach((image) => URL.revokeObjectURL(image.src));
   box.replaceChildren(
     ...files.map((file, at) => {
-      const image = make("img", { src: URL.createObjectURL(file), alt: `Query image ${at + 1}: ${file.name || "pasted"}` });
+      const image = make("img", { src: URL.createObjectURL(file), alt: `Query image ${at + 1}: ${isolated(file.name || "pasted")}` });
       const away = make("button", { type: "button", textContent: "×" });
       away.setAttribute("aria-label", `Take query image ${at + 1} away`);
       away.addEventListener("click", () => {

@@ -45,6 +45,9 @@ export const isPhone = () => matchMedia("(max-width: 800px)").matches;
 
 export const count = (n, one, many = `${one}s`) => `${n.toLocaleString()} ${n === 1 ? one : many}`;
 
+/** A name within a sentence: one of right-to-left letters looks as on a card, and does not reorder the numbers beside it. */
+export const isolated = (name) => `\u2066${name.replace(/[\u2066-\u2069]/g, "")}\u2069`;
+
 /** An element with text and properties. */
 export function make(tag, properties = {}, ...children) {
   const element = Object.assign(document.createElement(tag), properties);
