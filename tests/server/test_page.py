@@ -20,6 +20,7 @@ FLAGS = [
 SHOTS = os.environ.get("FMCNET_SCREENSHOTS")
 """A folder: screenshots of the page are left there."""
 PATIENCE_MS = 300_000
+NOT_ASCII = "A key has only ASCII letters, digits and signs. Copy it again, without hidden characters."
 
 playwright = pytest.importorskip("playwright.sync_api", reason="pip install fmcnet[browser]")
 expect = playwright.expect
@@ -397,6 +398,8 @@ def test_keys_that_are_wrong_or_may_only_add(browser, tmp_path_factory):
         expect(about).to_have_text("An API key is needed.")
         for secret, said, views in (
             ("wrong", "This API key is not known.", None),
+            ("schl\u00fcssel-\u043a\u043b\u044e\u0447", NOT_ASCII, None),
+            (f"{SECRETS['read']}\u200b", NOT_ASCII, None),
             (SECRETS["read"], f"0 crops to search. Key: {isolated('read')}.", ["Search", "Browse"]),
             (SECRETS["write"], "This key may add crops only. A search needs the scope read.", ["Add"]),
             (SECRETS["admin"], f"0 crops to search. Key: {isolated('admin')}.", ["Search", "Browse", "Add"]),
@@ -480,6 +483,31 @@ def test_bad_files_and_a_service_that_is_gone_are_told(browser, address):
     page.locator("#go").click()
     expect(page.locator("#status.bad")).to_contain_text("does not answer")
     page.context.close()
+
+
+def test_a_file_that_is_gone_or_changed_is_named_and_the_others_are_added(browser, address, tmp_path):
+    """The request failed, and the page said that the service does not answer."""
+    gone, changed, whole = (tmp_path / f"{name}.png" for name in ("gone", "changed", "whole"))
+    for seed, path in enumerate((gone, changed, whole)):
+        path.write_bytes(png(700 + seed, (64, 128)))
+    page, _ = opened(browser, address, 800, 600)
+    page.locator("#file").set_input_files(gone)
+    choose(page, "ask", "visible")
+    page.locator("nav a", has_text="Add").click()
+    page.locator("#add-file").set_input_files([changed, whole])
+    choose(page, "add", "visible")
+    page.locator("#add-track").fill("gone")
+    gone.unlink()
+    changed.write_bytes(b"other")
+    page.locator("#add-go").click()
+    expect(page.locator("#status")).to_have_text("1 crop added, 1 not added.")
+    why = "cannot be read. It was changed or removed after you chose it. Choose it again."
+    expect(page.locator("#add-files li").first).to_contain_text(f"{isolated('changed.png')} {why}")
+    page.locator("nav a", has_text="Search").click()
+    page.locator("#go").click()
+    expect(page.locator("#status.bad")).to_have_text(f"{isolated('gone.png')} {why}")
+    page.context.close()
+    httpx.delete(f"{address}/v1/entries", params={"track": "gone", "expect": 1}).raise_for_status()
 
 
 def test_an_answer_is_of_what_was_asked_and_stays_in_its_view(browser, address):

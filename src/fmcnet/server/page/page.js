@@ -62,9 +62,15 @@ document.addEventListener("changed", () => {
 });
 $("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
-  state.key = $("key").value.trim();
+  const key = $("key").value.trim();
   $("key").value = "";
-  connect();
+  if (/^[ -~]*$/.test(key)) { // no other can be sent
+    state.key = key;
+    connect();
+    return;
+  }
+  $("about").textContent = "A key has only ASCII letters, digits and signs. Copy it again, without hidden characters.";
+  $("about").classList.add("bad");
 });
 $("key-change").addEventListener("click", askForKey);
 
