@@ -52,7 +52,7 @@ WRITERS = {
     ),
     "embed.npz": embed,
     "cache.npy": lambda path, _: write_cache(path, (1, 2, 2, 3), {}, [np.zeros((2, 2, 3), np.uint8)]),
-    "who.html": lambda path, _: write_page(path, Answer((), (), True, None, 1, 0, None, {}), [], {}),
+    "who.html": lambda path, _: write_page(path, Answer((), (), True, None, 1, 0, None, {}), [], {}, {}),
     "crops": lambda path, _: KeptThumbnails(path, "people.gallery").keep("a.jpg", b"jpeg"),
 }
 

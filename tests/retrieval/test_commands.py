@@ -950,3 +950,19 @@ def test_the_working_folder_is_a_gallery_too(crops, tmp_path, monkeypatch):
     monkeypatch.chdir(empty)
     assert as_json("index", ".", crops, *RULES[:2], "--model", model)["added"] == 4
     assert audit_path(".") == tmp_path / "empty.audit.jsonl"
+
+
+def test_the_page_shows_no_file_that_has_changed_since_it_was_indexed(crops):
+    """It may be of another person."""
+    run("index", "g", crops, *RULES)
+    image(*BLUE).save(crops / "gate1/1_0900.png")
+    touched = crops / "gate2/1_1000.png"
+    touched.write_bytes(touched.read_bytes())  # another state, the same content
+    asked = ("search", "g", "night.png", "--modality", "ir", "--html", "who.html")
+    run(*asked)
+    page = Path("who.html").read_text(encoding="utf-8")
+    assert page.count("the file has changed since it was indexed") == 1
+    assert page.count("data:image/jpeg") == 4  # the query and three hits
+    run("index", "g", crops, *RULES, "--existing", "update")
+    run(*asked)
+    assert Path("who.html").read_text(encoding="utf-8").count("data:image/jpeg") == 5

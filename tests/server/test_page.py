@@ -20,6 +20,7 @@ FLAGS = [
 SHOTS = os.environ.get("FMCNET_SCREENSHOTS")
 """A folder: screenshots of the page are left there."""
 PATIENCE_MS = 300_000
+NOT_ASCII = "A key has only ASCII letters, digits and signs. Copy it again, without hidden characters."
 
 playwright = pytest.importorskip("playwright.sync_api", reason="pip install fmcnet[browser]")
 expect = playwright.expect
@@ -96,6 +97,10 @@ def opened(browser, address, width, height):
     page.goto(address)
     expect(page.locator("#about")).to_contain_text("to search")
     return page, wrong
+
+
+def isolated(name):
+    return f"\u2066{name}\u2069"
 
 
 def shot(page, name):
@@ -269,7 +274,9 @@ def test_browse_by_camera_and_day_then_remove_several_and_a_track(browser, addre
     roof.locator("summary").click()
     assert roof.locator("button").all_inner_texts() == ["1 May 2026\n5"]
     roof.locator("button").click()
-    expect(page.locator("#status")).to_have_text("1 May 2026, roof: 5 crops, in the order of their adding.")
+    expect(page.locator("#status")).to_have_text(
+        f"1 May 2026, {isolated('roof')}: 5 crops, in the order of their adding."
+    )
     assert hits(page) == [f"extra-{seed}" for seed in (0, 2, 4, 6, 8)]
     shot(page, "desktop-browse")
 
@@ -293,7 +300,8 @@ def test_browse_by_camera_and_day_then_remove_several_and_a_track(browser, addre
     page.locator("#track-remove").click()
     expect(page.locator("#remove-title")).to_have_text("Remove 8 crops?")
     expect(page.locator("#remove-note")).to_have_text(
-        "These are all crops of track long walk. Cameras: cellar, roof. 2 days."
+        f"These are all crops of track {isolated('long walk')}. Cameras: {isolated('cellar')}, {isolated('roof')}. "
+        "2 days."
     )
     shot(page, "desktop-remove-track")
     page.locator("#remove-yes").click()
@@ -302,6 +310,34 @@ def test_browse_by_camera_and_day_then_remove_several_and_a_track(browser, addre
     assert left_of(address) == []
     assert wrong == []
     page.context.close()
+
+
+def test_right_to_left_names_do_not_reorder_the_numbers_beside_them(browser, tmp_path):
+    """Before, 12 crops of the camera were shown as 12 :7 and its name."""
+    camera, track, name = (
+        "\u05e9\u05e2\u05e8 7",
+        "\u05de\u05e1\u05dc\u05d5\u05dc 9",
+        "\u05d0\u05d3\u05dd 3.png",
+    )
+    with started(tmp_path) as (_, address):
+        until_it_answers(address)
+        sent = {"modality": "visible", "id": ["a", "b"], "camera": camera, "track": track, "source": name}
+        crops = [("images", ("a.png", png(seed, (64, 128)))) for seed in range(2)]
+        httpx.post(f"{address}/v1/entries", files=crops, data=sent, timeout=300).raise_for_status()
+        page, _ = opened(browser, address, 1280, 900)
+        page.locator("nav a", has_text="Browse").click()
+        page.locator("#days button", has_text="All crops").click()
+        page.locator("#hits .track").first.click()
+        expect(page.locator("#track-title")).to_have_text(f"Track {isolated(track)}")
+        expect(page.locator("#track-about")).to_have_text(f"2 crops by time. Camera: {isolated(camera)}.")
+        page.locator("#track-remove").click()
+        expect(page.locator("#remove-note")).to_contain_text(
+            f"all crops of track {isolated(track)}. Camera: {isolated(camera)}. 1 day."
+        )
+        facts = f"{isolated(name)}, camera {isolated(camera)}, time unknown"
+        expect(page.locator("#remove-what li > span").first).to_have_text(facts)
+        shot(page, "right-to-left")
+        page.context.close()
 
 
 def test_what_changed_after_the_count_is_not_removed(browser, address, crowd):
@@ -362,9 +398,11 @@ def test_keys_that_are_wrong_or_may_only_add(browser, tmp_path_factory):
         expect(about).to_have_text("An API key is needed.")
         for secret, said, views in (
             ("wrong", "This API key is not known.", None),
-            (SECRETS["read"], "0 crops to search. Key: read.", ["Search", "Browse"]),
+            ("schl\u00fcssel-\u043a\u043b\u044e\u0447", NOT_ASCII, None),
+            (f"{SECRETS['read']}\u200b", NOT_ASCII, None),
+            (SECRETS["read"], f"0 crops to search. Key: {isolated('read')}.", ["Search", "Browse"]),
             (SECRETS["write"], "This key may add crops only. A search needs the scope read.", ["Add"]),
-            (SECRETS["admin"], "0 crops to search. Key: admin.", ["Search", "Browse", "Add"]),
+            (SECRETS["admin"], f"0 crops to search. Key: {isolated('admin')}.", ["Search", "Browse", "Add"]),
         ):
             if page.locator("#key-change").is_visible():
                 page.locator("#key-change").click()
@@ -445,6 +483,31 @@ def test_bad_files_and_a_service_that_is_gone_are_told(browser, address):
     page.locator("#go").click()
     expect(page.locator("#status.bad")).to_contain_text("does not answer")
     page.context.close()
+
+
+def test_a_file_that_is_gone_or_changed_is_named_and_the_others_are_added(browser, address, tmp_path):
+    """The request failed, and the page said that the service does not answer."""
+    gone, changed, whole = (tmp_path / f"{name}.png" for name in ("gone", "changed", "whole"))
+    for seed, path in enumerate((gone, changed, whole)):
+        path.write_bytes(png(700 + seed, (64, 128)))
+    page, _ = opened(browser, address, 800, 600)
+    page.locator("#file").set_input_files(gone)
+    choose(page, "ask", "visible")
+    page.locator("nav a", has_text="Add").click()
+    page.locator("#add-file").set_input_files([changed, whole])
+    choose(page, "add", "visible")
+    page.locator("#add-track").fill("gone")
+    gone.unlink()
+    changed.write_bytes(b"other")
+    page.locator("#add-go").click()
+    expect(page.locator("#status")).to_have_text("1 crop added, 1 not added.")
+    why = "cannot be read. It was changed or removed after you chose it. Choose it again."
+    expect(page.locator("#add-files li").first).to_contain_text(f"{isolated('changed.png')} {why}")
+    page.locator("nav a", has_text="Search").click()
+    page.locator("#go").click()
+    expect(page.locator("#status.bad")).to_have_text(f"{isolated('gone.png')} {why}")
+    page.context.close()
+    httpx.delete(f"{address}/v1/entries", params={"track": "gone", "expect": 1}).raise_for_status()
 
 
 def test_an_answer_is_of_what_was_asked_and_stays_in_its_view(browser, address):

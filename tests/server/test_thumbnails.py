@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import re
@@ -16,6 +17,7 @@ from PIL import Image, features
 from fmcnet.errors import FmcnetError
 from fmcnet.inference.image_input import make_thumbnail
 from fmcnet.retrieval import Gallery, Where
+from fmcnet.retrieval.file_records import FileRecord
 from fmcnet.server.limits import Limits
 from fmcnet.server.thumbnails import KeptThumbnails, SourceFolder, thumbnail_name
 from fmcnet.server.uploads import UploadError, decode
@@ -80,6 +82,20 @@ def test_the_route_shows_sources(tree, tmp_path):
         assert (shown.format, shown.size) == ("JPEG", (24, 48))
         for other in ("crop-2", "crop-3"):
             assert one.client.get(f"/v1/images/{other}").status_code == 404
+
+
+def test_a_source_that_has_changed_since_it_was_indexed_is_not_shown(tree, tmp_path):
+    """It may be of another person."""
+    place = tree / "cam1" / "a.png"
+    with running(tmp_path, sources=tree) as one:
+        one.add(1, source=str(place))
+        record = FileRecord(str(place), str(tree), "of another copy", hashlib.sha256(png(1)).hexdigest())
+        one.service.gallery.files.put({"crop-1": record})
+        assert one.client.get("/v1/images/crop-1").status_code == 200
+        place.write_bytes(png(2))
+        reply = one.client.get("/v1/images/crop-1")
+        assert reply.status_code == 404
+        assert reply.json()["error"]["what"] == "the file has changed since it was indexed"
 
 
 def test_a_source_that_is_slow_to_decode_holds_nobody(tree, tmp_path):

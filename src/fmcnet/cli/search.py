@@ -100,7 +100,8 @@ def search(
             answer = replace(answer, notes=(*answer.notes, ignored_line(tuple(ignored))))
         if html is not None:
             thumbnails = {hit.id: opened.thumbnail(hit.id) for hit in answer.hits}
-            write_page(html, answer, paths, thumbnails, parse_timezone(timezone))
+            records = {} if opened.files is None else opened.files.of(thumbnails)
+            write_page(html, answer, paths, thumbnails, records, parse_timezone(timezone))
     if json_:
         console.print_json({"gallery": gallery, **answer.to_dict()})
         return

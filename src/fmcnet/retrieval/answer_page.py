@@ -11,10 +11,11 @@ from pathlib import Path
 from string import Template
 
 from fmcnet.errors import DataError
-from fmcnet.files import private_mode, write_atomically
+from fmcnet.files import file_digest, private_mode, write_atomically
 from fmcnet.inference.image_input import make_thumbnail
 from fmcnet.names import printable
 from fmcnet.retrieval.answer import Answer
+from fmcnet.retrieval.file_records import CHANGED, FileRecord
 from fmcnet.retrieval.records import Hit
 from fmcnet.times import shown_time
 
@@ -24,6 +25,7 @@ def write_page(
     answer: Answer,
     query: Sequence[str | Path],
     thumbnails: Mapping[str, bytes | None],
+    records: Mapping[str, FileRecord],
     zone: tzinfo = timezone.utc,
 ) -> Path:
     """Write the page atomically: one file, which loads nothing from elsewhere.
@@ -34,6 +36,7 @@ def write_page(
         query: paths of the query's images.
         thumbnails: `Gallery.thumbnail` of each hit, by id. Where it is None, one is made of the hit's source; where
             that cannot be read, a placeholder stands.
+        records: of the hits' files, by id. A source that differs from its record is not shown.
         zone: of the times shown.
     """
     notes = list(answer.notes)
@@ -53,7 +56,7 @@ def write_page(
         notes="".join(f'<p class="soft">{escape(note)}</p>' for note in notes),
         no_match=no_match,
         cards="".join(
-            _card(rank, hit, size, thumbnails.get(hit.id), zone)
+            _card(rank, hit, size, thumbnails.get(hit.id), records.get(hit.id), zone)
             for rank, (hit, size) in enumerate(answer.ranking, 1)
         ),
     )
@@ -64,7 +67,9 @@ def write_page(
     )
 
 
-def _card(rank: int, hit: Hit, size: int, thumbnail: bytes | None, zone: tzinfo) -> str:
+def _card(
+    rank: int, hit: Hit, size: int, thumbnail: bytes | None, record: FileRecord | None, zone: tzinfo
+) -> str:
     probability = "" if hit.probability is None else f"{hit.probability:.1%}"
     score = hit.similarity if hit.probability is None else hit.probability
     facts = [
@@ -78,17 +83,25 @@ def _card(rank: int, hit: Hit, size: int, thumbnail: bytes | None, zone: tzinfo)
     ]
     lines = "".join(f'<p class="soft">{escape(printable(fact))}</p>' for fact in facts if fact)
     return (
-        f'<li>{_frame(hit.source, f"rank {rank}", thumbnail)}<div class="facts"><b>{rank}. {probability}</b>'
+        f'<li>{_frame(hit.source, f"rank {rank}", thumbnail, record)}<div class="facts"><b>{rank}. {probability}</b>'
         f'<div class="meter"><i style="width:{100 * min(max(score, 0.0), 1.0):.1f}%"></i></div>{lines}</div></li>'
     )
 
 
-def _frame(source: str | None, name: str, thumbnail: bytes | None = None) -> str:
-    """HTML of the gallery's thumbnail, else one of the source, else a placeholder."""
+def _frame(
+    source: str | None, name: str, thumbnail: bytes | None = None, record: FileRecord | None = None
+) -> str:
+    """HTML of the gallery's thumbnail, else one of the source as it was indexed, else a placeholder."""
+    missing = "image not at hand"
     if thumbnail is None and source is not None:
-        with contextlib.suppress(DataError):
-            thumbnail = make_thumbnail(source)
-    content = "<span>image not at hand</span>"
+        with contextlib.suppress(DataError, OSError):
+            made = make_thumbnail(source)
+            # The digest is read last, so that a file that changes meanwhile is not shown.
+            if record is None or file_digest(Path(source)) == record.digest:
+                thumbnail = made
+            else:
+                missing = CHANGED
+    content = f"<span>{missing}</span>"
     if thumbnail:
         data = base64.b64encode(thumbnail).decode("ascii")
         content = f'<img alt="{escape(name)}" src="data:image/jpeg;base64,{data}">'

@@ -27,6 +27,8 @@ from fmcnet.retrieval.sqlite_database import (
 
 NO_FILES = f"(SELECT NULL seq, NULL path, NULL root, NULL state, NULL digest, NULL crc LIMIT 0) AS {FILES}"
 """Stands for the table in a gallery of 0.1.0."""
+CHANGED = "the file has changed since it was indexed"
+"""Why its picture is not shown: it may be of another person than the entry."""
 IS_DIGEST = f"digest IN (?1, substr(?1, 1, {DIGEST_BYTES}))"
 """Finds a row of `REMOVED`, also without its checksum."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import threading
 from collections.abc import Callable, Coroutine, Sequence
@@ -21,6 +22,7 @@ from fmcnet.errors import FmcnetError, GalleryReplacedError
 from fmcnet.inference.projection import l2_normalize
 from fmcnet.names import printable
 from fmcnet.retrieval import Gallery, Searcher
+from fmcnet.retrieval.file_records import CHANGED
 from fmcnet.retrieval.records import Stored
 from fmcnet.server.audit import AuditLog
 from fmcnet.server.batching import Batcher
@@ -238,7 +240,7 @@ class Service:
         """What the page may show of an entry: the kept thumbnail, the gallery's own, or one made of its source.
 
         Raises:
-            ApiError: 503, when sources cannot be decoded now.
+            ApiError: 503, when sources cannot be decoded now; 404, when the source has changed.
         """
         entry, embedding = stored
         kept, sources, path = self.kept, self.sources, entry.source
@@ -249,6 +251,8 @@ class Service:
             return thumbnail
         if sources is None or path is None or (source := await self.work(lambda: sources.read(path))) is None:
             return None
+        if not await self.work(lambda: self._is_indexed(entry.id, source)):
+            raise ApiError(404, CHANGED, "entry_id", "index it again with --existing update")
         try:
             value_range = await self.work(lambda: self.searcher.resolve_range())
             upload = Upload("the source", source, value_range, keep=True)
@@ -258,6 +262,11 @@ class Service:
                 raise
             return None  # no image, or one that may not be uploaded either
         return decoded[0].thumbnail
+
+    def _is_indexed(self, entry_id: str, content: bytes) -> bool:
+        """Whether this is the content of the file that was indexed; also True without a record of it."""
+        records = {} if self.gallery.files is None else self.gallery.files.of([entry_id])
+        return entry_id not in records or records[entry_id].digest == hashlib.sha256(content).hexdigest()
 
     async def work(self, do: Callable[[], _Result]) -> _Result:
         """Run what blocks (gallery, disk) in a thread; again where the gallery was replaced."""

@@ -1,7 +1,7 @@
 // Add: crops that are dropped go into the gallery, one request each, each with its own result.
 
 import { instant } from "./cards.js";
-import { askForModality, imagesOf, watchModality } from "./images.js";
+import { askForModality, contentOf, imagesOf, sentName, watchModality } from "./images.js";
 import { showList } from "./list.js";
 import { $, call, count, make, say, toAnswer } from "./service.js";
 
@@ -25,7 +25,7 @@ function take(given) {
   for (const file of images) {
     const shown = URL.createObjectURL(file);
     const item = make("li", {}, make("img", { src: shown, alt: "", loading: "lazy", decoding: "async" }),
-      make("span", { className: "name", textContent: nameOf(file) }), make("span"));
+      make("span", { className: "name", textContent: sentName(file) }), make("span"));
     $("add-files").append(item);
     queue.push({ file, shown, item, state: "waiting", said: "not added yet" });
   }
@@ -45,12 +45,10 @@ function draw() {
   }
 }
 
-const nameOf = (file) => file.name || "pasted.png";
-
 /** The same file has the same id, so that it is not there twice. Only https and this machine let pages digest. */
-async function idOf(file) {
+async function idOf(content) {
   const bytes = crypto.subtle
-    ? new Uint8Array(await crypto.subtle.digest("SHA-256", await file.arrayBuffer()))
+    ? new Uint8Array(await crypto.subtle.digest("SHA-256", await content.arrayBuffer()))
     : crypto.getRandomValues(new Uint8Array(16));
   return `upload-${[...bytes.slice(0, 16)].map((byte) => byte.toString(16).padStart(2, "0")).join("")}`;
 }
@@ -66,11 +64,12 @@ function fields() {
 }
 
 async function form(one, shared) {
-  one.id ??= await idOf(one.file);
+  const content = await contentOf(one.file);
+  one.id ??= await idOf(content);
   const data = new FormData();
-  data.append("images", one.file, nameOf(one.file));
+  data.append("images", content, sentName(one.file));
   data.append("id", one.id);
-  data.append("source", `upload:${nameOf(one.file)}`); // no path: another file of that name is never shown for it
+  data.append("source", `upload:${sentName(one.file)}`); // no path: another file of that name is never shown for it
   for (const [name, value] of Object.entries(shared)) data.append(name, value);
   return data;
 }

@@ -1,7 +1,7 @@
 // Browse: what the gallery holds, by camera and day.
 
 import { CropList, showList } from "./list.js";
-import { $, call, count, make, state, toAnswer } from "./service.js";
+import { $, call, count, isolated, make, state, toAnswer } from "./service.js";
 
 const FARTHEST = 100_000;
 const zone = Intl.DateTimeFormat().resolvedOptions().timeZone;
@@ -87,7 +87,7 @@ function choice(label, entries, which, camera) {
   }
   const button = make("button", { type: "button", className: "choice" }, ...parts);
   button.setAttribute("aria-pressed", String(JSON.stringify(which) === chosen));
-  button.addEventListener("click", () => choose(button, which, [label, camera].filter(Boolean).join(", ")));
+  button.addEventListener("click", () => choose(button, which, camera ? `${label}, ${isolated(camera)}` : label));
   return button;
 }
 

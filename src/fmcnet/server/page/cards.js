@@ -1,6 +1,6 @@
 // Cards of crops: thumbnail, how sure, file name, time, camera, track; the rest behind "Details".
 
-import { $, call, state } from "./service.js";
+import { $, call, isolated, state } from "./service.js";
 
 function percent(p) {
   const value = 100 * p;
@@ -26,7 +26,10 @@ export function instant({ value }) {
 }
 
 /** What a person would call this crop. */
-export const nameOf = (entry) => fileName(entry.source) || `the crop of ${when(entry.time)}`;
+export function nameOf(entry) {
+  const name = fileName(entry.source);
+  return name ? isolated(name) : `the crop of ${when(entry.time)}`;
+}
 
 /**
  * One card.
@@ -91,10 +94,11 @@ export async function show(entry, image, name, trials = 5) {
   try {
     const reply = await call(`v1/images/${encodeURIComponent(entry.id)}`);
     image.src = URL.createObjectURL(await reply.blob());
-    image.alt = `${name}: ${entry.modality}, camera ${entry.camera ?? "unknown"}, ${when(entry.time)}`;
+    image.alt = `${name}: ${entry.modality}, camera ${isolated(entry.camera ?? "unknown")}, ${when(entry.time)}`;
     image.hidden = false;
     image.nextElementSibling.hidden = true;
-  } catch (error) { // 503: busy, it asks to come back; else there is none of this entry
+  } catch (error) { // 503: busy, it asks to come back; 404: there is none of this entry
+    if (error.status === 404) image.nextElementSibling.textContent = error.what;
     if (error.status !== 503 || trials === 1) return;
     await new Promise((resolve) => setTimeout(resolve, 500));
     await show(entry, image, name, trials - 1);

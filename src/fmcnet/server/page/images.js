@@ -1,6 +1,6 @@
 // Image files that the visitor drops, pastes or chooses, and whether they have colours.
 
-import { count } from "./service.js";
+import { count, isolated } from "./service.js";
 
 const COLOURED = 4;
 const COLOURLESS = 1.5;
@@ -14,6 +14,18 @@ export function imagesOf(files, most = Infinity) {
   if (others) said.push(`${count(others, "file is", "files are")} left out, being no image.`);
   if (images.length > most) said.push(`${count(images.length - most, "image is", "images are")} left out: at most ${most} at once.`);
   return { images: images.slice(0, most), said: said.join(" ") };
+}
+
+/** The name of a file as it is sent; what was pasted has none. */
+export const sentName = (file) => file.name || "pasted.png";
+
+/** A file's content, read before it is sent: a request that cannot read it fails as if the service did not answer. */
+export async function contentOf(file) {
+  try {
+    return new Blob([await file.arrayBuffer()], { type: file.type });
+  } catch {
+    throw new Error(`${isolated(sentName(file))} cannot be read. It was changed or removed after you chose it. Choose it again.`);
+  }
 }
 
 /**

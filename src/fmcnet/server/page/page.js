@@ -3,7 +3,7 @@
 import { addView } from "./add.js";
 import { browseView } from "./browse.js";
 import { addCamera, searchView } from "./search.js";
-import { $, call, count, say, state } from "./service.js";
+import { $, call, count, isolated, say, state } from "./service.js";
 
 const VIEWS = [searchView, browseView, addView];
 const NEEDS = { search: "read", browse: "read", add: "write" };
@@ -43,7 +43,7 @@ async function connect() {
 function describe({ entries, calibrated, key }) {
   return `${count(entries, "crop")} to search.`
     + (calibrated ? "" : " The model is not calibrated: similarities, no probabilities.")
-    + (key ? ` Key: ${key}.` : "");
+    + (key ? ` Key: ${isolated(key)}.` : "");
 }
 
 function askForKey() {
@@ -62,9 +62,15 @@ document.addEventListener("changed", () => {
 });
 $("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
-  state.key = $("key").value.trim();
+  const key = $("key").value.trim();
   $("key").value = "";
-  connect();
+  if (/^[ -~]*$/.test(key)) { // no other can be sent
+    state.key = key;
+    connect();
+    return;
+  }
+  $("about").textContent = "A key has only ASCII letters, digits and signs. Copy it again, without hidden characters.";
+  $("about").classList.add("bad");
 });
 $("key-change").addEventListener("click", askForKey);
 

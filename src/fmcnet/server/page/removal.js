@@ -1,7 +1,7 @@
 // Removing crops: counted by the service, confirmed once, for good.
 
 import { nameOf, show, when } from "./cards.js";
-import { $, call, count, make, state } from "./service.js";
+import { $, call, count, isolated, make, state } from "./service.js";
 
 const LONGEST = 12_000;
 const SHOWN = 8;
@@ -24,13 +24,13 @@ export function ofEntries(entries) {
 /** What removes a whole track; `entries` are some of it, to show. */
 export async function ofTrack(track, entries) {
   const { days } = await (await call(`v1/days?${new URLSearchParams({ track, limit: 1000 })}`)).json();
-  const cameras = [...new Set(days.map((one) => one.camera ?? "unknown"))];
+  const cameras = [...new Set(days.map((one) => isolated(one.camera ?? "unknown")))];
   const dates = new Set(days.map((one) => one.day));
   return {
     queries: [new URLSearchParams({ track })],
     entries,
     gone: (entry) => entry.track === track,
-    note: `These are all crops of track ${track}. `
+    note: `These are all crops of track ${isolated(track)}. `
       + `${cameras.length === 1 ? "Camera" : "Cameras"}: ${cameras.join(", ")}. ${count(dates.size, "day")}.`,
   };
 }
@@ -74,7 +74,7 @@ function confirmed(total, entries, note) {
     const image = make("img", { alt: "", hidden: true });
     const frame = make("div", { className: "frame" }, image, make("span", { className: "none", textContent: "no image" }));
     if (state.gallery?.pictures) show(entry, image, nameOf(entry));
-    const facts = `${nameOf(entry)}, camera ${entry.camera ?? "unknown"}, ${when(entry.time)}`;
+    const facts = `${nameOf(entry)}, camera ${isolated(entry.camera ?? "unknown")}, ${when(entry.time)}`;
     return make("li", { title: entry.id }, frame, make("span", { textContent: facts }));
   });
   const more = total - items.length;

@@ -1,9 +1,9 @@
 // Search: the query's images, the filters, the answer.
 
 import { instant } from "./cards.js";
-import { askForModality, imagesOf, watchModality } from "./images.js";
+import { askForModality, contentOf, imagesOf, sentName, watchModality } from "./images.js";
 import { CropList, listOf, showList } from "./list.js";
-import { $, call, count, isPhone, make, say, state, toAnswer } from "./service.js";
+import { $, call, count, isolated, isPhone, make, say, state, toAnswer } from "./service.js";
 
 const MOST_HITS = 120;
 
@@ -28,7 +28,7 @@ function drawPreviews() {
   box.querySelectorAll("img").forEach((image) => URL.revokeObjectURL(image.src));
   box.replaceChildren(
     ...files.map((file, at) => {
-      const image = make("img", { src: URL.createObjectURL(file), alt: `Query image ${at + 1}: ${file.name || "pasted"}` });
+      const image = make("img", { src: URL.createObjectURL(file), alt: `Query image ${at + 1}: ${isolated(file.name || "pasted")}` });
       const away = make("button", { type: "button", textContent: "×" });
       away.setAttribute("aria-label", `Take query image ${at + 1} away`);
       away.addEventListener("click", () => {
@@ -81,9 +81,8 @@ function clearFilters() {
   countFilters();
 }
 
-function question() {
+async function question() {
   const form = new FormData();
-  files.forEach((file) => form.append("images", file, file.name || "pasted.png"));
   form.append("modality", $("ask").elements.modality.value);
   form.append("top", Math.min(MOST_HITS, state.gallery.top_at_most));
   chosenCameras().forEach((name) => form.append("camera", name));
@@ -93,6 +92,7 @@ function question() {
   if ($("entry-modality").value) form.append("entry_modality", $("entry-modality").value);
   if ($("group").value) form.append("group", $("group").value);
   if (Number($("least").value)) form.append("min_probability", Number($("least").value) / 100);
+  for (const file of [...files]) form.append("images", await contentOf(file), sentName(file)); // last: fields may change meanwhile
   return form;
 }
 
@@ -111,14 +111,14 @@ async function search() {
   const asked = { group: $("group").value, least: $("least").value };
   const isShown = () => document.body.dataset.view === searchView.name; // another view keeps its own list
   try {
-    const reply = await call("v1/search", { method: "POST", body: question(), signal: mine.signal });
+    const reply = await call("v1/search", { method: "POST", body: await question(), signal: mine.signal });
     list = answerList(await reply.json(), asked);
     if (!isShown()) return;
     if (isPhone()) $("filters").open = false;
     await showList(list);
     toAnswer();
   } catch (error) {
-    if (error.name === "AbortError") return;
+    if (mine.signal.aborted) return;
     list = new CropList({ said: error.message, bad: true });
     if (isShown()) await showList(list);
   } finally {

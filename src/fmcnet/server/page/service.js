@@ -9,6 +9,7 @@ class Refused extends Error {
   constructor(status, error) {
     super(error.do ? `${error.what} (${error.where}): ${error.do}.` : error.what);
     this.status = status;
+    this.what = error.what;
   }
 }
 
@@ -43,6 +44,9 @@ export function say(text, bad = false) {
 export const isPhone = () => matchMedia("(max-width: 800px)").matches;
 
 export const count = (n, one, many = `${one}s`) => `${n.toLocaleString()} ${n === 1 ? one : many}`;
+
+/** A name within a sentence: one of right-to-left letters looks as on a card, and does not reorder the numbers beside it. */
+export const isolated = (name) => `\u2066${name.replace(/[\u2066-\u2069]/g, "")}\u2069`;
 
 /** An element with text and properties. */
 export function make(tag, properties = {}, ...children) {

@@ -2,7 +2,7 @@
 
 import { card, fill, when } from "./cards.js";
 import { askRemoval, ofEntries, ofTrack } from "./removal.js";
-import { $, call, count, state } from "./service.js";
+import { $, call, count, isolated, state } from "./service.js";
 
 const MOST = 200;
 
@@ -11,7 +11,7 @@ let open = null;
 /** Show a track; removed(gone, said) is called after a removal. */
 export async function openTrack(track, removed) {
   open = { track, removed, entries: [] };
-  $("track-title").textContent = `Track ${track}`;
+  $("track-title").textContent = `Track ${isolated(track)}`;
   $("track-about").textContent = "Looking…";
   fill($("track-hits"), []);
   $("track-remove").hidden = true;
@@ -33,7 +33,7 @@ export async function openTrack(track, removed) {
 
 function describe(total, entries) {
   const times = entries.map((entry) => entry.time).filter(Boolean);
-  const cameras = [...new Set(entries.map((entry) => entry.camera ?? "unknown"))];
+  const cameras = [...new Set(entries.map((entry) => isolated(entry.camera ?? "unknown")))];
   return [
     `${count(total, "crop")} by time${total > entries.length ? `; the first ${entries.length} added are shown` : ""}.`,
     times.length ? `${when(times[0])} to ${when(times.at(-1))}.` : "",
