@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -287,6 +288,16 @@ def test_premultiplied_alpha_has_darkened_the_values_already(tmp_path):
     for kind, expected in ((1, SCENE // 2), (2, SCENE // 4)):
         found = load_image(write_tiff(tmp_path / "x.tif", grey, extra=(kind,), photometric=1))
         assert np.abs(found[..., 0].astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.uint16])
+def test_a_deep_image_takes_little_more_memory_than_its_values_in_float64(dtype):
+    values = np.random.default_rng(0).integers(1000, 30000, (1000, 1000)).astype(dtype)
+    tracemalloc.start()
+    eight_bits(values)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2.6 * 8 * values.size
 
 
 def test_bits_in_reverse_order_are_refused_where_pillow_does_not_turn_them(tmp_path):

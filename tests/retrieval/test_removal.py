@@ -276,6 +276,8 @@ def test_expire_counts_without_removing_and_takes_durations(tmp_path, monkeypatc
 def test_a_filter_of_what_is_no_text_is_refused(name, value):
     with pytest.raises(GalleryError, match=rf"Where\({name}=...\): .* is no text: give texts, as '1'"):
         Where(**{name: [value]})
+    with pytest.raises(GalleryError, match=rf"Where\({name}=...\): '' names nothing: leave it out"):
+        Where(**{name: ["gate", ""]})  # of an environment variable that is not set
 
 
 @pytest.mark.parametrize("value", [5.0, 5, "gate", object(), [["gate"]]])

@@ -60,7 +60,7 @@ def test_the_prior_can_be_given(searcher):
     assert searcher.search(image(*RED), "ir", prior=0.5).prior == 0.5
 
 
-def test_the_prior_of_tracks_is_that_of_so_many_tracks(tmp_path):
+def test_the_prior_of_tracks_is_that_of_so_many_tracks(tmp_path, monkeypatch):
     """A track is one result: with 1 / (entries + 1), a sure one of 40 images was called improbable."""
     with Gallery(tmp_path / "g") as gallery:
         searcher = Searcher(encoder(tmp_path, ALL), gallery)
@@ -78,6 +78,10 @@ def test_the_prior_of_tracks_is_that_of_so_many_tracks(tmp_path):
         assert searcher.search(image(*RED), "ir", group="track", prior=0.5).prior == 0.5
         gallery.remove(Where(tracks=["b"]))
         assert searcher.search(image(*RED), "ir", group="track").prior == pytest.approx(1 / 4)
+        monkeypatch.setattr(Gallery, "files", None)  # as of a cluster
+        for prior, told in ((None, 1), (0.5, 0)):
+            notes = searcher.search(image(*RED), "ir", group="track", prior=prior).notes
+            assert sum("a cluster does not count its tracks" in note for note in notes) == told
 
 
 def test_conditions_narrow_what_is_compared_and_the_prior(searcher):

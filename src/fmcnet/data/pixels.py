@@ -177,10 +177,12 @@ def eight_bits(
         if high - low <= (noise if is_float else max(noise, 3.0)):
             raise ValueError(f"is nearly constant and shows nothing: {span_text}")
         remark = STRETCHED
-    mapped = _to_uint8((floats - low) * (255 / (high - low)))
+    scaled = floats - low
+    scaled *= 255 / (high - low)  # in place, as in `_to_uint8`: a large image takes 200 MB of float64
+    mapped = _to_uint8(scaled)
     if int(mapped.max()) - int(mapped.min()) < FLAT:
         raise ValueError(f"is nearly constant and shows nothing: {span_text}, of a range {low:g}:{high:g}")
-    levels = int(np.count_nonzero(np.bincount(mapped.ravel(), minlength=256)))
+    levels = len(np.unique(mapped))
     if levels <= FEW and len(np.unique(floats)) >= 8 * levels:
         if remark == STRETCHED:
             raise ValueError(
@@ -219,7 +221,9 @@ def eight_bits_of_alpha(values: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def _to_uint8(values: NDArray[np.float64]) -> Pixels:
-    return np.asarray(np.rint(values.clip(0, 255)), np.uint8)
+    """The values rounded, within 0..255; `values` itself changes."""
+    np.rint(values.clip(0, 255, out=values), out=values)
+    return values.astype(np.uint8)
 
 
 COLOURLESS_BELOW, COLOURED_FROM = 1.5, 4.0

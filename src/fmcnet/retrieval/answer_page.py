@@ -97,7 +97,7 @@ def _frame(
         with contextlib.suppress(DataError, OSError):
             made = make_thumbnail(source)
             # The digest is read last, so that a file that changes meanwhile is not shown.
-            if record is None or file_digest(Path(source)) == record.digest:
+            if record is None or record.path != source or file_digest(Path(source)) == record.digest:
                 thumbnail = made
             else:
                 missing = CHANGED

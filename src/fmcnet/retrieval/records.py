@@ -163,6 +163,8 @@ class Where:
             for item in values:
                 if not isinstance(item, str):
                     raise GalleryError(f"Where({name}=...): {item!r} is no text: give texts, as '1'")
+                if not item:
+                    raise GalleryError(f"Where({name}=...): '' names nothing: leave it out")
             object.__setattr__(self, name, frozenset(map(str.__str__, values)))  # an enum's hashes its name
         if not self.tags:  # every entry has all of no tags
             object.__setattr__(self, "tags", None)

@@ -362,6 +362,10 @@ class Searcher:
             *filter_notes(self.gallery, where),
             *answer_notes(scores, candidates, groups, limited, group, where, self.encoder.folder),
         ]
+        if group == "track" and prior is None and calibration is not None and self.gallery.files is None:
+            notes.append(
+                "a cluster does not count its tracks, so the prior is that of its entries: give one of tracks"
+            )
         if not compared:
             reason = "the gallery is empty, or nothing in it passes the filter"
             notes.insert(0, f"there was no entry to compare with: {reason}")

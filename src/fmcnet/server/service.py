@@ -251,7 +251,7 @@ class Service:
             return thumbnail
         if sources is None or path is None or (source := await self.work(lambda: sources.read(path))) is None:
             return None
-        if not await self.work(lambda: self._is_indexed(entry.id, source)):
+        if not await self.work(lambda: self._is_indexed(entry.id, path, source)):
             raise ApiError(404, CHANGED, "entry_id", "index it again with --existing update")
         try:
             value_range = await self.work(lambda: self.searcher.resolve_range())
@@ -263,10 +263,10 @@ class Service:
             return None  # no image, or one that may not be uploaded either
         return decoded[0].thumbnail
 
-    def _is_indexed(self, entry_id: str, content: bytes) -> bool:
-        """Whether this is the content of the file that was indexed; also True without a record of it."""
-        records = {} if self.gallery.files is None else self.gallery.files.of([entry_id])
-        return entry_id not in records or records[entry_id].digest == hashlib.sha256(content).hexdigest()
+    def _is_indexed(self, entry_id: str, path: str, content: bytes) -> bool:
+        """Whether this is the content of the file that was indexed; also True where another file was, or none."""
+        record = None if self.gallery.files is None else self.gallery.files.of([entry_id]).get(entry_id)
+        return record is None or record.path != path or record.digest == hashlib.sha256(content).hexdigest()
 
     async def work(self, do: Callable[[], _Result]) -> _Result:
         """Run what blocks (gallery, disk) in a thread; again where the gallery was replaced."""
