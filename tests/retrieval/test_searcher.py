@@ -422,7 +422,8 @@ def test_an_order_that_mixes_calibrations_is_explained(tmp_path):
 
 def test_a_track_that_is_stored_as_a_decimal_too_is_told(tmp_path):
     with Gallery(tmp_path / "g", model="0123456789abcdef") as gallery:
-        gallery.add(np.ones((3, 4), np.float32), modality="visible", track=["17", "17.0", "18.0"])
+        tracks = ["17", "17.0", "18.0", "007"]
+        gallery.add(np.ones((4, 4), np.float32), modality="visible", track=tracks)
         assert filter_notes(gallery, Where(tracks=["17"])) == (
             "entries of the track '17.0' do not pass the filter, which may be '17', too",
         )
@@ -431,5 +432,8 @@ def test_a_track_that_is_stored_as_a_decimal_too_is_told(tmp_path):
         )
         assert filter_notes(gallery, Where(tracks=["18"])) == (
             "no entry has the track '18': did you mean '18.0'?",
+        )
+        assert filter_notes(gallery, Where(tracks=["7"])) == (
+            "no entry has the track '7': did you mean '007'?",
         )
         assert filter_notes(gallery, Where(tracks=["17", "17.0"])) == ()

@@ -55,9 +55,9 @@ class _Field(NamedTuple):
 
 
 def _whole_number(track: str) -> str:
-    """The key of tracks: numbers stored as decimals, as "17.0", are near "17"."""
+    """The key of tracks: numbers stored as decimals or with leading zeros, as "17.0" and "017", are near "17"."""
     number = FRACTION.sub("", track)
-    return number if number.isdigit() else track
+    return number.lstrip("0") or "0" if number.isdigit() else track
 
 
 FIELDS = (
