@@ -236,18 +236,26 @@ def test_a_form_without_files_is_refused_whatever_its_size(serving):
     )
 
 
+@contextlib.contextmanager
+def read_beside(one):
+    """Another process reads the gallery meanwhile; the service waits for it for 50 ms."""
+    one.service.gallery._store.database.run("PRAGMA busy_timeout=50")
+    with contextlib.closing(sqlite3.connect(one.service.gallery.location + "/gallery.sqlite")) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM rows").fetchall()
+        yield
+
+
 def test_a_removal_beside_a_reader_is_logged_by_id(serving):
-    reader = sqlite3.connect(serving.service.gallery.location + "/gallery.sqlite")
-    reader.execute("BEGIN")
-    reader.execute("SELECT count(*) FROM rows").fetchall()
-    try:
+    with read_beside(serving):
         assert remove(serving, pid=0, expect=4).status_code == 503
-    finally:
-        reader.close()
-    last = serving.log()[-1]
-    assert (last["outcome"], last["removed"]) == ("refused", 4)
-    assert last["ids"] == [f"crop-{seed}" for seed in range(4)]
-    assert here(serving) == [f"crop-{seed}" for seed in range(4, 8)]
+        several = serving.log()[-1]
+        assert serving.client.delete("/v1/entries/crop-4").status_code == 503
+        single = serving.log()[-1]
+    assert (several["outcome"], several["removed"]) == (single["outcome"], 4) == ("refused", 4)
+    assert several["ids"] == [f"crop-{seed}" for seed in range(4)]
+    assert (single["ids"], single["removed"]) == (["crop-4"], 1)
+    assert here(serving) == [f"crop-{seed}" for seed in range(5, 8)]
 
 
 def test_filters_that_no_entry_passes_and_near_spellings_are_told(tmp_path):

@@ -115,19 +115,18 @@ class AuditLog:
 
     @contextlib.contextmanager
     def watch(self, action: str, **facts: Any) -> Iterator[dict[str, Any]]:
-        """Log an action and its outcome. Yields a dictionary for its results; logs a refusal, then raises it."""
-        results: dict[str, Any] = {}
+        """Log an action and its outcome. Yields `facts`, to add its results; logs a refusal, then raises it."""
         try:
-            yield results
+            yield facts
         except asyncio.CancelledError:  # a stop did not wait: the action may have been done
-            self.write(action=action, outcome="cut off", **facts, **results)
+            self.write(action=action, outcome="cut off", **facts)
             raise
         except Exception as error:
             api_error = api_error_of(error)
             refusal = {"status": api_error.status, "reason": api_error.what}
-            self.write(action=action, outcome="refused", **refusal, **facts, **results)
+            self.write(action=action, outcome="refused", **refusal, **facts)
             raise api_error from error
-        self.write(action=action, outcome="done", **facts, **results)
+        self.write(action=action, outcome="done", **facts)
 
     def close(self) -> None:
         """Log what was only counted, and sync the file; may be called again."""
