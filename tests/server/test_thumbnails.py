@@ -188,6 +188,20 @@ def test_crops_of_entries_removed_elsewhere_are_forgotten_at_the_start(tmp_path)
         assert [at.name for at in kept_in(tmp_path)] == [thumbnail_name("crop-2", embedding)]
 
 
+def test_a_sweep_that_fails_is_told_and_tried_again(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("fmcnet.server.service.SWEEP_SECONDS", 0.05)
+    place, away = tmp_path / "people.gallery", tmp_path / "away"
+    with running(tmp_path, keep=True) as one:
+        one.add(1, 2)
+        place.rename(away)
+        wait_for(lambda: "kept thumbnails were not checked: ApiError: the gallery was removed" in caplog.text)
+        away.rename(place)
+        with Gallery(place) as other:
+            other.remove(Where(ids=["crop-1"]))
+        wait_for(lambda: len(kept_in(tmp_path)) == 1)
+        place.rename(away)  # a stop during such a sweep
+
+
 def test_nothing_of_a_files_metadata_is_kept():
     exif = Image.Exif()
     exif[0x010E] = "taken at home"

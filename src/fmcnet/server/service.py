@@ -17,7 +17,7 @@ from prometheus_client.process_collector import ProcessCollector
 from starlette.types import Receive
 
 from fmcnet.data.pixels import RANGE_FIELD, RANGE_UNUSED, Remarks, ValueRange, note_colours
-from fmcnet.errors import FmcnetError, GalleryReplacedError
+from fmcnet.errors import FmcnetError, GalleryReplacedError, one_line
 from fmcnet.inference.projection import l2_normalize
 from fmcnet.names import printable
 from fmcnet.retrieval import Gallery, Searcher
@@ -183,15 +183,15 @@ class Service:
     async def stop(self) -> None:
         """Finish the work, flush the audit log, close the gallery; may be called again."""
         self.ready = False
-        if self._chores is not None:
-            self._chores.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._chores
-        await asyncio.to_thread(self._decoders.stop)
-        await self._batcher.stop()
-        await asyncio.to_thread(self._workers.shutdown)
-        self.audit.close()
-        self.gallery.close()
+        async with contextlib.AsyncExitStack() as stack:  # from the last to the first, each though another fails
+            stack.callback(lambda: self.gallery.close())
+            stack.callback(self.audit.close)
+            stack.push_async_callback(asyncio.to_thread, self._workers.shutdown)
+            stack.push_async_callback(self._batcher.stop)
+            stack.push_async_callback(asyncio.to_thread, self._decoders.stop)
+            if self._chores is not None:
+                self._chores.cancel()
+                await asyncio.wait([self._chores])
 
     async def _do_chores(self) -> None:
         """Every hour remove kept thumbnails whose entries another program removed or replaced."""
@@ -205,8 +205,8 @@ class Service:
                     logger.info(
                         "removed %d kept thumbnails of entries that are gone, or of an earlier version", gone
                     )
-            except (FmcnetError, OSError) as error:
-                logger.warning("kept thumbnails were not checked: %s", error)
+            except Exception as error:  # whatever it is, the next hour tries again
+                logger.warning("kept thumbnails were not checked: %s", one_line(error))
             await asyncio.sleep(SWEEP_SECONDS)
 
     def _entries(self) -> float:
