@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -44,6 +45,8 @@ class AuditLog:
         self.path = path
         self.failed = False
         try:
+            if path.exists() and not path.is_file():  # to open a pipe waits for its reader
+                raise OSError(errno.EINVAL, "it is no regular file")
             path.parent.mkdir(parents=True, exist_ok=True)
             self._append(b"")
         except OSError as error:
@@ -51,7 +54,7 @@ class AuditLog:
                 f"the audit log {path} cannot be written: {error.strerror}; name another file with --audit"
             ) from error
         mode = path.stat().st_mode
-        if path.is_file() and mode & 0o007:  # a group may be the log shipper's
+        if mode & 0o007:  # a group may be the log shipper's
             path.chmod(mode & 0o770)
             logger.warning("%s: everybody could read it, and cannot any more", path)
         self._lock = threading.Lock()
