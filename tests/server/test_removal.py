@@ -184,7 +184,11 @@ def test_ids_that_are_taken_are_found_shown_and_removed(tmp_path):
             path = quote(entry_id, safe="")
             assert client.get(f"/v1/entries/{path}").json()["id"] == entry_id
             assert client.get(f"/v1/images/{path}").status_code == 200
-            assert client.delete(f"/v1/entries/{path}").json() == {"id": entry_id, "removed": 1}
+            assert client.delete(f"/v1/entries/{path}").json() == {
+                "id": entry_id,
+                "removed": 1,
+                "notes": [],
+            }
             assert client.get("/v1/gallery").json()["entries"] == len(GOOD) - at - 1
 
 
@@ -256,6 +260,35 @@ def test_a_removal_beside_a_reader_is_logged_by_id(serving):
     assert several["ids"] == [f"crop-{seed}" for seed in range(4)]
     assert (single["ids"], single["removed"]) == (["crop-4"], 1)
     assert here(serving) == [f"crop-{seed}" for seed in range(5, 8)]
+
+
+def test_kept_thumbnails_that_cannot_be_removed_are_told_and_hold_nothing_up(tmp_path):
+    """Folders stand in their place, which no unlink removes, whoever runs the tests."""
+    with running(tmp_path, keep=True) as one:
+        one.add(*range(4), track="t")
+        kept = [
+            one.service.kept.folder / thumbnail_name(f"crop-{n}", one.service.gallery.embedding(f"crop-{n}"))
+            for n in range(2)
+        ]
+        for path in kept:
+            path.unlink()
+            path.mkdir()
+        assert one.client.get("/v1/images/crop-0").status_code == 404
+        why = "the service's log says why, and it tries again every hour"
+        note = f"1 of the kept thumbnails could not be removed; {why}"
+        told = one.client.delete("/v1/entries/crop-0")
+        assert (told.status_code, told.json()) == (200, {"id": "crop-0", "removed": 1, "notes": [note]})
+        assert (one.log()[-1]["outcome"], one.log()[-1]["removed"]) == ("done", 1)
+        replaced = one.add(5, id="crop-1", on_duplicate="replace", track="t")
+        assert (replaced.status_code, replaced.json()["notes"]) == (201, [note])
+        kept[0].rmdir()
+        new = thumbnail_name("crop-1", one.service.gallery.embedding("crop-1"))
+        (one.service.kept.folder / new).unlink()
+        (one.service.kept.folder / new).mkdir()
+        told = remove(one, track="t", expect=3)
+        assert (told.status_code, told.json()["removed"], told.json()["notes"]) == (200, 3, [note])
+        assert (one.log()[-1]["outcome"], one.log()[-1]["ids"]) == ("done", ["crop-2", "crop-3", "crop-1"])
+        assert {path.name for path in one.service.kept.folder.glob("*.jpg")} == {kept[1].name, new}
 
 
 def test_filters_that_no_entry_passes_and_near_spellings_are_told(tmp_path):

@@ -107,7 +107,12 @@ def test_kept_thumbnails_are_named_by_hashes_of_id_and_embedding(tmp_path):
         assert kept.read(name) == data
     assert kept.read(thumbnail_name("other", one)) is None
     assert kept.read(thumbnail_name("a", other)) is None
-    assert kept.sweep([names[2]]) == len(ids) - 1
+    (kept.folder / names[0]).unlink()
+    (kept.folder / names[0]).mkdir()  # which no unlink removes
+    assert kept.sweep([names[2]]) == len(ids) - 2
+    assert kept.read(names[0]) is None
+    (kept.folder / names[0]).rmdir()
+    assert not list(kept.folder.glob(names[1]))
     assert kept.read(names[2]) == data
     kept.remove([names[2]])
     kept.remove([names[2]])

@@ -183,7 +183,7 @@ class Service:
     async def stop(self) -> None:
         """Finish the work, flush the audit log, close the gallery; may be called again."""
         self.ready = False
-        async with contextlib.AsyncExitStack() as stack:  # from the last to the first, each though another fails
+        async with contextlib.AsyncExitStack() as stack:  # from the last on, each though another fails
             stack.callback(lambda: self.gallery.close())
             stack.callback(self.audit.close)
             stack.push_async_callback(asyncio.to_thread, self._workers.shutdown)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 import stat
@@ -15,6 +16,8 @@ from fmcnet.errors import FmcnetError
 from fmcnet.files import private_mode, remove_left, write_atomically
 from fmcnet.parsing import read_text
 from fmcnet.types import FloatArray
+
+logger = logging.getLogger(__name__)
 
 OWNER = "gallery.txt"
 READING = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
@@ -77,19 +80,28 @@ class KeptThumbnails:
             return (self.folder / name).read_bytes()
         except FileNotFoundError:
             return None
+        except OSError as error:
+            logger.error("a kept thumbnail cannot be read: %s", error)
+            return None
 
-    def remove(self, names: Iterable[str]) -> None:
-        """Remove those of these thumbnails that are kept."""
+    def remove(self, names: Iterable[str]) -> int:
+        """Remove those of these thumbnails that are kept; how many could not be removed, which is logged."""
+        failures = list[OSError]()
         for name in names:
-            (self.folder / name).unlink(missing_ok=True)
+            try:
+                (self.folder / name).unlink(missing_ok=True)
+            except OSError as error:
+                failures.append(error)
+        if failures:
+            logger.error("%d kept thumbnails cannot be removed, the first: %s", len(failures), failures[0])
+        return len(failures)
 
     def sweep(self, names: Iterable[str]) -> int:
         """Remove all thumbnails but these, such as those of entries that another program removed; how many."""
         gone = {path.name for path in self.folder.iterdir() if re.fullmatch(r"[0-9a-f]{64}\.jpg", path.name)}
         if gone:
             gone -= {*names}
-        self.remove(gone)
-        return len(gone)
+        return len(gone) - self.remove(gone)
 
 
 class SourceFolder:
