@@ -262,6 +262,33 @@ def test_a_removal_beside_a_reader_is_logged_by_id(serving):
     assert here(serving) == [f"crop-{seed}" for seed in range(5, 8)]
 
 
+def test_a_replacement_beside_a_reader_is_done_logged_and_kept(serving):
+    """Only the log of the gallery may still hold the old entry, which a note tells."""
+    gallery, kept = serving.service.gallery, serving.service.kept
+    old = thumbnail_name("crop-1", gallery.embedding("crop-1"))
+    with read_beside(serving):
+        told = serving.add(9, 10, id=["crop-1", "new"], on_duplicate="replace", track="t9")
+    assert (told.status_code, told.json()["added"], told.json()["replaced"]) == (201, 1, 1)
+    assert "may hold what was replaced" in told.json()["notes"][0]
+    last = serving.log()[-1]
+    assert (last["outcome"], last["ids"], last["replaced"]) == ("done", ["crop-1", "new"], 1)
+    assert {entry.track for entry in map(gallery.get, ("crop-1", "new"))} == {"t9"}
+    assert kept.read(old) is None
+    for entry_id in ("crop-1", "new"):
+        assert kept.read(thumbnail_name(entry_id, gallery.embedding(entry_id))) is not None
+
+
+def test_an_add_is_done_though_its_notes_cannot_be_made(serving, monkeypatch):
+    def fail(*given, **options):
+        raise GalleryError("secret words")
+
+    monkeypatch.setattr("fmcnet.server.routes.gallery.add_notes", fail)
+    told = serving.add(9)
+    assert (told.status_code, told.json()["ids"]) == (201, ["crop-9"])
+    assert told.json()["notes"] == ["the entries are added, but could not be compared with the others"]
+    assert serving.log()[-1]["outcome"] == "done"
+
+
 def test_kept_thumbnails_that_cannot_be_removed_are_told_and_hold_nothing_up(tmp_path):
     """Folders stand in their place, which no unlink removes, whoever runs the tests."""
     with running(tmp_path, keep=True) as one:

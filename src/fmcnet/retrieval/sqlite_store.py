@@ -372,15 +372,20 @@ class SqliteStore:
                 self.files.forget_removed(entry.id for entry in entries)
                 if entries:
                     self._put_ranges((*self.value_ranges(), *batch.ranges))
+            added = Added(tuple(ids), len(entries) - len(old), len(old), len(ids) - len(entries))
             if old:
-                self.index.erase()
-                self._empty_log()
+                try:
+                    self.index.erase()
+                    self._empty_log()
+                except GalleryError as error:
+                    error.added = added
+                    raise
             self._in_log += len(entries)
             if self._in_log >= LOG_ROWS:
                 self.database.shorten_log()
                 self._in_log = 0
             self.index.flush_if_due()
-            return Added(tuple(ids), len(entries) - len(old), len(old), len(ids) - len(entries))
+            return added
 
     def update(self, ids: Sequence[str], change: Mapping[str, Any]) -> int:
         """Set attributes of entries, all or nothing."""

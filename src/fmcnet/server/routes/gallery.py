@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, Form, Query, Request
 from fastapi.responses import Response
 
 from fmcnet.data.pixels import RANGE_FIELD
-from fmcnet.errors import GalleryError
+from fmcnet.errors import FmcnetError, GalleryError
 from fmcnet.retrieval import Entry, Where
 from fmcnet.retrieval.inputs import as_id
 from fmcnet.retrieval.notes import add_notes, added_range_notes, filter_notes, query_range_notes
@@ -155,18 +155,32 @@ async def add(
                 "on_duplicate": on_duplicate,
                 "ranges": crops.ranges,
             }
-            added = await service.work(
-                lambda: service.searcher.add_embeddings(crops.embeddings, **options, **columns)
-            )
+            notes = list[str]()
+            try:
+                added = await service.work(
+                    lambda: service.searcher.add_embeddings(crops.embeddings, **options, **columns)
+                )
+            except GalleryError as error:
+                if (added := error.added) is None:
+                    raise
+                logger.error("%s", error)
+                what = "the entries are added, but the gallery's log may hold what was replaced"
+                notes.append(f"{what}: the next change empties it; the service's log says why")
             counts = {"added": added.added, "replaced": added.replaced, "skipped": added.skipped}
             log.update(ids=list(added.ids), **counts, camera=sorted(set(camera)))
             skip = on_duplicate == "skip"
-            notes = await service.work(lambda: _store_thumbnails(service, added.ids, crops, before, skip))
+            notes += await service.work(lambda: _store_thumbnails(service, added.ids, crops, before, skip))
             columns["modality"] = modality * (n // len(modality))
             reads = "read" in request.scope["state"]["scopes"]
-            notes += await service.work(lambda: add_notes(service.gallery, added, columns, stored=reads))
-            if reads:
-                notes += await service.work(lambda: list(added_range_notes(service.gallery, crops.ranges)))
+            try:
+                notes += await service.work(lambda: add_notes(service.gallery, added, columns, stored=reads))
+                if reads:
+                    notes += await service.work(
+                        lambda: list(added_range_notes(service.gallery, crops.ranges))
+                    )
+            except (ApiError, FmcnetError) as error:
+                logger.error("%s", error)
+                notes.append("the entries are added, but could not be compared with the others")
     return {"ids": list(added.ids), **counts, "notes": [*crops.notes, *notes]}
 
 
