@@ -109,7 +109,8 @@ def test_kept_thumbnails_are_named_by_hashes_of_id_and_embedding(tmp_path):
     assert kept.read(thumbnail_name("a", other)) is None
     (kept.folder / names[0]).unlink()
     (kept.folder / names[0]).mkdir()  # which no unlink removes
-    assert kept.sweep([names[2]]) == len(ids) - 2
+    assert kept.find_others([names[2]]) == {*names} - {names[2]}
+    assert kept.remove(names[:2] + names[3:]) == 1
     assert kept.read(names[0]) is None
     (kept.folder / names[0]).rmdir()
     assert not list(kept.folder.glob(names[1]))
@@ -205,6 +206,27 @@ def test_a_sweep_that_fails_is_told_and_tried_again(tmp_path, monkeypatch, caplo
             other.remove(Where(ids=["crop-1"]))
         wait_for(lambda: len(kept_in(tmp_path)) == 1)
         place.rename(away)  # a stop during such a sweep
+
+
+def test_a_sweep_leaves_what_is_kept_again_meanwhile(tmp_path, monkeypatch):
+    """An entry replaced by the same image during the scan, which then leaves it out."""
+    monkeypatch.setattr("fmcnet.server.service.SWEEP_SECONDS", 0.05)
+    with running(tmp_path, keep=True) as one:
+        one.add(1, 2)
+        kept, gone, replies = {path.name for path in kept_in(tmp_path)}, "f" * 64 + ".jpg", []
+        scan = one.service.gallery.scan
+
+        def scan_without(where=None, chunk=4096):
+            first = where is None and not replies
+            if first:
+                replies.append(one.add(1, on_duplicate="replace", camera="gate"))
+            yield from (stored for stored in scan(where, chunk) if not first or stored[0].id != "crop-1")
+
+        monkeypatch.setattr(one.service.gallery, "scan", scan_without)
+        one.service.kept.keep(gone, b"of a removed entry")
+        wait_for(lambda: one.service.kept.read(gone) is None)
+        assert replies[0].json()["replaced"] == 1
+        assert {path.name for path in kept_in(tmp_path)} == kept
 
 
 def test_nothing_of_a_files_metadata_is_kept():

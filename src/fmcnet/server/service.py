@@ -199,12 +199,15 @@ class Service:
         while kept is not None:
             try:
                 gone = await self.work(
-                    lambda: kept.sweep(thumbnail_name(entry.id, at) for entry, at in self.gallery.scan())
-                )
-                if gone:
-                    logger.info(
-                        "removed %d kept thumbnails of entries that are gone, or of an earlier version", gone
+                    lambda: kept.find_others(
+                        thumbnail_name(entry.id, at) for entry, at in self.gallery.scan()
                     )
+                )
+                async with self.changing:  # not during the scan, which may take long
+                    gone -= kept.fresh
+                    removed = len(gone) - await self.work(partial(kept.remove, gone))
+                if removed:
+                    logger.info("removed %d kept thumbnails of entries that are gone", removed)
             except Exception as error:  # whatever it is, the next hour tries again
                 logger.warning("kept thumbnails were not checked: %s", one_line(error))
             await asyncio.sleep(SWEEP_SECONDS)

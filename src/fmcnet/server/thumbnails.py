@@ -20,6 +20,7 @@ from fmcnet.types import FloatArray
 logger = logging.getLogger(__name__)
 
 OWNER = "gallery.txt"
+THUMBNAIL = re.compile(r"[0-9a-f]{64}\.jpg")
 READING = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 """No link put there meanwhile is followed, no pipe waited for."""
 LARGEST_SOURCE = 64 * 2**20
@@ -38,12 +39,16 @@ def thumbnail_name(entry_id: str, embedding: FloatArray) -> str:
 class KeptThumbnails:
     """Thumbnails of one gallery's entries, one file each, by `thumbnail_name`.
 
+    Attributes:
+        fresh: names of those kept since the last `find_others` began, which may not have seen their entries.
+
     Raises:
         FmcnetError: when the folder cannot be used, or keeps another gallery's thumbnails.
     """
 
     def __init__(self, folder: Path, gallery: str) -> None:
         self.folder = folder
+        self.fresh = set[str]()
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             owner = folder / OWNER
@@ -71,6 +76,7 @@ class KeptThumbnails:
         Raises:
             OSError: when the disk does not take it.
         """
+        self.fresh.add(name)
         mode = private_mode(self.folder)
         write_atomically(self.folder / name, lambda target: target.write_bytes(data), mode, many=True)
 
@@ -96,12 +102,11 @@ class KeptThumbnails:
             logger.error("%d kept thumbnails cannot be removed, the first: %s", len(failures), failures[0])
         return len(failures)
 
-    def sweep(self, names: Iterable[str]) -> int:
-        """Remove all thumbnails but these, such as those of entries that another program removed; how many."""
-        gone = {path.name for path in self.folder.iterdir() if re.fullmatch(r"[0-9a-f]{64}\.jpg", path.name)}
-        if gone:
-            gone -= {*names}
-        return len(gone) - self.remove(gone)
+    def find_others(self, names: Iterable[str]) -> set[str]:
+        """The names of all thumbnails but these, such as those of entries that another program removed."""
+        self.fresh.clear()
+        others = {path.name for path in self.folder.iterdir() if THUMBNAIL.fullmatch(path.name)}
+        return others - {*names} if others else others
 
 
 class SourceFolder:
