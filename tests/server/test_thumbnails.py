@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import shutil
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -192,6 +193,55 @@ def test_crops_of_entries_removed_elsewhere_are_forgotten_at_the_start(tmp_path)
         wait_for(lambda: len(kept_in(tmp_path)) == 1)
         embedding = one.service.gallery.embedding("crop-2")
         assert [at.name for at in kept_in(tmp_path)] == [thumbnail_name("crop-2", embedding)]
+
+
+@pytest.mark.parametrize("noted", [True, False])
+def test_thumbnails_stay_when_the_gallery_is_missing(tmp_path, noted):
+    """A new one is made where a disk is missing. Earlier versions noted the gallery's place alone."""
+    place, away, owner = tmp_path / "people.gallery", tmp_path / "away", tmp_path / "kept" / "gallery.txt"
+    for _ in range(2):  # a gallery that stays empty is removed, and has another name then
+        with running(tmp_path, keep=True):
+            pass
+        shutil.rmtree(place)
+    with running(tmp_path, keep=True) as one:
+        one.add(1, 2)
+        told = f"people.gallery\n{one.service.gallery.unique_name}\n"
+    assert owner.read_text() == told
+    place.rename(away)
+    if not noted:
+        owner.write_text("people.gallery\n")
+    before = owner.read_text()
+    with (
+        pytest.raises(FmcnetError, match=r"of another gallery that was at people\.gallery"),
+        running(tmp_path, keep=True),
+    ):
+        pass
+    assert (len(kept_in(tmp_path)), owner.read_text()) == (2, before)
+    shutil.rmtree(place)
+    away.rename(place)
+    with Gallery(place) as gallery:
+        gallery.remove(Where(ids=["crop-1"]))
+    with running(tmp_path, keep=True):
+        wait_for(lambda: len(kept_in(tmp_path)) == 1)
+    assert owner.read_text() == told
+    with Gallery(place) as gallery:
+        gallery.remove(Where(ids=["crop-2"]))  # empty now, but still the same
+    with running(tmp_path, keep=True):
+        wait_for(lambda: not kept_in(tmp_path))
+
+
+def test_thumbnails_of_a_gallery_that_was_replaced_meanwhile_stay(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("fmcnet.server.service.SWEEP_SECONDS", 0.05)
+    place = tmp_path / "people.gallery"
+    with running(tmp_path, keep=True) as one:
+        one.add(1, 2)
+        place.rename(tmp_path / "away")
+        with Gallery(place) as gallery:
+            gallery.add(np.ones((1, 12)), modality="visible", ids=["x"], model=DIGEST)
+        wait_for(lambda: "of another gallery that was at people.gallery" in caplog.text)
+        assert len(kept_in(tmp_path)) == 2
+        (tmp_path / "kept" / "gallery.txt").write_text("people.gallery\n")  # it replaces the other for good
+        wait_for(lambda: not kept_in(tmp_path))
 
 
 def test_a_sweep_that_fails_is_told_and_tried_again(tmp_path, monkeypatch, caplog):

@@ -121,6 +121,11 @@ class Gallery:
         return self._store.files
 
     @property
+    def unique_name(self) -> str:
+        """Made up with the gallery; a backup has another one. "" for a cluster."""
+        return self._store.unique_name
+
+    @property
     def settings(self) -> GallerySettings | None:
         """Dimension, model and dtype; None before the first add."""
         return self._store.settings

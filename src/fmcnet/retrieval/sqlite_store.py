@@ -126,7 +126,7 @@ class SqliteStore:
                 if not self.database.tables() and not self.read_only:
                     with writer_lock(folder, self.timeout):
                         self.database.create()
-                self._name = self.database.name()
+                self.unique_name = self.database.name()
             self.files = FileRecords(self.database, self._reading, self._writing)
             choice, above = self._index_choice(options.index, options.hnsw_above)
             self.index = GalleryIndex(folder, self.database, choice, above, options.flush_rows)
@@ -206,7 +206,7 @@ class SqliteStore:
         with self._mutex:
             self._check_open()
             with self.database.reading():
-                if self.database.name() != self._name:
+                if self.database.name() != self.unique_name:
                     raise self._replaced_error()
                 yield self.index.sync()
 

@@ -107,7 +107,8 @@ class Service:
         changing: a lock, held while entries and their kept thumbnails are added or removed.
 
     Raises:
-        FmcnetError: the network's embeddings do not fit the gallery, or its calibration does not fit the model.
+        FmcnetError: the network's embeddings do not fit the gallery, its calibration does not fit the model, or the
+            thumbnails are of another gallery.
     """
 
     def __init__(
@@ -124,6 +125,8 @@ class Service:
         self.encoder = searcher.encoder
         self.searcher, self.gallery = searcher, searcher.gallery
         self.dimension = self.warm()
+        if kept is not None:
+            kept.claim(self.gallery.unique_name, len(self.gallery))
         self._reopening = threading.Lock()
         self.metrics = Metrics(entries=self._entries, waiting=lambda: self._batcher.waiting)
         self.ready = False
@@ -198,11 +201,7 @@ class Service:
         kept = self.kept
         while kept is not None:
             try:
-                gone = await self.work(
-                    lambda: kept.find_others(
-                        thumbnail_name(entry.id, at) for entry, at in self.gallery.scan()
-                    )
-                )
+                gone = await self.work(partial(self._find_gone, kept))
                 async with self.changing:  # not during the scan, which may take long
                     gone -= kept.fresh
                     removed = len(gone) - await self.work(partial(kept.remove, gone))
@@ -211,6 +210,11 @@ class Service:
             except Exception as error:  # whatever it is, the next hour tries again
                 logger.warning("kept thumbnails were not checked: %s", one_line(error))
             await asyncio.sleep(SWEEP_SECONDS)
+
+    def _find_gone(self, kept: KeptThumbnails) -> set[str]:
+        gallery = self.gallery
+        kept.claim(gallery.unique_name, len(gallery))
+        return kept.find_others(thumbnail_name(entry.id, at) for entry, at in gallery.scan())
 
     def _entries(self) -> float:
         try:

@@ -57,7 +57,7 @@ class KeptThumbnails:
                     what = f"--keep-images {folder} holds other files"
                     raise FmcnetError(f"{what}: name an empty or a new folder")
                 owner.write_text(gallery + "\n", encoding="utf-8")
-            recorded = read_text(owner, most=2**16).strip()
+            recorded = read_text(owner, most=2**16).strip().partition("\n")[0]
         except OSError as error:
             raise FmcnetError(f"--keep-images {folder} cannot be used: {error.strerror}") from error
         except ValueError as error:
@@ -69,6 +69,28 @@ class KeptThumbnails:
                 f"was moved, write its new place into {owner}"
             )
         remove_left(folder)
+
+    def claim(self, name: str, entries: int) -> None:
+        """Note the unique name of the gallery: where a disk is missing, another one is made at the same place.
+
+        Raises:
+            FmcnetError: the thumbnails are of another gallery; or no name was noted, and this one has no entries.
+        """
+        owner = self.folder / OWNER
+        try:
+            place, _, noted = read_text(owner, most=2**16).strip().partition("\n")
+            some = any(THUMBNAIL.fullmatch(path.name) for path in self.folder.iterdir())
+            if some and (noted != name if noted else not entries):
+                raise FmcnetError(
+                    f"{self.folder} keeps thumbnails of another gallery that was at {place}: is its disk missing? if "
+                    f"this gallery replaces it, as after a restore, write {place} alone into {owner}; if this is a "
+                    "new one, remove the thumbnails"
+                )
+            if noted != name:
+                mode = private_mode(self.folder)
+                write_atomically(owner, lambda target: target.write_text(f"{place}\n{name}\n", "utf-8"), mode)
+        except OSError as error:
+            raise FmcnetError(f"--keep-images {self.folder} cannot be used: {error.strerror}") from error
 
     def keep(self, name: str, data: bytes) -> None:
         """Store a thumbnail, as `make_thumbnail` made it.
