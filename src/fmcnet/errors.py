@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 
 class PrintedBy(enum.Enum):
@@ -54,7 +55,13 @@ class ProtocolError(FmcnetError):
 
 
 class GalleryError(FmcnetError):
-    """A gallery, or a request to it, that cannot be used as it is."""
+    """A gallery, or a request to it, that cannot be used as it is.
+
+    Attributes:
+        added: None; or the `Added` of an add that is stored, but could not erase what it replaced from the files.
+    """
+
+    added: Any = None
 
 
 class GalleryBusyError(GalleryError):

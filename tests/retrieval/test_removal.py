@@ -125,7 +125,7 @@ def test_replacing_leaves_no_trace_of_the_old(tmp_path):
 
 
 def test_a_log_that_a_reader_kept_is_emptied_by_the_next_try(tmp_path):
-    with Gallery(tmp_path / "g") as gallery:
+    with Gallery(tmp_path / "g", timeout=0.1) as gallery:
         add(gallery, crops(50), entries(50))
         vector = gallery.embedding("crop-00003")
         reader = sqlite3.connect(tmp_path / "g" / "gallery.sqlite")
@@ -134,6 +134,9 @@ def test_a_log_that_a_reader_kept_is_emptied_by_the_next_try(tmp_path):
         with pytest.raises(GalleryBusyError, match="write-ahead log may hold it"):
             gallery.remove(Where(ids=["crop-00003"]))
         assert traces(tmp_path / "g", vector)
+        with pytest.raises(GalleryBusyError) as replaced:
+            add(gallery, crops(1, seed=9), entries(1, first=5), on_duplicate="replace")
+        assert (replaced.value.added.ids, replaced.value.added.replaced) == (("crop-00005",), 1)
         reader.close()
         assert gallery.remove(Where(ids=["crop-00003"])) == 0  # gone already; now from the log, too
         assert not traces(tmp_path / "g", vector)

@@ -101,6 +101,9 @@ def test_threads_write_whole_lines(tmp_path):
 def test_a_log_that_cannot_be_written_is_told(tmp_path):
     with pytest.raises(FmcnetError, match="audit log"):
         AuditLog(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FmcnetError, match="pipe cannot be written: it is no regular file; name another"):
+        AuditLog(tmp_path / "pipe")
     with running(tmp_path) as one:
         one.add(1)
         own, one.service.audit.path = one.service.audit.path, Path("/dev/full")

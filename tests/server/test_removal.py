@@ -184,7 +184,11 @@ def test_ids_that_are_taken_are_found_shown_and_removed(tmp_path):
             path = quote(entry_id, safe="")
             assert client.get(f"/v1/entries/{path}").json()["id"] == entry_id
             assert client.get(f"/v1/images/{path}").status_code == 200
-            assert client.delete(f"/v1/entries/{path}").json() == {"id": entry_id, "removed": 1}
+            assert client.delete(f"/v1/entries/{path}").json() == {
+                "id": entry_id,
+                "removed": 1,
+                "notes": [],
+            }
             assert client.get("/v1/gallery").json()["entries"] == len(GOOD) - at - 1
 
 
@@ -236,18 +240,82 @@ def test_a_form_without_files_is_refused_whatever_its_size(serving):
     )
 
 
+@contextlib.contextmanager
+def read_beside(one):
+    """Another process reads the gallery meanwhile; the service waits for it for 50 ms."""
+    one.service.gallery._store.database.run("PRAGMA busy_timeout=50")
+    with contextlib.closing(sqlite3.connect(one.service.gallery.location + "/gallery.sqlite")) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM rows").fetchall()
+        yield
+
+
 def test_a_removal_beside_a_reader_is_logged_by_id(serving):
-    reader = sqlite3.connect(serving.service.gallery.location + "/gallery.sqlite")
-    reader.execute("BEGIN")
-    reader.execute("SELECT count(*) FROM rows").fetchall()
-    try:
+    with read_beside(serving):
         assert remove(serving, pid=0, expect=4).status_code == 503
-    finally:
-        reader.close()
+        several = serving.log()[-1]
+        assert serving.client.delete("/v1/entries/crop-4").status_code == 503
+        single = serving.log()[-1]
+    assert (several["outcome"], several["removed"]) == (single["outcome"], 4) == ("refused", 4)
+    assert several["ids"] == [f"crop-{seed}" for seed in range(4)]
+    assert (single["ids"], single["removed"]) == (["crop-4"], 1)
+    assert here(serving) == [f"crop-{seed}" for seed in range(5, 8)]
+
+
+def test_a_replacement_beside_a_reader_is_done_logged_and_kept(serving):
+    """Only the log of the gallery may still hold the old entry, which a note tells."""
+    gallery, kept = serving.service.gallery, serving.service.kept
+    old = thumbnail_name("crop-1", gallery.embedding("crop-1"))
+    with read_beside(serving):
+        told = serving.add(9, 10, id=["crop-1", "new"], on_duplicate="replace", track="t9")
+    assert (told.status_code, told.json()["added"], told.json()["replaced"]) == (201, 1, 1)
+    assert "may hold what was replaced" in told.json()["notes"][0]
     last = serving.log()[-1]
-    assert (last["outcome"], last["removed"]) == ("refused", 4)
-    assert last["ids"] == [f"crop-{seed}" for seed in range(4)]
-    assert here(serving) == [f"crop-{seed}" for seed in range(4, 8)]
+    assert (last["outcome"], last["ids"], last["replaced"]) == ("done", ["crop-1", "new"], 1)
+    assert {entry.track for entry in map(gallery.get, ("crop-1", "new"))} == {"t9"}
+    assert kept.read(old) is None
+    for entry_id in ("crop-1", "new"):
+        assert kept.read(thumbnail_name(entry_id, gallery.embedding(entry_id))) is not None
+
+
+def test_an_add_is_done_though_its_notes_cannot_be_made(serving, monkeypatch):
+    def fail(*given, **options):
+        raise GalleryError("secret words")
+
+    monkeypatch.setattr("fmcnet.server.routes.gallery.add_notes", fail)
+    told = serving.add(9)
+    assert (told.status_code, told.json()["ids"]) == (201, ["crop-9"])
+    assert told.json()["notes"] == ["the entries are added, but could not be compared with the others"]
+    assert serving.log()[-1]["outcome"] == "done"
+
+
+def test_kept_thumbnails_that_cannot_be_removed_are_told_and_hold_nothing_up(tmp_path):
+    """Folders stand in their place, which no unlink removes, whoever runs the tests."""
+    with running(tmp_path, keep=True) as one:
+        one.add(*range(4), track="t")
+        kept = [
+            one.service.kept.folder / thumbnail_name(f"crop-{n}", one.service.gallery.embedding(f"crop-{n}"))
+            for n in range(2)
+        ]
+        for path in kept:
+            path.unlink()
+            path.mkdir()
+        assert one.client.get("/v1/images/crop-0").status_code == 404
+        why = "the service's log says why, and it tries again every hour"
+        note = f"1 of the kept thumbnails could not be removed; {why}"
+        told = one.client.delete("/v1/entries/crop-0")
+        assert (told.status_code, told.json()) == (200, {"id": "crop-0", "removed": 1, "notes": [note]})
+        assert (one.log()[-1]["outcome"], one.log()[-1]["removed"]) == ("done", 1)
+        replaced = one.add(5, id="crop-1", on_duplicate="replace", track="t")
+        assert (replaced.status_code, replaced.json()["notes"]) == (201, [note])
+        kept[0].rmdir()
+        new = thumbnail_name("crop-1", one.service.gallery.embedding("crop-1"))
+        (one.service.kept.folder / new).unlink()
+        (one.service.kept.folder / new).mkdir()
+        told = remove(one, track="t", expect=3)
+        assert (told.status_code, told.json()["removed"], told.json()["notes"]) == (200, 3, [note])
+        assert (one.log()[-1]["outcome"], one.log()[-1]["ids"]) == ("done", ["crop-2", "crop-3", "crop-1"])
+        assert {path.name for path in one.service.kept.folder.glob("*.jpg")} == {kept[1].name, new}
 
 
 def test_filters_that_no_entry_passes_and_near_spellings_are_told(tmp_path):

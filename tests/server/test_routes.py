@@ -199,7 +199,7 @@ def test_a_key_that_may_only_add_reads_nothing_in_the_notes(tmp_path):
 def test_removal_is_of_the_gallery_itself(tmp_path):
     with running(tmp_path) as one:
         one.add(1, 2)
-        assert one.client.delete("/v1/entries/crop-1").json() == {"id": "crop-1", "removed": 1}
+        assert one.client.delete("/v1/entries/crop-1").json() == {"id": "crop-1", "removed": 1, "notes": []}
         assert one.client.delete("/v1/entries/crop-1").status_code == 404
         assert one.service.gallery.count(Where(ids=["crop-1"])) == 0
         assert [hit["id"] for hit in one.search(1).json()["hits"]] == ["crop-2"]

@@ -7,13 +7,14 @@ import json
 import signal
 import threading
 import time
+from types import SimpleNamespace
 
 import httpx2 as httpx
 import pytest
 from typer.testing import CliRunner
 
 from fmcnet.cli.app import app
-from fmcnet.errors import FmcnetError
+from fmcnet.errors import FmcnetError, GalleryError
 from fmcnet.retrieval import Gallery
 from fmcnet.retrieval.sqlite_store import writer_lock
 from fmcnet.server.decoding import DecoderPool
@@ -21,7 +22,7 @@ from fmcnet.server.limits import Limits
 from fmcnet.server.run import ServeOptions, _listen, audit_path, serve
 from tests.cli import run_command
 from tests.server.process import started, until_it_answers
-from tests.server.service import DIGEST, files
+from tests.server.service import DIGEST, encoder, files, running
 
 
 def test_sigterm_finishes_the_requests_at_work_and_closes_the_gallery(tmp_path):
@@ -74,6 +75,28 @@ def test_a_stop_ends_in_time_though_the_gallery_cannot_be_closed(tmp_path):
         assert gallery.check() == []
 
 
+def test_a_stop_closes_what_it_can(tmp_path, monkeypatch):
+    def fail():
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), running(tmp_path) as one:
+        monkeypatch.setattr(one.service._batcher, "stop", fail)
+    with pytest.raises(GalleryError, match="was closed"):
+        len(one.service.gallery)
+
+
+def test_a_stop_that_failed_is_told(tmp_path, monkeypatch):
+    def run(server, sockets):
+        server.started, server.lifespan = True, SimpleNamespace(shutdown_failed=True)
+
+    monkeypatch.setattr(
+        "fmcnet.server.run.Encoder.from_pretrained", lambda *arguments, **options: encoder(tmp_path)
+    )
+    monkeypatch.setattr("fmcnet.server.run._Server.run", run)
+    with pytest.raises(FmcnetError, match="not all was closed"):
+        serve(ServeOptions(str(tmp_path / "g"), "fake", port=0))
+
+
 def test_a_start_that_cannot_be(tmp_path, monkeypatch):
     monkeypatch.delenv("FMCNET_API_KEYS", raising=False)
     gallery = str(tmp_path / "g")
@@ -108,8 +131,6 @@ def test_keys_are_made_on_the_command_line(tmp_path):
 
 
 def test_a_gallery_of_another_model_is_refused(tmp_path, monkeypatch):
-    from tests.server.service import encoder
-
     with Gallery(tmp_path / "g", model="other") as gallery:
         gallery.add([[1.0, 2.0]], modality="visible")
     monkeypatch.setattr(
@@ -120,8 +141,6 @@ def test_a_gallery_of_another_model_is_refused(tmp_path, monkeypatch):
 
 
 def test_a_gallery_that_is_made_by_mistake_is_told(tmp_path, monkeypatch, caplog):
-    from tests.server.service import encoder
-
     monkeypatch.setattr(
         "fmcnet.server.run.Encoder.from_pretrained", lambda *arguments, **options: encoder(tmp_path)
     )

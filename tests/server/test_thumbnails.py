@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import re
+import shutil
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from PIL import Image, features
 from fmcnet.errors import FmcnetError
 from fmcnet.inference.image_input import make_thumbnail
 from fmcnet.retrieval import Gallery, Where
+from fmcnet.retrieval.backup import backup, restore
 from fmcnet.retrieval.file_records import FileRecord
 from fmcnet.server.limits import Limits
 from fmcnet.server.thumbnails import KeptThumbnails, SourceFolder, thumbnail_name
@@ -123,7 +125,13 @@ def test_kept_thumbnails_are_named_by_hashes_of_id_and_embedding(tmp_path):
         assert kept.read(name) == data
     assert kept.read(thumbnail_name("other", one)) is None
     assert kept.read(thumbnail_name("a", other)) is None
-    assert kept.sweep([names[2]]) == len(ids) - 1
+    (kept.folder / names[0]).unlink()
+    (kept.folder / names[0]).mkdir()  # which no unlink removes
+    assert kept.find_others([names[2]]) == {*names} - {names[2]}
+    assert kept.remove(names[:2] + names[3:]) == 1
+    assert kept.read(names[0]) is None
+    (kept.folder / names[0]).rmdir()
+    assert not list(kept.folder.glob(names[1]))
     assert kept.read(names[2]) == data
     kept.remove([names[2]])
     kept.remove([names[2]])
@@ -202,6 +210,101 @@ def test_crops_of_entries_removed_elsewhere_are_forgotten_at_the_start(tmp_path)
         wait_for(lambda: len(kept_in(tmp_path)) == 1)
         embedding = one.service.gallery.embedding("crop-2")
         assert [at.name for at in kept_in(tmp_path)] == [thumbnail_name("crop-2", embedding)]
+
+
+@pytest.mark.parametrize("noted", [True, False])
+def test_thumbnails_stay_when_the_gallery_is_missing(tmp_path, noted):
+    """A new one is made where a disk is missing. Earlier versions noted the gallery's place alone."""
+    place, away, owner = tmp_path / "people.gallery", tmp_path / "away", tmp_path / "kept" / "gallery.txt"
+    for _ in range(2):  # a gallery that stays empty is removed, and has another name then
+        with running(tmp_path, keep=True):
+            pass
+        shutil.rmtree(place)
+    with running(tmp_path, keep=True) as one:
+        one.add(1, 2)
+        told = f"people.gallery\n{one.service.gallery.unique_name}\n"
+    assert owner.read_text() == told
+    place.rename(away)
+    if not noted:
+        owner.write_text("people.gallery\n")
+    before = owner.read_text()
+    with (
+        pytest.raises(FmcnetError, match=r"of another gallery that was at people\.gallery"),
+        running(tmp_path, keep=True),
+    ):
+        pass
+    assert (len(kept_in(tmp_path)), owner.read_text()) == (2, before)
+    shutil.rmtree(place)
+    away.rename(place)
+    with Gallery(place) as gallery:
+        gallery.remove(Where(ids=["crop-1"]))
+    with running(tmp_path, keep=True):
+        wait_for(lambda: len(kept_in(tmp_path)) == 1)
+    assert owner.read_text() == told
+    with Gallery(place) as gallery:
+        gallery.remove(Where(ids=["crop-2"]))  # empty now, but still the same
+    with running(tmp_path, keep=True):
+        wait_for(lambda: not kept_in(tmp_path))
+
+
+def test_thumbnails_of_a_gallery_that_was_replaced_meanwhile_stay(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("fmcnet.server.service.SWEEP_SECONDS", 0.05)
+    place = tmp_path / "people.gallery"
+    with running(tmp_path, keep=True) as one:
+        one.add(1, 2)
+        place.rename(tmp_path / "away")
+        with Gallery(place) as gallery:
+            gallery.add(np.ones((1, 12)), modality="visible", ids=["x"], model=DIGEST)
+        wait_for(lambda: "of another gallery that was at people.gallery" in caplog.text)
+        assert len(kept_in(tmp_path)) == 2
+
+
+def test_thumbnails_are_those_of_a_restored_gallery(tmp_path):
+    """It has another name, and lacks what was added since the backup."""
+    with running(tmp_path, keep=True) as one:
+        one.add(1)
+        backup(str(tmp_path / "people.gallery"), tmp_path / "backup")
+        one.add(2)
+    restore(tmp_path / "backup", tmp_path / "people.gallery", replace=True)
+    with running(tmp_path, keep=True) as one:
+        wait_for(lambda: len(kept_in(tmp_path)) == 1)
+        name = one.service.gallery.unique_name
+    assert (tmp_path / "kept" / "gallery.txt").read_text() == f"people.gallery\n{name}\n"
+
+
+def test_a_sweep_that_fails_is_told_and_tried_again(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("fmcnet.server.service.SWEEP_SECONDS", 0.05)
+    place, away = tmp_path / "people.gallery", tmp_path / "away"
+    with running(tmp_path, keep=True) as one:
+        one.add(1, 2)
+        place.rename(away)
+        wait_for(lambda: "kept thumbnails were not checked: ApiError: the gallery was removed" in caplog.text)
+        away.rename(place)
+        with Gallery(place) as other:
+            other.remove(Where(ids=["crop-1"]))
+        wait_for(lambda: len(kept_in(tmp_path)) == 1)
+        place.rename(away)  # a stop during such a sweep
+
+
+def test_a_sweep_leaves_what_is_kept_again_meanwhile(tmp_path, monkeypatch):
+    """An entry replaced by the same image during the scan, which then leaves it out."""
+    monkeypatch.setattr("fmcnet.server.service.SWEEP_SECONDS", 0.05)
+    with running(tmp_path, keep=True) as one:
+        one.add(1, 2)
+        kept, gone, replies = {path.name for path in kept_in(tmp_path)}, "f" * 64 + ".jpg", []
+        scan = one.service.gallery.scan
+
+        def scan_without(where=None, chunk=4096):
+            first = where is None and not replies
+            if first:
+                replies.append(one.add(1, on_duplicate="replace", camera="gate"))
+            yield from (stored for stored in scan(where, chunk) if not first or stored[0].id != "crop-1")
+
+        monkeypatch.setattr(one.service.gallery, "scan", scan_without)
+        one.service.kept.keep(gone, b"of a removed entry")
+        wait_for(lambda: one.service.kept.read(gone) is None)
+        assert replies[0].json()["replaced"] == 1
+        assert {path.name for path in kept_in(tmp_path)} == kept
 
 
 def test_nothing_of_a_files_metadata_is_kept():

@@ -178,6 +178,17 @@ def test_a_body_is_a_form_and_only_where_one_is_read(serving):
     assert len(serving.service.gallery) == 2
 
 
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "identity, gzip"])
+def test_an_encoded_body_is_refused_by_its_header(serving, encoding):
+    sent = {"files": files(3), "data": {"modality": "visible"}}
+    error = told(serving.client.post("/v1/embed", headers={"Content-Encoding": encoding}, **sent), 415)
+    assert (error["where"], error["what"]) == ("header Content-Encoding", f"the body is encoded: {encoding}")
+    packed = {"Content-Encoding": encoding, "Content-Type": "multipart/form-data; boundary=B"}
+    assert told(serving.client.post("/v1/embed", headers=packed, content=b"\x1f\x8b"), 415) == error
+    plain = serving.client.post("/v1/embed", headers={"Content-Encoding": "Identity"}, **sent)
+    assert plain.status_code == 200
+
+
 @pytest.mark.parametrize("cut", [3, 4, 6, 9])
 def test_a_form_without_its_end_is_refused(serving, cut):
     """Its last field is lost, and a filter that is lost finds too much."""

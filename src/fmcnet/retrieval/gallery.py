@@ -121,6 +121,11 @@ class Gallery:
         return self._store.files
 
     @property
+    def unique_name(self) -> str:
+        """Made up with the gallery; a backup has another one. "" for a cluster."""
+        return self._store.unique_name
+
+    @property
     def settings(self) -> GallerySettings | None:
         """Dimension, model and dtype; None before the first add."""
         return self._store.settings
@@ -411,7 +416,8 @@ class Gallery:
             GalleryError: for embeddings of another model or dimension, NaN, infinity, zero vectors, bad metadata; or
                 when the disk is full.
             DuplicateIdError: for an id that is there, or comes twice.
-            GalleryBusyError: when another process writes for longer than `timeout`.
+            GalleryBusyError: when another process writes for longer than `timeout`; or when a reader keeps the log
+                busy, which may hold what was replaced: then `added` of the error is what this would return.
         """
         if on_duplicate not in get_args(OnDuplicate):
             raise GalleryError(

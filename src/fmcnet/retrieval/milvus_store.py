@@ -45,6 +45,7 @@ class MilvusStore(milvus.Collection):
 
     most = WIDEST - SPARE
     files = None
+    unique_name = ""
 
     def __init__(self, location: str, options: OpenOptions) -> None:
         if options.dtype != "float32":

@@ -126,7 +126,7 @@ class SqliteStore:
                 if not self.database.tables() and not self.read_only:
                     with writer_lock(folder, self.timeout):
                         self.database.create()
-                self._name = self.database.name()
+                self.unique_name = self.database.name()
             self.files = FileRecords(self.database, self._reading, self._writing)
             choice, above = self._index_choice(options.index, options.hnsw_above)
             self.index = GalleryIndex(folder, self.database, choice, above, options.flush_rows)
@@ -206,7 +206,7 @@ class SqliteStore:
         with self._mutex:
             self._check_open()
             with self.database.reading():
-                if self.database.name() != self._name:
+                if self.database.name() != self.unique_name:
                     raise self._replaced_error()
                 yield self.index.sync()
 
@@ -372,15 +372,20 @@ class SqliteStore:
                 self.files.forget_removed(entry.id for entry in entries)
                 if entries:
                     self._put_ranges((*self.value_ranges(), *batch.ranges))
+            added = Added(tuple(ids), len(entries) - len(old), len(old), len(ids) - len(entries))
             if old:
-                self.index.erase()
-                self._empty_log()
+                try:
+                    self.index.erase()
+                    self._empty_log()
+                except GalleryError as error:
+                    error.added = added
+                    raise
             self._in_log += len(entries)
             if self._in_log >= LOG_ROWS:
                 self.database.shorten_log()
                 self._in_log = 0
             self.index.flush_if_due()
-            return Added(tuple(ids), len(entries) - len(old), len(old), len(ids) - len(entries))
+            return added
 
     def update(self, ids: Sequence[str], change: Mapping[str, Any]) -> int:
         """Set attributes of entries, all or nothing."""

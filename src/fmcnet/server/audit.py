@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -44,6 +45,8 @@ class AuditLog:
         self.path = path
         self.failed = False
         try:
+            if path.exists() and not path.is_file():  # to open a pipe waits for its reader
+                raise OSError(errno.EINVAL, "it is no regular file")
             path.parent.mkdir(parents=True, exist_ok=True)
             self._append(b"")
         except OSError as error:
@@ -51,7 +54,7 @@ class AuditLog:
                 f"the audit log {path} cannot be written: {error.strerror}; name another file with --audit"
             ) from error
         mode = path.stat().st_mode
-        if path.is_file() and mode & 0o007:  # a group may be the log shipper's
+        if mode & 0o007:  # a group may be the log shipper's
             path.chmod(mode & 0o770)
             logger.warning("%s: everybody could read it, and cannot any more", path)
         self._lock = threading.Lock()
@@ -115,19 +118,18 @@ class AuditLog:
 
     @contextlib.contextmanager
     def watch(self, action: str, **facts: Any) -> Iterator[dict[str, Any]]:
-        """Log an action and its outcome. Yields a dictionary for its results; logs a refusal, then raises it."""
-        results: dict[str, Any] = {}
+        """Log an action and its outcome. Yields `facts`, to add its results; logs a refusal, then raises it."""
         try:
-            yield results
+            yield facts
         except asyncio.CancelledError:  # a stop did not wait: the action may have been done
-            self.write(action=action, outcome="cut off", **facts, **results)
+            self.write(action=action, outcome="cut off", **facts)
             raise
         except Exception as error:
             api_error = api_error_of(error)
             refusal = {"status": api_error.status, "reason": api_error.what}
-            self.write(action=action, outcome="refused", **refusal, **facts, **results)
+            self.write(action=action, outcome="refused", **refusal, **facts)
             raise api_error from error
-        self.write(action=action, outcome="done", **facts, **results)
+        self.write(action=action, outcome="done", **facts)
 
     def close(self) -> None:
         """Log what was only counted, and sync the file; may be called again."""

@@ -138,7 +138,7 @@ def error_schema(*only: int) -> dict[int | str, dict[str, Any]]:
         408: "The body came too slowly",
         409: "The id is taken, or another number of entries matches than was expected",
         413: "Too large",
-        415: "Not a form",
+        415: "Not a form, or an encoded body",
         422: "Bad input",
         500: "The service failed, or its gallery is damaged; its log says why",
         503: "Too much at once, another program writes, or the gallery is gone; see Retry-After",

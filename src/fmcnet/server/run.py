@@ -231,6 +231,8 @@ def _run(settings: ServeOptions, keys: Keys, service: Service, listener: socket.
             signal.signal(number, handler)
     if not server.started:
         raise FmcnetError("the service did not start: its log, above, says why")
+    if getattr(server.lifespan, "shutdown_failed", False):
+        raise FmcnetError("the service stopped, but not all was closed: its log, above, says why")
     cut_off = service.metrics.cut_off
     requests = f"{cut_off} requests cut off" if cut_off else "requests finished"
     logger.info("stopped: %s, audit log written, gallery closed", requests)

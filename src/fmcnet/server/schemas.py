@@ -121,6 +121,7 @@ class RemovedBody(BaseModel):
 
     id: str
     removed: int
+    notes: list[str] = Field([], description="Kept thumbnails that could not be removed.")
 
 
 class RemovedManyBody(BaseModel):
@@ -129,7 +130,9 @@ class RemovedManyBody(BaseModel):
     matched: int
     removed: int = Field(description="0 in a dry run.")
     dry_run: bool
-    notes: list[str] = Field([], description="What no entry has of that which was asked for.")
+    notes: list[str] = Field(
+        [], description="What no entry has of that which was asked for; thumbnails that could not be removed."
+    )
 
 
 class GalleryBody(BaseModel):

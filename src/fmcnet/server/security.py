@@ -132,6 +132,10 @@ class SecurityMiddleware:
             answer.close = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
             await self.app(scope, _replay(b"", receive), answer)  # without a key no route gets a body
             return
+        encoding = ", ".join(headers.getlist("content-encoding"))
+        if encoding.lower() not in ("", "identity"):
+            what, do = f"the body is encoded: {encoding[:100]}", "send it as it is"
+            raise ApiError(415, what, "header Content-Encoding", do)
         state["caller"] = f"key {key.name}" if key is not None else _client(scope)
         with self._at_work(state["caller"]):
             body = await self._read_body(scope, receive)
@@ -234,7 +238,7 @@ class _Answer:
             headers = MutableHeaders(scope=message)
             for name, value in {**HEADERS, "X-Request-Id": self.request}.items():
                 headers.setdefault(name, value)
-            if self.close or self.status in (400, 401, 403, 408, 413, 503):
+            if self.close or self.status in (400, 401, 403, 408, 413, 415, 503):
                 headers.setdefault("Connection", "close")  # the body may not have been read
         await self._send(message)
 

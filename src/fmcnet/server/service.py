@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import logging
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -18,7 +18,7 @@ from prometheus_client.process_collector import ProcessCollector
 from starlette.types import Receive
 
 from fmcnet.data.pixels import RANGE_FIELD, RANGE_UNUSED, Remarks, ValueRange, note_colours
-from fmcnet.errors import FmcnetError, GalleryReplacedError
+from fmcnet.errors import FmcnetError, GalleryReplacedError, one_line
 from fmcnet.inference.projection import l2_normalize
 from fmcnet.names import printable
 from fmcnet.retrieval import Gallery, Searcher
@@ -109,7 +109,8 @@ class Service:
         changing: a lock, held while entries and their kept thumbnails are added or removed.
 
     Raises:
-        FmcnetError: the network's embeddings do not fit the gallery, or its calibration does not fit the model.
+        FmcnetError: the network's embeddings do not fit the gallery, its calibration does not fit the model, or the
+            thumbnails are of another gallery.
     """
 
     def __init__(
@@ -126,6 +127,8 @@ class Service:
         self.encoder = searcher.encoder
         self.searcher, self.gallery = searcher, searcher.gallery
         self.dimension = self.warm()
+        if kept is not None:
+            self._claim(kept)
         self._reopening = threading.Lock()
         self.metrics = Metrics(entries=self._entries, waiting=lambda: self._batcher.waiting)
         self.ready = False
@@ -185,31 +188,40 @@ class Service:
     async def stop(self) -> None:
         """Finish the work, flush the audit log, close the gallery; may be called again."""
         self.ready = False
-        if self._chores is not None:
-            self._chores.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._chores
-        await asyncio.to_thread(self._decoders.stop)
-        await self._batcher.stop()
-        await asyncio.to_thread(self._workers.shutdown)
-        self.audit.close()
-        self.gallery.close()
+        async with contextlib.AsyncExitStack() as stack:  # from the last on, each though another fails
+            stack.callback(lambda: self.gallery.close())
+            stack.callback(self.audit.close)
+            stack.push_async_callback(asyncio.to_thread, self._workers.shutdown)
+            stack.push_async_callback(self._batcher.stop)
+            stack.push_async_callback(asyncio.to_thread, self._decoders.stop)
+            if self._chores is not None:
+                self._chores.cancel()
+                await asyncio.wait([self._chores])
 
     async def _do_chores(self) -> None:
         """Every hour remove kept thumbnails whose entries another program removed or replaced."""
         kept = self.kept
         while kept is not None:
             try:
-                gone = await self.work(
-                    lambda: kept.sweep(thumbnail_name(entry.id, at) for entry, at in self.gallery.scan())
-                )
-                if gone:
-                    logger.info(
-                        "removed %d kept thumbnails of entries that are gone, or of an earlier version", gone
-                    )
-            except (FmcnetError, OSError) as error:
-                logger.warning("kept thumbnails were not checked: %s", error)
+                gone = await self.work(partial(self._find_gone, kept))
+                async with self.changing:  # not during the scan, which may take long
+                    gone -= kept.fresh
+                    removed = len(gone) - await self.work(partial(kept.remove, gone))
+                if removed:
+                    logger.info("removed %d kept thumbnails of entries that are gone", removed)
+            except Exception as error:  # whatever it is, the next hour tries again
+                logger.warning("kept thumbnails were not checked: %s", one_line(error))
             await asyncio.sleep(SWEEP_SECONDS)
+
+    def _find_gone(self, kept: KeptThumbnails) -> set[str]:
+        self._claim(kept)
+        return kept.find_others(self._thumbnail_names())
+
+    def _claim(self, kept: KeptThumbnails) -> None:
+        kept.claim(self.gallery.unique_name, len(self.gallery), self._thumbnail_names())
+
+    def _thumbnail_names(self) -> Iterator[str]:
+        return (thumbnail_name(entry.id, embedding) for entry, embedding in self.gallery.scan())
 
     def _entries(self) -> float:
         try:

@@ -56,15 +56,20 @@ export async function askRemoval({ queries, entries, gone, note }, done) {
     return;
   }
   if (!(await confirmed(total, entries, note))) return;
+  const notes = [];
   let removed = 0, said = "";
   try {
     for (const [at, query] of queries.entries()) {
-      if (counts[at]) removed += (await ask(query, { expect: counts[at] })).removed;
+      if (!counts[at]) continue;
+      const told = await ask(query, { expect: counts[at] });
+      removed += told.removed;
+      notes.push(...told.notes);
     }
   } catch (error) {
     said = error.status === 409 ? " The gallery has changed meanwhile. Look again, then remove the rest." : ` ${error.message}`;
   }
-  await done(said ? () => false : gone, `${count(removed, "crop is", "crops are")} removed.${said}`);
+  const texts = [`${count(removed, "crop is", "crops are")} removed.${said}`, ...notes];
+  await done(said ? () => false : gone, texts.join(" "));
   document.dispatchEvent(new CustomEvent("changed"));
 }
 

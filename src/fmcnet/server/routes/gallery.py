@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, Form, Query, Request
 from fastapi.responses import Response
 
 from fmcnet.data.pixels import RANGE_FIELD
-from fmcnet.errors import GalleryError
+from fmcnet.errors import FmcnetError, GalleryError
 from fmcnet.retrieval import Entry, Where
 from fmcnet.retrieval.inputs import as_id
 from fmcnet.retrieval.notes import add_notes, added_range_notes, filter_notes, query_range_notes
@@ -155,18 +155,32 @@ async def add(
                 "on_duplicate": on_duplicate,
                 "ranges": crops.ranges,
             }
-            added = await service.work(
-                lambda: service.searcher.add_embeddings(crops.embeddings, **options, **columns)
-            )
+            notes = list[str]()
+            try:
+                added = await service.work(
+                    lambda: service.searcher.add_embeddings(crops.embeddings, **options, **columns)
+                )
+            except GalleryError as error:
+                if (added := error.added) is None:
+                    raise
+                logger.error("%s", error)
+                what = "the entries are added, but the gallery's log may hold what was replaced"
+                notes.append(f"{what}: the next change empties it; the service's log says why")
             counts = {"added": added.added, "replaced": added.replaced, "skipped": added.skipped}
             log.update(ids=list(added.ids), **counts, camera=sorted(set(camera)))
             skip = on_duplicate == "skip"
-            notes = await service.work(lambda: _store_thumbnails(service, added.ids, crops, before, skip))
+            notes += await service.work(lambda: _store_thumbnails(service, added.ids, crops, before, skip))
             columns["modality"] = modality * (n // len(modality))
             reads = "read" in request.scope["state"]["scopes"]
-            notes += await service.work(lambda: add_notes(service.gallery, added, columns, stored=reads))
-            if reads:
-                notes += await service.work(lambda: list(added_range_notes(service.gallery, crops.ranges)))
+            try:
+                notes += await service.work(lambda: add_notes(service.gallery, added, columns, stored=reads))
+                if reads:
+                    notes += await service.work(
+                        lambda: list(added_range_notes(service.gallery, crops.ranges))
+                    )
+            except (ApiError, FmcnetError) as error:
+                logger.error("%s", error)
+                notes.append("the entries are added, but could not be compared with the others")
     return {"ids": list(added.ids), **counts, "notes": [*crops.notes, *notes]}
 
 
@@ -267,17 +281,16 @@ def _store_thumbnails(
     kept = service.kept
     if kept is None:
         return []
+    notes = [] if skip else _forget_thumbnails(service, before.values())
     try:
-        if not skip:
-            kept.remove(before.values())
         vectors = unit_vectors(crops.embeddings.features)  # as the gallery stores them
         for entry_id, vector, data in zip(ids, vectors, crops.thumbnails, strict=True):
             if data is not None and not (skip and entry_id in before):
                 kept.keep(thumbnail_name(entry_id, vector), data)
     except OSError as error:
         logger.error("thumbnails cannot be kept in %s: %s", kept.folder, error)
-        return ["the entries are added, but not all of their thumbnails could be kept"]
-    return []
+        notes.append("the entries are added, but not all of their thumbnails could be kept")
+    return notes
 
 
 @router.delete("/entries", summary="Remove all entries that match, provably")
@@ -304,37 +317,43 @@ async def remove_many(
         async with service.changing:
             notes = await service.work(lambda: filter_notes(service.gallery, where))
             if dry_run:
-                ids, matched = [], await service.work(lambda: service.gallery.count(where))
+                ids, matched = list[str](), await service.work(lambda: service.gallery.count(where))
             else:
-                ids = await service.work(lambda: _remove_entries(service, where, expect, log))
-                matched = len(ids)
+                ids, left = await service.work(lambda: _remove_entries(service, where, expect, log))
+                matched, notes = len(ids), (*notes, *left)
         log.update(ids=ids, removed=len(ids))
     return schemas.RemovedManyBody(matched=matched, removed=len(ids), dry_run=dry_run, notes=list(notes))
 
 
-def _remove_entries(service: Service, where: Where, expect: int | None, log: dict[str, Any]) -> list[str]:
-    """The ids of the entries that were removed; `log` gets them even when the removal then fails."""
+def _remove_entries(
+    service: Service, where: Where, expect: int | None, log: dict[str, Any]
+) -> tuple[list[str], list[str]]:
+    """The ids of the entries that were removed, which `log` gets even when the removal then fails, and notes."""
     names = _thumbnail_names(service, where)
     ids = list(names)
     if expect is not None and len(ids) != expect:
         what = f"{len(ids)} entries match, not {expect}; none is removed"
         raise ApiError(409, what, "expect", "look again with dry_run=true")
-    if ids:
-        try:  # those that were counted, whatever came to match since
-            service.gallery.remove(Where(ids=ids))
-        except GalleryError:
-            # another writer: none is gone; a reader or a full disk: all are, but the log holds them
-            removed = [entry_id for entry_id in ids if entry_id not in service.gallery]
-            _forget_thumbnails(service, [names[entry_id] for entry_id in removed])
-            log.update(ids=removed, removed=len(removed))
-            raise
-        _forget_thumbnails(service, names.values())
-    return ids
+    if not ids:
+        return [], []
+    log["ids"] = ids
+    try:  # those that were counted, whatever came to match since
+        service.gallery.remove(Where(ids=ids))
+    except GalleryError:
+        # another writer: none is gone; a reader or a full disk: all are, but the log holds them
+        removed = [entry_id for entry_id in ids if entry_id not in service.gallery]
+        log.update(ids=removed, removed=len(removed))
+        _forget_thumbnails(service, [names[entry_id] for entry_id in removed])
+        raise
+    log.update(ids=ids, removed=len(ids))
+    return ids, _forget_thumbnails(service, names.values())
 
 
-def _forget_thumbnails(service: Service, names: Iterable[str]) -> None:
-    if service.kept is not None:
-        service.kept.remove(names)
+def _forget_thumbnails(service: Service, names: Iterable[str]) -> list[str]:
+    """Remove kept thumbnails; a failure is a note, for their entries are gone."""
+    left = 0 if service.kept is None else service.kept.remove(names)
+    what = f"{left} of the kept thumbnails could not be removed"
+    return [f"{what}; the service's log says why, and it tries again every hour"] if left else []
 
 
 @router.delete("/entries/{entry_id:path}", summary="Remove an entry, provably")
@@ -345,8 +364,10 @@ async def remove(
     with service.audit.watch("remove", **sender.facts, ids=[entry_id[:256]]) as log:
         _check_id(entry_id)
         async with service.changing:
-            ids = await service.work(lambda: _remove_entries(service, Where(ids=[entry_id]), None, log))
+            ids, notes = await service.work(
+                lambda: _remove_entries(service, Where(ids=[entry_id]), None, log)
+            )
         log["removed"] = len(ids)
         if not ids:
             raise _not_found(entry_id)
-    return schemas.RemovedBody(id=entry_id, removed=len(ids))
+    return schemas.RemovedBody(id=entry_id, removed=len(ids), notes=notes)
