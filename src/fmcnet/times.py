@@ -51,9 +51,10 @@ _HALF_DAY = re.compile(
 _ZONE = re.compile(
     rf"(?:{_HALF_DAY.pattern})?\d*(?:[.,]\d+)?"
     r"(?:[Zz]|[\s_-]?(?i:UTC|GMT)(?P<named>[+-](?:0?\d|1[0-4])(?::?(?:00|15|30|45))?(?!\d))?"
-    r"|(?P<alone>\+(?:0\d|1[0-4]):?(?:00|15|30|45)|-(?:0\d|1[0-2]):(?:00|30|45)))(?![A-Za-z0-9])"
+    r"|(?P<alone>\+(?:0\d|1[0-4]):?(?:00|15|30|45)|-(?:0\d|1[0-2]):(?:00|30|45)))(?![A-Za-z0-9:])"
 )
-"""A timezone behind a time. Alone, an offset west of Greenwich has a colon: -0100 may be a counter."""
+"""A timezone behind a time. Alone, an offset west of Greenwich has a colon and stands behind seconds: -0100 may be a
+counter, 10:15-11:00 a while."""
 _EPOCH = re.compile(r"(?P<s>\d{10})(?:[.,](?P<f>\d{1,6})\d*)?|(?P<Q>\d{13})(?:[.,]0+)?")
 
 
@@ -223,7 +224,9 @@ class TimePattern:
             halves, zones = ([regex.match(name, end) for end in ends] for regex in (_HALF_DAY, _ZONE))
             if (half := next(filter(None, halves), None)) and 1 <= time.hour <= 12:
                 time = time.replace(hour=time.hour % 12 + 12 * ("P" in half[1].upper()))
-            if (zone := next(filter(None, zones), None)) and time.utcoffset() is None:
+            zone = next(filter(None, zones), None)
+            is_while = zone and (zone["alone"] or "").startswith("-") and "%S" not in self._used
+            if zone and not is_while and time.utcoffset() is None:
                 time = time.replace(tzinfo=_offset(zone["named"] or zone["alone"] or "+0"))
         if time.utcoffset() is None:
             time = start_of_day(time, self._zone) if is_date else localize(time, self._zone, self._doubtful)

@@ -293,6 +293,7 @@ def test_digits_behind_the_seconds_are_hinted_at():
         ("+0100200", 21), ("Zed", 21), ("+25", 21),
         ("GMT+8", 14), ("_GMT+08-00", 14), ("UTC-0500", 3), ("UTC+01:00", 21), (".123Z", 22), ("_UTC-0001", 22),
         ("+0012", 21), ("-05:00", 3), (".123456-05:00", 3), ("-05:10", 21), ("z", 22), ("_utc", 22), ("zed", 21),
+        ("-11:00:00", 21),
     ],
 )  # fmt: skip
 def test_a_timezone_behind_a_time_counts(behind, hour):
@@ -318,6 +319,8 @@ def test_a_timezone_behind_a_time_counts(behind, hour):
         ("%H%M%S*_%Y%m%d", "101500PM_20260301.jpg", 3),
         ("%H%M%S_%Y%m%d", "221500_20260301Z.jpg", 22),
         ("%Y%m%d_%H.%M PM %z", "20260301_10.15 PM +0100.jpg", 21),
+        ("%Y-%m-%d_%H:%M", "2026-03-01_22:15-11:00.jpg", 3),
+        ("%Y-%m-%d_%H:%M", "2026-03-01_22:15+01:00.jpg", 21),
         ("%Y%m%dT%H%M%SZone", "20260301T221500Zone.jpg", 3),
     ],
 )
