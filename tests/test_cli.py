@@ -140,12 +140,13 @@ def test_what_does_not_share_its_work_is_no_job_of_torchrun(command, monkeypatch
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank, message in (
-        ("0", f"fmcnet: {command[0]} does not run under torchrun: start it alone\n"),
+        ("0", f"fmcnet: {command[0]} does not run under torchrun: start it alone, or unset WORLD_SIZE\n"),
         ("1", ""),
     ):
         monkeypatch.setenv("RANK", rank)
         assert run(*command, code=2).output == message
     assert not any(tmp_path.iterdir())
+    assert "training:" in run("config", "tiny").output
 
 
 def test_version():

@@ -85,8 +85,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-JOBS = ("train", "evaluate")
-"""The commands whose work the processes of torchrun share."""
+JOBS = ("train", "evaluate", "config", "info", "docs", "doctor")
+"""The commands whose work the processes of torchrun share, or that only print."""
 report_app = typer.Typer(help="Compare runs.", no_args_is_help=True)
 for command in (
     demo, train, config, evaluate, embed, score, study, calibrate, project, adapt, export, crop, index, search, serve,
@@ -142,7 +142,9 @@ def _root(
         and os.environ.get("RANK")
         and os.environ.get("WORLD_SIZE", "1") != "1"
     ):
-        error = FmcnetError(f"{ctx.invoked_subcommand} does not run under torchrun: start it alone")
+        error = FmcnetError(
+            f"{ctx.invoked_subcommand} does not run under torchrun: start it alone, or unset WORLD_SIZE"
+        )
         error.printed_by = PrintedBy.ONE
         raise error
     if threads:
