@@ -278,6 +278,11 @@ def test_a_csv_without_splits_and_cameras(trained, tiny_sysu, tmp_path, caplog):
     kept = [table[0].index(name) for name in ("path", "pid", "modality")]
     file.write_text("\n".join(",".join(line[column] for column in kept) for line in table) + "\n")
     said = run("calibrate", trained, "--data", file, "--out", tmp_path / "c.json", "--fmr", "0.1")
+    for taken in (file, trained / "model.safetensors"):
+        before = taken.read_bytes()
+        refused = run("calibrate", trained, "--data", file, "--out", taken, code=2)
+        assert "exists and is no calibration: name another file" in " ".join(refused.split())
+        assert taken.read_bytes() == before
     assert "held out for test" not in said + caplog.text
     assert "of 12 identities" in said
     assert "of unknown camera)" in said

@@ -228,6 +228,10 @@ def test_numbers_and_ids_of_other_types(tmp_path):
     with Gallery(tmp_path / "g", model="m", hnsw_above=np.int64(5), flush_rows=np.int32(3)) as gallery:
         gallery.add(np.eye(4), modality="visible", ids=list("abcd"))
         assert [hit.id for hit in gallery.search(np.eye(4)[2], top=np.int64(1))] == ["c"]
+        gallery.add(np.random.default_rng(0).standard_normal((40, 4)), modality="visible")
+        for top in (np.int64(2), np.int32(2)):
+            assert len(gallery.search(np.eye(4)[2], top=top)) == 2
+            assert len(gallery.search_groups(np.eye(4)[2], "track", top)) == 2
         for wrong in ("3", 2.0, True, None):
             with pytest.raises(GalleryError, match=r"top=.* must be a whole number"):
                 gallery.search(np.eye(4)[2], top=wrong)

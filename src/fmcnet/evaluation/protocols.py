@@ -125,7 +125,7 @@ class Protocol:
     def as_given(self) -> Protocol:
         """The same skip and CMC rules on sets that are already selected and drawn."""
         return Protocol(
-            name=f"{self.name.split()[0]}'s rules",
+            name=f"{self.name.split()[0].rstrip(',')}'s rules",
             query=Selection(self.query.modality),
             gallery=Selection(self.gallery.modality),
             skip=self.skip,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from fmcnet.inference.backends import ONNX_FOLDER, read_manifest
 from fmcnet.inference.calibration import CALIBRATION, DIRECTIONS, Calibration, Curve, FloatVector, direction
 from fmcnet.inference.encoder import Encoder
 from fmcnet.models.shipped import refuse_shipped
+from fmcnet.parsing import read_json
 from fmcnet.types import NO_CAMERA, NO_PID, BoolArray, Embeddings, IntArray, Modality
 
 logger = logging.getLogger(__name__)
@@ -46,6 +48,14 @@ HELD_OUT_RATES = (1e-1, 1e-2, 1e-3, 1e-4)
 
 ERROR_BINS = 15
 """Equal parts of 0..1 that the expected calibration error averages over (Guo et al., ICML 2017)."""
+
+
+def _is_calibration(path: Path) -> bool:
+    """Whether a file is a calibration of any version, which may be replaced."""
+    with contextlib.suppress(OSError, ValueError):
+        tree = read_json(path)
+        return isinstance(tree, dict) and str(tree.get("format")).startswith("fmcnet-calibration-")
+    return False
 
 
 def calibrate_model(
@@ -85,6 +95,8 @@ def calibrate_model(
     path = Path(out) if out is not None else encoder.folder / CALIBRATION
     if path.is_dir():
         raise DataError(f"--out {path} is a folder: say --out FILE")
+    if out is not None and path.exists() and not _is_calibration(path):
+        raise DataError(f"--out {path} exists and is no calibration: name another file")
     check_writable(path, "say --out FILE, and --calibration FILE to search and serve")
     config = encoder.card.config
     table = encoder.read_dataset(data, all_splits=split in ("auto", "all"))

@@ -280,7 +280,7 @@ class Gallery:
             GalleryError: for a query of another dimension or model, NaN, or a zero vector.
         """
         vector = pool(query)
-        self._check_query(vector, top, model)
+        top = self._check_query(vector, top, model)
         return self._store.search(vector[None], top, check_where(where), exact)[0]
 
     def search_each(
@@ -308,7 +308,7 @@ class Gallery:
             GalleryError: as `search`.
         """
         vectors = unit_vectors(queries, what="query")
-        self._check_query(vectors, top, model)
+        top = self._check_query(vectors, top, model)
         return self._store.search(vectors, top, check_where(where), exact) if len(vectors) else []
 
     def search_groups(
@@ -344,7 +344,7 @@ class Gallery:
             GalleryError: as `search`.
         """
         vector = pool(query)
-        self._check_query(vector, top, model)
+        top = self._check_query(vector, top, model)
         group_count = POOLED_GROUPS * top if pooled else top
         hit_count, matching, max_hits = 5 * group_count, self.count(where), min(MAX_HITS, self._store.most)
         while True:
@@ -361,12 +361,14 @@ class Gallery:
         ranked = rank_pooled(vector, groups, self.scan(members) if keys else (), by)
         return ranked if every else ranked[:top]
 
-    def _check_query(self, vectors: FloatArray, top: object, model: str | None) -> None:
+    def _check_query(self, vectors: FloatArray, top: object, model: str | None) -> int:
+        """`top` as Python's own number, which FAISS needs; GalleryError for a wrong one, or another model."""
         if isinstance(top, bool) or not isinstance(top, Integral) or not 1 <= int(top) <= MAX_HITS:
             raise GalleryError(f"top={top!r} must be a whole number, 1 to {MAX_HITS}")
         settings = self._store.settings
         if settings is not None:
             inputs.check_settings(settings, vectors.shape[-1], model or self._model, self.location)
+        return int(top)
 
     # ---- changing ----
 
